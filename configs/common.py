@@ -1,0 +1,74 @@
+"""Every configuration key, its default and its meaning. The defaults are the paper's recipe.
+
+Other configurations start from `get_config()` and change what differs; a key that is not here does
+not exist. On the command line: `--config=NAME[:VARIANT]`, then `--config.key=value` for single keys.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the defaults: MTMamba with Swin-Large, 50,000 steps of batch 8 (section 4.1)."""
+    config = ConfigDict()
+    config.seed = 0  # of the weights, the order of the data, augmentation and drop path
+
+    config.tasks = ConfigDict()
+    config.tasks.set = "nyudv2"  # key of tasks.TASK_SETS
+    config.tasks.names = ()  # some of the set's tasks; () is all of them
+    # The score that each task's gain is measured against in delta_m, by task name, in the units
+    # the tables print; empty: the best constant prediction's, measured on the test set.
+    config.tasks.baselines = ConfigDict()
+
+    config.model = ConfigDict()
+    config.model.name = "mtmamba"  # key of models.mtmamba.MODELS
+    config.model.encoder = "swin_large"  # key of models.swin.SWIN_SIZES
+    config.model.expansion = 2  # inner channels of a Mamba block over its width (alpha)
+    config.model.state_size = 16  # states a channel
+    config.model.encoder_drop_path_rate = 0.1  # of the encoder's last block
+    config.model.decoder_drop_path_rate = 0.2  # of the decoder's first block
+    config.model.dtype = "float32"  # of the computation: float32 or bfloat16
+    config.model.remat = "none"  # what blocks keep for the backward pass: none, dots or full
+    config.model.scan_implementation = None  # forces a backend of the scan, such as "xla"
+
+    config.data = ConfigDict()
+    config.data.name = "synthetic"  # key of data_pipelines.sources.SOURCES
+    config.data.size = (448, 576)  # height and width of training crops and of evaluation
+    config.data.train_examples = 795  # synthetic: size of the training set
+    config.data.test_examples = 654  # synthetic: size of the test set
+    config.data.num_workers = 0  # reading processes; 0 reads in threads of this process
+    config.data.cache_gib = 0.0  # memory for examples kept after their first reading
+
+    config.augment = ConfigDict()  # of training images
+    config.augment.scale = (0.5, 2.0)  # range of random scaling
+    config.augment.flip = 0.5  # probability of mirroring
+    config.augment.colour = 0.5  # probability of each step of colour jitter
+
+    config.loss = ConfigDict()
+    config.loss.scheme = "log"  # total of the tasks' losses: log or sum
+    config.loss.reduction = "image"  # unit that losses are averaged in: image or batch
+    config.loss.weights = ConfigDict()  # of each task in the total
+    for name in ("semseg", "depth", "normals", "edge", "human_parts", "saliency"):
+        config.loss.weights[name] = 1.0
+
+    config.optimizer = ConfigDict()  # AdamW; its rate falls as (1 - step/steps)^power
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.warmup_steps = 0  # steps of linear rise to that rate
+    config.optimizer.power = 0.9
+    config.optimizer.weight_decay = 1e-5
+    config.optimizer.beta_1 = 0.9
+    config.optimizer.beta_2 = 0.999
+    config.optimizer.epsilon = 1e-8
+
+    config.train = ConfigDict()
+    config.train.steps = 50_000
+    config.train.batch_size = 8  # of all devices together
+    config.train.microbatches = 1  # parts of a batch whose gradients are added up one by one
+    config.train.log_every = 50  # steps
+    config.train.eval_every = 1_000  # steps
+    config.train.checkpoint_every = 1_000  # steps
+    config.train.keep_checkpoints = 2  # latest ones; the best is kept beside them
+
+    config.eval = ConfigDict()
+    config.eval.batch_size = 8  # of all devices together
+    config.eval.panels = 6  # test images drawn with predictions and labels
+    return config

@@ -1,0 +1,37 @@
+"""Ray-cast rooms, a small model: learns in minutes on two CPU cores.
+
+  python launch.py train                              four NYUDv2 tasks
+  python launch.py train --config=synthetic:pascal    five PASCAL-Context tasks
+"""
+
+from ml_collections import ConfigDict
+
+from mtmamba_jax.configs import common
+
+VARIANTS = {"": "nyudv2", "nyudv2": "nyudv2", "pascal": "pascal_context"}
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Returns the configuration for one of `VARIANTS`."""
+    config = common.get_config()
+    config.tasks.set = VARIANTS[variant]
+
+    config.model.encoder = "swin_nano"
+    config.model.state_size = 4
+    config.model.encoder_drop_path_rate = 0.0
+    config.model.decoder_drop_path_rate = 0.0
+
+    config.data.size = (96, 128)
+    config.data.train_examples = 512
+    config.data.test_examples = 64
+    config.data.cache_gib = 1.0
+    config.augment.scale = (1.0, 1.25)
+
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.warmup_steps = 20
+    config.train.steps = 400
+    config.train.batch_size = 4
+    config.train.log_every = 20
+    config.train.eval_every = 200
+    config.train.checkpoint_every = 200
+    return config

@@ -1,0 +1,117 @@
+"""The batch contract: what the input pipeline yields and the rest of the code may rely on.
+
+A raw example, as a data source returns it, before any transform:
+
+| key         | dtype, shape                        | meaning                               |
+|-------------|-------------------------------------|---------------------------------------|
+| image       | uint8 [h w 3]                       | RGB                                   |
+| <task name> | as in the batch, without the axis b | one label for each task of the set    |
+| id          | str                                 | names the example in messages, files  |
+
+A batch, on the host, after the transforms:
+
+| key         | dtype, shape                        | meaning                               |
+|-------------|-------------------------------------|---------------------------------------|
+| images      | float32 [b h w 3]                   | RGB, ImageNet mean 0 and deviation 1  |
+| class tasks | int32 [b h w 1]                     | class index, 255 ignore               |
+| depth       | float32 [b h w 1]                   | metres, 255 ignore                    |
+| normals     | float32 [b h w 3]                   | unit, all three channels 255: ignore  |
+| id          | str [b]                             | of the examples                       |
+| size        | int32 [b 2]                         | height, width without the padding     |
+| mask        | bool [b]                            | False: a repeat that fills the batch  |
+
+Normals are in the camera's frame: x right, y up, z towards the camera. Padding is centred; an odd
+pixel goes to the bottom or the right (`pad_offset`). A label's channels, dtype and ignore value
+come from its row of the task table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mtmamba_jax.tasks import Task
+
+# Of ImageNet's RGB values in 0..1, as all published Swin weights expect them.
+MEAN = np.array((0.485, 0.456, 0.406), np.float32)
+STD = np.array((0.229, 0.224, 0.225), np.float32)
+
+
+def denormalise(images: np.ndarray) -> np.ndarray:
+    """Returns normalised images [... h w 3] as uint8 RGB; padding becomes the mean colour."""
+    rgb = (np.asarray(images, np.float32) * STD + MEAN) * 255
+    return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
+
+
+def pad_offset(size: Sequence[int], padded: Sequence[int]) -> tuple[int, int]:
+    """Returns (top, left) of an image of `size` = (height, width), centred in `padded`."""
+    return (int(padded[0]) - int(size[0])) // 2, (int(padded[1]) - int(size[1])) // 2
+
+
+def remove_padding(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Returns the part [height width ...] of a padded map [h w ...] that holds the image."""
+    top, left = pad_offset(size, image.shape[:2])
+    return image[top : top + int(size[0]), left : left + int(size[1])]
+
+
+def check_example(example: Mapping[str, Any], tasks: Sequence[Task]) -> None:
+    """Checks a raw example's keys, shapes and dtypes.
+
+    Raises:
+      ValueError: names the key, what was wanted and what came.
+    """
+    height, width = _spatial(example, "image", "example", leading=0)
+    wanted = {"image": ((height, width, 3), "uint8")}
+    for task in tasks:
+        wanted[task.name] = ((height, width, task.label_channels), task.label_dtype)
+    _check_arrays(example, wanted, "example")
+    if not isinstance(_entry(example, "id", "example"), str):
+        raise ValueError(f"example['id']: wanted a str, got {type(example['id']).__name__}.")
+
+
+def check_batch(batch: Mapping[str, Any], tasks: Sequence[Task]) -> None:
+    """Checks a host batch's keys, shapes and dtypes against the contract above.
+
+    Raises:
+      ValueError: names the key, what was wanted and what came.
+    """
+    count, height, width = _spatial(batch, "images", "batch", leading=1)
+    wanted = {
+        "images": ((count, height, width, 3), "float32"),
+        "size": ((count, 2), "int32"),
+        "mask": ((count,), "bool"),
+    }
+    for task in tasks:
+        wanted[task.name] = ((count, height, width, task.label_channels), task.label_dtype)
+    _check_arrays(batch, wanted, "batch")
+    ids = np.asarray(_entry(batch, "id", "batch"))
+    if ids.shape != (count,) or ids.dtype.kind != "U":
+        raise ValueError(f"batch['id']: wanted str [{count}], got {ids.dtype} {list(ids.shape)}.")
+
+
+def _entry(arrays: Mapping[str, Any], key: str, what: str) -> Any:
+    if key not in arrays:
+        raise ValueError(f"{what} has no key {key!r}; it has {', '.join(map(repr, arrays))}.")
+    return arrays[key]
+
+
+def _spatial(arrays: Mapping[str, Any], key: str, what: str, leading: int) -> tuple[int, ...]:
+    """Returns the leading axes and the height and width that every other map must have."""
+    shape = np.shape(_entry(arrays, key, what))
+    if len(shape) != leading + 3:
+        axes = "[b h w 3]" if leading else "[h w 3]"
+        raise ValueError(f"{what}[{key!r}]: wanted shape {axes}, got {list(shape)}.")
+    return shape[: leading + 2]
+
+
+def _check_arrays(
+    arrays: Mapping[str, Any], wanted: Mapping[str, tuple[tuple[int, ...], str]], what: str
+) -> None:
+    for key, (shape, dtype) in wanted.items():
+        value = _entry(arrays, key, what)
+        found = (tuple(value.shape), str(value.dtype)) if hasattr(value, "dtype") else None
+        if found != (shape, dtype):
+            came = f"{found[1]} {list(found[0])}" if found else type(value).__name__
+            raise ValueError(f"{what}[{key!r}]: wanted {dtype} {list(shape)}, got {came}.")

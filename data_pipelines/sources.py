@@ -1,0 +1,90 @@
+"""Where raw examples come from: the table of data sources, and a wrapper that keeps them in memory.
+
+To add a source, write a class with `len(source)` and `source[i]` (a raw example of `batch.py`)
+that pickles, and name it in `SOURCES`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from mtmamba_jax.data_pipelines.pipeline import Source
+from mtmamba_jax.data_pipelines.synthetic import SyntheticScenes
+from mtmamba_jax.data_pipelines.transforms import Example
+from mtmamba_jax.tasks import Task, nearest
+
+SOURCES: dict[str, Callable[..., Source]] = {"synthetic": SyntheticScenes}
+
+
+def make_source(
+    name: str,
+    tasks: Sequence[Task],
+    *,
+    size: tuple[int, int],
+    split: str,
+    num_examples: int,
+    seed: int,
+) -> Source:
+    """Returns the named data source.
+
+    Args:
+      name: a key of `SOURCES`.
+      tasks: whose labels each example holds.
+      size: height and width of the images.
+      split: "train" or "test"; the two have no example in common.
+      num_examples: how many examples.
+      seed: chooses the set of examples.
+
+    Raises:
+      ValueError: an unknown name; the message gives the valid ones.
+    """
+    if name not in SOURCES:
+        raise ValueError(
+            f"Unknown data source {name!r}.{nearest(name, list(SOURCES))} "
+            f"Valid: {', '.join(SOURCES)}."
+        )
+    return SOURCES[name](tasks, size=size, split=split, num_examples=num_examples, seed=seed)
+
+
+class CachedSource:
+    """A source that keeps each raw example after its first use, up to `max_bytes` of arrays.
+
+    For sets that fit in memory and are slow to read. Once full it keeps what it has: in shuffled
+    epochs no example is worth more than another. Thread-safe; the arrays handed out are shared and
+    therefore read-only. Pickled without its contents: every worker process fills a cache of its
+    own, so `num_workers` workers hold up to that many times `max_bytes`.
+
+    Raises:
+      ValueError: `max_bytes` is negative.
+    """
+
+    def __init__(self, source: Source, max_bytes: int):
+        if max_bytes < 0:
+            raise ValueError(f"max_bytes: wanted 0 or more, got {max_bytes}.")
+        self._source = source
+        self._max_bytes = max_bytes
+        self._examples: dict[int, Example] = {}
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def __reduce__(self):
+        return CachedSource, (self._source, self._max_bytes)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        if index in self._examples:
+            return dict(self._examples[index])
+        # Read outside the lock: two threads may read one example twice, but never wait in line.
+        example = self._source[index]
+        arrays = [value for value in example.values() if hasattr(value, "nbytes")]
+        needed = sum(array.nbytes for array in arrays)
+        with self._lock:
+            if index not in self._examples and self._bytes + needed <= self._max_bytes:
+                for array in arrays:
+                    array.flags.writeable = False
+                self._examples[index] = example
+                self._bytes += needed
+        return dict(example)

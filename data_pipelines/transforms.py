@@ -1,0 +1,282 @@
+"""Transforms of one example: augmentation for training; normalising and padding for evaluation.
+
+Examples are those of `batch.py`; `Normalise` turns the image into float32 and `Pad` adds `size`.
+What happens to a label is read from its row of the task table. The recipe is that of the official
+MTMamba code.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+from mtmamba_jax.data_pipelines.batch import MEAN, STD, pad_offset
+from mtmamba_jax.tasks import Task
+
+Example = dict[str, Any]
+
+# The half-pixel-centre rule of cv2.INTER_LINEAR, so that labels stay on the image's pixels
+# (INTER_NEAREST samples at pixel corners, up to half a pixel away).
+_RESIZE_FLAGS = {"nearest": cv2.INTER_NEAREST_EXACT}
+
+
+class Transform(abc.ABC):
+    """A function of one example; what it may draw at random comes from the rng it is given."""
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """Returns the transformed example. The given one and its arrays stay as they are."""
+        return self._apply(example, rng)
+
+    @abc.abstractmethod
+    def _apply(self, example: Example, rng: np.random.Generator) -> Example: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentSettings:
+    """How strongly training images are varied; the defaults are the published recipe.
+
+    Attributes:
+      scale: the range of the random zoom.
+      max_class_share: a crop is drawn again while one class fills more than this share of it.
+      crop_tries: crops drawn at most; the last one is taken as it is.
+      flip_probability: of mirroring left to right.
+      brightness: largest shift of the 0..255 values.
+      contrast: the range of the factor on the values.
+      saturation: the range of the factor on HSV saturation.
+      hue: largest turn in OpenCV's 8-bit hue units of 2 degrees (18: 36 degrees).
+      jitter_probability: of each of the four colour changes.
+    """
+
+    scale: tuple[float, float] = (0.5, 2.0)
+    max_class_share: float = 0.75
+    crop_tries: int = 10
+    flip_probability: float = 0.5
+    brightness: float = 32.0
+    contrast: tuple[float, float] = (0.5, 1.5)
+    saturation: tuple[float, float] = (0.5, 1.5)
+    hue: int = 18
+    jitter_probability: float = 0.5
+
+    def __post_init__(self):
+        for name in ("scale", "contrast", "saturation"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name}: wanted 0 < low <= high, got ({low}, {high}).")
+        for name in ("max_class_share", "flip_probability", "jitter_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: wanted a value in 0..1, got {getattr(self, name)}.")
+        if self.crop_tries < 1:
+            raise ValueError(f"crop_tries: wanted at least 1, got {self.crop_tries}.")
+        if self.brightness < 0 or not 0 <= self.hue <= 90:
+            raise ValueError(
+                f"wanted brightness >= 0 and hue in 0..90, got {self.brightness} and {self.hue}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomScale(Transform):
+    """Zooms by s, uniform in [low, high): the image linearly, labels by their task's rule.
+
+    A surface twice as large on the image is taken to be half as far away: distances become d / s.
+    """
+
+    tasks: tuple[Task, ...]
+    low: float
+    high: float
+
+    def _apply(self, example: Example, rng: np.random.Generator) -> Example:
+        scale = rng.uniform(self.low, self.high)
+        height, width = (max(1, round(n * scale)) for n in example["image"].shape[:2])
+        out = dict(example)
+        out["image"] = cv2.resize(example["image"], (width, height), interpolation=cv2.INTER_LINEAR)
+        for task in self.tasks:
+            label = cv2.resize(
+                example[task.name], (width, height), interpolation=_RESIZE_FLAGS[task.resize]
+            ).reshape(height, width, task.label_channels)
+            if task.divide_by_scale:
+                np.divide(label, np.float32(scale), out=label, where=label != task.ignore)
+            out[task.name] = label
+        return out
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCrop(Transform):
+    """Cuts out `size` = (height, width), or less where the image is smaller.
+
+    Of up to `tries` places, takes the first whose largest class covers at most `max_share` of its
+    valid pixels, else the last. Counted on the set's first class task, which is the semantic one
+    (on parts or saliency the background would fail nearly every crop); without one, any place does.
+    """
+
+    tasks: tuple[Task, ...]
+    size: tuple[int, int]
+    tries: int
+    max_share: float
+
+    def _apply(self, example: Example, rng: np.random.Generator) -> Example:
+        height, width = example["image"].shape[:2]
+        rows, columns = min(height, self.size[0]), min(width, self.size[1])
+        if (rows, columns) == (height, width):
+            return example
+        for _ in range(self.tries):
+            top = int(rng.integers(height - rows + 1))
+            left = int(rng.integers(width - columns + 1))
+            window = (slice(top, top + rows), slice(left, left + columns))
+            if self._is_varied(example, window):
+                break
+        out = dict(example)
+        for key in ("image", *(task.name for task in self.tasks)):
+            out[key] = example[key][window]
+        return out
+
+    def _is_varied(self, example: Example, window: tuple[slice, slice]) -> bool:
+        task = next((task for task in self.tasks if task.class_names), None)
+        if task is None:
+            return True
+        counts = np.bincount(example[task.name][window].ravel(), minlength=task.ignore + 1)
+        counts[task.ignore] = 0
+        return 0 < counts.max() <= self.max_share * counts.sum()
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomFlip(Transform):
+    """Mirrors left to right with the given probability; horizontal components change sign."""
+
+    tasks: tuple[Task, ...]
+    probability: float
+
+    def _apply(self, example: Example, rng: np.random.Generator) -> Example:
+        if rng.random() >= self.probability:
+            return example
+        out = dict(example)
+        out["image"] = cv2.flip(example["image"], 1)
+        for task in self.tasks:
+            label = cv2.flip(example[task.name], 1).reshape(example[task.name].shape)
+            if task.negate_x_on_flip:
+                x = label[..., 0]
+                np.negative(x, out=x, where=x != task.ignore)
+            out[task.name] = label
+        return out
+
+
+@dataclasses.dataclass(frozen=True)
+class ColourJitter(Transform):
+    """Changes the colours of a uint8 RGB image: the single-shot detector's photometric distortion.
+
+    Brightness, contrast, saturation and hue, each with `probability`, in this order; contrast
+    comes last instead with probability 0.5. The values are clipped to 0..255 after each, and
+    hue wraps around. Fields are those of `AugmentSettings`.
+    """
+
+    brightness: float
+    contrast: tuple[float, float]
+    saturation: tuple[float, float]
+    hue: int
+    probability: float
+
+    def _apply(self, example: Example, rng: np.random.Generator) -> Example:
+        chosen = rng.random(4) < self.probability
+        contrast_first = rng.random() < 0.5
+        shift = rng.uniform(-self.brightness, self.brightness) * chosen[0]
+        contrast = rng.uniform(*self.contrast) if chosen[1] else 1.0
+        saturation = rng.uniform(*self.saturation) if chosen[2] else 1.0
+        turn = int(rng.integers(-self.hue, self.hue + 1)) * int(chosen[3])
+
+        levels = np.arange(256, dtype=np.float32)
+        before = _to_uint8(levels + shift)
+        if contrast_first:
+            before = _to_uint8(before * contrast)
+        image = cv2.LUT(example["image"], before)
+        if chosen[2] or chosen[3]:
+            hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+            table = np.stack(
+                [(levels + turn) % 180, _to_uint8(levels * saturation), levels], axis=-1
+            )
+            hsv = cv2.LUT(hsv, table[None].astype(np.uint8))
+            image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+        if not contrast_first and chosen[1]:
+            image = cv2.LUT(image, _to_uint8(levels * contrast))
+        return {**example, "image": image}
+
+
+def _to_uint8(levels: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+
+
+# (v / 255 - mean) / std of every uint8 value v: exact, and faster than arithmetic on pixels.
+_NORMALISED = ((np.arange(256, dtype=np.float32)[:, None] / 255 - MEAN) / STD)[None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalise(Transform):
+    """Turns the uint8 RGB image into float32 with ImageNet's mean and deviation."""
+
+    def _apply(self, example: Example, rng: np.random.Generator) -> Example:
+        return {**example, "image": cv2.LUT(example["image"], _NORMALISED)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pad(Transform):
+    """Centres image and labels in `size` = (height, width); adds `size`, the one before padding.
+
+    The normalised image is filled with 0, the mean colour; labels with their ignore value.
+
+    Raises:
+      ValueError: the image is larger than `size`.
+    """
+
+    tasks: tuple[Task, ...]
+    size: tuple[int, int]
+
+    def _apply(self, example: Example, rng: np.random.Generator) -> Example:
+        height, width = example["image"].shape[:2]
+        if height > self.size[0] or width > self.size[1]:
+            raise ValueError(
+                f"the image is {height}x{width} (height x width), larger than the input size "
+                f"{self.size[0]}x{self.size[1]}; give a size that holds every image."
+            )
+        out = {**example, "size": np.array((height, width), np.int32)}
+        out["image"] = self._pad(example["image"], 0)
+        for task in self.tasks:
+            out[task.name] = self._pad(example[task.name], task.ignore)
+        return out
+
+    def _pad(self, array: np.ndarray, fill: float) -> np.ndarray:
+        height, width, channels = array.shape
+        if (height, width) == tuple(self.size):
+            return array
+        padded = np.full((*self.size, channels), fill, array.dtype)
+        top, left = pad_offset((height, width), self.size)
+        padded[top : top + height, left : left + width] = array
+        return padded
+
+
+def train_transforms(
+    tasks: Sequence[Task], crop_size: tuple[int, int], augment: AugmentSettings
+) -> tuple[Transform, ...]:
+    """Returns the training transforms; every image comes out as `crop_size` = (height, width)."""
+    tasks = tuple(tasks)
+    return (
+        RandomScale(tasks, *augment.scale),
+        RandomCrop(tasks, crop_size, augment.crop_tries, augment.max_class_share),
+        RandomFlip(tasks, augment.flip_probability),
+        ColourJitter(
+            augment.brightness,
+            augment.contrast,
+            augment.saturation,
+            augment.hue,
+            augment.jitter_probability,
+        ),
+        Normalise(),
+        Pad(tasks, crop_size),
+    )
+
+
+def eval_transforms(tasks: Sequence[Task], size: tuple[int, int]) -> tuple[Transform, ...]:
+    """Returns the evaluation transforms: normalise and pad to `size`, nothing random."""
+    return (Normalise(), Pad(tuple(tasks), size))

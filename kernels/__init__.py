@@ -1,0 +1,1 @@
+"""Kernels; they import nothing else of this package."""

@@ -1,0 +1,1 @@
+"""The model; start with `mtmamba.py`."""

@@ -1,0 +1,128 @@
+"""Layers that hold one set of weights a task and run all tasks at once over a leading axis t."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mtmamba_jax.array_types import Array
+
+EPSILON = 1e-5  # of every LayerNorm, as in the official encoder and decoder
+
+_lecun_normal = jax.nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=0)
+
+
+class TaskLinear(nnx.Module):
+    """A linear map for each task: [t b h w i] -> [t b h w o].
+
+    An input without the task axis, [b h w i], is read by every task.
+    """
+
+    def __init__(
+        self,
+        tasks: int,
+        in_features: int,
+        out_features: int,
+        *,
+        use_bias: bool = False,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.dtype = dtype
+        self.kernel = nnx.Param(_lecun_normal(rngs.params(), (tasks, in_features, out_features)))
+        self.bias = nnx.Param(jnp.zeros((tasks, out_features))) if use_bias else None
+
+    def __call__(self, x: Array) -> Array:
+        """Maps [t b h w i], or [b h w i] for all tasks alike, to [t b h w o]."""
+        spec = "tbhwi,tio->tbhwo" if x.ndim == 5 else "bhwi,tio->tbhwo"
+        y = jnp.einsum(spec, x.astype(self.dtype), self.kernel.astype(self.dtype))
+        if self.bias is not None:
+            y += self.bias[:, None, None, None].astype(self.dtype)
+        return y
+
+
+class TaskLayerNorm(nnx.Module):
+    """A LayerNorm over the channels of each task, [t b h w c]; statistics in float32 at least.
+
+    With `joint`, the statistics are over all tasks' channels together: the LayerNorm of the
+    concatenated features (Eq. 20) without concatenating them.
+    """
+
+    def __init__(
+        self, tasks: int, features: int, *, joint: bool = False, dtype: jnp.dtype = jnp.float32
+    ):
+        self.axes = (0, -1) if joint else (-1,)
+        self.dtype = dtype
+        self.scale = nnx.Param(jnp.ones((tasks, features)))
+        self.bias = nnx.Param(jnp.zeros((tasks, features)))
+
+    def __call__(self, x: Array) -> Array:
+        """Normalises [t b ... c] and returns it in the compute dtype."""
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean = x.mean(self.axes, keepdims=True)
+        variance = jnp.square(x - mean).mean(self.axes, keepdims=True)
+        per_task = (-1,) + (1,) * (x.ndim - 2) + (x.shape[-1],)
+        y = (x - mean) * jax.lax.rsqrt(variance + EPSILON) * self.scale.reshape(per_task)
+        return (y + self.bias.reshape(per_task)).astype(self.dtype)
+
+
+class DepthwiseConv(nnx.Module):
+    """A 3x3 convolution of each channel by itself, zero padding, one set of weights a task.
+
+    Written as nine shifted products: they fuse into one pass over the map on every backend, where
+    a grouped convolution is a slow special case on some.
+    """
+
+    def __init__(
+        self, tasks: int, features: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs
+    ):
+        self.dtype = dtype
+        # Fan-in 9, as for a convolution with one input channel a group.
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (tasks, 3, 3, features)) / 3.0)
+        self.bias = nnx.Param(jnp.zeros((tasks, features)))
+
+    def __call__(self, x: Array) -> Array:
+        """Convolves [t b h w d]; sums in float32, returns the compute dtype."""
+        height, width = x.shape[2:4]
+        padded = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))).astype(jnp.float32)
+        y = self.bias[:, None, None, None]
+        for i in range(3):
+            for j in range(3):
+                tap = self.kernel[:, i, j][:, None, None, None]
+                y = y + padded[:, :, i : i + height, j : j + width] * tap
+        return y.astype(self.dtype)
+
+
+def drop_path(residual: Array, rate: float, key: jax.Array | None, *, leading: int = 1) -> Array:
+    """Zeroes whole residuals with probability `rate` and scales the others by 1 / (1 - rate).
+
+    Stochastic depth (Huang et al., ECCV 2016). `leading` axes, the batch and before it the task,
+    draw independently. Without a key nothing is dropped.
+    """
+    if key is None or rate == 0.0:
+        return residual
+    shape = residual.shape[:leading] + (1,) * (residual.ndim - leading)
+    keep = jax.random.bernoulli(key, 1.0 - rate, shape)
+    return jnp.where(keep, residual / (1.0 - rate), jnp.zeros((), residual.dtype))
+
+
+def fold(key: jax.Array | None, index: int) -> jax.Array | None:
+    """Returns the key of the index-th random layer; None (no randomness) stays None."""
+    return None if key is None else jax.random.fold_in(key, index)
+
+
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""What a block keeps for its backward pass: all, nothing but its inputs, or matmul outputs too."""
+
+
+def call_block(policy: str, block: nnx.Module, *args):
+    """Runs `block(*args)`, recomputing it in the backward pass as `REMAT_POLICIES[policy]` says."""
+    if policy == "none":
+        return block(*args)
+    run = nnx.remat(lambda block, *args: block(*args), policy=REMAT_POLICIES[policy])
+    return run(block, *args)

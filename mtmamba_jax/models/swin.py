@@ -1,0 +1,221 @@
+"""Swin Transformer encoder (Liu et al., ICCV 2021), in the form mmsegmentation gives it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mtmamba_jax.array_types import Array
+from mtmamba_jax.models.layers import EPSILON, call_block, drop_path, fold
+from mtmamba_jax.models.patches import PatchEmbed, PatchMerging, pad_to_multiple
+
+
+@dataclasses.dataclass(frozen=True)
+class SwinSize:
+    """One size of Swin: channels of stage 1 (doubling each stage), blocks, heads, window side."""
+
+    width: int
+    depths: tuple[int, int, int, int]
+    heads: tuple[int, int, int, int]
+    window: int
+
+
+# The Swin paper's Table 7 and Section 3.3; Base and Large with the window of their 384-pixel
+# ImageNet-22K weights. Nano is ours: a size that learns on two CPU cores.
+SWIN_SIZES = {
+    "swin_nano": SwinSize(24, (2, 2, 2, 2), (1, 2, 4, 8), 4),
+    "swin_tiny": SwinSize(96, (2, 2, 6, 2), (3, 6, 12, 24), 7),
+    "swin_small": SwinSize(96, (2, 2, 18, 2), (3, 6, 12, 24), 7),
+    "swin_base": SwinSize(128, (2, 2, 18, 2), (4, 8, 16, 32), 12),
+    "swin_large": SwinSize(192, (2, 2, 18, 2), (6, 12, 24, 48), 12),
+}
+
+
+def relative_position_index(window: int) -> np.ndarray:
+    """Returns int [window**2, window**2]: which row of the bias table a query-key pair reads."""
+    y, x = np.divmod(np.arange(window**2), window)
+    rows = y[:, None] - y[None, :] + window - 1
+    columns = x[:, None] - x[None, :] + window - 1
+    return rows * (2 * window - 1) + columns
+
+
+def shift_mask(height: int, width: int, window: int) -> np.ndarray:
+    """Returns bool [windows, window**2, window**2]: True where a shifted pair may attend.
+
+    After the cyclic shift a window can hold pixels from opposite edges of the map; they are
+    strangers and must not see each other (Fig. 4 of the Swin paper).
+    """
+    shift = window // 2
+
+    def regions(size):  # before the last window, its kept part, the part rolled in from the edge
+        position = np.arange(size)
+        return (position >= size - window).astype(int) + (position >= size - shift)
+
+    region = regions(height)[:, None] * 3 + regions(width)[None, :]
+    region = _partition(region[None, :, :, None], window)[..., 0]
+    return region[:, :, None] == region[:, None, :]
+
+
+def _partition(x: Array, window: int) -> Array:
+    """[b h w c] -> [b*windows, window**2, c]."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // window, window, w // window, window, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, window**2, c)
+
+
+def _unpartition(x: Array, window: int, height: int, width: int) -> Array:
+    """[b*windows, window**2, c] -> [b h w c]."""
+    x = x.reshape(-1, height // window, width // window, window, window, x.shape[-1])
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, height, width, x.shape[-1])
+
+
+class WindowAttention(nnx.Module):
+    """Multi-head self-attention inside windows, with a relative position bias; [b h w c] -> same.
+
+    The map is zero-padded at the bottom and right to whole windows. Scores and softmax in float32.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        heads: int,
+        window: int,
+        *,
+        shifted: bool,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.heads, self.window, self.shifted = heads, window, shifted
+        self.qkv = nnx.Linear(features, 3 * features, dtype=dtype, rngs=rngs)
+        self.position_bias = nnx.Param(
+            0.02 * jax.random.truncated_normal(rngs.params(), -2, 2, ((2 * window - 1) ** 2, heads))
+        )
+        self.projection = nnx.Linear(features, features, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        """Attends inside (shifted) windows of [b h w c]."""
+        height, width = x.shape[1:3]
+        x = pad_to_multiple(x, self.window)
+        padded = x.shape[1:3]
+        shift = self.window // 2 if self.shifted else 0
+        if shift:
+            x = jnp.roll(x, (-shift, -shift), (1, 2))
+        x = self._attend(_partition(x, self.window), padded)
+        x = _unpartition(x, self.window, *padded)
+        if shift:
+            x = jnp.roll(x, (shift, shift), (1, 2))
+        return x[:, :height, :width]
+
+    def _attend(self, x: Array, padded: tuple[int, int]) -> Array:
+        windows, length, c = x.shape
+        qkv = self.qkv(x).reshape(windows, length, 3, self.heads, c // self.heads)
+        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        query *= (c // self.heads) ** -0.5
+        scores = jnp.einsum("mqhc,mkhc->mhqk", query, key, preferred_element_type=jnp.float32)
+        scores += self.position_bias[relative_position_index(self.window)].transpose(2, 0, 1)
+        if self.shifted:
+            allowed = shift_mask(*padded, self.window)
+            # -100 rather than -inf: the value released weights were trained with.
+            mask = np.where(allowed, 0.0, -100.0).astype(np.float32)[None, :, None]
+            scores = (scores.reshape(-1, len(allowed), *scores.shape[1:]) + mask).reshape(
+                scores.shape
+            )
+        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+        out = jnp.einsum("mhqk,mkhc->mqhc", weights, value)
+        return self.projection(out.reshape(windows, length, c))
+
+
+class SwinBlock(nnx.Module):
+    """LayerNorm, window attention, LayerNorm, two-layer GELU perceptron; both residual."""
+
+    def __init__(
+        self,
+        features: int,
+        heads: int,
+        window: int,
+        *,
+        shifted: bool,
+        drop_path_rate: float,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.drop_path_rate = drop_path_rate
+        self.norm_1 = nnx.LayerNorm(features, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.attention = WindowAttention(
+            features, heads, window, shifted=shifted, dtype=dtype, rngs=rngs
+        )
+        self.norm_2 = nnx.LayerNorm(features, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.mlp_in = nnx.Linear(features, 4 * features, dtype=dtype, rngs=rngs)
+        self.mlp_out = nnx.Linear(4 * features, features, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array, key: jax.Array | None = None) -> Array:
+        """Maps [b h w c] to the same shape; a key switches drop path on."""
+        x += drop_path(self.attention(self.norm_1(x)), self.drop_path_rate, fold(key, 0))
+        hidden = jax.nn.gelu(self.mlp_in(self.norm_2(x)), approximate=False)
+        return x + drop_path(self.mlp_out(hidden), self.drop_path_rate, fold(key, 1))
+
+
+class Swin(nnx.Module):
+    """Swin encoder: images [b h w 3] -> four maps of strides 4, 8, 16, 32 (Eq. 9).
+
+    Args:
+      size: a row of `SWIN_SIZES`, or your own.
+      drop_path_rate: of the last block; it rises linearly from 0 at the first.
+      dtype: of the computation, float32 or bfloat16; parameters are float32.
+      remat: key of `layers.REMAT_POLICIES`, applied to each block.
+
+    Attributes:
+      widths: channels of the four maps.
+    """
+
+    def __init__(
+        self,
+        size: SwinSize,
+        *,
+        drop_path_rate: float = 0.1,
+        dtype: jnp.dtype = jnp.float32,
+        remat: str = "none",
+        rngs: nnx.Rngs,
+    ):
+        self.remat = remat
+        self.widths = tuple(size.width * 2**i for i in range(4))
+        self.patch_embed = PatchEmbed(size.width, dtype=dtype, rngs=rngs)
+        rates = iter(np.linspace(0.0, drop_path_rate, sum(size.depths)).tolist())
+        self.stages = nnx.List(
+            nnx.List(
+                SwinBlock(
+                    width,
+                    heads,
+                    size.window,
+                    shifted=i % 2 == 1,
+                    drop_path_rate=next(rates),
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+                for i in range(depth)
+            )
+            for width, depth, heads in zip(self.widths, size.depths, size.heads, strict=True)
+        )
+        self.norms = nnx.List(
+            nnx.LayerNorm(width, epsilon=EPSILON, dtype=dtype, rngs=rngs) for width in self.widths
+        )
+        self.mergings = nnx.List(
+            PatchMerging(width, dtype=dtype, rngs=rngs) for width in self.widths[:-1]
+        )
+
+    def __call__(self, images: Array, key: jax.Array | None = None) -> tuple[Array, ...]:
+        """Returns the normalised outputs of the four stages; a key switches drop path on."""
+        x = self.patch_embed(images)
+        features, layer = [], 0
+        for i, blocks in enumerate(self.stages):
+            if i:
+                x = self.mergings[i - 1](x)
+            for block in blocks:
+                x = call_block(self.remat, block, x, fold(key, layer))
+                layer += 1
+            features.append(self.norms[i](x))
+        return tuple(features)

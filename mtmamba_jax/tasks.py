@@ -1,0 +1,202 @@
+"""The task table: all that the rest of the code knows about a task is one row here.
+
+Losses, metrics, transforms, heads and pictures read these fields; none of them asks for a task by
+name. To add a task, add a `Task` and name it in a set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+
+IGNORE = 255
+"""Label value that no loss and no metric counts, in every task (normals: all three channels)."""
+
+Colour = tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One dense prediction task.
+
+    Attributes:
+      name: the key of its logits, its label and its scores.
+      channels: channels of the network's output.
+      loss: key of `losses.LOSSES`.
+      metric: key of `metrics.METRICS`.
+      score: which of the metric's numbers speaks for the task in delta_m and in tables.
+      lower_is_better: of that score.
+      unit: of that score, as printed; empty for shares.
+      label_channels: channels of the label.
+      label_dtype: "int32" for classes, "float32" for measures.
+      ignore: label value left out of losses and metrics.
+      resize: how labels are resampled (`"nearest"`: a label is never mixed with its neighbour).
+      divide_by_scale: the value is a distance, so an image enlarged by s holds values / s.
+      negate_x_on_flip: the first channel is a horizontal component, so mirroring negates it.
+      class_names: one for each class, for class tasks.
+      palette: an RGB colour for each class, for class tasks.
+      display: key of `visualize.DISPLAYS`: how a prediction becomes a picture.
+    """
+
+    name: str
+    channels: int
+    loss: str
+    metric: str
+    score: str
+    lower_is_better: bool
+    display: str
+    unit: str = ""
+    label_channels: int = 1
+    label_dtype: str = "int32"
+    ignore: int = IGNORE
+    resize: str = "nearest"
+    divide_by_scale: bool = False
+    negate_x_on_flip: bool = False
+    class_names: tuple[str, ...] = ()
+    palette: tuple[Colour, ...] = ()
+
+
+def _voc_palette(count: int) -> tuple[Colour, ...]:
+    """PASCAL VOC's colours: class bits 0, 1, 2 (then 3, 4, 5, ...) fill R, G, B from the top."""
+    colours = []
+    for index in range(count):
+        rgb = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                rgb[channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
+        colours.append(tuple(rgb))
+    return tuple(colours)
+
+
+# Silberman et al., ECCV 2012, in the 40 classes of Gupta et al., CVPR 2013 (their label 1 is 0).
+NYUDV2_CLASSES = (
+    "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf",
+    "picture", "counter", "blinds", "desk", "shelves", "curtain", "dresser", "pillow", "mirror",
+    "floor mat", "clothes", "ceiling", "books", "refrigerator", "television", "paper", "towel",
+    "shower curtain", "box", "whiteboard", "person", "night stand", "toilet", "sink", "lamp",
+    "bathtub", "bag", "other structure", "other furniture", "other prop",
+)  # fmt: skip
+# Everingham et al., IJCV 2010.
+VOC_CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
+    "cow", "dining table", "dog", "horse", "motorbike", "person", "potted plant", "sheep", "sofa",
+    "train", "tv monitor",
+)  # fmt: skip
+# Chen et al., CVPR 2014, grouped as multi-task work does.
+HUMAN_PART_CLASSES = (
+    "background", "head", "torso", "upper arms", "lower arms", "upper legs", "lower legs",
+)  # fmt: skip
+# Cordts et al., CVPR 2016: the 19 training classes and their published colours.
+CITYSCAPES_CLASSES = (
+    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign",
+    "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle",
+    "bicycle",
+)  # fmt: skip
+CITYSCAPES_PALETTE = (
+    (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153),
+    (153, 153, 153), (250, 170, 30), (220, 220, 0), (107, 142, 35), (152, 251, 152),
+    (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100),
+    (0, 80, 100), (0, 0, 230), (119, 11, 32),
+)  # fmt: skip
+
+
+def _segmentation(
+    name: str, class_names: tuple[str, ...], palette: tuple[Colour, ...] | None = None
+) -> Task:
+    return Task(
+        name=name,
+        channels=len(class_names),
+        loss="cross_entropy",
+        metric="segmentation",
+        score="mIoU",
+        lower_is_better=False,
+        display="classes",
+        class_names=class_names,
+        # NYUDv2 labels every pixel, so its palette skips VOC's black.
+        palette=palette or _voc_palette(len(class_names)),
+    )
+
+
+SEMSEG_NYUDV2 = _segmentation("semseg", NYUDV2_CLASSES, _voc_palette(41)[1:])
+SEMSEG_VOC = _segmentation("semseg", VOC_CLASSES)
+SEMSEG_CITYSCAPES = _segmentation("semseg", CITYSCAPES_CLASSES, CITYSCAPES_PALETTE)
+HUMAN_PARTS = _segmentation("human_parts", HUMAN_PART_CLASSES)
+DEPTH = Task(
+    name="depth",
+    channels=1,
+    loss="l1",
+    metric="depth",
+    score="RMSE",
+    lower_is_better=True,
+    display="depth",
+    unit="m",
+    label_dtype="float32",
+    divide_by_scale=True,
+)
+NORMALS = Task(
+    name="normals",
+    channels=3,
+    loss="normals_l1",
+    metric="normals",
+    score="mErr",
+    lower_is_better=True,
+    display="normals",
+    unit="deg",
+    label_channels=3,
+    label_dtype="float32",
+    negate_x_on_flip=True,
+)
+EDGE = Task(
+    name="edge",
+    channels=1,
+    loss="edge_bce",
+    metric="edge",
+    score="maxF",
+    lower_is_better=False,
+    display="probability",
+)
+SALIENCY = Task(
+    name="saliency",
+    channels=2,
+    loss="balanced_cross_entropy",
+    metric="saliency",
+    score="maxF",
+    lower_is_better=False,
+    display="saliency",
+    class_names=("background", "salient"),
+    palette=((0, 0, 0), (255, 255, 255)),
+)
+
+# The order is the official one: the cross-task block concatenates features in it.
+NYUDV2 = (SEMSEG_NYUDV2, DEPTH, EDGE, NORMALS)
+PASCAL_CONTEXT = (SEMSEG_VOC, HUMAN_PARTS, SALIENCY, EDGE, NORMALS)
+CITYSCAPES = (SEMSEG_CITYSCAPES, DEPTH)
+TASK_SETS = {"nyudv2": NYUDV2, "pascal_context": PASCAL_CONTEXT, "cityscapes": CITYSCAPES}
+
+
+def nearest(name: str, valid: Sequence[str]) -> str:
+    """Returns " Did you mean 'x'?" for the valid name nearest to `name`, or ""."""
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def select(task_set: str, names: Sequence[str] = ()) -> tuple[Task, ...]:
+    """Returns the tasks of a set, in its order; `names` keeps only some of them.
+
+    Raises:
+      ValueError: an unknown set or task name; the message gives the valid ones.
+    """
+    if task_set not in TASK_SETS:
+        raise ValueError(
+            f"Unknown task set {task_set!r}.{nearest(task_set, list(TASK_SETS))} "
+            f"Valid: {', '.join(TASK_SETS)}."
+        )
+    tasks = {task.name: task for task in TASK_SETS[task_set]}
+    for name in names:
+        if name not in tasks:
+            raise ValueError(
+                f"Unknown task {name!r} in set {task_set!r}.{nearest(name, list(tasks))} "
+                f"Valid: {', '.join(tasks)}."
+            )
+    return tuple(task for task in tasks.values() if not names or task.name in names)

@@ -1,0 +1,38 @@
+"""A data source for the tests: valid random examples of any task set, deterministic by index."""
+
+import dataclasses
+
+import numpy as np
+
+from mtmamba_jax.tasks import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomExamples:
+    """Random pixels and labels; about a tenth of each label is ignore."""
+
+    tasks: tuple[Task, ...]
+    num_examples: int
+    size: tuple[int, int] = (20, 28)
+    broken: int | None = None
+
+    def __len__(self):
+        return self.num_examples
+
+    def __getitem__(self, index):
+        if index == self.broken:
+            raise OSError("no such file: 7.png")
+        rng = np.random.default_rng(index)
+        example = {"image": rng.integers(0, 256, (*self.size, 3), np.uint8), "id": f"e{index}"}
+        for task in self.tasks:
+            shape = (*self.size, task.label_channels)
+            if task.negate_x_on_flip:
+                label = rng.normal(size=shape)
+                label /= np.linalg.norm(label, axis=-1, keepdims=True)
+            elif task.divide_by_scale:
+                label = rng.uniform(0.5, 9, shape)
+            else:
+                label = rng.integers(0, task.channels if task.class_names else 2, shape)
+            label[rng.random(self.size) < 0.1] = task.ignore
+            example[task.name] = label.astype(task.label_dtype)
+        return example

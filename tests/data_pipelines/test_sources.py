@@ -1,0 +1,102 @@
+import pickle
+import threading
+
+import numpy as np
+import pytest
+from random_examples import RandomExamples
+
+from mtmamba_jax.data_pipelines.batch import check_example
+from mtmamba_jax.data_pipelines.sources import SOURCES, CachedSource, make_source
+from mtmamba_jax.tasks import DEPTH, NYUDV2
+
+
+class Counting(RandomExamples):
+    """Counts its reads."""
+
+    reads = 0
+
+    def __getitem__(self, index):
+        type(self).reads += 1
+        return super().__getitem__(index)
+
+
+@pytest.fixture
+def source():
+    Counting.reads = 0
+    return Counting((DEPTH,), 4)
+
+
+def bytes_of(example):
+    return example["image"].nbytes + example["depth"].nbytes
+
+
+def test_every_named_source_returns_valid_examples():
+    for name in SOURCES:
+        source = make_source(name, NYUDV2, size=(48, 64), split="train", num_examples=2, seed=0)
+        assert len(source) == 2
+        for index in range(2):
+            check_example(source[index], NYUDV2)
+
+
+def test_an_unknown_source_is_refused_with_the_nearest_name():
+    with pytest.raises(ValueError, match=r"'sinthetic'\. Did you mean 'synthetic'\?"):
+        make_source("sinthetic", NYUDV2, size=(48, 64), split="train", num_examples=2, seed=0)
+
+
+def test_a_cached_example_is_read_once_and_equal(source):
+    cached = CachedSource(source, 10**6)
+    assert len(cached) == 4
+    for _ in range(3):
+        for index in range(4):
+            np.testing.assert_array_equal(
+                cached[index]["depth"], RandomExamples((DEPTH,), 4)[index]["depth"]
+            )
+    assert source.reads == 4
+
+
+def test_the_cache_stops_at_its_bound(source):
+    cached = CachedSource(source, 2 * bytes_of(source[0]))
+    source_reads = Counting.reads
+    for _ in range(3):
+        for index in range(4):
+            cached[index]
+    assert Counting.reads - source_reads == 4 + 2 + 2  # two are kept, two are read each time
+
+
+def test_cached_arrays_cannot_be_written(source):
+    example = CachedSource(source, 10**6)[0]
+    with pytest.raises(ValueError, match="read-only"):
+        example["image"][:] = 0
+
+
+def test_a_cached_source_is_pickled_without_its_contents(source):
+    cached = CachedSource(source, 10**6)
+    empty = len(pickle.dumps(cached))
+    cached[0]
+    assert len(pickle.dumps(cached)) == empty
+    np.testing.assert_array_equal(
+        pickle.loads(pickle.dumps(cached))[1]["depth"], cached[1]["depth"]
+    )
+
+
+def test_threads_may_share_a_cache(source):
+    cached = CachedSource(source, 2 * bytes_of(source[0]))
+    expected = [source[index]["image"] for index in range(4)]
+    wrong = []
+
+    def read():
+        for turn in range(100):
+            if not np.array_equal(cached[turn % 4]["image"], expected[turn % 4]):
+                wrong.append(turn)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_negative_bound_is_refused(source):
+    with pytest.raises(ValueError, match="max_bytes"):
+        CachedSource(source, -1)

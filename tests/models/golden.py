@@ -1,0 +1,36 @@
+"""Reading the golden arrays: the official model's numbers on small random cases."""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+import numpy as np
+from flax import nnx
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+
+
+def load(name: str) -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        return dict(file)
+
+
+def group(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """Returns the arrays under `prefix/`, without it."""
+    return {k[len(prefix) + 1 :]: v for k, v in arrays.items() if k.startswith(prefix + "/")}
+
+
+def value_and_gradients(module: nnx.Module, inputs, cotangent):
+    """Returns module(inputs) and the gradients of sum(output * cotangent): parameters, inputs."""
+    graph, parameters = nnx.split(module, nnx.Param)
+    output, backward = jax.vjp(lambda p, x: nnx.merge(graph, p)(x), parameters, inputs)
+    return output, *backward(cotangent)
+
+
+def assert_states_close(found: nnx.State, wanted: nnx.State, *, rtol: float, atol: float) -> None:
+    wanted = dict(nnx.to_flat_state(wanted))
+    for path, value in nnx.to_flat_state(found):
+        np.testing.assert_allclose(
+            value[...], wanted[path][...], rtol=rtol, atol=atol, err_msg=".".join(map(str, path))
+        )

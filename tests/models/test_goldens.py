@@ -1,0 +1,203 @@
+"""Every block and the whole model give the official code's numbers, gradients included."""
+
+import collections
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mtmamba_jax import convert
+from mtmamba_jax.losses import multitask_loss
+from mtmamba_jax.models.blocks import CTM, MFE, STM, MambaSettings
+from mtmamba_jax.models.layers import TaskLayerNorm, TaskLinear
+from mtmamba_jax.models.mtmamba import MTMamba
+from mtmamba_jax.models.patches import PatchExpand, depth_to_space
+from mtmamba_jax.models.swin import Swin, SwinSize
+from mtmamba_jax.tasks import NYUDV2
+from tests.models.golden import assert_states_close, group, load, value_and_gradients
+
+# float32 on both sides: what the official code agrees with itself to (golden/README).
+BLOCK = {"rtol": 1e-4, "atol": 1e-5}
+WHOLE_MODEL = 1e-4  # of the largest absolute value
+
+
+def assert_close_to_largest(found, wanted, name=""):
+    np.testing.assert_allclose(
+        found, wanted, rtol=0, atol=WHOLE_MODEL * np.abs(wanted).max(), err_msg=name
+    )
+
+
+def channels_last(x):
+    return x.transpose(0, 2, 3, 1)
+
+
+def fill(module, arrays, rules, tasks=()):
+    """Puts golden weights in `module`; returns the golden gradients in its layout."""
+    nnx.update(module, convert.from_torch(group(arrays, "param"), module, rules, tasks))
+    return convert.from_torch(group(arrays, "grad"), module, rules, tasks)
+
+
+class ExtractorWithLinear(nnx.Module):
+    """The MFE of Eq. 13 whole: its Linear and the rest."""
+
+    def __init__(self, features, rngs):
+        self.in_proj = TaskLinear(1, features, 2 * features, rngs=rngs)
+        self.mfe = MFE(1, features, MambaSettings(), rngs=rngs)
+
+    def __call__(self, x):
+        return self.mfe(self.in_proj(x))
+
+
+class FinalExpand(nnx.Module):
+    """The heads' x4 expansion without their projection."""
+
+    def __init__(self, tasks, features, *, dtype, rngs):
+        self.expand = TaskLinear(tasks, features, 16 * features, dtype=dtype, rngs=rngs)
+        self.norm = TaskLayerNorm(tasks, features, dtype=dtype)
+
+    def __call__(self, x):
+        return self.norm(depth_to_space(self.expand(x), 4))
+
+
+SINGLE_TASK_BLOCKS = {
+    "mfe": (
+        lambda rngs: ExtractorWithLinear(8, rngs),
+        (
+            *convert.linear_rules("in_proj", "in_proj", bias=False),
+            *convert.within(convert.MFE_RULES, r"mfe\.", ""),
+        ),
+    ),
+    "stm": (lambda rngs: STM(1, 8, MambaSettings(), rngs=rngs), convert.STM_RULES),
+}
+
+
+@pytest.mark.parametrize("name", SINGLE_TASK_BLOCKS)
+def test_block_gives_the_official_output_and_gradients(name):
+    build, rules = SINGLE_TASK_BLOCKS[name]
+    arrays, module = load(name), build(nnx.Rngs(0))
+    wanted_gradients = fill(module, arrays, rules)
+    output, gradients, input_gradient = value_and_gradients(
+        module, arrays["input"][None], arrays["cotangent"][None]
+    )
+    np.testing.assert_allclose(output[0], arrays["output"], **BLOCK)
+    np.testing.assert_allclose(input_gradient[0], arrays["input_grad"], **BLOCK)
+    assert_states_close(gradients, wanted_gradients, **BLOCK)
+
+
+# A LayerNorm over so few channels magnifies rounding: the golden gradients are themselves up to
+# 5e-5 from the float64 ones, so float64 is held to the blocks' bound, and float32 to 1e-6 of the
+# largest value beside it.
+@pytest.mark.parametrize(
+    ("dtype", "of_largest"), [(jnp.float64, 0.0), (jnp.float32, 1e-6)], ids=["float64", "float32"]
+)
+@pytest.mark.parametrize(
+    ("name", "block"), [("patch_expand", PatchExpand), ("final_patch_expand", FinalExpand)]
+)
+def test_expansion_gives_the_official_output_and_gradients(name, block, dtype, of_largest):
+    arrays = load(name)
+    with jax.enable_x64(dtype == jnp.float64):
+        module = block(1, 8, dtype=dtype, rngs=nnx.Rngs(0))
+        wanted_gradients = fill(module, arrays, convert.EXPAND_RULES)
+        nnx.update(module, jax.tree.map(lambda x: x.astype(dtype), nnx.state(module, nnx.Param)))
+        images, cotangent = (arrays[key].astype(dtype) for key in ("input", "cotangent"))
+        output, gradients, input_gradient = value_and_gradients(
+            module, channels_last(images)[None], cotangent[None]
+        )
+        wanted_input_gradient = channels_last(arrays["input_grad"])
+        assert output.dtype == dtype
+        np.testing.assert_allclose(output[0], arrays["output"], **BLOCK)
+        np.testing.assert_allclose(input_gradient[0], wanted_input_gradient, **BLOCK)
+        largest = max(np.abs(x).max() for x in jax.tree.leaves(wanted_gradients))
+        bound = BLOCK | {"atol": BLOCK["atol"] + of_largest * largest}
+        assert_states_close(gradients, wanted_gradients, **bound)
+
+
+def test_cross_task_block_gives_the_official_output_and_gradients():
+    arrays, tasks = load("ctm"), ("semseg", "depth", "normals")
+    module = CTM(3, 8, MambaSettings(), rngs=nnx.Rngs(0))
+    wanted_gradients = fill(module, arrays, convert.ctm_rules(3), tasks)
+
+    def stack(prefix):
+        return np.stack([arrays[f"{prefix}/{task}"] for task in tasks])
+
+    output, gradients, input_gradient = value_and_gradients(
+        module, stack("input"), stack("cotangent")
+    )
+    np.testing.assert_allclose(output, stack("output"), **BLOCK)
+    np.testing.assert_allclose(input_gradient, stack("input_grad"), **BLOCK)
+    assert_states_close(gradients, wanted_gradients, **BLOCK)
+
+
+def test_encoder_gives_the_official_features_on_sizes_that_need_padding():
+    arrays = load("swin")
+    swin = Swin(SwinSize(8, (2, 2, 6, 2), (1, 2, 4, 8), 4), rngs=nnx.Rngs(0))
+    nnx.update(swin, convert.from_torch(group(arrays, "param"), swin, convert.SWIN_RULES))
+    for i, feature in enumerate(swin(channels_last(arrays["input"]))):
+        assert_close_to_largest(feature, channels_last(arrays[f"output/{i}"]), f"feature {i}")
+
+
+@pytest.fixture(scope="module")
+def official():
+    """The small official MTMamba: golden arrays and the model with its weights."""
+    arrays = load("mtmamba_nyudv2")
+    rngs = nnx.Rngs(0)
+    model = MTMamba(Swin(SwinSize(4, (2, 2, 2, 2), (1, 1, 2, 2), 4), rngs=rngs), NYUDV2, rngs=rngs)
+    names = [task.name for task in NYUDV2]
+    rules = convert.mtmamba_rules(len(names))
+    nnx.update(model, convert.from_torch(group(arrays, "param"), model, rules, names))
+    return arrays, model
+
+
+def test_model_gives_the_official_features_and_logits(official):
+    arrays, model = official
+    images = channels_last(arrays["input"])
+    for i, feature in enumerate(model.encoder(images)):
+        assert_close_to_largest(feature, channels_last(arrays[f"feature/{i}"]), f"feature {i}")
+    logits = model(images)
+    assert list(logits) == [task.name for task in NYUDV2]
+    for name, value in logits.items():
+        assert value.dtype == jnp.float32
+        assert_close_to_largest(value, channels_last(arrays[f"output/{name}"]), name)
+
+
+def test_model_gives_the_official_losses_and_gradient_norms(official):
+    arrays, model = official
+    labels = {"mask": np.ones(len(arrays["input"]), bool)}
+    for task in NYUDV2:
+        label = channels_last(arrays[f"label/{task.name}"])
+        labels[task.name] = label.astype(task.label_dtype)
+    graph, parameters = nnx.split(model, nnx.Param)
+
+    def loss(parameters):
+        logits = nnx.merge(graph, parameters)(channels_last(arrays["input"]))
+        weights = dict.fromkeys(logits, 1.0)
+        return multitask_loss(
+            NYUDV2, logits, labels, weights=weights, scheme="log", reduction="batch"
+        )
+
+    (total, losses), gradients = jax.value_and_grad(loss, has_aux=True)(parameters)
+    np.testing.assert_allclose(total, arrays["loss/total"], rtol=1e-5)
+    for name, value in losses.items():
+        np.testing.assert_allclose(value, arrays[f"loss/{name}"], rtol=1e-5, err_msg=name)
+    norms, wanted = norms_by_torch_name(gradients), group(arrays, "gradnorm")
+    assert norms.keys() == wanted.keys()
+    largest = max(wanted.values())
+    for name, norm in norms.items():
+        np.testing.assert_allclose(
+            norm, wanted[name], rtol=1e-3, atol=WHOLE_MODEL * largest, err_msg=name
+        )
+
+
+def norms_by_torch_name(gradients):
+    """Returns each torch tensor's gradient norm; a tensor that is split here is put together."""
+    names_of_tasks = [task.name for task in NYUDV2]
+    rules = convert.mtmamba_rules(len(names_of_tasks))
+    squares = collections.defaultdict(float)
+    for keys, value in nnx.to_flat_state(gradients):
+        rule, names = convert.find_rule(".".join(map(str, keys)), rules, names_of_tasks)
+        parts = value[...] if rule.stacked else value[...][None]
+        for name, part in zip(names, parts, strict=True):
+            squares[name] += float(np.square(part).sum())
+    return {name: square**0.5 for name, square in squares.items()}
