@@ -1,7 +1,7 @@
 """Every configuration key, its default and its meaning. The defaults are the paper's recipe.
 
-Other configurations start from `get_config()` and change what differs; a key that is not here does
-not exist. On the command line: `--config=NAME[:VARIANT]`, then `--config.key=value` for single keys.
+Other configurations start from `get_config()` and change what differs; a key that is not here
+does not exist. On the command line: `--config=NAME[:VARIANT]`, then `--config.key=value` for single ones.
 """
 
 from ml_collections import ConfigDict
@@ -38,10 +38,16 @@ def get_config() -> ConfigDict:
     config.data.num_workers = 0  # reading processes; 0 reads in threads of this process
     config.data.cache_gib = 0.0  # memory for examples kept after their first reading
 
-    config.augment = ConfigDict()  # of training images
-    config.augment.scale = (0.5, 2.0)  # range of random scaling
-    config.augment.flip = 0.5  # probability of mirroring
-    config.augment.colour = 0.5  # probability of each step of colour jitter
+    config.augment = ConfigDict()  # of training images; see data_pipelines.transforms
+    config.augment.scale = (0.5, 2.0)  # range of the random zoom
+    config.augment.max_class_share = 0.75  # a crop with more of one class is drawn again
+    config.augment.crop_tries = 10  # crops drawn at most
+    config.augment.flip_probability = 0.5  # of mirroring left to right
+    config.augment.brightness = 32.0  # largest shift of the 0..255 values
+    config.augment.contrast = (0.5, 1.5)  # range of the factor on the values
+    config.augment.saturation = (0.5, 1.5)  # range of the factor on HSV saturation
+    config.augment.hue = 18  # largest turn, in units of 2 degrees
+    config.augment.jitter_probability = 0.5  # of each of the four colour changes
 
     config.loss = ConfigDict()
     config.loss.scheme = "log"  # total of the tasks' losses: log or sum

@@ -1,7 +1,7 @@
 """Ray-cast rooms, a small model: learns in minutes on two CPU cores.
 
-  python launch.py train                              four NYUDv2 tasks
-  python launch.py train --config=synthetic:pascal    five PASCAL-Context tasks
+python launch.py train                              four NYUDv2 tasks
+python launch.py train --config=synthetic:pascal    five PASCAL-Context tasks
 """
 
 from ml_collections import ConfigDict

@@ -9,6 +9,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
+from ml_collections import ConfigDict
+
 from mtmamba_jax.data_pipelines.pipeline import Source
 from mtmamba_jax.data_pipelines.synthetic import SyntheticScenes
 from mtmamba_jax.data_pipelines.transforms import Example
@@ -88,3 +90,23 @@ class CachedSource:
                 self._examples[index] = example
                 self._bytes += needed
         return dict(example)
+
+
+def open_source(data: ConfigDict, tasks: Sequence[Task], split: str) -> Source:
+    """Returns the source that `config.data` names, kept in memory as far as it says.
+
+    Args:
+      data: `config.data`.
+      tasks: whose labels each example holds.
+      split: "train" or "test".
+    """
+    source = make_source(
+        data.name,
+        tasks,
+        size=data.size,
+        split=split,
+        num_examples=data.train_examples if split == "train" else data.test_examples,
+        seed=0,  # the set is the same for every seed of a run
+    )
+    cache = int(data.cache_gib * 2**30)
+    return CachedSource(source, cache) if cache else source

@@ -21,13 +21,13 @@ _NAMES = ("semseg", "depth", "normals", "edge", "human_parts", "saliency")
 class SyntheticScenes:
     """A random-access source (for grain) of raw examples; see `batch` for the labels' values.
 
-    An example is a dict: `image` uint8 [h w 3] RGB, a label for each task, and `id` ("train/000012").
-    `semseg`, `edge`, `human_parts`, `saliency`: int32 [h w 1]; `depth`: float32 [h w 1], metres along
-    the camera's axis; `normals`: float32 [h w 3], unit, camera frame. Labels are those of the pixels'
-    centres; only `human_parts` of an image without people holds the ignore value.
+    An example is a dict: `image` uint8 [h w 3] RGB, a label for each task, `id` ("train/000012").
+    `semseg`, `edge`, `human_parts`, `saliency`: int32 [h w 1]; `depth`: float32 [h w 1], metres
+    along the camera's axis; `normals`: float32 [h w 3], unit, x right, y up, z to the viewer.
+    Labels are the pixels' centres'; only `human_parts` without people holds the ignore value.
 
-    The semantic classes are those of the semseg task given (NYUDv2's 40 or VOC's 21). PASCAL's tasks
-    (VOC semseg, human_parts, saliency) show people from close by, the others whole rooms.
+    The semantic classes are those of the semseg task given (NYUDv2's 40 or VOC's 21). PASCAL's
+    tasks (VOC semseg, human_parts, saliency) show people from close by, the others whole rooms.
 
     Args:
       tasks: rows of the task table, for instance `tasks.NYUDV2`.
@@ -56,7 +56,9 @@ class SyntheticScenes:
                 f"{tasks_lib.nearest(split, SPLITS)} Valid: {', '.join(SPLITS)}."
             )
         if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"Synthetic scenes need a size (height, width) of 1 or more, got {size}.")
+            raise ValueError(
+                f"Synthetic scenes need a size (height, width) of 1 or more, got {size}."
+            )
         if num_examples < 1 or seed < 0:
             raise ValueError(
                 "Synthetic scenes need num_examples of 1 or more and a seed of 0 or more, "
@@ -64,10 +66,13 @@ class SyntheticScenes:
             )
         self.tasks, self.size = tuple(tasks), (int(size[0]), int(size[1]))
         self.split, self.num_examples, self.seed = split, num_examples, seed
-        close_by = any(
-            task == tasks_lib.SEMSEG_VOC or task.name in ("human_parts", "saliency")
-            for task in tasks
-        ) and tasks_lib.SEMSEG_NYUDV2 not in tasks
+        close_by = (
+            any(
+                task == tasks_lib.SEMSEG_VOC or task.name in ("human_parts", "saliency")
+                for task in tasks
+            )
+            and tasks_lib.SEMSEG_NYUDV2 not in tasks
+        )
         self._view = layout.people_view if close_by else layout.room_view
 
     def __len__(self) -> int:
@@ -90,9 +95,7 @@ class SyntheticScenes:
         primitives = scene.primitives()
         hits = cast(primitives, camera)
         objects = scene.objects()[hits.primitive]
-        image = shading.photograph(
-            hits, primitives, scene.materials(), camera, setting.lamp, rng
-        )
+        image = shading.photograph(hits, primitives, scene.materials(), camera, setting.lamp, rng)
         example: dict[str, np.ndarray | str] = {"image": image, "id": f"{self.split}/{index:06d}"}
         for task in self.tasks:
             match task.name:

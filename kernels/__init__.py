@@ -1,1 +1,1 @@
-"""Kernels; they import nothing else of this package."""
+"""Accelerated operations. Each is defined by plain JAX and imports nothing of the rest."""

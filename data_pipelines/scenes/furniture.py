@@ -24,7 +24,7 @@ def chair(rng: np.random.Generator) -> Piece:
     half, seat = rng.uniform(0.2, 0.26), rng.uniform(0.42, 0.48)
     back = rng.uniform(0.42, 0.6)
     piece = Piece("chair", 2 * half, 2 * half + 0.1, seat + back, seats=[(0, -0.02, seat + 0.02)])
-    frame, cloth = random_material(rng), random_material(rng)
+    frame, cloth = random_material(rng), random_material(rng, "checker", 0.2, contrast=0.4)
     piece.box((0, 0, seat), (half, half, 0.03), cloth)
     if rng.random() < 0.7:
         _legs(piece, half, half, seat, 0.022, frame)
@@ -38,7 +38,9 @@ def chair(rng: np.random.Generator) -> Piece:
         piece.box(foot + up * (0.55 * back), (half, 0.025, 0.45 * back), cloth, lean)
     else:
         for x in (-0.9, -0.3, 0.3, 0.9):
-            piece.box(foot + up * (0.5 * back) + (x * half, 0, 0), (0.02, 0.02, back / 2), frame, lean)
+            piece.box(
+                foot + up * (0.5 * back) + (x * half, 0, 0), (0.02, 0.02, back / 2), frame, lean
+            )
         piece.box(foot + up * (0.9 * back), (half, 0.025, 0.1 * back), frame, lean)
     if rng.random() < 0.35:
         for x in (-half, half):
@@ -49,23 +51,29 @@ def chair(rng: np.random.Generator) -> Piece:
 
 def sofa(rng: np.random.Generator) -> Piece:
     """A base with arms and a back, a seat and a back cushion for each of one to three places."""
-    places = int(rng.integers(1, 4))
+    places = int(rng.choice([1, 2, 3, 3]))
     place, arm = rng.uniform(0.56, 0.68), rng.uniform(0.09, 0.14)
     half, depth, seat = places * place / 2 + arm, rng.uniform(0.4, 0.47), rng.uniform(0.38, 0.44)
     back = seat + rng.uniform(0.38, 0.5)
     piece = Piece("sofa", 2 * half, 2 * depth, back)
-    cloth, cushion = random_material(rng), random_material(rng)
+    cloth = random_material(rng, "noise", 0.12, contrast=0.5)
+    cushion = random_material(rng, "noise", 0.12, contrast=0.5)
     piece.box((0, 0, seat / 2 - 0.03), (half - 0.01, depth, seat / 2 - 0.07), cloth)
     piece.box((0, depth - 0.09, back / 2 + 0.02), (half - 0.02, 0.09, back / 2 - 0.04), cloth)
     for x in (-half + arm, half - arm):
         piece.box((x, 0, (seat + 0.2) / 2), (arm, depth, (seat + 0.2) / 2 - 0.03), cloth)
-        piece.trunk((x, 0, seat + 0.17), (arm, 0.05, arm * 0.6), depth - 0.06, cloth, tilt(np.pi / 2))
+        piece.trunk(
+            (x, 0, seat + 0.17), (arm, 0.05, arm * 0.6), depth - 0.06, cloth, tilt(np.pi / 2)
+        )
     for place_index in range(places):
         x = (place_index - (places - 1) / 2) * place
         piece.box((x, -0.08, seat - 0.03), (place / 2 - 0.015, depth - 0.1, 0.06), cushion)
         upright = (seat + back) / 2 + 0.03
         piece.box(
-            (x, depth - 0.24, upright), (place / 2 - 0.02, 0.07, (back - seat) / 2), cushion, tilt(0.2)
+            (x, depth - 0.24, upright),
+            (place / 2 - 0.02, 0.07, (back - seat) / 2),
+            cushion,
+            tilt(0.2),
         )
         piece.seats.append((x, -0.02, seat + 0.03))
     return piece
@@ -74,7 +82,7 @@ def sofa(rng: np.random.Generator) -> Piece:
 def table(rng: np.random.Generator) -> Piece:
     """A dining table: a square or round top on four legs or a column."""
     half, depth, height = rng.uniform(0.5, 0.9), rng.uniform(0.38, 0.5), rng.uniform(0.7, 0.78)
-    top, frame = random_material(rng), random_material(rng)
+    top, frame = random_material(rng, "wood", 0.1, contrast=0.5), random_material(rng)
     if rng.random() < 0.3:
         half = depth = rng.uniform(0.45, 0.6)
         piece = Piece("dining table", 2 * half, 2 * depth, height)
@@ -199,7 +207,9 @@ def counter(rng: np.random.Generator) -> Piece:
     """A kitchen counter: fronts under an overhanging top."""
     width, depth, height = rng.uniform(1.2, 1.9), 0.6, rng.uniform(0.86, 0.92)
     piece = _chest(rng, "counter", width, depth, height, int(rng.integers(3, 5)), 1)
-    piece.box((0, -0.01, height + 0.02), (width / 2 + 0.02, depth / 2 + 0.03, 0.02), random_material(rng))
+    piece.box(
+        (0, -0.01, height + 0.02), (width / 2 + 0.02, depth / 2 + 0.03, 0.02), random_material(rng)
+    )
     piece.tops = [(0, 0, height + 0.04, width * 0.4, depth * 0.3)]
     return piece
 

@@ -1,8 +1,8 @@
 """Ray casting: which primitive each ray meets first, where, and with which surface normal.
 
-Every primitive is a unit shape under an affine map (rotation, half sizes, centre). A ray is taken to
-the unit shape's frame without renormalising its direction, so its parameter t stays the same; with
-camera rays of z = -1, t is the depth along the camera's axis.
+Every primitive is a unit shape under an affine map (rotation, half sizes, centre). A ray is taken
+to the unit shape's frame without renormalising its direction, so its parameter t stays the same;
+with camera rays of z = -1, t is the depth along the camera's axis.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import itertools
 import numpy as np
 
 BOX, ELLIPSOID, CYLINDER, CAPSULE, SHELL = range(5)
-"""Unit shapes: [-1, 1]^3; the sphere; x^2 + y^2 <= (1 + taper z)^2 for |z| <= 1 (shape = taper); the
-points within 1 of the segment |z| <= shape; a face of the box seen from inside (all six faces of a
-room are one box, and consecutive primitives -x, +x, -y, +y, -z, +z)."""
+"""Unit shapes: [-1, 1]^3; the sphere; x^2 + y^2 <= (1 + taper z)^2 for |z| <= 1 (shape = taper);
+the points within 1 of the segment |z| <= shape; a face of the box seen from inside (a room's six
+faces are one box, and consecutive primitives -x, +x, -y, +y, -z, +z)."""
 
 NEAREST = 0.05
 """Metres before the camera in which nothing is seen."""
@@ -27,7 +27,7 @@ class Camera:
 
     Attributes:
       position: float64 [3], metres.
-      axes: float64 [3 3], rows are the camera's right, up and back (towards the viewer) in the world.
+      axes: float64 [3 3], rows are the camera's right, up and back (to the viewer) in the world.
       focal: focal length in pixels.
       size: height and width in pixels.
     """
@@ -41,8 +41,8 @@ class Camera:
     def look(cls, position, yaw: float, pitch: float, field_of_view: float, size) -> Camera:
         """A camera that looks along +y, turned left by `yaw` and up by `pitch` (radians).
 
-        `field_of_view` (radians) is the horizontal one of an image of 4:3 with the same area, so that
-        tall and wide images show about as much.
+        `field_of_view` (radians) is the horizontal one of an image of 4:3 with the same area, so
+        that tall and wide images show about as much.
         """
         height, width = size
         across = np.sqrt(height * width * 4 / 3)
@@ -54,7 +54,7 @@ class Camera:
         return cls(np.asarray(position, np.float64), axes, float(focal), (height, width))
 
     def directions(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rays through the pixel centres: (x [1 w], y [h 1]) of the camera-frame rays (x, y, -1)."""
+        """The rays (x, y, -1) through the pixel centres, camera frame: x [1 w] and y [h 1]."""
         height, width = self.size
         x = (np.arange(width) + 0.5 - width / 2) / self.focal
         y = (height / 2 - np.arange(height) - 0.5) / self.focal
@@ -63,8 +63,15 @@ class Camera:
 
 @dataclasses.dataclass(frozen=True)
 class Primitives:
-    """All p primitives of a scene, as arrays: `kind` [p], `centre` [p 3], `half` [p 3] (half sizes),
-    `rotation` [p 3 3] (columns are the local axes in the world), `shape` [p] (see the unit shapes)."""
+    """All p primitives of a scene, metres.
+
+    Attributes:
+      kind: int [p], one of the unit shapes.
+      centre: float64 [p 3].
+      half: float64 [p 3], half sizes along the local axes.
+      rotation: float64 [p 3 3], columns are the local axes in the world.
+      shape: float64 [p], the unit shape's own number.
+    """
 
     kind: np.ndarray
     centre: np.ndarray
@@ -75,8 +82,14 @@ class Primitives:
 
 @dataclasses.dataclass(frozen=True)
 class Hits:
-    """What the camera sees: `depth` float32 [h w] metres, `primitive` int32 [h w], `points` and
-    `normals` float32 [h w 3] in the world."""
+    """What the camera sees.
+
+    Attributes:
+      depth: float32 [h w], metres along the camera's axis.
+      primitive: int32 [h w], number of the primitive hit.
+      points: float32 [h w 3], world, metres.
+      normals: float32 [h w 3], world, unit, facing the viewer.
+    """
 
     depth: np.ndarray
     primitive: np.ndarray
@@ -134,7 +147,7 @@ def _cylinder(origin, direction, taper):
 
 
 def _capsule(origin, direction, length):
-    """The endless cylinder's hit where it is between the ends, else the hit of the nearer end's ball.
+    """The endless cylinder's hit if it is between the ends, else that of the nearer end's ball.
 
     A ray that misses the endless cylinder misses both balls, which lie inside it.
     """
@@ -149,9 +162,9 @@ def _capsule(origin, direction, length):
     return np.where((t == t) & (side == side), t, np.inf)
 
 
-# Each takes the ray (origin, direction) in the unit shape's frame and the shape's number, and returns
-# the parameter of the entry, infinite for a miss. Rays along an axis divide by 0; the infinities and
-# NaNs that follow compare as a miss.
+# Each takes the ray (origin, direction) in the unit shape's frame and the shape's number, and
+# returns the parameter of the entry, infinite for a miss. Rays along an axis divide by 0; the
+# infinities and NaNs that follow compare as a miss.
 _ENTRIES = {BOX: _box, ELLIPSOID: _ellipsoid, CYLINDER: _cylinder, CAPSULE: _capsule}
 
 
@@ -222,7 +235,7 @@ def cast(primitives: Primitives, camera: Camera) -> Hits:
 
 
 def _surface(primitives: Primitives, camera: Camera, depth, index) -> Hits:
-    """Points and normals of the hits, computed as planes [3, h*w]: three times faster than [h*w, 3]."""
+    """Points and normals of the hits, as planes [3 h*w]: twice as fast as [h*w 3]."""
     x, y = camera.directions()
     axes, flat_index = camera.axes.astype(np.float32), index.ravel()
     rays = np.stack([(a * x + (b * y - c)).ravel() for a, b, c in axes.T])
@@ -271,7 +284,7 @@ def _gradient(kind, shape, local) -> np.ndarray:
 
 @np.errstate(divide="ignore", invalid="ignore")
 def visible(primitives: Primitives, chosen, light: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Whether the light [3] reaches each of the points [m 3] past the `chosen` primitives, bool [m]."""
+    """Whether the light [3] reaches the points [m 3] past the `chosen` primitives, bool [m]."""
     rays = (points - light.astype(np.float32)).astype(np.float32)
     lit = np.ones(len(points), bool)
     for number in chosen:

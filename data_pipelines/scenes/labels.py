@@ -58,7 +58,7 @@ def semantics(kinds: list[str], objects: np.ndarray, class_names: tuple[str, ...
 def boundaries(objects: np.ndarray) -> np.ndarray:
     """Edges int32 [h w 1]: 1 where the object differs from that of the pixel to the right or below.
 
-    One pixel wide. Each wall, the floor and the ceiling count as objects; a thing's own parts do not.
+    One pixel wide. Each wall, the floor and the ceiling are objects; a thing's own parts are not.
     """
     edge = np.zeros(objects.shape, np.int32)
     edge[:, :-1] |= objects[:, :-1] != objects[:, 1:]
@@ -76,8 +76,8 @@ def human_parts(parts: np.ndarray, ignore: int) -> np.ndarray:
 def saliency(kinds: list[str], objects: np.ndarray) -> np.ndarray:
     """1 on salient pixels, int32 [h w 1].
 
-    Salient are all people and the most prominent other thing: the one with the largest sum over its
-    pixels of a Gaussian weight around the image's middle (deviation: a quarter of height and width).
+    Salient are all people and the most prominent other thing: the one with the largest sum over
+    its pixels of a Gaussian weight around the image's middle (deviation: a quarter of each side).
     The room and what is fixed to it (`FLAT`) never are.
     """
     height, width = objects.shape

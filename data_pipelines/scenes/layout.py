@@ -104,6 +104,13 @@ def _living_room(room: Room) -> None:
         room.by_wall(furniture.sofa(rng))
 
 
+def _sofa_with_people(room: Room) -> None:
+    sofa = furniture.sofa(room.rng)
+    host = room.free(sofa, (2.3, 3.4), 0.4, 0.4)
+    if host and room.rng.random() < 0.4:
+        _seat(room, host, sofa)
+
+
 def _table_with_chairs(room: Room, distance, sitters: float) -> None:
     rng = room.rng
     table = furniture.table(rng)
@@ -149,7 +156,7 @@ def _office(room: Room) -> None:
 
 
 def _extras(room: Room) -> None:
-    """What any room may have: lamps, plants, boxes, a rug, people, a door and what hangs on walls."""
+    """What any room may have: a rug, people, lamps, plants, boxes, and what hangs on walls."""
     rng = room.rng
     if rng.random() < 0.5:
         room.free(objects.floor_mat(rng), (2.0, 3.5), 0.3, np.pi, taken=False)
@@ -181,13 +188,13 @@ def _extras(room: Room) -> None:
 
 def room_view(rng: np.random.Generator, size: tuple[int, int]) -> Setting:
     """A bedroom, living room, kitchen or office seen from its near wall; `size` h, w in pixels."""
-    extent = (rng.uniform(3.0, 5.5), rng.uniform(3.8, 9.0), rng.uniform(2.3, 2.9))
-    position = (rng.uniform(0.3, 0.7) * extent[0], rng.uniform(0.2, 0.5), rng.uniform(1.2, 1.8))
+    extent = (rng.uniform(3.2, 5.0), rng.uniform(5.0, 8.5), rng.uniform(2.3, 2.8))
+    position = (rng.uniform(0.35, 0.65) * extent[0], rng.uniform(0.2, 0.5), rng.uniform(1.35, 1.7))
     # Looking at a point of the far half keeps the corners and the furniture in view.
-    target = rng.uniform(0.15, 0.85) * extent[0]
+    target = rng.uniform(0.25, 0.75) * extent[0]
     yaw = np.arctan2(position[0] - target, 0.7 * extent[1] - position[1])
     camera = Camera.look(
-        position, yaw, rng.uniform(-0.3, 0.0), np.radians(rng.uniform(62, 80)), size
+        position, yaw, rng.uniform(-0.22, -0.06), np.radians(rng.uniform(66, 78)), size
     )
     room = Room(rng, extent, position, yaw, clearance=1.0)
     (_bedroom, _living_room, _kitchen, _office)[rng.integers(4)](room)
@@ -197,41 +204,42 @@ def room_view(rng: np.random.Generator, size: tuple[int, int]) -> Setting:
 
 def people_view(rng: np.random.Generator, size: tuple[int, int]) -> Setting:
     """People on a sofa, at a table or standing, with furniture, plants and animals, close by."""
-    extent = (rng.uniform(3.2, 5.5), rng.uniform(3.4, 6.0), rng.uniform(2.3, 2.9))
+    extent = (rng.uniform(3.2, 4.8), rng.uniform(3.2, 4.2), rng.uniform(2.3, 2.9))
     # Turned to one side the camera stands on the other, and sees a corner of the room.
-    yaw = rng.uniform(-0.65, 0.65)
+    yaw = rng.uniform(-0.5, 0.5)
     x = (0.5 + 0.4 * yaw + rng.uniform(-0.1, 0.1)) * extent[0]
     position = (x, rng.uniform(0.1, 0.3), rng.uniform(1.35, 1.85))
-    # The higher the camera, the more it looks down on the group some 2 m away, 0.75 m high.
-    pitch = np.arctan2(0.75 - position[2], 2.0) + rng.uniform(-0.08, 0.1)
-    camera = Camera.look(position, yaw, pitch, np.radians(rng.uniform(50, 64)), size)
+    # The higher the camera, the more it looks down on the group some 2 m away, 0.95 m high.
+    pitch = np.arctan2(0.95 - position[2], 2.0) + rng.uniform(-0.06, 0.06)
+    camera = Camera.look(position, yaw, pitch, np.radians(rng.uniform(54, 64)), size)
     room = Room(rng, extent, position, yaw, clearance=0.9)
     group = rng.random()
-    if group < 0.35:
-        sofa = furniture.sofa(rng)
-        host = room.free(sofa, (2.0, 2.8), 0.15, 0.3)
-        if host:
-            _seat(room, host, sofa)
-    elif group < 0.7:
-        _table_with_chairs(room, (1.9, 2.6), 0.45)
+    if group < 0.3:
+        _table_with_chairs(room, (2.0, 2.5), 0.7)
+        room.free(person(rng), (1.8, 2.8), 0.35, 0.5)
+    elif group < 0.75:
+        room.free(person(rng), (1.85, 2.2), 0.15, 0.5)
     else:
         chair = furniture.chair(rng)
-        host = room.free(chair, (1.6, 2.3), 0.2, 0.6)
+        host = room.free(chair, (1.6, 2.0), 0.15, 0.4)
         if host:
             _seat(room, host, chair)
-    if rng.random() < 0.75 or group >= 0.7:
-        room.free(person(rng), (1.5, 2.6), 0.35, 0.8)
+    if rng.random() < 0.4:
+        room.free(person(rng), (1.9, 2.6), 0.45, 0.6)
+    if rng.random() < 0.8:
+        _sofa_with_people(room)
     things = (
-        furniture.chair, furniture.sofa, objects.potted_plant, person,
+        furniture.chair, objects.potted_plant,
         lambda rng: objects.animal(rng, "dog"), lambda rng: objects.animal(rng, "cat"),
     )  # fmt: skip
     for _ in range(int(rng.integers(2, 5))):
-        room.free(things[rng.integers(len(things))](rng), (1.3, 3.2), 0.5)
-    if rng.random() < 0.6:
+        room.free(things[rng.integers(len(things))](rng), (1.4, 2.8), 0.5)
+    if rng.random() < 0.5:
         _media(room, (BACK,))
+    for _ in range(2):
+        room.by_wall(furniture.sofa(rng))
     for _ in range(int(rng.integers(0, 3))):
         room.by_wall(objects.potted_plant(rng))
-    room.by_wall(furniture.sofa(rng))
     room.hang(objects.window(rng), 0.9)
     room.hang(objects.picture(rng), 1.3)
     if rng.random() < 0.4:

@@ -1,6 +1,7 @@
-"""Materials: two colours and a solid texture that mixes them, drawn alike for everything.
+"""Materials: two colours and a solid texture that mixes them.
 
-No colour belongs to a class: walls, chairs and shirts draw from one palette.
+No colour belongs to a class: walls, chairs and shirts draw from one palette. A pattern may tell
+more (trousers are striped, books too), as it does in a real room.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ def random_material(
     pattern: str | None = None,
     wavelength: float = 0.15,
     wall: bool = False,
+    contrast: float = 0.3,
 ) -> Material:
     """A material with random colours.
 
@@ -91,12 +93,13 @@ def random_material(
       pattern: one of `PATTERNS`, or drawn.
       wavelength: the pattern's typical period, metres.
       wall: upright stripes and squares on walls along x and y, rather than squares on the ground.
+      contrast: how much darker than the first colour the second usually is; 0 to 1.
     """
     pattern = pattern or PATTERNS[rng.integers(len(PATTERNS))]
     first = random_colour(rng)
     # The second colour is another shade of the first, or another colour altogether.
-    shade = np.clip(first * rng.uniform(0.3, 0.75), 0, 1)
-    second = random_colour(rng) if rng.random() < 0.35 else shade
+    shade = first * (1 - contrast * rng.uniform(0.6, 1.4))
+    second = random_colour(rng) if rng.random() < 0.3 * contrast else shade
     k = 2 * np.pi / (wavelength * rng.uniform(0.7, 1.6))
     phases = rng.uniform(0, 2 * np.pi, 2)
     # Across x on one axis and y + z on the other, a grid shows on every axis-aligned face.

@@ -1,7 +1,7 @@
 """Things that stand on furniture or on the floor, hang on a wall, or walk about on four legs.
 
-Frames are `furniture`'s: facing -y, the ground at z = 0. A thing for a wall has its back at y = 0 and
-its lowest point at z = 0. Lengths in metres.
+Frames are `furniture`'s: facing -y, the ground at z = 0. A thing for a wall has its back at y = 0
+and its lowest point at z = 0. Lengths in metres.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def table_lamp(rng: np.random.Generator) -> Piece:
 def animal(rng: np.random.Generator, kind: str) -> Piece:
     """A standing cat or dog: a cat's tail is up, its ears are pointed; a dog's muzzle is long."""
     dog = kind == "dog"
-    scale = rng.uniform(0.95, 1.4) if dog else rng.uniform(0.65, 0.85)
+    scale = rng.uniform(0.85, 1.15) if dog else rng.uniform(0.65, 0.85)
     piece = Piece(kind, 0.3 * scale, 0.8 * scale, 0.65 * scale)
     fur, other = random_material(rng), random_material(rng)
     body, head = np.array([0, 0, 0.36]) * scale, np.array([0, -0.34, 0.55]) * scale
@@ -137,7 +137,9 @@ def floor_mat(rng: np.random.Generator) -> Piece:
     half, depth = rng.uniform(0.6, 1.1), rng.uniform(0.45, 0.75)
     piece = Piece("floor mat", 2 * half, 2 * depth, 0.01)
     piece.box((0, 0, 0.004), (half, depth, 0.004), random_material(rng))
-    piece.box((0, 0, 0.005), (half - 0.09, depth - 0.09, 0.005), random_material(rng, wavelength=0.3))
+    piece.box(
+        (0, 0, 0.005), (half - 0.09, depth - 0.09, 0.005), random_material(rng, wavelength=0.3)
+    )
     return piece
 
 

@@ -29,39 +29,42 @@ def _arm_pose(rng: np.random.Generator, seated: bool):
         (rng.uniform(-0.1, 0.2), rng.uniform(0.6, 0.8), rng.uniform(0.6, 1.0), 1.3),  # on the hip
         (rng.uniform(1.0, 2.6), rng.uniform(0.1, 0.5), rng.uniform(0.1, 0.9), 0.0),  # pointing
     ]
-    shares = (0.1, 0.7, 0.0, 0.2) if seated else (0.45, 0.2, 0.15, 0.2)
+    shares = (0.1, 0.8, 0.0, 0.1) if seated else (0.65, 0.15, 0.12, 0.08)
     return poses[rng.choice(4, p=shares)]
 
 
 def _head(piece: Piece, rng, height, neck, skin, hair) -> None:
-    middle = neck + np.array([0, -0.015, 0.085]) * height / 1.7
-    half = np.array([0.078, 0.098, 0.122]) * height / 1.7
-    piece.limb(neck - (0, 0, 0.07), middle, 0.052, skin, TORSO)
+    middle = neck + np.array([0, -0.015, 0.1]) * height / 1.7
+    half = np.array([0.098, 0.115, 0.14]) * height / 1.7
+    piece.limb(neck - (0, 0, 0.07), middle, 0.06, skin, TORSO)
     piece.ellipsoid(middle, half, skin, part=HEAD)
     # Hair: a slightly larger cap, up and back; long hair reaches the shoulders.
-    piece.ellipsoid(middle + (0, 0.028, 0.03), half * 1.06, hair, part=HEAD)
+    piece.ellipsoid(middle + np.array([0, 0.028, 0.03]), half * 1.06, hair, part=HEAD)
     if rng.random() < 0.4:
-        piece.ellipsoid(middle + (0, 0.06, -0.06), half * (1.1, 0.6, 1.25), hair, part=HEAD)
-    piece.ellipsoid(middle + (0, -half[1], -0.01), (0.014, 0.022, 0.022), skin, part=HEAD)
+        piece.ellipsoid(
+            middle + np.array([0, 0.06, -0.06]), half * (1.1, 0.6, 1.25), hair, part=HEAD
+        )
+    nose = middle + np.array([0, -half[1], -0.01])
+    piece.ellipsoid(nose, (0.014, 0.022, 0.022), skin, part=HEAD)
 
 
 def _arms(piece: Piece, rng, height, shoulders, seated, sleeve, lower, skin) -> None:
     upper_length, lower_length = 0.175 * height, 0.15 * height
     for side in (-1, 1):
         forward, outward, elbow, inward = _arm_pose(rng, seated)
-        start = shoulders + np.array([side * 0.118 * height, 0, 0])
+        start = shoulders + np.array([side * 0.128 * height, 0, 0])
         mirror = np.array([side, 1, 1])
         middle = start + upper_length * _bent(forward, outward) * mirror
         end = middle + lower_length * _bent(forward + elbow, outward - inward) * mirror
-        piece.limb(start, middle, 0.034 * height, sleeve, UPPER_ARM)
-        piece.limb(middle, end, 0.026 * height, lower, LOWER_ARM)
+        piece.limb(start, middle, 0.041 * height, sleeve, UPPER_ARM)
+        piece.limb(middle, end, 0.035 * height, lower, LOWER_ARM)
         hand = end + (end - middle) / lower_length * 0.05
-        piece.ellipsoid(hand, (0.04, 0.045, 0.05), skin, part=LOWER_ARM)
+        piece.ellipsoid(hand, (0.055, 0.06, 0.065), skin, part=LOWER_ARM)
 
 
 def _legs(piece: Piece, rng, height, hips, seated, upper, lower, shoe) -> None:
     upper_length, lower_length = 0.245 * height, 0.235 * height
-    swing = 0.0 if seated else rng.choice([0.0, rng.uniform(0.15, 0.5)])
+    swing = 0.0 if seated else rng.choice([0.0, rng.uniform(0.1, 0.35)])
     for side in (-1, 1):
         if seated:
             thigh, knee, outward = 1.5 + rng.uniform(-0.08, 0.05), rng.uniform(-1.7, -1.3), 0.12
@@ -72,9 +75,10 @@ def _legs(piece: Piece, rng, height, hips, seated, upper, lower, shoe) -> None:
         start = hips + np.array([side * 0.055 * height, 0, 0])
         middle = start + upper_length * _bent(thigh, outward) * mirror
         end = middle + lower_length * _bent(thigh + knee) * mirror
-        piece.limb(start, middle, 0.046 * height, upper, UPPER_LEG)
-        piece.limb(middle, end, 0.033 * height, lower, LOWER_LEG)
-        piece.ellipsoid(end + (0, -0.06, -0.01), (0.05, 0.13, 0.045), shoe, part=LOWER_LEG)
+        piece.limb(start, middle, 0.054 * height, upper, UPPER_LEG)
+        piece.limb(middle, end, 0.043 * height, lower, LOWER_LEG)
+        foot = end + np.array([0, -0.06, -0.01])
+        piece.ellipsoid(foot, (0.06, 0.14, 0.055), shoe, part=LOWER_LEG)
 
 
 def person(rng: np.random.Generator, seat_height: float | None = None) -> Piece:
@@ -84,7 +88,10 @@ def person(rng: np.random.Generator, seat_height: float | None = None) -> Piece:
     """
     seated = seat_height is not None
     height = rng.uniform(1.5, 1.9)
-    skin, shirt, trousers, hair, shoe = (random_material(rng) for _ in range(5))
+    skin, sleeve = random_material(rng, "plain"), random_material(rng, "plain")
+    shirt = random_material(rng, "dots", 0.1, contrast=0.5)
+    trousers = random_material(rng, "stripes", 0.1, contrast=0.4)
+    hair, shoe = random_material(rng, "noise", 0.05, contrast=0.5), random_material(rng, "plain")
     hips = np.array([0, 0, seat_height + 0.05 * height if seated else HIP_HEIGHT * height])
     lean = rng.uniform(-0.05, 0.25) if seated else rng.uniform(-0.03, 0.06)
     shoulders = hips + 0.275 * height * np.array([0, np.sin(lean), np.cos(lean)])
@@ -96,13 +103,13 @@ def person(rng: np.random.Generator, seat_height: float | None = None) -> Piece:
     length = 0.1 * height
     piece.trunk(hips + 0.155 * height * spine, chest, length, shirt, rotation, TORSO)
     piece.ellipsoid(hips, np.array([0.1, 0.075, 0.065]) * height, trousers, part=TORSO)
-    piece.limb(
-        shoulders - (0.09 * height, 0, 0), shoulders + (0.09 * height, 0, 0), 0.04 * height, shirt,
-        TORSO,
-    )  # fmt: skip
+    across = np.array([0.09 * height, 0, 0])
+    piece.limb(shoulders - across, shoulders + across, 0.04 * height, shirt, TORSO)
     _head(piece, rng, height, shoulders + 0.065 * height * spine, skin, hair)
-    lower_sleeve = shirt if rng.random() < 0.5 else skin
-    _arms(piece, rng, height, shoulders, seated, shirt, lower_sleeve, skin)
-    lower_leg = trousers if rng.random() < 0.75 else skin
+    upper_sleeve = shirt if rng.random() < 0.3 else sleeve
+    lower_sleeve = upper_sleeve if rng.random() < 0.25 else skin
+    _arms(piece, rng, height, shoulders, seated, upper_sleeve, lower_sleeve, skin)
+    # Long trousers, or shorts, or boots up to the knee.
+    lower_leg = (trousers, skin, shoe)[rng.integers(3)]
     _legs(piece, rng, height, hips, seated, trousers, lower_leg, shoe)
     return piece

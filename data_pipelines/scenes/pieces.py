@@ -108,7 +108,7 @@ class Scene:
             self._objects.append(len(self.kinds))
             self.kinds.append(kind)
             self._rows.append((geometry.SHELL, half, half, UPRIGHT, 0.0, 0))
-            self._materials.append(material.turned(UPRIGHT).row())
+            self._materials.append(material.row())
 
     def add(self, piece: Piece, position, yaw: float = 0.0) -> int:
         """Puts a piece's origin at `position` [3], turned by `yaw`; returns its object number."""
@@ -120,7 +120,7 @@ class Scene:
             centre = rotation @ centre + position
             self._rows.append((kind, centre, half, rotation @ own, shape, part))
             self._objects.append(number)
-            self._materials.append(material.turned(rotation).row())
+            self._materials.append(turned[id(material)])
         return number
 
     def primitives(self) -> geometry.Primitives:

@@ -31,12 +31,13 @@ class Room:
         # (middle 1, middle 2, half 1, half 2) of what is taken: of the floor, and of each wall.
         self._floor: list[tuple] = []
         self._walls: dict[str, list[tuple]] = {LEFT: [], RIGHT: [], BACK: []}
-        wall = random_material(rng, wavelength=0.4, wall=True)
+        wall = random_material(rng, wavelength=0.5, wall=True, contrast=0.15)
         walls = [wall, wall, wall, wall]
         if rng.random() < 0.3:
-            walls[rng.integers(4)] = random_material(rng, wavelength=0.4, wall=True)
-        floor = random_material(rng, rng.choice(["wood", "checker", "noise", "stripes"]), 0.35)
-        self.scene.add_room(size, [*walls, floor, random_material(rng, wavelength=0.5)])
+            walls[rng.integers(4)] = random_material(rng, wavelength=0.5, wall=True, contrast=0.15)
+        floor = random_material(rng, rng.choice(["wood", "checker"]), 0.35)
+        ceiling = random_material(rng, rng.choice(["plain", "noise"]), 0.5, contrast=0.15)
+        self.scene.add_room(size, [*walls, floor, ceiling])
 
     def _free_floor(self, x, y, half_x, half_y) -> bool:
         width, length, _ = self.size

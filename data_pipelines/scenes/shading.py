@@ -17,9 +17,9 @@ def _casters(primitives: Primitives, seen: np.ndarray) -> np.ndarray:
     """Numbers of the primitives that cast shadows: large and, for speed, seen themselves."""
     sizes = np.sort(primitives.half, axis=1)
     area = sizes[:, 1] * sizes[:, 2]
-    area[primitives.kind == geometry.CAPSULE] *= 1 + primitives.shape[
-        primitives.kind == geometry.CAPSULE
-    ]
+    area[primitives.kind == geometry.CAPSULE] *= (
+        1 + primitives.shape[primitives.kind == geometry.CAPSULE]
+    )
     large = area > _CASTER_AREA
     large[:6] = False
     return np.flatnonzero(large & seen)
@@ -38,25 +38,25 @@ def _lit(points, facing, primitives, casters, lamp) -> np.ndarray:
     return cv2.resize(lit, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def _light(hits: Hits, primitives: Primitives, lamp: np.ndarray, rng) -> np.ndarray:
+def _light(hits: Hits, primitives: Primitives, lamp: np.ndarray, view, rng) -> np.ndarray:
     """Light that falls on each pixel's point, RGB float32 [h w 3].
 
-    A lamp with shadows and inverse-square falloff, a softer light from the camera's side, and ambient
-    light that is stronger from one side. Colours and strengths are drawn.
+    A lamp with shadows and falloff, a softer light from the camera's side (`view` [3] points there)
+    and ambient light that is stronger from above. Colours and strengths are drawn.
     """
-    height, width = hits.depth.shape
     to_lamp = lamp.astype(np.float32) - hits.points
     squared = np.sum(to_lamp * to_lamp, axis=-1)
     cosine = np.sum(to_lamp * hits.normals, axis=-1) / np.sqrt(squared)
     seen = np.bincount(hits.primitive.ravel(), minlength=len(primitives.kind)) > 0
     lit = _lit(hits.points, cosine > 0, primitives, _casters(primitives, seen), lamp)
-    direct = np.maximum(cosine, 0) * lit * rng.uniform(2.0, 4.0) / (1.0 + squared * 0.35)
+    direct = np.maximum(cosine, 0) * lit * rng.uniform(1.2, 2.4) / (1.0 + squared * 0.2)
 
-    fill = rng.normal(0, 1, 3) + (0, -1.5, 0.5)
-    fill = (fill / np.linalg.norm(fill)).astype(np.float32)
-    soft = np.maximum(hits.normals @ fill, 0) * rng.uniform(0.15, 0.5)
-    ambient = rng.uniform(0.15, 0.35) * (1 + 0.35 * hits.normals[..., 2])
-    tints = rng.uniform(0.8, 1.1, (3, 3)).astype(np.float32)
+    # From the camera's side: what is round darkens towards its outline.
+    fill = view + rng.normal((0, 0, 0.25), 0.25).astype(np.float32)
+    fill /= np.linalg.norm(fill)
+    soft = np.maximum(hits.normals @ fill, 0) ** 2 * rng.uniform(0.35, 0.6)
+    ambient = rng.uniform(0.2, 0.3) * (1 + 0.5 * hits.normals[..., 2])
+    tints = rng.uniform(0.88, 1.06, (3, 3)).astype(np.float32)
     layers = np.stack([direct, soft, ambient], axis=-1).astype(np.float32)
     return layers @ tints
 
@@ -85,12 +85,12 @@ def photograph(
     footprint = hits.depth / camera.focal / np.maximum(slant, 0.15)
     rows = materials[hits.primitive.ravel()]
     colour, glow = texture(rows, hits.points.reshape(-1, 3), footprint.ravel())
-    light = _light(hits, primitives, lamp, rng)
+    light = _light(hits, primitives, lamp, camera.axes[2].astype(np.float32), rng)
     radiance = colour.reshape(height, width, 3) * (light + glow.reshape(height, width, 1))
     radiance *= 1 + 0.04 * rng.standard_normal((height, width, 1), np.float32)
 
     # Exposed for its own mean, as a camera does, give or take.
-    exposure = rng.uniform(0.16, 0.3) / (radiance.mean() + 1e-6)
+    exposure = rng.uniform(0.2, 0.28) / (radiance.mean() + 1e-6)
     photo = cv2.GaussianBlur(radiance * np.float32(exposure), (0, 0), 0.45)
     # A film curve: linear in the dark, flattening towards white.
     photo = np.sqrt(np.maximum(photo, 0))

@@ -10,7 +10,10 @@ from mtmamba_jax.array_types import Array
 
 EPSILON = 1e-5  # of every LayerNorm, as in the official encoder and decoder
 
-_lecun_normal = jax.nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=0)
+# Uniform with variance 1 / (3 fan-in), what the official decoder starts from.
+FAN_IN = jax.nn.initializers.variance_scaling(
+    1 / 3, "fan_in", "uniform", in_axis=-2, out_axis=-1, batch_axis=0
+)
 
 
 class TaskLinear(nnx.Module):
@@ -30,7 +33,7 @@ class TaskLinear(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.dtype = dtype
-        self.kernel = nnx.Param(_lecun_normal(rngs.params(), (tasks, in_features, out_features)))
+        self.kernel = nnx.Param(FAN_IN(rngs.params(), (tasks, in_features, out_features)))
         self.bias = nnx.Param(jnp.zeros((tasks, out_features))) if use_bias else None
 
     def __call__(self, x: Array) -> Array:

@@ -121,16 +121,40 @@ def create_model(
     _check("dtype", dtype, DTYPES)
     _check("remat policy", remat, REMAT_POLICIES)
     settings = MambaSettings(expansion, state_size, DTYPES[dtype], scan_implementation)
-    swin = Swin(
-        SWIN_SIZES[encoder],
-        drop_path_rate=encoder_drop_path_rate,
-        dtype=settings.dtype,
-        remat=remat,
-        rngs=rngs,
-    )
-    return MODELS[name](
-        swin, tasks, settings, drop_path_rate=decoder_drop_path_rate, remat=remat, rngs=rngs
-    )
+
+    def construct(rngs: nnx.Rngs) -> MTMamba:
+        swin = Swin(
+            SWIN_SIZES[encoder],
+            drop_path_rate=encoder_drop_path_rate,
+            dtype=settings.dtype,
+            remat=remat,
+            rngs=rngs,
+        )
+        return MODELS[name](
+            swin, tasks, settings, drop_path_rate=decoder_drop_path_rate, remat=remat, rngs=rngs
+        )
+
+    return _initialise(construct, rngs)
+
+
+def _initialise(construct: Callable[[nnx.Rngs], MTMamba], rngs: nnx.Rngs) -> MTMamba:
+    """Returns `construct(rngs)`, drawing all weights in one compiled program.
+
+    One by one, some 200 draws of 100 shapes compile for a minute or more on a CPU. The program runs
+    once, so time spent on optimising it would be lost.
+    """
+    key = rngs.params()
+    structure = {}
+
+    def parameters(key):
+        model = construct(nnx.Rngs(params=key))
+        structure["graph"], arrays = nnx.split(model)
+        return arrays
+
+    if not isinstance(key, jax.core.Tracer):  # options belong to the outermost jit only
+        parameters = jax.jit(parameters, compiler_options={"xla_backend_optimization_level": 0})
+    arrays = parameters(key)
+    return nnx.merge(structure["graph"], arrays)
 
 
 def _check(what: str, name: str, valid: dict) -> None:

@@ -1,0 +1,69 @@
+"""Named shapes that the tests and the benchmark share, and random arguments for them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class ArgSpec:
+    """Sizes of one call of `ss2d`; the letters are those of `api`."""
+
+    h: int
+    w: int
+    d: int
+    t: int = 1
+    b: int = 1
+    k: int = 4
+    n: int = 16
+    r: int = 1
+
+    def arguments(self, seed: int = 0, step_scale: float = 1.0) -> tuple[np.ndarray, ...]:
+        """The eight arrays of `ss2d`, float32.
+
+        Args:
+          seed: of the random numbers.
+          step_scale: factor on the step sizes, which Mamba starts between 0.001 and 0.1.
+        """
+        rng = np.random.default_rng(seed)
+        t, b, h, w, d, k, n, r = self.t, self.b, self.h, self.w, self.d, self.k, self.n, self.r
+
+        def normal(*shape: int) -> np.ndarray:
+            return rng.standard_normal(shape, np.float32)
+
+        step = step_scale * np.exp(rng.uniform(np.log(1e-3), np.log(1e-1), (t, k, d)))
+        # softplus's inverse; above 20 it is the identity, and exp would overflow further up.
+        dt_bias = np.where(step > 20, step, np.log(np.expm1(np.minimum(step, 20))))
+        dt_weight = rng.uniform(-1, 1, (t, k, r, d)) * r**-0.5
+        A = -np.exp(rng.uniform(0, np.log(n + 1), (t, k, d, n)))
+        maps = [normal(t, b, h, w, d), normal(t, b, h, w, k, r)]
+        maps += [dt_weight, dt_bias, A, normal(t, b, h, w, k, n), normal(t, b, h, w, k, n)]
+        return tuple(np.asarray(v, np.float32) for v in (*maps, normal(t, k, d)))
+
+
+def _decoder(t: int, b: int) -> dict[str, ArgSpec]:
+    """MTMamba's decoder stages with Swin-L at 448x576: inner width 2c, rank ceil(c/16)."""
+    stages = {"stage1": (28, 36, 768), "stage2": (56, 72, 384), "stage3": (112, 144, 192)}
+    return {
+        f"{name}_t{t}_b{b}": ArgSpec(h, w, d=2 * c, t=t, b=b, r=c // 16)
+        for name, (h, w, c) in stages.items()
+    }
+
+
+# NYUDv2 has four tasks, PASCAL-Context five; t = 1 is the shared branch.
+DECODER = {name: spec for t in (1, 4, 5) for b in (1, 8) for name, spec in _decoder(t, b).items()}
+
+# A decoder stage of a small model, as trained on a CPU.
+SMALL = {"small_t4_b4": ArgSpec(24, 32, d=64, t=4, b=4, r=2)}
+
+ODD = {
+    "pixel": ArgSpec(1, 1, d=3, n=2),
+    "row": ArgSpec(1, 19, d=5, n=3),
+    "column": ArgSpec(23, 1, d=5, n=3),
+    "prime": ArgSpec(7, 11, d=13, t=1, b=2, n=5, r=3),
+    "even": ArgSpec(4, 8, d=8, t=2, b=2, n=16, r=2),
+    "tasks": ArgSpec(5, 6, d=7, t=3, b=1, n=4, r=2),
+    "several_chunks": ArgSpec(9, 17, d=4, t=2, b=1, n=1, r=1),
+}

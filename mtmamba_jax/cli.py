@@ -1,0 +1,230 @@
+"""The command line: `python launch.py COMMAND`, installed as `mtmamba COMMAND`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+import mtmamba_jax
+from mtmamba_jax.tasks import nearest
+
+# Commands import what they need when they run: --help and a mistyped flag answer at once.
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the process's exit code.
+
+    0: done. 1: done in part, or stopped by what it met. 2: the command line is wrong.
+    A user's mistake prints one message; `--traceback` shows where it came from.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        hint = nearest(arguments[0], list(COMMANDS))
+        return _fail(f"Unknown command {arguments[0]!r}.{hint} Valid: {', '.join(COMMANDS)}.", 2)
+    options, unknown = parser.parse_known_args(arguments)
+    try:
+        options.overrides = _overrides(unknown, arguments[0], parser)
+        return COMMANDS[options.command](options)
+    except KeyboardInterrupt:
+        return _fail("Interrupted. The same command goes on from the last checkpoint.", 130)
+    except (ValueError, OSError, RuntimeError) as error:
+        if options.traceback:
+            raise
+        return _fail(str(error), 2 if isinstance(error, ValueError) else 1)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _overrides(unknown: Sequence[str], command: str, parser) -> dict[str, str]:
+    """Returns {key: text} of `--config.key=value`, or `--config.key value`."""
+    flags = sorted(
+        flag
+        for action in parser.commands[command]._actions
+        for flag in action.option_strings
+        if flag.startswith("--")
+    )
+    overrides, rest = {}, list(unknown)
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        if command != "train" or not flag.startswith("--config."):
+            raise ValueError(
+                f"Unknown argument {flag!r} of {command}.{nearest(flag, flags)} "
+                f"Valid: {', '.join(flags)}."
+            )
+        if not equals:
+            if not rest:
+                raise ValueError(f"{flag} has no value; write {flag}=VALUE.")
+            value = rest.pop(0)
+        overrides[flag.removeprefix("--config.")] = value
+    return overrides
+
+
+def _train(options: argparse.Namespace) -> int:
+    from mtmamba_jax import config as configuration
+    from mtmamba_jax.evaluate import score_table
+    from mtmamba_jax.tasks import select
+    from mtmamba_jax.training.loop import train
+
+    config = configuration.load(options.config)
+    configuration.override(config, options.overrides)
+    tasks = select(config.tasks.set, config.tasks.names)
+    workdir = pathlib.Path(
+        options.workdir or f"runs/{pathlib.PurePath(options.config.replace(':', '_')).stem}"
+    )
+    _announce(
+        f"Training {config.model.name} with {config.model.encoder} on {config.data.name}: "
+        f"{', '.join(task.name for task in tasks)}",
+        f"{config.train.steps} steps of batch {config.train.batch_size}, "
+        f"{config.data.size[0]}x{config.data.size[1]} pixels, {config.model.dtype}",
+        f"Writing to {workdir}",
+    )
+    start = time.monotonic()
+    result = train(config, workdir)
+    print(
+        f"\nBest model: step {result.step}. On the test set, beside the best constant "
+        f"prediction:\n{score_table(tasks, result.scores, result.constants)}\n"
+        f"\nTook {(time.monotonic() - start) / 60:.1f} minutes. Wrote to {workdir}:"
+        f"\n  panels/         {len(result.panels)} test images with predictions and labels"
+        "\n  metrics.jsonl   every number of the run"
+        "\n  tensorboard/    the same with pictures: tensorboard --logdir DIR"
+        "\n  best/, latest/  checkpoints\n"
+        "\nNext:"
+        f"\n  python launch.py predict --workdir={workdir} PHOTO_OR_FOLDER..."
+        f"\n  python launch.py eval --workdir={workdir}"
+    )
+    return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from mtmamba_jax.evaluate import Evaluator, score_table
+    from mtmamba_jax.panels import write_panels
+    from mtmamba_jax.training.run import load_run
+
+    run = load_run(pathlib.Path(options.workdir), options.checkpoint)
+    _announce(
+        f"Evaluating the {options.checkpoint} checkpoint (step {run.step}) of {options.workdir} "
+        f"on the test set of {run.config.data.name}"
+    )
+    evaluator = Evaluator(run.config, run.graph, run.tasks, run.mesh)
+    scores, constants = evaluator.scores(run.parameters), evaluator.constants()
+    print(score_table(run.tasks, scores, constants))
+    path = pathlib.Path(options.workdir) / f"scores_{options.checkpoint}.json"
+    written = {"step": run.step, "scores": scores, "constants": constants}
+    path.write_text(json.dumps(written, indent=2) + "\n")
+    panels = write_panels(
+        pathlib.Path(options.workdir) / "panels",
+        run.tasks,
+        evaluator.predictions(run.parameters, run.config.eval.panels),
+    )
+    print(
+        f"\nWrote {path} (every score) and {len(panels)} panels in {panels[0].parent}\n"
+        f"Next: python launch.py predict --workdir={options.workdir} PHOTO_OR_FOLDER..."
+    )
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    import tqdm
+
+    from mtmamba_jax.predict import Failure, find_photos, predict_photos
+    from mtmamba_jax.training.run import load_run
+    from mtmamba_jax.training.step import create_predict_step
+
+    photos = find_photos([pathlib.Path(path) for path in options.photos])
+    run = load_run(pathlib.Path(options.workdir), options.checkpoint, batch_size=1)
+    size = _parse_size(options.size) if options.size else run.config.data.size
+    output = pathlib.Path(options.output)
+    _announce(
+        f"Predicting {', '.join(task.name for task in run.tasks)} for {len(photos)} photos, "
+        f"fitted into {size[0]}x{size[1]}, with step {run.step} of {options.workdir}"
+    )
+    if options.overlay and not any(task.class_names for task in run.tasks):
+        raise ValueError("--overlay draws classes, but no task of this run has any.")
+    step = create_predict_step(run.graph)
+    results = predict_photos(
+        photos,
+        run.tasks,
+        lambda images: step(run.parameters, images),
+        output,
+        size=size,
+        with_overlay=options.overlay,
+    )
+    failures = []
+    for result in tqdm.tqdm(results, total=len(photos), unit="photo"):
+        if isinstance(result, Failure):
+            failures.append(result)
+    done = len(photos) - len(failures)
+    for failure in failures:
+        print(f"error: {failure.path}: {failure.reason}", file=sys.stderr)
+    if done:
+        print(
+            f"Wrote {done} of {len(photos)} photos to {output}: in a folder for each, panel.png "
+            "and, for each task, a picture (.png) and the raw array (.npy)."
+        )
+    return 1 if failures else 0
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise ValueError(f"--size wants HEIGHTxWIDTH in pixels, such as 448x576; got {text!r}.")
+    return int(height), int(width)
+
+
+def _announce(*lines: str) -> None:
+    import jax
+
+    devices = jax.devices()
+    kinds = sorted({device.device_kind for device in devices})
+    print("\n".join(lines))
+    print(f"Devices: {len(devices)} x {', '.join(kinds)} (jax {jax.__version__})", flush=True)
+
+
+COMMANDS = {"train": _train, "eval": _eval, "predict": _predict}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mtmamba", description=mtmamba_jax.__doc__, allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=mtmamba_jax.__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.commands = {}
+
+    def command(name: str, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+        sub.add_argument("--traceback", action="store_true", help="show where an error comes from")
+        parser.commands[name] = sub
+        return sub
+
+    train = command("train", "Train a model, evaluate it and draw what it predicts.")
+    train.add_argument(
+        "--config", default="synthetic", help="NAME or NAME:VARIANT of configs/ (synthetic)"
+    )
+    train.add_argument(
+        "--config.KEY", metavar="VALUE", dest="_", help="set a key of configs/common.py"
+    )
+    train.add_argument("--workdir", help="where to write, and to go on from (runs/NAME)")
+
+    for name, help in (
+        ("eval", "Score a trained model on its test set."),
+        ("predict", "Predict the maps of photos."),
+    ):
+        sub = command(name, help)
+        sub.add_argument("--workdir", required=True, help="of a training run")
+        sub.add_argument(
+            "--checkpoint", choices=("best", "latest"), default="best", help="which weights (best)"
+        )
+    sub.add_argument("photos", nargs="+", help="files or folders")
+    sub.add_argument("--output", default="predictions", help="where to write (predictions)")
+    sub.add_argument("--size", help="HEIGHTxWIDTH photos are fitted into (that of training)")
+    sub.add_argument("--overlay", action="store_true", help="also draw classes over the photo")
+    return parser

@@ -1,0 +1,144 @@
+"""Reading a configuration: by name, with single keys overridden, saved beside a run, compared."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import pathlib
+import pkgutil
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+import mtmamba_jax.configs
+from mtmamba_jax.configs import common
+from mtmamba_jax.tasks import nearest
+
+FREE_KEYS = (
+    "data.num_workers",
+    "data.cache_gib",
+    "model.scan_implementation",
+    "model.remat",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "eval.batch_size",
+    "eval.panels",
+)
+"""Keys that may change when a run is resumed: they do not change what is learned."""
+
+
+def load(name: str) -> ConfigDict:
+    """Returns the configuration `NAME` or `NAME:VARIANT`; `configs/NAME.py` is understood too.
+
+    Raises:
+      ValueError: an unknown name or variant; the message gives the valid ones.
+    """
+    name, _, variant = name.partition(":")
+    name = pathlib.PurePath(name).name.removesuffix(".py")
+    valid = [module.name for module in pkgutil.iter_modules(mtmamba_jax.configs.__path__)]
+    if name not in valid:
+        raise ValueError(
+            f"Unknown config {name!r}.{nearest(name, valid)} Valid: {', '.join(valid)}."
+        )
+    module = importlib.import_module(f"mtmamba_jax.configs.{name}")
+    variants = getattr(module, "VARIANTS", {"": None})
+    if variant not in variants:
+        raise ValueError(
+            f"Config {name!r} has no variant {variant!r}.{nearest(variant, list(variants))} "
+            f"Valid: {', '.join(repr(v) for v in variants)}."
+        )
+    takes_variant = bool(inspect.signature(module.get_config).parameters)
+    return module.get_config(variant) if takes_variant else module.get_config()
+
+
+def flatten(config: ConfigDict) -> dict[str, object]:
+    """Returns {dotted key: value}; tuples as lists, as JSON gives them back."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= {f"{key}.{k}": v for k, v in flatten(value).items()}
+        else:
+            flat[key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def override(config: ConfigDict, values: Mapping[str, str]) -> None:
+    """Sets dotted keys from text, in place: Python literals, or plain words.
+
+    Raises:
+      ValueError: an unknown key (the message gives the nearest) or a value of another type.
+    """
+    valid = list(flatten(config)) + ["tasks.baselines"]
+    for key, text in values.items():
+        parent = config
+        *path, last = key.split(".")
+        open_mapping = key.startswith("tasks.baselines.") and len(path) == 2
+        if key not in valid and not open_mapping:
+            raise ValueError(
+                f"Unknown config key {key!r}.{nearest(key, valid)} "
+                "configs/common.py lists every key."
+            )
+        for part in path:
+            parent = parent[part]
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        current = None if open_mapping else parent[last]
+        if isinstance(current, tuple) and isinstance(value, str | int | float):
+            value = (value,) if text else ()
+        if isinstance(current, tuple) and isinstance(value, list):
+            value = tuple(value)
+        if isinstance(current, float) and isinstance(value, int):
+            value = float(value)
+        if current is not None and type(value) is not type(current):
+            raise ValueError(
+                f"Config key {key!r} wants a {type(current).__name__} such as {current!r}; "
+                f"got {text!r}."
+            )
+        parent[last] = value
+
+
+def save(config: ConfigDict, path: pathlib.Path) -> None:
+    """Writes the configuration as JSON."""
+    path.write_text(json.dumps(flatten(config), indent=2) + "\n")
+
+
+def read(path: pathlib.Path) -> ConfigDict:
+    """Reads what `save` wrote, on top of the defaults.
+
+    Raises:
+      ValueError: the file is no configuration of this version.
+    """
+    config = common.get_config()
+    valid = flatten(config)
+    try:
+        saved = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not readable as JSON ({error}).") from error
+    for key, value in saved.items():
+        if key not in valid and not key.startswith("tasks.baselines."):
+            raise ValueError(
+                f"{path} has the key {key!r}, which this version does not know."
+                f"{nearest(key, list(valid))}"
+            )
+        parent = config
+        *path_parts, last = key.split(".")
+        for part in path_parts:
+            parent = parent[part]
+        parent[last] = tuple(value) if isinstance(value, list) else value
+    return config
+
+
+def differences(saved: ConfigDict, wanted: ConfigDict) -> list[str]:
+    """Returns "key: saved -> wanted" for every key that may not change on resuming."""
+    a, b = flatten(saved), flatten(wanted)
+    return [
+        f"{key}: {a.get(key)} -> {b.get(key)}"
+        for key in sorted(a.keys() | b.keys())
+        if key not in FREE_KEYS and a.get(key) != b.get(key)
+    ]

@@ -1,0 +1,112 @@
+"""Scores of a model on the test set, beside those of the best constant prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+from flax import nnx
+from jax import process_count, process_index
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mtmamba_jax.data_pipelines.pipeline import eval_batches
+from mtmamba_jax.data_pipelines.sources import open_source
+from mtmamba_jax.metrics import create_constant, create_metric
+from mtmamba_jax.metrics.base import Accumulator
+from mtmamba_jax.metrics.multitask import headline
+from mtmamba_jax.tasks import Task
+from mtmamba_jax.training.sharding import put_batch
+from mtmamba_jax.training.step import (
+    create_constant_step,
+    create_measure_step,
+    create_predict_step,
+)
+
+Scores = Mapping[str, Mapping[str, float]]
+"""{task: {score name: value}}."""
+
+
+class Evaluator:
+    """Runs a model over the test set, every example once.
+
+    Args:
+      config: the run's configuration.
+      graph: the model's structure.
+      tasks: to score.
+      mesh: devices that a batch is split over.
+    """
+
+    def __init__(self, config: ConfigDict, graph: nnx.GraphDef, tasks: Sequence[Task], mesh: Mesh):
+        self._data, self._tasks, self._mesh = config.data, tasks, mesh
+        self._batch_size = config.eval.batch_size
+        self._source = open_source(config.data, tasks, "test")
+        self._predict = create_predict_step(graph)
+        self._measure = create_measure_step(tasks, mesh)
+        self._measure_constant = create_constant_step(tasks, mesh)
+
+    def scores(self, parameters: dict) -> dict[str, dict[str, float]]:
+        """Returns every score of every task."""
+
+        def measure(batch):
+            return self._measure(self._predict(parameters, batch["images"]), batch)
+
+        return self._accumulate(measure, {t.name: create_metric(t) for t in self._tasks})
+
+    def constants(self) -> dict[str, float]:
+        """Returns the best constant prediction's score for each task: what learning must beat."""
+        accumulators = {task.name: create_constant(task) for task in self._tasks}
+        return headline(self._tasks, self._accumulate(self._measure_constant, accumulators))
+
+    def predictions(
+        self, parameters: dict, count: int
+    ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+        """Yields (example, logits) of this process's first `count` test examples.
+
+        Both are as in a batch, without its axis.
+        """
+        for batch in self._batches():
+            logits = self._predict(parameters, put_batch(batch, self._mesh)["images"])
+            logits = {
+                name: np.concatenate([shard.data for shard in value.addressable_shards])
+                for name, value in logits.items()
+            }
+            for i in range(len(batch["images"])):
+                if count == 0 or not batch["mask"][i]:
+                    return
+                count -= 1
+                yield {k: v[i] for k, v in batch.items()}, {k: v[i] for k, v in logits.items()}
+
+    def _batches(self):
+        return eval_batches(
+            self._source,
+            self._tasks,
+            size=self._data.size,
+            batch_size=self._batch_size,
+            num_workers=self._data.num_workers,
+            process_index=process_index(),
+            process_count=process_count(),
+        )
+
+    def _accumulate(
+        self, measure: Callable, accumulators: Mapping[str, Accumulator]
+    ) -> dict[str, dict[str, float]]:
+        total = {name: accumulator.empty() for name, accumulator in accumulators.items()}
+        for batch in self._batches():
+            counts = measure(put_batch(batch, self._mesh))
+            for name, accumulator in accumulators.items():
+                total[name] = accumulator.merge(total[name], counts[name])
+        return {name: dict(a.compute(total[name])) for name, a in accumulators.items()}
+
+
+def score_table(tasks: Sequence[Task], scores: Scores, constants: Mapping[str, float]) -> str:
+    """Returns a table of each task's score beside the best constant prediction's."""
+    lines = [f"{'task':<12} {'score':<14} {'MTMamba':>9} {'constant':>9} {'ratio':>7}"]
+    for task, value in zip(tasks, headline(tasks, scores).values(), strict=True):
+        constant = constants[task.name]
+        better = "lower" if task.lower_is_better else "higher"
+        name = f"{task.score}, {better}"
+        lines.append(
+            f"{task.name:<12} {name:<14} {value:9.3f} {constant:9.3f} {value / constant:6.2f}x"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,47 @@
+"""Panels: one picture of an image with all its maps."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from mtmamba_jax.data_pipelines.batch import denormalise, remove_padding
+from mtmamba_jax.tasks import Task
+from mtmamba_jax.visualize import label_value, panel, to_picture, to_value, write_png
+
+
+def example_panel(
+    tasks: Sequence[Task], example: Mapping[str, np.ndarray], logits: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Draws a test image with its predictions above its labels: uint8 RGB.
+
+    Args:
+      tasks: the maps to draw.
+      example: an example of a batch, without the batch axis.
+      logits: {task: [h w channels]}.
+    """
+    photo = denormalise(example["images"])
+    predicted, true = {"image": photo}, {"": np.full_like(photo, 255)}
+    for task in tasks:
+        predicted[f"{task.name}: predicted"] = to_picture(task, to_value(task, logits[task.name]))
+        true[f"{task.name}: true"] = to_picture(task, label_value(task, example[task.name]))
+    size = example["size"]
+    rows = [{name: remove_padding(p, size) for name, p in row.items()} for row in (predicted, true)]
+    return panel(rows)
+
+
+def write_panels(
+    folder: pathlib.Path,
+    tasks: Sequence[Task],
+    predictions: Iterable[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]],
+) -> list[pathlib.Path]:
+    """Writes `<id>.png` for each (example, logits) and returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for example, logits in predictions:
+        path = folder / f"{str(example['id']).replace('/', '_')}.png"
+        write_png(path, example_panel(tasks, example, logits))
+        paths.append(path)
+    return paths

@@ -1,0 +1,108 @@
+"""Checkpoints of a run: the latest few, to go on from, and the best, to use."""
+
+from __future__ import annotations
+
+import pathlib
+
+import flax
+import jax
+import orbax.checkpoint as ocp
+
+import mtmamba_jax
+from mtmamba_jax.training.state import TrainState
+
+KINDS = ("best", "latest")
+
+
+class Checkpoints:
+    """The checkpoints under a work directory: `latest/<step>` and `best/<step>`.
+
+    `latest` holds all that training needs, `best` the parameters. Saving goes on in the background
+    while training does; `wait` and `close` wait for it. A checkpoint that a killed process left
+    unfinished is not seen.
+
+    Args:
+      workdir: of the run.
+      keep: how many of the latest to keep.
+    """
+
+    def __init__(self, workdir: pathlib.Path, keep: int = 1):
+        self._managers = {
+            kind: ocp.CheckpointManager(
+                (workdir / kind).absolute(),
+                item_names=("parameters", "rest", "details"),
+                options=ocp.CheckpointManagerOptions(max_to_keep=number, create=True),
+            )
+            for kind, number in (("best", 1), ("latest", keep))
+        }
+
+    def save_latest(self, state: TrainState) -> None:
+        """Saves a state to go on from; a step that is there already is left as it is."""
+        rest = {"step": state.step, "optimizer": state.optimizer}
+        self._save(
+            "latest", int(state.step), state.parameters, {}, rest=ocp.args.StandardSave(rest)
+        )
+
+    def save_best(self, state: TrainState, details: dict) -> None:
+        """Saves parameters as the best so far, with JSON details such as their scores."""
+        self._save("best", int(state.step), state.parameters, details)
+
+    def _save(self, kind: str, step: int, parameters: dict, details: dict, **items) -> None:
+        manager = self._managers[kind]
+        if step in manager.all_steps():
+            return
+        manager.save(
+            step,
+            args=ocp.args.Composite(
+                parameters=ocp.args.StandardSave(parameters),
+                details=ocp.args.JsonSave(details | {"step": step, "versions": versions()}),
+                **items,
+            ),
+        )
+
+    def step(self, kind: str) -> int | None:
+        """Returns the newest checkpoint's step, or None; `kind` is one of `KINDS`."""
+        return self._managers[kind].latest_step()
+
+    def details(self, kind: str) -> dict:
+        """Returns the newest checkpoint's details."""
+        return self._restore(kind, details=ocp.args.JsonRestore())["details"]
+
+    def parameters(self, kind: str, like: dict) -> dict:
+        """Returns the newest checkpoint's parameters, shaped and placed on devices as `like` is."""
+        return self._restore(kind, parameters=_arguments(like))["parameters"]
+
+    def state(self, like: TrainState) -> TrainState:
+        """Returns the latest state, shaped and placed on devices as `like` is."""
+        rest = {"step": like.step, "optimizer": like.optimizer}
+        found = self._restore(
+            "latest", parameters=_arguments(like.parameters), rest=_arguments(rest)
+        )
+        return TrainState(found["rest"]["step"], found["parameters"], found["rest"]["optimizer"])
+
+    def _restore(self, kind: str, **items) -> ocp.args.Composite:
+        manager = self._managers[kind]
+        return manager.restore(manager.latest_step(), args=ocp.args.Composite(**items))
+
+    def wait(self) -> None:
+        """Waits until everything is on disk."""
+        for manager in self._managers.values():
+            manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits until everything is on disk and ends the background work."""
+        for manager in self._managers.values():
+            manager.close()
+
+
+def _arguments(like) -> ocp.args.StandardRestore:
+    return ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that wrote a checkpoint."""
+    return {
+        "mtmamba_jax": mtmamba_jax.__version__,
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+    }

@@ -1,0 +1,198 @@
+"""The training run, from configuration to best checkpoint, in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from mtmamba_jax import config as configuration
+from mtmamba_jax.data_pipelines.pipeline import Batches, train_batches
+from mtmamba_jax.data_pipelines.sources import open_source
+from mtmamba_jax.data_pipelines.transforms import AugmentSettings
+from mtmamba_jax.evaluate import Evaluator, Scores, score_table
+from mtmamba_jax.metrics.multitask import delta_m, headline
+from mtmamba_jax.panels import example_panel, write_panels
+from mtmamba_jax.training.checkpoints import Checkpoints
+from mtmamba_jax.training.optimizer import create_optimizer
+from mtmamba_jax.training.report import Report
+from mtmamba_jax.training.run import CONFIG_FILE
+from mtmamba_jax.training.sharding import create_mesh, put_batch, replicated
+from mtmamba_jax.training.state import TrainState, build, initial_state
+from mtmamba_jax.training.step import create_train_step
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient was NaN or infinite; the message names step and task."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a finished run leaves.
+
+    Attributes:
+      step: of the best checkpoint.
+      scores: of that checkpoint on the test set.
+      constants: the best constant prediction's score for each task.
+      panels: the pictures that were written.
+    """
+
+    step: int
+    scores: Scores
+    constants: Mapping[str, float]
+    panels: list[pathlib.Path]
+
+
+def train(config: ConfigDict, workdir: pathlib.Path) -> Result:
+    """Trains, evaluates and keeps the best, in `workdir`; goes on where an earlier run stopped.
+
+    The best checkpoint is the one with the highest delta_m against `config.tasks.baselines`, or
+    against the best constant prediction where there are none.
+
+    Raises:
+      ValueError: a configuration that cannot work, or one that differs from that of the
+        checkpoints in `workdir`.
+      NonFiniteError: a loss or the gradient was not finite.
+    """
+    graph, parameters, tasks = build(config)
+    mesh = create_mesh(config.train.batch_size)
+    optimizer = create_optimizer(config.optimizer, config.train.steps)
+    train_step = create_train_step(config, graph, tasks, optimizer, mesh)
+    evaluator = Evaluator(config, graph, tasks, create_mesh(config.eval.batch_size))
+
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
+    check_same_run(config, workdir, checkpoints)
+    state = jax.device_put(initial_state(parameters, optimizer), replicated(mesh))
+    if checkpoints.step("latest") is not None:
+        state = checkpoints.state(like=state)
+        print(f"Going on from step {int(state.step)} in {workdir}")
+    elif jax.process_index() == 0:
+        configuration.save(config, workdir / CONFIG_FILE)
+
+    report = Report(workdir, start_step=int(state.step), steps=config.train.steps)
+    run = _Run(config, tasks, checkpoints, evaluator, report)
+    batches = _open_batches(config, tasks, start_step=int(state.step))
+    try:
+        state = run.steps(state, train_step, batches, mesh)
+    finally:
+        batches.close()
+        report.close()
+        checkpoints.wait()
+    parameters = checkpoints.parameters("best", like=state.parameters)
+    details = checkpoints.details("best")
+    checkpoints.close()
+    panels = write_panels(
+        workdir / "panels", tasks, evaluator.predictions(parameters, config.eval.panels)
+    )
+    return Result(details["step"], details["scores"], run.constants, panels)
+
+
+def check_same_run(config: ConfigDict, workdir: pathlib.Path, checkpoints: Checkpoints) -> None:
+    """Checks that the checkpoints in a work directory are of this configuration.
+
+    Raises:
+      ValueError: they are not; the message lists the keys that differ.
+    """
+    if checkpoints.step("latest") is None:
+        return
+    differing = configuration.differences(configuration.read(workdir / CONFIG_FILE), config)
+    if differing:
+        raise ValueError(
+            f"{workdir} holds a checkpoint of another configuration. These keys differ "
+            "(saved -> wanted):\n  " + "\n  ".join(differing) + "\n"
+            "Set them back to go on with that run, or choose another --workdir."
+        )
+
+
+def _open_batches(config: ConfigDict, tasks, start_step: int) -> Batches:
+    return train_batches(
+        open_source(config.data, tasks, "train"),
+        tasks,
+        crop_size=config.data.size,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        augment=AugmentSettings(**config.augment),
+        start_step=start_step,
+        num_workers=config.data.num_workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+class _Run:
+    """The steps of a run, and what happens between them."""
+
+    def __init__(self, config, tasks, checkpoints: Checkpoints, evaluator, report: Report):
+        self._config, self._tasks = config, tasks
+        self._checkpoints, self._evaluator, self._report = checkpoints, evaluator, report
+        self.constants = evaluator.constants()
+        self._baselines = dict(config.tasks.baselines) or self.constants
+        has_best = checkpoints.step("best") is not None
+        self._best = checkpoints.details("best")["delta_m"] if has_best else -np.inf
+
+    def steps(self, state: TrainState, train_step, batches: Batches, mesh) -> TrainState:
+        """Trains to the last step."""
+        settings = self._config.train
+        step, pending = int(state.step), None
+        window_start, window_step = time.monotonic(), step
+        while step < settings.steps:
+            state, numbers = train_step(state, put_batch(next(batches), mesh))
+            step += 1
+            # One step late, so that the device is never idle for it.
+            loss = self._check(*pending) if pending else None
+            pending = (step, numbers)
+            self._report.advance(loss)
+            last = step == settings.steps
+            if step % settings.log_every == 0 or last:
+                self._check(step, numbers)
+                seconds = (time.monotonic() - window_start) / (step - window_step)
+                values = {name: float(value) for name, value in numbers.items()}
+                self._report.numbers(step, "train", values | {"seconds_per_step": seconds})
+                window_start, window_step = time.monotonic(), step
+            if step % settings.eval_every == 0 or last:
+                self._check(step, numbers)
+                self._evaluate(step, state)
+            if step % settings.checkpoint_every == 0 or last:
+                self._check(step, numbers)
+                self._checkpoints.save_latest(state)
+        return state
+
+    def _check(self, step: int, numbers: Mapping[str, jax.Array]) -> float:
+        """Returns the loss.
+
+        Raises:
+          NonFiniteError: it, a task's part of it or the gradient is not finite.
+        """
+        bad = [name for name, value in numbers.items() if not np.isfinite(value)]
+        if bad:
+            latest = self._checkpoints.step("latest")
+            raise NonFiniteError(
+                f"Step {step}: not finite: {', '.join(bad)}. The last checkpoint before it is of "
+                f"step {latest}. A lower optimizer.learning_rate may help."
+                if latest is not None
+                else f"Step {step}: not finite: {', '.join(bad)}. There is no checkpoint yet. "
+                "A lower optimizer.learning_rate may help."
+            )
+        return float(numbers["loss"])
+
+    def _evaluate(self, step: int, state: TrainState) -> None:
+        scores = self._evaluator.scores(state.parameters)
+        gain = delta_m(self._tasks, headline(self._tasks, scores), self._baselines)
+        flat = {f"{task}/{name}": v for task, named in scores.items() for name, v in named.items()}
+        self._report.numbers(step, "test", flat | {"delta_m": gain})
+        self._report.say(
+            f"step {step}, test set, delta_m {gain:+.2f} %\n"
+            + score_table(self._tasks, scores, self.constants)
+        )
+        for example, logits in self._evaluator.predictions(state.parameters, 1):
+            picture = example_panel(self._tasks, example, logits)
+            self._report.picture(step, "predictions", picture)
+        if gain > self._best:
+            self._best = gain
+            self._checkpoints.save_best(state, {"delta_m": gain, "scores": scores})

@@ -1,0 +1,78 @@
+"""A finished or unfinished run on disk: its configuration and weights, ready to use."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mtmamba_jax import config as configuration
+from mtmamba_jax.tasks import Task
+from mtmamba_jax.training.checkpoints import Checkpoints
+from mtmamba_jax.training.sharding import create_mesh, replicated
+from mtmamba_jax.training.state import abstract_build
+
+CONFIG_FILE = "config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained model.
+
+    Attributes:
+      config: that it was trained with.
+      graph: the model's structure.
+      parameters: its weights, on every device of `mesh`.
+      tasks: what it predicts.
+      mesh: devices for batches of `batch_size`.
+      step: of the checkpoint.
+    """
+
+    config: ConfigDict
+    graph: nnx.GraphDef
+    parameters: dict
+    tasks: tuple[Task, ...]
+    mesh: Mesh
+    step: int
+
+
+def load_run(workdir: pathlib.Path, checkpoint: str, batch_size: int | None = None) -> Run:
+    """Reads a run from its work directory.
+
+    Args:
+      workdir: as given to training.
+      checkpoint: "best" or "latest".
+      batch_size: of the batches to come; that of evaluation by default.
+
+    Raises:
+      ValueError: there is no run or no such checkpoint there.
+    """
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        raise ValueError(
+            f"{workdir} holds no run (no {CONFIG_FILE}). Train one: "
+            f"python launch.py train --workdir={workdir}"
+        )
+    config = configuration.read(path)
+    graph, abstract, tasks = abstract_build(config)
+    mesh = create_mesh(batch_size or config.eval.batch_size)
+    checkpoints = Checkpoints(workdir)
+    try:
+        step = checkpoints.step(checkpoint)
+        if step is None:
+            raise ValueError(
+                f"{workdir} has no {checkpoint} checkpoint yet. One is written every "
+                f"train.eval_every={config.train.eval_every} (best) or train.checkpoint_every="
+                f"{config.train.checkpoint_every} (latest) steps."
+            )
+        placed = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), abstract
+        )
+        parameters = checkpoints.parameters(checkpoint, placed)
+    finally:
+        checkpoints.close()
+    return Run(config, graph, parameters, tasks, mesh, step)

@@ -1,0 +1,59 @@
+"""Which devices hold what: the batch is split over all of them, the state is on each."""
+
+from __future__ import annotations
+
+import logging
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mtmamba_jax.array_types import Batch
+
+DATA_AXIS = "data"
+
+
+def create_mesh(batch_size: int) -> Mesh:
+    """Returns a mesh of as many devices as divide the batch equally.
+
+    Raises:
+      ValueError: several processes, and the batch does not split over all their devices.
+    """
+    devices = jax.devices()
+    count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
+    if count < len(devices):
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"The batch of {batch_size} does not split over {len(devices)} devices of "
+                f"{jax.process_count()} processes. Use a multiple of {len(devices)}."
+            )
+        logging.getLogger(__name__).warning(
+            "Using %d of %d devices: a batch of %d splits over no more.",
+            count,
+            len(devices),
+            batch_size,
+        )
+    # Auto: the compiler places what is in between. Explicit axes reject Swin's window reshape.
+    return jax.make_mesh(
+        (count,), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices[:count]
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the layout of state and scalars: whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split_batch(mesh: Mesh) -> NamedSharding:
+    """Returns the layout of a batch: its leading axis split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def put_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
+    """Returns this process's share of a batch as global arrays; text stays behind."""
+    sharding = split_batch(mesh)
+    return {
+        key: jax.make_array_from_process_local_data(sharding, value)
+        for key, value in batch.items()
+        if np.issubdtype(value.dtype, np.number) or value.dtype == bool
+    }

@@ -1,0 +1,64 @@
+"""What training carries from step to step."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from mtmamba_jax import tasks
+from mtmamba_jax.models.mtmamba import create_model
+from mtmamba_jax.tasks import Task
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class TrainState:
+    """Plain arrays, for optax and Orbax.
+
+    Randomness (drop path) and the position in the data are functions of the seed and the step, so
+    the step is all that a resumed run needs of them.
+
+    Attributes:
+      step: int32, updates done.
+      parameters: the model's `nnx.Param` state as a nested dict.
+      optimizer: optax's state.
+    """
+
+    step: jax.Array
+    parameters: dict
+    optimizer: optax.OptState
+
+
+def build(config: ConfigDict) -> tuple[nnx.GraphDef, dict, tuple[Task, ...]]:
+    """Returns the model's structure, its initial parameters and its tasks.
+
+    Raises:
+      ValueError: a name in the configuration is unknown.
+    """
+    selected = tasks.select(config.tasks.set, config.tasks.names)
+    settings = {key: value for key, value in config.model.items() if key != "name"}
+    model = create_model(config.model.name, tasks=selected, rngs=nnx.Rngs(config.seed), **settings)
+    graph, parameters = nnx.split(model, nnx.Param)
+    return graph, nnx.to_pure_dict(parameters), selected
+
+
+def abstract_build(config: ConfigDict) -> tuple[nnx.GraphDef, dict, tuple[Task, ...]]:
+    """Returns what `build` does with shapes in place of arrays: nothing is allocated."""
+    static = {}
+
+    def parameters():
+        static["graph"], arrays, static["tasks"] = build(config)
+        return arrays
+
+    shapes = jax.eval_shape(parameters)
+    return static["graph"], shapes, static["tasks"]
+
+
+def initial_state(parameters: dict, optimizer: optax.GradientTransformation) -> TrainState:
+    """Returns the state before the first step."""
+    return TrainState(jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters))

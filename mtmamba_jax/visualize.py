@@ -1,0 +1,146 @@
+"""Maps as pictures: one way to draw each kind of task, and panels of many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from mtmamba_jax.array_types import Array
+from mtmamba_jax.tasks import Task
+
+_GAP, _TITLE = 6, 22  # pixels between pictures, and of a title line
+_INK, _PAPER = (40, 40, 40), (255, 255, 255)
+
+
+def _softmax_last(logits: np.ndarray) -> np.ndarray:
+    """The last class's probability of [... 2] logits."""
+    return 1.0 / (1.0 + np.exp(logits[..., 0] - logits[..., 1]))
+
+
+VALUES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+    "classes": lambda logits: logits.argmax(-1).astype(np.uint8),
+    "depth": lambda logits: logits[..., 0],
+    "normals": lambda logits: (
+        logits / np.maximum(np.linalg.norm(logits, axis=-1, keepdims=True), 1e-6)
+    ),
+    "probability": lambda logits: 1.0 / (1.0 + np.exp(-logits[..., 0])),
+    "saliency": _softmax_last,
+}
+"""Logits [h w channels] -> the quantity they stand for, for each `Task.display`."""
+
+
+def to_value(task: Task, logits: Array) -> np.ndarray:
+    """Returns what a prediction says, in the task's unit.
+
+    Args:
+      task: chooses the reading.
+      logits: float [h w channels].
+
+    Returns:
+      classes: uint8 [h w]; depth: float32 [h w], metres; normals: float32 [h w 3], unit length;
+      edge and saliency: float32 [h w], a probability.
+    """
+    value = VALUES[task.display](np.asarray(logits, np.float32))
+    return value if value.dtype == np.uint8 else value.astype(np.float32)
+
+
+def label_value(task: Task, label: Array) -> np.ndarray:
+    """Returns a label [h w label_channels] in the form of `to_value`; ignored pixels stay 255."""
+    label = np.asarray(label)
+    return label if label.shape[-1] > 1 else label[..., 0]
+
+
+def _draw_classes(task: Task, value: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(task.palette)] = task.palette
+    return palette[np.where(ignored, 255, value).astype(np.uint8)]
+
+
+def _draw_depth(task: Task, value: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+    """Near is yellow, far is dark blue; from the 2nd to the 98th percentile of the map."""
+    seen = value[~ignored]
+    low, high = np.percentile(seen, (2, 98)) if seen.size else (0.0, 1.0)
+    nearness = np.clip((high - value) / max(high - low, 1e-6), 0.0, 1.0)
+    bgr = cv2.applyColorMap((255 * nearness).astype(np.uint8), cv2.COLORMAP_VIRIDIS)
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def _draw_normals(task: Task, value: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+    return np.clip(127.5 * (value + 1.0), 0, 255).astype(np.uint8)
+
+
+def _draw_probability(task: Task, value: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+    return np.repeat((255 * np.clip(value, 0, 1)).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+DISPLAYS: Mapping[str, Callable[[Task, np.ndarray, np.ndarray], np.ndarray]] = {
+    "classes": _draw_classes,
+    "depth": _draw_depth,
+    "normals": _draw_normals,
+    "probability": _draw_probability,
+    "saliency": _draw_probability,
+}
+"""How a value becomes a picture, for each `Task.display`."""
+
+
+def to_picture(task: Task, value: np.ndarray) -> np.ndarray:
+    """Draws what `to_value` or `label_value` gave as uint8 RGB [h w 3]; ignored pixels are black."""
+    per_pixel = value if value.ndim == 3 else value[..., None]
+    # A predicted class never reaches 255, and no depth, normal or probability equals it.
+    ignored = (per_pixel == task.ignore).all(-1)
+    picture = DISPLAYS[task.display](task, value, ignored)
+    picture[ignored] = 0
+    return picture
+
+
+def overlay(photo: np.ndarray, picture: np.ndarray, opacity: float = 0.55) -> np.ndarray:
+    """Lays a picture over a photo of the same size, both uint8 RGB."""
+    return (opacity * picture + (1.0 - opacity) * photo).astype(np.uint8)
+
+
+def panel(rows: Sequence[Mapping[str, np.ndarray]], *, cell_width: int = 320) -> np.ndarray:
+    """Arranges titled pictures in rows: uint8 RGB [h w 3].
+
+    Args:
+      rows: for each row {title: uint8 RGB picture}; all of one size.
+      cell_width: width that each picture is drawn at.
+    """
+    height, width = next(iter(rows[0].values())).shape[:2]
+    cell_height = round(cell_width * height / width)
+    columns = max(len(row) for row in rows)
+    sheet = Image.new(
+        "RGB",
+        (
+            columns * (cell_width + _GAP) + _GAP,
+            len(rows) * (cell_height + _TITLE + _GAP) + _GAP,
+        ),
+        _PAPER,
+    )
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for i, row in enumerate(rows):
+        for j, (title, picture) in enumerate(row.items()):
+            x = _GAP + j * (cell_width + _GAP)
+            y = _GAP + i * (cell_height + _TITLE + _GAP)
+            draw.text((x, y + 2), title, fill=_INK, font=font)
+            # Enlarged pixels stay pixels: what the network said, not what smoothing makes of it.
+            enlarging = cell_width >= width
+            cell = cv2.resize(
+                picture,
+                (cell_width, cell_height),
+                interpolation=cv2.INTER_NEAREST if enlarging else cv2.INTER_AREA,
+            )
+            sheet.paste(Image.fromarray(cell), (x, y + _TITLE))
+    return np.asarray(sheet)
+
+
+def write_png(path, picture: np.ndarray) -> None:
+    """Writes a uint8 RGB picture.
+
+    Raises:
+      OSError: it could not be written.
+    """
+    if not cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
+        raise OSError(f"Could not write {path}.")

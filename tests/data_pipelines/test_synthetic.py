@@ -1,0 +1,244 @@
+"""The synthetic scenes: repeatable, exact labels, two disjoint splits, no colour shortcut."""
+
+import dataclasses
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from mtmamba_jax import tasks as tasks_lib
+from mtmamba_jax.data_pipelines.scenes import labels, layout
+from mtmamba_jax.data_pipelines.scenes.geometry import cast
+from mtmamba_jax.data_pipelines.synthetic import SyntheticScenes
+
+SIZE = (96, 128)
+SETS = {"nyudv2": tasks_lib.NYUDV2, "pascal_context": tasks_lib.PASCAL_CONTEXT}
+COUNT = 24
+
+
+def scenes(tasks, split="train", size=SIZE, num_examples=COUNT, seed=0):
+    return SyntheticScenes(tasks, size=size, split=split, num_examples=num_examples, seed=seed)
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        np.testing.assert_array_equal(value, second[key], err_msg=key)
+
+
+@pytest.fixture(scope="module", params=SETS)
+def tasks(request):
+    return SETS[request.param]
+
+
+@pytest.fixture(scope="module")
+def examples(tasks):
+    source = scenes(tasks)
+    return [source[index] for index in range(COUNT)]
+
+
+def test_an_example_is_the_same_every_time_in_any_order_thread_and_copy(tasks, examples):
+    source = pickle.loads(pickle.dumps(scenes(tasks, num_examples=1000)))
+    with ThreadPoolExecutor(2) as pool:
+        for index, example in zip((5, 3), pool.map(source.__getitem__, (5, 3)), strict=True):
+            assert_same(example, examples[index])
+
+
+def test_an_example_holds_an_rgb_image_an_id_and_the_labels_of_the_contract(tasks, examples):
+    assert [example["id"] for example in examples[:2]] == ["train/000000", "train/000001"]
+    for example in examples:
+        assert example.keys() == {"image", "id", *(task.name for task in tasks)}
+        assert example["image"].shape == (*SIZE, 3) and example["image"].dtype == np.uint8
+        for task in tasks:
+            label = example[task.name]
+            assert label.shape == (*SIZE, task.label_channels), task.name
+            assert label.dtype == task.label_dtype, task.name
+            assert np.isfinite(label).all(), task.name
+            if task.label_dtype == "int32":
+                valid = label[label != task.ignore]
+                assert valid.size == 0 or 0 <= valid.min() <= valid.max() < max(task.channels, 2)
+                assert task.name == "human_parts" or (label != task.ignore).all(), task.name
+
+
+def test_normals_are_unit(examples):
+    for example in examples:
+        # float32 rounding of three squares.
+        np.testing.assert_allclose(np.linalg.norm(example["normals"], axis=-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("view", [layout.room_view, layout.people_view])
+def test_normals_face_the_viewer_and_agree_with_the_depth_of_neighbouring_pixels(view):
+    shares = []
+    for seed in range(6):
+        setting = view(np.random.default_rng(seed), SIZE)
+        hits = cast(setting.scene.primitives(), setting.camera)
+        normals = labels.camera_normals(hits, setting.camera)
+        x, y = setting.camera.directions()
+        rays = np.stack(np.broadcast_arrays(x, y, np.float32(-1)), -1)
+        # Towards the viewer, up to rounding where a ray grazes.
+        assert np.sum(normals * rays, -1).max() < 1e-5
+        points = rays * hits.depth[..., None]
+        across, down = points[:-1, 1:] - points[:-1, :-1], points[1:, :-1] - points[:-1, :-1]
+        measured = np.cross(down, across)
+        measured /= np.linalg.norm(measured, axis=-1, keepdims=True)
+        exact = normals[:-1, :-1]
+        flat = (hits.primitive[:-1, :-1] == hits.primitive[:-1, 1:]) & (
+            hits.primitive[:-1, :-1] == hits.primitive[1:, :-1]
+        )
+        for neighbour in (normals[:-1, 1:], normals[1:, :-1]):
+            flat &= np.sum(exact * neighbour, -1) > 0.9999
+        # 1 degree: three points a pixel (about 1 cm) apart, each exact to 1e-6 of its depth.
+        angle = np.degrees(np.arccos(np.clip(np.sum(measured * exact, -1), -1, 1)))
+        assert angle[flat].max() < 1.0
+        shares.append(flat.mean())
+    assert np.mean(shares) > 0.5
+
+
+def test_depth_is_metres_along_the_camera_axis():
+    setting = layout.room_view(np.random.default_rng(0), SIZE)
+    hits = cast(setting.scene.primitives(), setting.camera)
+    forward = -setting.camera.axes[2]
+    np.testing.assert_allclose(
+        hits.depth, (hits.points - setting.camera.position) @ forward, rtol=1e-4, atol=1e-4
+    )
+    floor = np.array(setting.scene.kinds)[setting.scene.objects()[hits.primitive]] == "floor"
+    # Points are recomposed from float32 depths of some metres.
+    np.testing.assert_allclose(hits.points[floor][:, 2], 0, atol=1e-4)
+
+
+def test_edges_are_exactly_where_the_object_changes_to_the_right_or_below():
+    objects = np.array([[0, 0, 1], [0, 2, 1], [0, 0, 0]])
+    expected = [[0, 1, 0], [1, 1, 1], [0, 0, 0]]
+    np.testing.assert_array_equal(labels.boundaries(objects)[..., 0], expected)
+
+
+def test_edges_cover_every_change_of_class_and_a_small_share(examples):
+    for example in examples:
+        classes, edge = example["semseg"][..., 0], example["edge"][..., 0]
+        assert edge[:, :-1][classes[:, :-1] != classes[:, 1:]].all()
+        assert edge[:-1][classes[:-1] != classes[1:]].all()
+    assert 0.04 < np.mean([example["edge"].mean() for example in examples]) < 0.14
+
+
+def test_human_parts_lie_on_people_and_every_part_occurs():
+    source, person = scenes(tasks_lib.PASCAL_CONTEXT), tasks_lib.VOC_CLASSES.index("person")
+    seen = set()
+    for index in range(COUNT):
+        example = source[index]
+        parts, people = example["human_parts"], example["semseg"] == person
+        if people.any():
+            np.testing.assert_array_equal(parts > 0, people)
+            assert (example["saliency"][people] == 1).all()
+            seen |= set(np.unique(parts))
+        else:
+            assert (parts == 255).all()
+    assert seen >= set(range(7))
+
+
+def test_parts_without_a_person_are_all_ignored():
+    assert (labels.human_parts(np.zeros((2, 3), np.int32), 255) == 255).all()
+
+
+def test_the_most_central_large_thing_is_salient_and_the_room_is_not():
+    kinds = ["wall", "chair", "sofa", "picture"]
+    objects = np.zeros((40, 40), int)
+    objects[15:25, 15:25], objects[:6, :], objects[30:, 12:28] = 1, 2, 3
+    np.testing.assert_array_equal(labels.saliency(kinds, objects)[..., 0], objects == 1)
+    assert not labels.saliency(["wall", "floor"], np.zeros((4, 4), int)).any()
+
+
+def test_every_kind_has_a_class_in_both_label_spaces():
+    for nyudv2, voc in labels.KINDS.values():
+        assert nyudv2 in tasks_lib.NYUDV2_CLASSES and voc in tasks_lib.VOC_CLASSES
+    assert set(labels.FLAT) <= set(labels.KINDS)
+
+
+def test_many_classes_occur(tasks, examples):
+    seen = {int(value) for example in examples for value in np.unique(example["semseg"])}
+    assert len(seen) >= (20 if tasks is tasks_lib.NYUDV2 else 8)
+
+
+def test_people_fill_a_good_part_of_pascal_images():
+    source, person = scenes(tasks_lib.PASCAL_CONTEXT), tasks_lib.VOC_CLASSES.index("person")
+    shares = [(source[index]["semseg"] == person).mean() for index in range(12)]
+    assert np.median(shares) > 0.1
+
+
+def test_train_test_and_seeds_share_no_scene():
+    sources = [scenes(tasks_lib.NYUDV2, "train"), scenes(tasks_lib.NYUDV2, "test"),
+               scenes(tasks_lib.NYUDV2, "train", seed=1)]  # fmt: skip
+    depths = [source[index]["depth"].tobytes() for source in sources for index in range(COUNT)]
+    assert len(set(depths)) == len(depths)
+
+
+def test_the_length_of_a_source_does_not_change_its_examples(tasks, examples):
+    assert len(scenes(tasks, num_examples=7)) == 7
+    assert_same(scenes(tasks, num_examples=7)[4], examples[4])
+
+
+def test_the_tasks_asked_for_do_not_change_the_scene():
+    alone = scenes((tasks_lib.SEMSEG_NYUDV2,), num_examples=2)[1]
+    assert alone.keys() == {"image", "id", "semseg"}
+    full = scenes(tasks_lib.NYUDV2, num_examples=2)[1]
+    np.testing.assert_array_equal(alone["image"], full["image"])
+    np.testing.assert_array_equal(alone["semseg"], full["semseg"])
+
+
+def test_colour_alone_does_not_tell_the_class(tasks, examples):
+    """The nearest class mean in RGB, from half of the scenes, hardly beats chance on the rest."""
+    half = COUNT // 2
+    colours = [np.stack([e["image"] for e in part]).reshape(-1, 3) / 255.0
+               for part in (examples[:half], examples[half:])]  # fmt: skip
+    classes = [np.stack([e["semseg"] for e in part]).ravel()
+               for part in (examples[:half], examples[half:])]  # fmt: skip
+    present = [c for c in np.unique(classes[0]) if (classes[0] == c).sum() > 500]
+    means = np.stack([colours[0][classes[0] == c].mean(0) for c in present])
+    nearest = np.argmin(((colours[1][:, None] - means) ** 2).sum(-1), axis=1)
+    recalls = [(nearest[classes[1] == c] == k).mean()
+               for k, c in enumerate(present) if (classes[1] == c).any()]  # fmt: skip
+    # Chance is 1 / classes; measured on 24 scenes: see the margin.
+    assert np.mean(recalls) < 1 / len(present) + 0.08
+
+
+def test_another_size_shows_the_same_scene():
+    small = scenes(tasks_lib.NYUDV2, size=(48, 64), num_examples=1)[0]
+    large = scenes(tasks_lib.NYUDV2, size=(144, 192), num_examples=1)[0]
+    # Every third pixel's centre of the larger image is a centre of the smaller one.
+    same = large["semseg"][1::3, 1::3] == small["semseg"]
+    assert same.mean() > 0.99
+    np.testing.assert_allclose(
+        large["depth"][1::3, 1::3][same], small["depth"][same], rtol=1e-3, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (33, 20), (17, 90)])
+def test_any_size_works(size, tasks):
+    assert scenes(tasks, size=size, num_examples=1)[0]["image"].shape == (*size, 3)
+
+
+@pytest.mark.parametrize("index", [-1, COUNT])
+def test_an_index_outside_the_source_is_an_index_error(index):
+    with pytest.raises(IndexError, match=f"Index {index} is out of range for {COUNT}"):
+        scenes(tasks_lib.NYUDV2)[index]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"split": "tset"}, "Unknown split 'tset'.*Did you mean 'test'.*Valid: train, test"),
+        ({"size": (0, 64)}, r"size \(height, width\) of 1 or more, got \(0, 64\)"),
+        ({"num_examples": 0}, "num_examples of 1 or more"),
+        ({"tasks": tasks_lib.CITYSCAPES}, "no label for task 'semseg' with 19 classes.*Valid"),
+    ],
+)
+def test_a_wrong_argument_is_named_with_the_valid_ones(changed, message):
+    arguments = {"tasks": tasks_lib.NYUDV2, "size": SIZE, "split": "train", "num_examples": 1}
+    with pytest.raises(ValueError, match=message):
+        SyntheticScenes(**(arguments | changed))
+
+
+def test_a_task_without_a_label_is_named_with_the_valid_ones():
+    albedo = dataclasses.replace(tasks_lib.DEPTH, name="albedo")
+    with pytest.raises(ValueError, match=r"no label for task 'albedo'.*semseg, depth"):
+        scenes((albedo,))

@@ -1,0 +1,156 @@
+"""What every backend of SS2D must do. A backend's test class inherits it and names itself."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from mtmamba_jax.kernels.ss2d import DIRECTIONS, selective_scan, ss2d
+from mtmamba_jax.kernels.ss2d.arg_specs import ODD, ArgSpec
+
+NAMES = ("y", "x", "dt", "dt_weight", "dt_bias", "A", "B", "C", "D")
+ACTIVATIONS = (0, 1, 5, 6)
+
+# Both sides sum in float32 in different orders: about sqrt(terms) roundings of 6e-8, and an image of
+# the suite has at most a few thousand terms in a sum. Measured: 4e-6.
+FLOAT32 = 2e-5
+# bfloat16 inputs are the same on both sides and all sums are float32, so what differs is the last
+# rounding of each result to bfloat16: half of 2**-8 of the value, on either side.
+BFLOAT16 = 1e-2
+
+
+def relative_error(got, wanted) -> float:
+    """Largest difference as a share of the largest wanted value."""
+    got, wanted = np.asarray(got, np.float64), np.asarray(wanted, np.float64)
+    return float(np.abs(got - wanted).max() / max(np.abs(wanted).max(), 1e-30))
+
+
+def value_and_gradients(arguments, implementation, directions=DIRECTIONS, seed=1):
+    """y and the eight gradients of sum(y * a random array)."""
+    cotangent = np.random.default_rng(seed).standard_normal(arguments[0].shape, np.float32)
+
+    @jax.jit
+    def run(*arrays):
+        op = functools.partial(ss2d, directions=directions, implementation=implementation)
+        y, pull = jax.vjp(op, *arrays)
+        return y, *pull(jnp.asarray(cotangent, y.dtype))
+
+    return run(*arguments)
+
+
+def intermediates(jaxpr):
+    """Every array that a program makes, those of its inner programs included."""
+    for equation in jaxpr.eqns:
+        yield from (v.aval for v in equation.outvars)
+        for value in equation.params.values():
+            for inner in jax.tree.leaves(value, is_leaf=lambda v: hasattr(v, "eqns")):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from intermediates(inner)
+
+
+class SS2DSuite:
+    """The tests; subclasses set `implementation`."""
+
+    implementation: str
+
+    def check(self, arguments, directions=DIRECTIONS, tolerance=FLOAT32):
+        got = value_and_gradients(arguments, self.implementation, directions)
+        wanted = value_and_gradients(arguments, "reference", directions)
+        for name, one, other in zip(NAMES, got, wanted, strict=True):
+            assert one.dtype == other.dtype, name
+            assert np.isfinite(np.asarray(one, np.float32)).all(), name
+            assert relative_error(one, other) < tolerance, name
+
+    @pytest.mark.parametrize("name", ODD)
+    def test_value_and_gradients_equal_the_definition(self, name):
+        self.check(ODD[name].arguments())
+
+    @pytest.mark.parametrize("directions", [*((one,) for one in DIRECTIONS), DIRECTIONS[::-1][:3]])
+    def test_each_direction_and_any_order_of_directions(self, directions):
+        self.check(ArgSpec(5, 7, d=4, n=3, k=len(directions)).arguments(), directions)
+
+    @pytest.mark.parametrize("step_scale", [1e-3, 1e3])
+    def test_tiny_and_large_steps(self, step_scale):
+        self.check(ArgSpec(6, 7, d=4, n=3).arguments(step_scale=step_scale))
+
+    def test_bfloat16_activations_with_float32_states(self):
+        arguments = ArgSpec(8, 9, d=8, t=2, b=2, n=4, r=2).arguments()
+        arguments = [
+            jnp.asarray(v, jnp.bfloat16 if i in ACTIVATIONS else jnp.float32)
+            for i, v in enumerate(arguments)
+        ]
+        self.check(arguments, tolerance=BFLOAT16)
+
+    def test_vmap_equals_one_at_a_time(self):
+        spec = ArgSpec(3, 5, d=4, n=3, r=2)
+        stacked = [np.stack(v) for v in zip(*(spec.arguments(s) for s in range(3)), strict=True)]
+
+        def loss(*arrays):
+            return jnp.sum(jnp.sin(ss2d(*arrays, implementation=self.implementation)))
+
+        run = jax.value_and_grad(loss, range(8))
+        got = jax.jit(jax.vmap(run))(*stacked)
+        wanted = jax.lax.map(lambda arrays: run(*arrays), tuple(stacked))
+        for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+            assert relative_error(one, other) < FLOAT32
+
+    def test_checkpoint_keeps_the_gradients(self):
+        arguments = ODD["prime"].arguments()
+
+        def loss(*arrays):
+            return jnp.sum(jnp.sin(ss2d(*arrays, implementation=self.implementation)))
+
+        got = jax.jit(jax.grad(jax.checkpoint(loss), range(8)))(*arguments)
+        wanted = jax.jit(jax.grad(loss, range(8)))(*arguments)
+        for one, other in zip(got, wanted, strict=True):
+            assert relative_error(one, other) < FLOAT32
+
+    def test_shard_map_over_the_batch_equals_one_device(self):
+        if jax.device_count() < 2:
+            pytest.skip("needs two devices; tests/conftest.py asks for eight on a CPU")
+        mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+        arguments = ArgSpec(3, 5, d=4, b=4, n=3, r=2).arguments()
+        specs = tuple(P(None, "data") if i in ACTIVATIONS else P() for i in range(8))
+        op = functools.partial(ss2d, implementation=self.implementation)
+        sharded = jax.shard_map(op, mesh=mesh, in_specs=specs, out_specs=P(None, "data"))
+
+        def loss(op, *arrays):
+            return jnp.sum(jnp.sin(op(*arrays)))
+
+        got = jax.jit(jax.grad(functools.partial(loss, sharded), range(8)))(*arguments)
+        wanted = jax.jit(jax.grad(functools.partial(loss, op), range(8)))(*arguments)
+        for one, other in zip(got, wanted, strict=True):
+            assert relative_error(one, other) < FLOAT32
+
+    @pytest.mark.parametrize("reverse", [False, True])
+    def test_selective_scan_is_one_row(self, reverse):
+        k = ArgSpec(1, 21, d=5, t=2, b=2, k=1, n=3, r=2)
+        x, dt, dt_weight, dt_bias, A, B, C, D = k.arguments()
+        direction = "row_reversed" if reverse else "row"
+        wanted = ss2d(
+            *(x, dt, dt_weight, dt_bias, A, B, C, D),
+            directions=(direction,),
+            implementation="reference",
+        )
+        got = selective_scan(
+            *(x[:, :, 0], dt[:, :, 0, :, 0], dt_weight[:, 0], dt_bias[:, 0], A[:, 0]),
+            *(B[:, :, 0, :, 0], C[:, :, 0, :, 0], D[:, 0]),
+            reverse=reverse,
+            implementation=self.implementation,
+        )
+        assert relative_error(got, wanted[:, :, 0]) < FLOAT32
+
+    def test_no_array_holds_the_states_of_a_whole_image(self):
+        spec = ArgSpec(32, 48, d=16, t=2, b=1, n=8)
+        arguments = spec.arguments()
+        states = spec.h * spec.w * spec.d * spec.n  # of one direction of one image
+        run = functools.partial(value_and_gradients, implementation=self.implementation)
+        sizes = [np.prod(v.shape) for v in intermediates(jax.make_jaxpr(run)(*arguments).jaxpr)]
+        assert len(sizes) > 100  # the walk went inside
+        assert max(sizes) < states

@@ -1,0 +1,177 @@
+"""SS2D's backends, its dispatch and its errors."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from ss2d_suite import SS2DSuite, intermediates
+
+from mtmamba_jax.kernels.ss2d import DIRECTIONS, IMPLEMENTATIONS, api, selective_scan, ss2d, xla
+from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ArgSpec
+
+SMALL = ArgSpec(3, 4, d=2, n=2)
+
+
+class TestXla(SS2DSuite):
+    implementation = "xla"
+
+    @pytest.mark.parametrize("budget", [1, 10**4, 10**9])
+    def test_chunk_length_does_not_change_the_result(self, budget, monkeypatch):
+        monkeypatch.setattr(xla, "CHUNK_ELEMENTS", budget)
+        jax.clear_caches()
+        self.check(ArgSpec(7, 9, d=4, n=3).arguments())
+
+
+def test_the_recurrence_of_the_xla_backend_is_associative_scan(monkeypatch):
+    calls = []
+    scan = jax.lax.associative_scan
+    monkeypatch.setattr(
+        jax.lax, "associative_scan", lambda *a, **k: calls.append(1) or scan(*a, **k)
+    )
+    ss2d(*SMALL.arguments(), implementation="xla")
+    assert calls
+
+
+def _mock(monkeypatch, **backends):
+    """Puts backends in front of the real ones; each notes that it ran."""
+    ran = []
+
+    def record(name, function):
+        def backend(*arrays, directions):
+            ran.append(name)
+            return function(*arrays, directions=directions)
+
+        return backend
+
+    for name, function in {**IMPLEMENTATIONS, **backends}.items():
+        monkeypatch.setitem(api.IMPLEMENTATIONS, name, record(name, function))
+    return ran
+
+
+def _refuses(*arrays, directions):
+    raise NotImplementedError("needs a device that is not here")
+
+
+def _runs(*arrays, directions):
+    return arrays[0]
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_a_forced_implementation_is_the_one_that_runs(monkeypatch, name):
+    ran = _mock(monkeypatch)
+    ss2d(*SMALL.arguments(), implementation=name)
+    assert ran == [name]
+
+
+def test_a_forced_implementation_that_cannot_raises_and_nothing_else_runs(monkeypatch):
+    ran = _mock(monkeypatch, picky=_refuses)
+    with pytest.raises(NotImplementedError, match="needs a device that is not here"):
+        ss2d(*SMALL.arguments(), implementation="picky")
+    assert ran == ["picky"]
+
+
+def test_a_backend_that_cannot_passes_to_the_next(monkeypatch):
+    ran = _mock(monkeypatch, picky=_refuses)
+    monkeypatch.setitem(api.PLATFORMS, "default", ("picky", "xla"))
+    ss2d(*SMALL.arguments())
+    assert ran == ["picky", "xla"]
+
+
+def test_no_able_backend_names_every_refusal(monkeypatch):
+    _mock(monkeypatch, picky=_refuses)
+    monkeypatch.setitem(api.PLATFORMS, "default", ("picky",))
+    with pytest.raises(NotImplementedError, match="picky: needs a device that is not here"):
+        ss2d(*SMALL.arguments())
+
+
+def test_the_platform_lowered_for_chooses_not_the_one_at_hand(monkeypatch):
+    monkeypatch.setitem(api.PLATFORMS, "tpu", ("other",))
+    monkeypatch.setitem(api.IMPLEMENTATIONS, "other", _runs)
+    arguments = SMALL.arguments()
+    for platform, loops in (("cpu", True), ("tpu", False)):
+        traced = jax.jit(lambda *arrays: ss2d(*arrays)).trace(*arguments)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("stablehlo.while" in text) == loops
+
+
+def test_the_default_is_the_chunked_scan_and_forcing_it_makes_the_same_program():
+    arguments = SMALL.arguments()
+    programs = [
+        str(jax.make_jaxpr(lambda *a, name=name: ss2d(*a, implementation=name))(*arguments))
+        for name in (None, "xla", "reference")
+    ]
+    assert programs[0] == programs[1] != programs[2]
+
+
+def test_the_reference_is_what_the_memory_check_would_reject():
+    spec = ArgSpec(32, 48, d=16, n=8)
+
+    def loss(*arrays):
+        return ss2d(*arrays, implementation="reference").sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(*spec.arguments()).jaxpr
+    assert max(np.prod(v.shape) for v in intermediates(jaxpr)) >= spec.h * spec.w * spec.d * spec.n
+
+
+def _with(name, value, spec=SMALL):
+    arguments = dict(zip(api.SHAPES, spec.arguments(), strict=True))
+    return {**arguments, name: value(arguments[name])}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("x", lambda v: v[0], r"x must have shape \[t b h w d\] = \[t b h w d\] .* got \[1 3 4 2\]"),
+        ("dt", lambda v: v[..., :3, :], r"dt must .* = \[1 1 3 4 4 r\] .* got \[1 1 3 4 3 1\]"),
+        ("dt_weight", lambda v: v[..., :1], r"dt_weight must .* = \[1 4 1 2\] .* got \[1 4 1 1\]"),
+        ("dt_bias", lambda v: v[:, :1], r"dt_bias must .* \[t k d\] = \[1 4 2\] .* got \[1 1 2\]"),
+        ("A", lambda v: v[0], r"A must .* \[t k d n\] = \[1 4 2 n\] .* got \[4 2 2\]"),
+        ("B", lambda v: v[:, :, :2], r"B must .* = \[1 1 3 4 4 2\] .* got \[1 1 2 4 4 2\]"),
+        ("C", lambda v: v[..., :1], r"C must .* = \[1 1 3 4 4 2\] .* got \[1 1 3 4 4 1\]"),
+        ("D", lambda v: v[..., :1], r"D must .* \[t k d\] = \[1 4 2\] .* got \[1 4 1\]"),
+        ("x", lambda v: v[:, :0], r"x must .* at least 1, got \[1 0 3 4 2\]"),
+        ("x", lambda v: v.astype(np.int32), "x must be float32 or bfloat16, got int32"),
+        ("A", lambda v: v.astype(np.float16), "A must be float32, got float16"),
+    ],
+)
+def test_an_array_that_does_not_fit_is_named_with_what_was_wanted_and_what_came(
+    name, value, message
+):
+    with pytest.raises(ValueError, match=message):
+        ss2d(**_with(name, value))
+
+
+def test_selective_scan_names_its_own_letters():
+    x = np.zeros((1, 1, 5, 2), np.float32)
+    with pytest.raises(ValueError, match=r"dt must have shape \[t b l r\] = \[1 1 5 r\]"):
+        selective_scan(x, x[0], *[x] * 6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"implementation": "xlb"}, r"Unknown implementation 'xlb'. Did you mean 'xla'\? Valid: xla"),
+        ({"directions": ("rows",)}, r"Unknown direction 'rows'. Did you mean 'row'\? Valid: row, "),
+        ({"directions": "row"}, "directions must be a sequence of at least one name, got 'row'"),
+        ({"directions": ()}, "directions must be a sequence of at least one name"),
+        ({"directions": ("row", "row")}, "directions must differ from one another, got row, row"),
+    ],
+)
+def test_unknown_names_come_with_the_valid_ones(options, message):
+    with pytest.raises(ValueError, match=message):
+        ss2d(*SMALL.arguments(), **options)
+
+
+def test_decoder_shapes_trace_without_being_allocated():
+    for spec in DECODER.values():
+        small = ArgSpec(2, 2, d=2, t=spec.t, b=spec.b, r=spec.r).arguments()
+        sizes = {"h": spec.h, "w": spec.w, "d": spec.d, "t": spec.t, "b": spec.b}
+        sizes |= {"k": spec.k, "n": spec.n, "r": spec.r}
+        arguments = [
+            jax.ShapeDtypeStruct([sizes[letter] for letter in letters.split()], v.dtype)
+            for letters, v in zip(api.SHAPES.values(), small, strict=True)
+        ]
+        y = jax.eval_shape(ss2d, *arguments)
+        assert y.shape == arguments[0].shape
+        assert len(DIRECTIONS) == spec.k
