@@ -1,7 +1,8 @@
 """Every configuration key, its default and its meaning. The defaults are the paper's recipe.
 
 Other configurations start from `get_config()` and change what differs; a key that is not here
-does not exist. On the command line: `--config=NAME[:VARIANT]`, then `--config.key=value` for single ones.
+does not exist. On the command line: `--config=NAME[:VARIANT]`, and `--config.key=value` for single
+keys.
 """
 
 from ml_collections import ConfigDict

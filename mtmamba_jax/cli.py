@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return COMMANDS[options.command](options)
     except KeyboardInterrupt:
         return _fail("Interrupted. The same command goes on from the last checkpoint.", 130)
+    except ModuleNotFoundError as error:  # also kernels, configs, ... of a plain checkout
+        return _fail(f"{error}. Install the package first: pip install -e .", 1)
     except (ValueError, OSError, RuntimeError) as error:
         if options.traceback:
             raise

@@ -72,7 +72,7 @@ def override(config: ConfigDict, values: Mapping[str, str]) -> None:
     Raises:
       ValueError: an unknown key (the message gives the nearest) or a value of another type.
     """
-    valid = list(flatten(config)) + ["tasks.baselines"]
+    valid = [*flatten(config), "tasks.baselines"]
     for key, text in values.items():
         parent = config
         *path, last = key.split(".")

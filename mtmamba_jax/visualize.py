@@ -87,7 +87,7 @@ DISPLAYS: Mapping[str, Callable[[Task, np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def to_picture(task: Task, value: np.ndarray) -> np.ndarray:
-    """Draws what `to_value` or `label_value` gave as uint8 RGB [h w 3]; ignored pixels are black."""
+    """Draws a value or a label's value as uint8 RGB [h w 3]; ignored pixels are black."""
     per_pixel = value if value.ndim == 3 else value[..., None]
     # A predicted class never reaches 255, and no depth, normal or probability equals it.
     ignored = (per_pixel == task.ignore).all(-1)

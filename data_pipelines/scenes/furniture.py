@@ -24,7 +24,7 @@ def chair(rng: np.random.Generator) -> Piece:
     half, seat = rng.uniform(0.2, 0.26), rng.uniform(0.42, 0.48)
     back = rng.uniform(0.42, 0.6)
     piece = Piece("chair", 2 * half, 2 * half + 0.1, seat + back, seats=[(0, -0.02, seat + 0.02)])
-    frame, cloth = random_material(rng), random_material(rng, "checker", 0.2, contrast=0.4)
+    frame, cloth = random_material(rng), random_material(rng, "checker", 0.16, contrast=0.75)
     piece.box((0, 0, seat), (half, half, 0.03), cloth)
     if rng.random() < 0.7:
         _legs(piece, half, half, seat, 0.022, frame)
@@ -34,7 +34,7 @@ def chair(rng: np.random.Generator) -> Piece:
     lean = tilt(0.15)
     up = lean[:, 2]
     foot = np.array([0, half - 0.02, seat])
-    if rng.random() < 0.6:
+    if rng.random() < 0.8:
         piece.box(foot + up * (0.55 * back), (half, 0.025, 0.45 * back), cloth, lean)
     else:
         for x in (-0.9, -0.3, 0.3, 0.9):
@@ -54,10 +54,10 @@ def sofa(rng: np.random.Generator) -> Piece:
     places = int(rng.choice([1, 2, 3, 3]))
     place, arm = rng.uniform(0.56, 0.68), rng.uniform(0.09, 0.14)
     half, depth, seat = places * place / 2 + arm, rng.uniform(0.4, 0.47), rng.uniform(0.38, 0.44)
-    back = seat + rng.uniform(0.38, 0.5)
+    back = seat + rng.uniform(0.45, 0.58)
     piece = Piece("sofa", 2 * half, 2 * depth, back)
-    cloth = random_material(rng, "noise", 0.12, contrast=0.5)
-    cushion = random_material(rng, "noise", 0.12, contrast=0.5)
+    cloth = random_material(rng, "noise", 0.12, contrast=0.75)
+    cushion = random_material(rng, "noise", 0.12, contrast=0.75)
     piece.box((0, 0, seat / 2 - 0.03), (half - 0.01, depth, seat / 2 - 0.07), cloth)
     piece.box((0, depth - 0.09, back / 2 + 0.02), (half - 0.02, 0.09, back / 2 - 0.04), cloth)
     for x in (-half + arm, half - arm):
@@ -82,7 +82,7 @@ def sofa(rng: np.random.Generator) -> Piece:
 def table(rng: np.random.Generator) -> Piece:
     """A dining table: a square or round top on four legs or a column."""
     half, depth, height = rng.uniform(0.5, 0.9), rng.uniform(0.38, 0.5), rng.uniform(0.7, 0.78)
-    top, frame = random_material(rng, "wood", 0.1, contrast=0.5), random_material(rng)
+    top, frame = random_material(rng, "wood", 0.1, contrast=0.7), random_material(rng)
     if rng.random() < 0.3:
         half = depth = rng.uniform(0.45, 0.6)
         piece = Piece("dining table", 2 * half, 2 * depth, height)

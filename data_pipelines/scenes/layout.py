@@ -106,7 +106,7 @@ def _living_room(room: Room) -> None:
 
 def _sofa_with_people(room: Room) -> None:
     sofa = furniture.sofa(room.rng)
-    host = room.free(sofa, (2.3, 3.4), 0.4, 0.4)
+    host = room.free(sofa, (2.0, 3.2), 0.45, 0.6)
     if host and room.rng.random() < 0.4:
         _seat(room, host, sofa)
 
@@ -208,9 +208,9 @@ def people_view(rng: np.random.Generator, size: tuple[int, int]) -> Setting:
     # Turned to one side the camera stands on the other, and sees a corner of the room.
     yaw = rng.uniform(-0.5, 0.5)
     x = (0.5 + 0.4 * yaw + rng.uniform(-0.1, 0.1)) * extent[0]
-    position = (x, rng.uniform(0.1, 0.3), rng.uniform(1.35, 1.85))
-    # The higher the camera, the more it looks down on the group some 2 m away, 0.95 m high.
-    pitch = np.arctan2(0.95 - position[2], 2.0) + rng.uniform(-0.06, 0.06)
+    position = (x, rng.uniform(0.1, 0.3), rng.uniform(1.6, 1.95))
+    # The higher the camera, the more it looks down on the group some 2 m away, 0.8 m high.
+    pitch = np.arctan2(0.8 - position[2], 2.0) + rng.uniform(-0.06, 0.06)
     camera = Camera.look(position, yaw, pitch, np.radians(rng.uniform(54, 64)), size)
     room = Room(rng, extent, position, yaw, clearance=0.9)
     group = rng.random()
@@ -224,9 +224,9 @@ def people_view(rng: np.random.Generator, size: tuple[int, int]) -> Setting:
         host = room.free(chair, (1.6, 2.0), 0.15, 0.4)
         if host:
             _seat(room, host, chair)
-    if rng.random() < 0.4:
-        room.free(person(rng), (1.9, 2.6), 0.45, 0.6)
-    if rng.random() < 0.8:
+    if rng.random() < 0.5:
+        room.free(person(rng), (1.8, 2.5), 0.45, 0.6)
+    for _ in range(2):
         _sofa_with_people(room)
     things = (
         furniture.chair, objects.potted_plant,

@@ -90,7 +90,7 @@ def random_material(
 
     Args:
       rng: draws all of it.
-      pattern: one of `PATTERNS`, or drawn.
+      pattern: one of `PATTERNS`, "bands" (level stripes), or drawn.
       wavelength: the pattern's typical period, metres.
       wall: upright stripes and squares on walls along x and y, rather than squares on the ground.
       contrast: how much darker than the first colour the second usually is; 0 to 1.
@@ -98,8 +98,8 @@ def random_material(
     pattern = pattern or PATTERNS[rng.integers(len(PATTERNS))]
     first = random_colour(rng)
     # The second colour is another shade of the first, or another colour altogether.
-    shade = first * (1 - contrast * rng.uniform(0.6, 1.4))
-    second = random_colour(rng) if rng.random() < 0.3 * contrast else shade
+    shade = first * max(1 - contrast * rng.uniform(0.7, 1.3), 0.05)
+    second = random_colour(rng) if rng.random() < 0.15 else shade
     k = 2 * np.pi / (wavelength * rng.uniform(0.7, 1.6))
     phases = rng.uniform(0, 2 * np.pi, 2)
     # Across x on one axis and y + z on the other, a grid shows on every axis-aligned face.
@@ -112,6 +112,9 @@ def random_material(
         return Material(colours, waves, phases, (0.6, 0.3, 0.5), bend=2.0)
     if pattern == "stripes":
         return Material(colours, grid, phases, (1.0, 0.0, 0.0), steepness=5.0)
+    if pattern == "bands":
+        waves = np.array([[0, 0, k], [k, 0, 0]])
+        return Material(colours, waves, phases, (1.0, 0.0, 0.0), steepness=5.0)
     if pattern == "checker":
         return Material(colours, grid, phases, (0.0, 0.0, 1.0), steepness=8.0)
     if pattern == "dots":

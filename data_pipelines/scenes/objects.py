@@ -57,10 +57,10 @@ def bottle(rng: np.random.Generator) -> Piece:
 
 def potted_plant(rng: np.random.Generator) -> Piece:
     """Leaves that fan out of a tapered pot."""
-    scale = rng.uniform(0.7, 1.15)
+    scale = rng.uniform(0.85, 1.25)
     radius, pot = 0.19 * scale, 0.17 * scale
     piece = Piece("potted plant", 4 * radius, 4 * radius, 1.2 * scale)
-    clay, leaf = random_material(rng), random_material(rng, "noise", wavelength=0.1)
+    clay, leaf = random_material(rng), random_material(rng, "bands", 0.12, contrast=0.7)
     piece.cylinder((0, 0, pot), radius, pot, clay, taper=0.25)
     stem = np.array([0, 0, 2 * pot])
     count = int(rng.integers(9, 14))
@@ -80,7 +80,7 @@ def potted_plant(rng: np.random.Generator) -> Piece:
 
 def television(rng: np.random.Generator) -> Piece:
     """A flat screen with a bezel on a foot; the picture may glow."""
-    half = rng.uniform(0.35, 0.6)
+    half = rng.uniform(0.4, 0.65)
     tall = half * rng.uniform(0.56, 0.66)
     piece = Piece("television", 2 * half, 0.2, 2 * tall + 0.1)
     bezel = random_material(rng, "plain")

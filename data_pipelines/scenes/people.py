@@ -88,10 +88,12 @@ def person(rng: np.random.Generator, seat_height: float | None = None) -> Piece:
     """
     seated = seat_height is not None
     height = rng.uniform(1.5, 1.9)
-    skin, sleeve = random_material(rng, "plain"), random_material(rng, "plain")
-    shirt = random_material(rng, "dots", 0.1, contrast=0.5)
-    trousers = random_material(rng, "stripes", 0.1, contrast=0.4)
-    hair, shoe = random_material(rng, "noise", 0.05, contrast=0.5), random_material(rng, "plain")
+    skin, shoe = random_material(rng, "plain"), random_material(rng, "plain")
+    shirt = random_material(rng, rng.choice(["dots", "checker"]), 0.11, contrast=0.75)
+    sleeve = random_material(rng, "bands", 0.1, contrast=0.75)
+    trousers = random_material(rng, "stripes", 0.1, contrast=0.75)
+    sock = random_material(rng, "bands", 0.14, contrast=0.75)
+    hair = random_material(rng, "noise", 0.05, contrast=0.75)
     hips = np.array([0, 0, seat_height + 0.05 * height if seated else HIP_HEIGHT * height])
     lean = rng.uniform(-0.05, 0.25) if seated else rng.uniform(-0.03, 0.06)
     shoulders = hips + 0.275 * height * np.array([0, np.sin(lean), np.cos(lean)])
@@ -106,10 +108,10 @@ def person(rng: np.random.Generator, seat_height: float | None = None) -> Piece:
     across = np.array([0.09 * height, 0, 0])
     piece.limb(shoulders - across, shoulders + across, 0.04 * height, shirt, TORSO)
     _head(piece, rng, height, shoulders + 0.065 * height * spine, skin, hair)
-    upper_sleeve = shirt if rng.random() < 0.3 else sleeve
+    upper_sleeve = shirt if rng.random() < 0.2 else sleeve
     lower_sleeve = upper_sleeve if rng.random() < 0.25 else skin
     _arms(piece, rng, height, shoulders, seated, upper_sleeve, lower_sleeve, skin)
-    # Long trousers, or shorts, or boots up to the knee.
-    lower_leg = (trousers, skin, shoe)[rng.integers(3)]
+    # Long trousers, or shorts over long socks or boots.
+    lower_leg = (trousers, sock, sock, shoe)[rng.integers(4)]
     _legs(piece, rng, height, hips, seated, trousers, lower_leg, shoe)
     return piece

@@ -2,7 +2,7 @@
 
 `kernels/README.md` derives the backward pass and says what was measured. Shapes inside a chunk are
 time-major, [c k t b n d] with c the steps of a chunk: slices along time are contiguous, and d, the
-long axis, is the vector axis.
+long axis, is the vector axis. m counts chunks.
 """
 
 from __future__ import annotations
@@ -17,6 +17,12 @@ from jax import lax
 
 Array = jax.Array
 
+CHUNK_ELEMENTS = 2**19
+"""State elements of a chunk to aim at: 2 MiB an array, so that a chunk's few arrays stay in cache."""
+CHUNK_STEPS = (8, 32)
+"""Fewest steps of a chunk, which bounds the memory of boundary states, and most, which bounds the
+terms of an unrolled sum."""
+
 _einsum = functools.partial(
     jnp.einsum, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
 )
@@ -28,7 +34,6 @@ class _Plan(NamedTuple):
     columns: tuple[bool, ...]  # for each direction: reads down columns
     reverses: tuple[bool, ...]  # for each direction: reads backwards
     chunk: int  # steps whose states exist at one time
-    group: int  # steps of one associative_scan; divides chunk
 
 
 def _combine(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -106,54 +111,66 @@ def _decay(step: Array, A: Array) -> Array:
     return jnp.exp(step[..., None, :] * A[:, :, None])
 
 
+def _hidden_one(*arrays: Array) -> Array:
+    """Float32 1 that the compiler cannot know, for `_written` and for the start of loops.
+
+    Inside `jax.shard_map` it varies over every mesh axis the arrays vary over, as the carry of a
+    loop must where its result does.
+    """
+    firsts = [v[(0,) * v.ndim].astype(jnp.float32) for v in arrays]
+    bits = functools.reduce(
+        jnp.bitwise_or, [lax.bitcast_convert_type(v, jnp.int32) for v in firsts]
+    )
+    return ((bits | 1) != 0).astype(jnp.float32)
+
+
+def _written(v: Array, one: Array) -> Array:
+    """Returns v, computed once and written to memory, however many read it.
+
+    XLA's CPU fusion would repeat v's producers inside every reader (measured: 2.5x the time), but
+    never repeats a division. `one` is `_hidden_one`.
+    """
+    return v / one
+
+
 def _recur(a: Array, b: Array, start: Array, one: Array, reverse: bool = False) -> Array:
-    """States of h = a*h + b after each step, [c k t b n d]; `start` precedes the first read."""
+    """States of h = a*h + b after each step, [c k t b n d]; `start` precedes the first step read."""
     first = -1 if reverse else 0
     b = b.at[first].add(a[first] * start)
-    return lax.associative_scan(_combine, (a, b), reverse=reverse)[1] / one
-
-
-def _one(i):
-    return jnp.where(i < 0, 2.0, 1.0)
-
-
-def _zero(*arrays: Array) -> Array:
-    """Float32 zero that varies, inside `jax.shard_map`, over every mesh axis the arrays vary over.
-
-    A loop's carry must vary as its result does, and a constant does not. XLA folds the select.
-    """
-    firsts = [v[(0,) * v.ndim] for v in arrays]
-    return sum(jnp.where(first == first, 0.0, 0.0) for first in firsts)
-
-
-def _forward(plan, x, dt, dt_weight, dt_bias, A, B, C, D):
-    t, b, h, w, d = x.shape
-    weight, bias, decay_rate = _by_direction(dt_weight, dt_bias, A)
-    sources = _sources(x, plan)
-    inputs = tuple(_order(v, plan) for v in (dt, B, C))
-
-    def advance(state, chunk):
-        i, dt, B, C = chunk
-        dt, B, C = (v.astype(jnp.float32) for v in (dt, B, C))
-        one = _one(i)
-        step = jax.nn.softplus(_project(dt, weight, bias)) / one
-        inputs = step * _read(sources, i, plan) / one
-        a = _decay(step, decay_rate)
-        states = _recur(a, _outer(inputs, B), state, one)
-        return states[-1], (_einsum("cktbnd,cktbn->cktbd", states, C), state)
-
-    zero = _zero(x, dt, dt_weight, dt_bias, A, B, C)
-    state = jnp.broadcast_to(zero, (*decay_rate.shape[:2], b, *decay_rate.shape[2:]))
-    _, (y, boundaries) = lax.scan(advance, state, (jnp.arange(len(inputs[0])), *inputs))
-    y = sum(_unorder(y, plan, h, w))
-    y = y + x * jnp.sum(D, 1, dtype=jnp.float32)[:, None, None, None]
-    return y.astype(x.dtype), boundaries
+    return _written(lax.associative_scan(_combine, (a, b), reverse=reverse)[1], one)
 
 
 def _by_direction(dt_weight: Array, dt_bias: Array, A: Array) -> tuple[Array, Array, Array]:
     """Float32, direction first, and A's long axis last: [k t r d], [k t d], [k t n d]."""
     weight, bias, A = (v.swapaxes(0, 1).astype(jnp.float32) for v in (dt_weight, dt_bias, A))
     return weight, bias, A.swapaxes(2, 3)
+
+
+def _forward(plan, x, dt, dt_weight, dt_bias, A, B, C, D):
+    """Returns y and the state before each chunk [m k t b n d]."""
+    b, h, w = x.shape[1:4]
+    weight, bias, rate = _by_direction(dt_weight, dt_bias, A)
+    sources = _sources(x, plan)
+    inputs = tuple(_order(v, plan) for v in (dt, B, C))
+    one = _hidden_one(x, dt, dt_weight, dt_bias, A, B, C)
+
+    def advance(state, chunk):
+        i, *rest = chunk
+        dt, B, C = (v.astype(jnp.float32) for v in rest)
+        step = _written(jax.nn.softplus(_project(dt, weight, bias)), one)
+        added = _outer(_written(step * _read(sources, i, plan), one), B)
+        states = _recur(_decay(step, rate), added, state, one)
+        return states[-1], (_einsum("cktbnd,cktbn->cktbd", states, C), state)
+
+    start = jnp.broadcast_to(one - one, (*rate.shape[:2], b, *rate.shape[2:]))
+    _, (y, boundaries) = lax.scan(advance, start, (jnp.arange(len(inputs[0])), *inputs))
+    y = sum(_unorder(y, plan, h, w)) + x * _skip(D)
+    return y.astype(x.dtype), boundaries
+
+
+def _skip(D: Array) -> Array:
+    """The directions' D, added: [t k d] to [t 1 1 1 d]."""
+    return jnp.sum(D, 1, dtype=jnp.float32)[:, None, None, None]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -166,41 +183,48 @@ def _ss2d_forward(plan, *arrays):
     return y, (arrays, boundaries)
 
 
-def _chunk_backward(i, chunk, state, adjoint, weight, bias, A):
+def _chunk_backward(one, chunk, state, adjoint, weight, bias, A):
     """Gradients of one chunk.
 
     Args:
+      one: `_hidden_one`.
       chunk: x, dt, B, C and dy of the chunk, [c k t b ...] float32.
       state: the state before the chunk, [k t b n d].
       adjoint: decay times adjoint of the step after the chunk, [k t b n d].
+      weight, bias, A: as `_by_direction` gives them.
 
     Returns:
-      the same adjoint for the chunk before; gradients of x, dt, B, C; of weight, bias and A.
+      `adjoint` for the chunk before; gradients of x, dt, B, C; of weight, bias and A (per image).
     """
     x, dt, B, C, dy = chunk
     projected = _project(dt, weight, bias)
-    one = _one(i)
-    step = jax.nn.softplus(projected) / one
-    inputs = step * x / one
-    dy = dy / one
-    zero = jnp.zeros_like(step[:1])
-    a = _decay(jnp.concatenate([zero, step, zero]) / one, A)
-    b = _outer(jnp.concatenate([zero, inputs]) / one, jnp.concatenate([jnp.zeros_like(B[:1]), B]) / one)
-    states = _recur(a[:-1], b, state, one)
-    adjoints = _recur(a[2:], _outer(dy, C), adjoint, one, reverse=True)
-    dC = _einsum("cktbnd,cktbd->cktbn", states, jnp.concatenate([zero, dy]))[1:]
-    dB = _einsum("cktbnd,cktbd->cktbn", adjoints, inputs)
-    dinputs = _einsum("cktbnd,cktbn->cktbd", adjoints, B)
-    # The gradient of log a is adjoint * a * h_before, and a * h_before is h less what was added.
-    # Sums are spelled out: XLA's CPU reduction would write each product out first (10x slower).
-    dlog = adjoints * a[1:-1] * states[:-1] / one
+    step = _written(jax.nn.softplus(projected), one)
+    added = _written(step * x, one)
+    dy = _written(dy, one)
+    # A step of size zero before the chunk makes `state` the first of the states, and one after it
+    # completes nothing but keeps the slices aligned: a[j] is the decay of step j - 1.
+    none, no_map = jnp.zeros_like(step[:1]), jnp.zeros_like(B[:1])
+    a = _decay(_written(jnp.concatenate([none, step]), one), A)
+    b = _outer(
+        _written(jnp.concatenate([none, added]), one), _written(jnp.concatenate([no_map, B]), one)
+    )
+    states = _recur(a, b, state, one)
+    # The adjoint of a step decays by the step after it.
+    after = jnp.concatenate([a[2:], jnp.ones_like(a[:1])])
+    adjoints = _recur(after, _outer(dy, C), adjoint, one, reverse=True)
+
+    dC = _einsum("cktbnd,cktbd->cktbn", states, jnp.concatenate([none, dy]))[1:]
+    dB = _einsum("cktbnd,cktbd->cktbn", adjoints, added)
+    dadded = _einsum("cktbnd,cktbn->cktbd", adjoints, B)
+    dlog = _written(adjoints * a[1:] * states[:-1], one)  # of the logarithm of the decay, step * A
+    # Sums are spelled out: XLA's CPU reduction would first write each product (10x slower).
     dA = sum(dlog[j] * step[j, ..., None, :] for j in range(len(step)))
-    dstep = sum(dlog[..., j, :] * A[:, :, None, j] for j in range(A.shape[2])) + dinputs * x
+    dstep = sum(dlog[..., j, :] * A[:, :, None, j] for j in range(A.shape[2])) + dadded * x
     dprojected = dstep * jax.nn.sigmoid(projected)
     dweight = _einsum("cktbr,cktbd->ktrd", dt, dprojected)
     ddt = _einsum("cktbd,ktrd->cktbr", dprojected, weight)
     sums = (dweight, jnp.sum(dprojected, (0, 3)), dA)
-    return a[1] * adjoints[0], (dinputs * step, ddt, dB, dC), sums
+    return a[1] * adjoints[0], (dadded * step, ddt, dB, dC), sums
 
 
 def _ss2d_backward(plan, saved, dy):
@@ -208,32 +232,30 @@ def _ss2d_backward(plan, saved, dy):
     x, dt, dt_weight, dt_bias, A, B, C, D = arrays
     h, w = x.shape[2:4]
     parameters = _by_direction(dt_weight, dt_bias, A)
-    x_chunks, dy_chunks = _sources(x, plan), _sources(dy, plan)
+    x_sources, dy_sources = _sources(x, plan), _sources(dy, plan)
     inputs = tuple(_order(v, plan) for v in (dt, B, C))
+    one = _hidden_one(*arrays, dy)
 
     def advance(carry, chunk):
         adjoint, sums = carry
-        i, state, dt, B, C = chunk
-        dt, B, C = (v.astype(jnp.float32) for v in (dt, B, C))
-        chunk = (_read(x_chunks, i, plan), dt, B, C, _read(dy_chunks, i, plan))
-        adjoint, (dx, *rest), new = _chunk_backward(i, chunk, state, adjoint, *parameters)
+        i, state, *rest = chunk
+        dt, B, C = (v.astype(jnp.float32) for v in rest)
+        chunk = (_read(x_sources, i, plan), dt, B, C, _read(dy_sources, i, plan))
+        adjoint, (dx, *rest), new = _chunk_backward(one, chunk, state, adjoint, *parameters)
         rest = tuple(v.astype(to.dtype) for v, to in zip(rest, inputs, strict=True))
-        sums = tuple(one + more for one, more in zip(sums, new, strict=True))
-        return (adjoint, sums), (dx, *rest)
+        return (adjoint, tuple(map(jnp.add, sums, new))), (dx, *rest)
 
-    zero = _zero(*arrays, dy)
-    adjoint = jnp.broadcast_to(zero, boundaries.shape[1:])
-    sums = (*parameters[:2], boundaries[0])
-    sums = tuple(jnp.broadcast_to(zero, v.shape) for v in sums)
+    adjoint = jnp.broadcast_to(one - one, boundaries.shape[1:])
+    sums = tuple(jnp.broadcast_to(one - one, v.shape) for v in (*parameters[:2], adjoint))
     chunks = (jnp.arange(len(boundaries)), boundaries, *inputs)
     (_, sums), (dx, *rest) = lax.scan(advance, (adjoint, sums), chunks, reverse=True)
 
-    dx = sum(_unorder(dx, plan, h, w))
-    dx = dx + dy * jnp.sum(D, 1, dtype=jnp.float32)[:, None, None, None]
-    dD = jnp.sum(dy.astype(jnp.float32) * x, (1, 2, 3))[:, None]
+    dx = sum(_unorder(dx, plan, h, w)) + dy * _skip(D)
     ddt, dB, dC = (jnp.stack(_unorder(v, plan, h, w), 4) for v in rest)
-    dweight, dbias, dA = (v.swapaxes(0, 1) for v in (*sums[:2], jnp.sum(sums[2], 2)))
-    gradients = (dx, ddt, dweight, dbias, dA.swapaxes(2, 3), dB, dC, jnp.broadcast_to(dD, D.shape))
+    dweight, dbias, dA = sums[0], sums[1], jnp.sum(sums[2], 2).swapaxes(2, 3)
+    dweight, dbias, dA = (v.swapaxes(0, 1) for v in (dweight, dbias, dA))
+    dD = jnp.sum(dy.astype(jnp.float32) * x, (1, 2, 3))[:, None]
+    gradients = (dx, ddt, dweight, dbias, dA, dB, dC, jnp.broadcast_to(dD, D.shape))
     return tuple(g.astype(v.dtype) for g, v in zip(gradients, arrays, strict=True))
 
 
@@ -251,11 +273,16 @@ def ss2d_xla(
     D: Array,
     *,
     directions: Sequence[str],
-    chunk: int = 8,
-    group: int = 4,
 ) -> Array:
-    """Chunked SS2D; arguments and result as in `api.ss2d`."""
+    """Chunked SS2D; arguments and result as in `api.ss2d`.
+
+    Memory beside arguments and results: four copies of x in float32, one state for each chunk of
+    each direction, and about ten arrays of the size of a chunk's states.
+    """
+    t, b, h, w, d = x.shape
+    state = t * b * len(directions) * A.shape[3] * d
+    fewest, most = CHUNK_STEPS
+    chunk = min(max(CHUNK_ELEMENTS // state, fewest), most, h * w)
     columns = tuple(name.startswith("column") for name in directions)
     reverses = tuple(name.endswith("_reversed") for name in directions)
-    plan = _Plan(columns, reverses, chunk, group)
-    return _ss2d(plan, x, dt, dt_weight, dt_bias, A, B, C, D)
+    return _ss2d(_Plan(columns, reverses, chunk), x, dt, dt_weight, dt_bias, A, B, C, D)

@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 from mtmamba_jax.array_types import Batch
 from mtmamba_jax.losses import multitask_loss
 from mtmamba_jax.metrics import create_constant, create_metric
-from mtmamba_jax.training.sharding import replicated, split_batch
-from mtmamba_jax.training.state import TrainState
 from mtmamba_jax.models.heads import resize
 from mtmamba_jax.tasks import Task
+from mtmamba_jax.training.sharding import replicated, split_batch
+from mtmamba_jax.training.state import TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 

@@ -3,12 +3,12 @@ import multiprocessing
 
 import numpy as np
 import pytest
-from random_examples import RandomExamples
 
 from mtmamba_jax.data_pipelines.batch import check_batch
 from mtmamba_jax.data_pipelines.pipeline import ExampleError, eval_batches, train_batches
 from mtmamba_jax.data_pipelines.transforms import AugmentSettings
 from mtmamba_jax.tasks import DEPTH, NORMALS, NYUDV2, PASCAL_CONTEXT
+from tests.data_pipelines.random_examples import RandomExamples
 
 TASKS = (DEPTH, NORMALS)
 STILL = AugmentSettings(scale=(1.0, 1.0), flip_probability=0.0, jitter_probability=0.0)

@@ -3,11 +3,11 @@ import threading
 
 import numpy as np
 import pytest
-from random_examples import RandomExamples
 
 from mtmamba_jax.data_pipelines.batch import check_example
 from mtmamba_jax.data_pipelines.sources import SOURCES, CachedSource, make_source
 from mtmamba_jax.tasks import DEPTH, NYUDV2
+from tests.data_pipelines.random_examples import RandomExamples
 
 
 class Counting(RandomExamples):

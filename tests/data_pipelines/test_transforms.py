@@ -2,7 +2,6 @@ import pathlib
 
 import numpy as np
 import pytest
-from random_examples import RandomExamples
 
 from mtmamba_jax.data_pipelines import batch
 from mtmamba_jax.data_pipelines.transforms import (
@@ -17,6 +16,7 @@ from mtmamba_jax.data_pipelines.transforms import (
     train_transforms,
 )
 from mtmamba_jax.tasks import DEPTH, IGNORE, NORMALS, NYUDV2, PASCAL_CONTEXT, SEMSEG_NYUDV2
+from tests.data_pipelines.random_examples import RandomExamples
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 TASK_SETS = (NYUDV2, PASCAL_CONTEXT)

@@ -114,7 +114,9 @@ class SS2DSuite:
     def test_shard_map_over_the_batch_equals_one_device(self):
         if jax.device_count() < 2:
             pytest.skip("needs two devices; tests/conftest.py asks for eight on a CPU")
-        mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+        mesh = jax.make_mesh(
+            (2,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2]
+        )
         arguments = ArgSpec(3, 5, d=4, b=4, n=3, r=2).arguments()
         specs = tuple(P(None, "data") if i in ACTIVATIONS else P() for i in range(8))
         op = functools.partial(ss2d, implementation=self.implementation)

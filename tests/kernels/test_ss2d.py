@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from ss2d_suite import SS2DSuite, intermediates
 
 from mtmamba_jax.kernels.ss2d import DIRECTIONS, IMPLEMENTATIONS, api, selective_scan, ss2d, xla
 from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ArgSpec
+from tests.kernels.ss2d_suite import SS2DSuite, intermediates
 
 SMALL = ArgSpec(3, 4, d=2, n=2)
 
@@ -122,7 +122,11 @@ def _with(name, value, spec=SMALL):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("x", lambda v: v[0], r"x must have shape \[t b h w d\] = \[t b h w d\] .* got \[1 3 4 2\]"),
+        (
+            "x",
+            lambda v: v[0],
+            r"x must have shape \[t b h w d\] = \[t b h w d\] .* got \[1 3 4 2\]",
+        ),
         ("dt", lambda v: v[..., :3, :], r"dt must .* = \[1 1 3 4 4 r\] .* got \[1 1 3 4 3 1\]"),
         ("dt_weight", lambda v: v[..., :1], r"dt_weight must .* = \[1 4 1 2\] .* got \[1 4 1 1\]"),
         ("dt_bias", lambda v: v[:, :1], r"dt_bias must .* \[t k d\] = \[1 4 2\] .* got \[1 1 2\]"),
@@ -151,7 +155,10 @@ def test_selective_scan_names_its_own_letters():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"implementation": "xlb"}, r"Unknown implementation 'xlb'. Did you mean 'xla'\? Valid: xla"),
+        (
+            {"implementation": "xlb"},
+            r"Unknown implementation 'xlb'. Did you mean 'xla'\? Valid: xla",
+        ),
         ({"directions": ("rows",)}, r"Unknown direction 'rows'. Did you mean 'row'\? Valid: row, "),
         ({"directions": "row"}, "directions must be a sequence of at least one name, got 'row'"),
         ({"directions": ()}, "directions must be a sequence of at least one name"),

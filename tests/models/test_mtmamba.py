@@ -1,0 +1,135 @@
+"""MTMamba as a module: sizes, dtypes, drop path, recomputation, Linen, bad input."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mtmamba_jax.models.mtmamba import (
+    abstract_model,
+    count_parameters,
+    create_model,
+    to_linen,
+)
+from mtmamba_jax.models.swin import SWIN_SIZES
+from mtmamba_jax.tasks import CITYSCAPES, DEPTH, EDGE, NYUDV2, PASCAL_CONTEXT
+from tests import tiny
+
+SMALL = {"encoder": "swin_test", "tasks": (DEPTH, EDGE), "state_size": 2}
+assert SMALL["encoder"] in tiny.SWIN_SIZES
+
+
+@pytest.fixture(scope="module")
+def model():
+    return create_model(**SMALL, rngs=nnx.Rngs(0))
+
+
+def images(height, width, batch=1):
+    return jax.random.normal(jax.random.key(1), (batch, height, width, 3))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "parameters"),
+    [(NYUDV2, 307_999_137), (PASCAL_CONTEXT, 335_858_326), (CITYSCAPES, 252_271_688)],
+    ids=["nyudv2", "pascal_context", "cityscapes"],
+)
+def test_swin_large_has_the_official_number_of_parameters(tasks, parameters):
+    model = abstract_model(encoder="swin_large", tasks=tasks)
+    assert count_parameters(model) == parameters
+    assert count_parameters(model.encoder) == 195_201_204
+
+
+@pytest.mark.parametrize("encoder", SWIN_SIZES)
+def test_every_encoder_gives_a_map_for_each_task(encoder):
+    model = abstract_model(encoder=encoder, tasks=NYUDV2)
+    logits = nnx.eval_shape(
+        lambda m, x: m(x), model, jax.ShapeDtypeStruct((2, 64, 96, 3), "float32")
+    )
+    assert {name: value.shape for name, value in logits.items()} == {
+        task.name: (2, 64, 96, task.channels) for task in NYUDV2
+    }
+
+
+@pytest.mark.parametrize("size", [(32, 64), (33, 50), (7, 5), (1, 1)])
+def test_any_image_size_gives_finite_maps_of_that_size(model, size):
+    for value in model(images(*size)).values():
+        assert value.shape[1:3] == size
+        assert np.isfinite(value).all()
+
+
+def test_bfloat16_computes_near_float32_and_keeps_parameters_and_logits_float32(model):
+    half = create_model(**SMALL, dtype="bfloat16", rngs=nnx.Rngs(0))
+    assert {x.dtype for x in jax.tree.leaves(nnx.state(half))} == {jnp.dtype("float32")}
+    for name, value in half(images(32, 64)).items():
+        wanted = model(images(32, 64))[name]
+        assert value.dtype == jnp.float32
+        # bfloat16 keeps 8 bits; some 30 layers in a row.
+        np.testing.assert_allclose(value, wanted, atol=0.1 * np.abs(wanted).max())
+
+
+def test_drop_path_is_off_without_training_and_random_with_it(model):
+    x = images(32, 64, batch=4)
+    still = model(x)["depth"]
+    np.testing.assert_array_equal(still, model(x)["depth"])
+    first = model(x, training=True, rngs=nnx.Rngs(drop_path=0))["depth"]
+    second = model(x, training=True, rngs=nnx.Rngs(drop_path=1))["depth"]
+    assert not np.allclose(first, second)
+    again = model(x, training=True, rngs=nnx.Rngs(drop_path=0))["depth"]
+    np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_recomputation_does_not_change_the_gradients(model, remat):
+    def gradients(model):
+        graph, parameters = nnx.split(model, nnx.Param)
+        rngs = nnx.Rngs(drop_path=3)
+
+        def loss(parameters, x):
+            logits = nnx.merge(graph, parameters)(x, training=True, rngs=rngs)
+            return sum(jnp.mean(value**2) for value in logits.values())
+
+        return jax.grad(loss)(parameters, images(32, 32))
+
+    recomputed = create_model(**SMALL, remat=remat, rngs=nnx.Rngs(0))
+    found, wanted = (jax.tree.leaves(gradients(m)) for m in (recomputed, model))
+    for a, b in zip(found, wanted, strict=True):
+        # The same operations in another order of fusion: float32 rounding.
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_linen_module_gives_the_same_maps():
+    module = to_linen(**SMALL)
+    x = images(32, 32)
+    variables = module.init(jax.random.key(0), x)
+    assert set(variables) == {"params"}
+    logits = module.apply(variables, x)
+    model = create_model(**SMALL, rngs=nnx.Rngs(5))
+    parameters = jax.tree.leaves(variables["params"])
+    graph, state = nnx.split(model, nnx.Param)
+    filled = nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), parameters))
+    for name, value in filled(x).items():
+        np.testing.assert_allclose(logits[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"encoder": "swin_larg"}, "Unknown encoder 'swin_larg'. Did you mean 'swin_large'?"),
+        ({"name": "mtmambo"}, "Unknown model 'mtmambo'. Did you mean 'mtmamba'?"),
+        ({"dtype": "float16"}, "Unknown dtype 'float16'. Did you mean 'bfloat16'?"),
+        ({"remat": "all"}, "Unknown remat policy 'all'."),
+        ({"tasks": ()}, "at least one task"),
+    ],
+)
+def test_unknown_setting_is_refused_with_the_nearest(settings, message):
+    with pytest.raises(ValueError) as error:
+        create_model(**(SMALL | settings), rngs=nnx.Rngs(0))
+    assert message in str(error.value)
+
+
+def test_wrong_images_and_training_without_rngs_are_refused(model):
+    with pytest.raises(ValueError, match=r"\[b h w 3\], channels last; got \(1, 3, 32, 32\)"):
+        model(jnp.zeros((1, 3, 32, 32)))
+    with pytest.raises(ValueError, match="pass rngs"):
+        model(images(32, 32), training=True)

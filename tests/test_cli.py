@@ -1,0 +1,114 @@
+"""The commands as a person meets them: what they write, and what a mistake prints."""
+
+import cv2
+import numpy as np
+import pytest
+
+from mtmamba_jax import cli
+from mtmamba_jax.training.loop import train
+from tests.tiny import tiny_config
+
+MISTAKES = [
+    (["trian"], 2, "Unknown command 'trian'. Did you mean 'train'?"),
+    (["train", "--config=synthetc"], 2, "Unknown config 'synthetc'. Did you mean 'synthetic'?"),
+    (["train", "--config.train.step=3"], 2, "Did you mean 'train.steps'?"),
+    (["train", "--config.train.steps"], 2, "--config.train.steps has no value"),
+    (["train", "--config.tasks.names=dept"], 2, "Unknown task 'dept'"),
+    (["train", "--config.model.encoder=swin_larg"], 2, "Did you mean 'swin_large'?"),
+    (["train", "--config.data.name=imagenet"], 2, "Unknown data source 'imagenet'"),
+    (["train", "--wordkir=x"], 2, "Did you mean '--workdir'?"),
+    (["eval", "--workdir=nowhere"], 2, "nowhere holds no run"),
+    (["predict", "--workdir=nowhere", "missing.jpg"], 2, "missing.jpg does not exist"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), MISTAKES, ids=lambda v: str(v)[:40])
+def test_mistake_prints_one_message_and_no_stack_trace(
+    arguments, code, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == code
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_traceback_flag_shows_where_an_error_comes_from(tmp_path):
+    with pytest.raises(ValueError, match="holds no run"):
+        cli.main(["eval", f"--workdir={tmp_path}", "--traceback"])
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    config = tiny_config(
+        tasks__names="('semseg', 'depth')", train__steps="2", train__eval_every="2"
+    )
+    train(config, path)
+    return path
+
+
+def test_eval_prints_scores_beside_the_constant_and_writes_them(workdir, capsys):
+    assert cli.main(["eval", f"--workdir={workdir}"]) == 0
+    output = capsys.readouterr().out
+    assert "semseg" in output
+    assert "constant" in output
+    assert (workdir / "scores_best.json").exists()
+    assert str(workdir / "scores_best.json") in output
+
+
+def test_eval_of_a_checkpoint_that_is_not_there_says_when_it_will_be(workdir, tmp_path, capsys):
+    (tmp_path / "config.json").write_bytes((workdir / "config.json").read_bytes())
+    assert cli.main(["eval", f"--workdir={tmp_path}"]) == 2
+    assert "no best checkpoint yet" in capsys.readouterr().err
+
+
+def write_photo(path, height, width, channels=3):
+    random = np.random.default_rng(height)
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    cv2.imwrite(str(path), random.integers(0, 255, shape, dtype=np.uint8))
+
+
+def test_predict_takes_photos_of_any_kind_and_reports_those_it_cannot_read(
+    workdir, tmp_path, capsys
+):
+    photos, output = tmp_path / "photos", tmp_path / "out"
+    (photos / "more").mkdir(parents=True)
+    write_photo(photos / "wide.jpg", 40, 150)
+    write_photo(photos / "tall.png", 90, 20)
+    write_photo(photos / "grey.png", 31, 33, channels=1)
+    write_photo(photos / "alpha.png", 64, 64, channels=4)
+    write_photo(photos / "more" / "wide.png", 600, 700)
+    (photos / "broken.jpg").write_bytes(b"<html>not an image</html>")
+    (photos / "empty.png").write_bytes(b"")
+    code = cli.main(
+        ["predict", f"--workdir={workdir}", str(photos), f"--output={output}", "--overlay"]
+    )
+    captured = capsys.readouterr()
+    assert code == 1
+    assert "broken.jpg: not an image" in captured.err
+    assert "empty.png: the file is empty" in captured.err
+    assert "Wrote 5 of 7 photos" in captured.out
+    sizes = {
+        "wide": (600, 700), "wide_2": (40, 150), "tall": (90, 20), "grey": (31, 33),
+        "alpha": (64, 64),
+    }  # fmt: skip
+    assert sorted(path.name for path in output.iterdir()) == sorted(sizes)
+    for name, size in sizes.items():
+        depth, classes = (np.load(output / name / f"{t}.npy") for t in ("depth", "semseg"))
+        assert depth.shape == classes.shape == size
+        assert depth.dtype == np.float32
+        assert classes.max() < 40
+        for picture in ("depth", "semseg", "overlay"):
+            assert cv2.imread(str(output / name / f"{picture}.png")).shape == (*size, 3)
+        assert (output / name / "panel.png").exists()
+
+
+def test_predict_refuses_an_empty_folder_and_a_wrong_size(workdir, tmp_path, capsys):
+    assert cli.main(["predict", f"--workdir={workdir}", str(tmp_path)]) == 2
+    assert "holds no photo" in capsys.readouterr().err
+    write_photo(tmp_path / "a.png", 8, 8)
+    arguments = ["predict", f"--workdir={workdir}", str(tmp_path), "--size=big"]
+    assert cli.main(arguments) == 2
+    assert "HEIGHTxWIDTH" in capsys.readouterr().err

@@ -1,0 +1,92 @@
+"""Configurations: what they accept, what they refuse, and how."""
+
+import ast
+import pathlib
+
+import pytest
+
+from mtmamba_jax import config as configuration
+
+
+def test_name_with_folder_and_suffix_is_the_same_config():
+    plain = configuration.flatten(configuration.load("synthetic:pascal"))
+    assert configuration.flatten(configuration.load("configs/synthetic.py:pascal")) == plain
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sinthetic", "Unknown config 'sinthetic'. Did you mean 'synthetic'?"),
+        ("synthetic:pascl", "no variant 'pascl'. Did you mean 'pascal'?"),
+    ],
+)
+def test_unknown_name_is_refused_with_the_nearest(name, message):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        configuration.load(name)
+
+
+def test_override_keeps_types():
+    config = configuration.load("synthetic")
+    configuration.override(
+        config,
+        {
+            "train.steps": "7",
+            "optimizer.learning_rate": "1",
+            "data.size": "[32, 64]",
+            "tasks.names": "depth",
+            "model.scan_implementation": "xla",
+            "tasks.baselines.depth": "0.5",
+        },
+    )
+    assert config.train.steps == 7
+    assert config.optimizer.learning_rate == 1.0
+    assert config.data.size == (32, 64)
+    assert config.tasks.names == ("depth",)
+    assert config.model.scan_implementation == "xla"
+    assert config.tasks.baselines.depth == 0.5
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("train.step", "7", "Unknown config key 'train.step'. Did you mean 'train.steps'?"),
+        ("train", "7", "Unknown config key 'train'"),
+        ("train.steps", "many", "'train.steps' wants a int such as 400; got 'many'"),
+        ("model.encoder", "3", "'model.encoder' wants a str"),
+    ],
+)
+def test_wrong_override_is_refused(key, value, message):
+    config = configuration.load("synthetic")
+    with pytest.raises(ValueError) as error:
+        configuration.override(config, {key: value})
+    assert message in str(error.value)
+
+
+def test_saved_config_reads_back_equal(tmp_path):
+    config = configuration.load("synthetic:pascal")
+    configuration.override(config, {"tasks.baselines.edge": "3.5"})
+    configuration.save(config, tmp_path / "config.json")
+    read = configuration.read(tmp_path / "config.json")
+    assert configuration.flatten(read) == configuration.flatten(config)
+    assert configuration.differences(read, config) == []
+
+
+def test_differences_name_what_is_learned_and_not_how_it_is_watched():
+    saved, wanted = configuration.load("synthetic"), configuration.load("synthetic")
+    configuration.override(wanted, {"train.log_every": "3", "optimizer.power": "1"})
+    assert configuration.differences(saved, wanted) == ["optimizer.power: 0.9 -> 1.0"]
+
+
+def test_every_config_key_is_read_somewhere():
+    """A key that nothing reads is a setting that silently does nothing."""
+    root = pathlib.Path(__file__).parents[1]
+    read = set()
+    for folder in ("mtmamba_jax", "data_pipelines"):
+        for path in (root / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Attribute):
+                    read.add(node.attr)
+    whole = ("model", "augment", "loss.weights", "tasks.baselines")  # passed on as a group
+    for key in configuration.flatten(configuration.load("common")):
+        if not key.startswith(whole):
+            assert key.split(".")[-1] in read, key

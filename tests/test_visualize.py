@@ -1,0 +1,55 @@
+"""Values and pictures of maps."""
+
+import numpy as np
+import pytest
+
+from mtmamba_jax.predict import enlarge
+from mtmamba_jax.tasks import DEPTH, NORMALS, NYUDV2, PASCAL_CONTEXT, SEMSEG_NYUDV2
+from mtmamba_jax.visualize import label_value, overlay, panel, to_picture, to_value
+
+ALL = {task: task.name for task in (*NYUDV2, *PASCAL_CONTEXT)}
+
+
+@pytest.mark.parametrize("task", ALL, ids=lambda task: f"{task.name}-{task.channels}")
+def test_every_task_draws_predictions_and_labels(task):
+    random = np.random.default_rng(0)
+    value = to_value(task, random.normal(size=(6, 9, task.channels)))
+    assert value.dtype == (np.uint8 if task.class_names and task.loss == "cross_entropy" else "f4")
+    assert to_picture(task, value).shape == (6, 9, 3)
+    label = np.ones((6, 9, task.label_channels), task.label_dtype)
+    label[0] = task.ignore
+    picture = to_picture(task, label_value(task, label))
+    assert picture.dtype == np.uint8
+    assert (picture[0] == 0).all(), "ignored pixels are black"
+    assert (picture[1:] > 0).any()
+
+
+def test_class_picture_has_the_palette_colours():
+    logits = np.zeros((1, 3, 40))
+    logits[0, np.arange(3), [0, 7, 39]] = 1
+    picture = to_picture(SEMSEG_NYUDV2, to_value(SEMSEG_NYUDV2, logits))
+    assert [tuple(colour) for colour in picture[0]] == [
+        SEMSEG_NYUDV2.palette[i] for i in (0, 7, 39)
+    ]
+
+
+def test_normals_have_unit_length_and_depth_keeps_metres():
+    vectors = np.array([[[3.0, 0.0, 4.0], [0.0, -2.0, 0.0]]])
+    np.testing.assert_allclose(to_value(NORMALS, vectors)[0, 0], [0.6, 0, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(to_value(DEPTH, np.full((2, 2, 1), 3.5)), 3.5)
+
+
+def test_enlarging_is_bilinear_with_half_pixel_centres_and_seamless_over_strips():
+    ramp = np.linspace(0, 7, 8)[:, None, None] * np.ones((1, 5, 1))
+    large = enlarge(DEPTH, ramp.astype(np.float32), (800, 50))
+    # A linear ramp stays linear between the first and last centres.
+    rows = np.clip((np.arange(800) + 0.5) / 100 - 0.5, 0, 7)
+    np.testing.assert_allclose(large, np.repeat(rows[:, None], 50, 1), atol=1e-5)
+
+
+def test_panel_holds_every_picture_and_overlay_keeps_size():
+    picture = np.full((20, 30, 3), 200, np.uint8)
+    sheet = panel([{"one": picture, "two": picture}, {"three": picture}], cell_width=60)
+    assert sheet.shape[1] > 2 * 60
+    assert sheet.shape[0] > 2 * 40
+    assert overlay(picture, picture).shape == picture.shape

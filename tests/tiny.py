@@ -1,0 +1,31 @@
+"""The smallest configuration that still has every part, for tests that train."""
+
+from ml_collections import ConfigDict
+
+from mtmamba_jax import config as configuration
+from mtmamba_jax.models.swin import SWIN_SIZES, SwinSize
+
+SWIN_SIZES["swin_test"] = SwinSize(8, (1, 2, 1, 1), (1, 1, 1, 1), 4)
+
+
+def tiny_config(**overrides: str) -> ConfigDict:
+    """Returns a configuration that trains in seconds; dots in keys are written as `__`."""
+    config = configuration.load("synthetic")
+    settings = {
+        "model.encoder": "swin_test",
+        "model.state_size": "2",
+        "data.size": "(32, 64)",
+        "data.train_examples": "16",
+        "data.test_examples": "6",
+        "tasks.names": "('depth', 'edge')",
+        "train.steps": "6",
+        "train.batch_size": "4",
+        "train.log_every": "1",
+        "train.eval_every": "4",
+        "train.checkpoint_every": "2",
+        "eval.batch_size": "4",
+        "eval.panels": "2",
+    }
+    settings |= {key.replace("__", "."): value for key, value in overrides.items()}
+    configuration.override(config, settings)
+    return config

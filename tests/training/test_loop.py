@@ -1,0 +1,135 @@
+"""A run: killed and gone on with, refused, stopped on a non-finite loss."""
+
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from mtmamba_jax.data_pipelines import sources
+from mtmamba_jax.training.checkpoints import Checkpoints
+from mtmamba_jax.training.loop import NonFiniteError, train
+from mtmamba_jax.training.report import read_metrics
+from mtmamba_jax.training.state import abstract_build
+from tests.tiny import tiny_config
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def start(workdir):
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.training.killed_run", str(workdir)],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def final_parameters(workdir):
+    config = tiny_config()
+    checkpoints = Checkpoints(workdir)
+    assert checkpoints.step("latest") == 30
+    parameters = checkpoints.parameters("latest", like=abstract_build(config)[1])
+    checkpoints.close()
+    return parameters
+
+
+def test_run_killed_at_a_random_step_ends_with_the_same_bits(tmp_path):
+    whole = start(tmp_path / "whole")
+    output, _ = whole.communicate(timeout=400)
+    assert whole.returncode == 0, output
+
+    killed = start(tmp_path / "killed")
+    fatal_step = random.randrange(3, 25)
+    while not any(line["step"] >= fatal_step for line in read_metrics(tmp_path / "killed")):
+        assert killed.poll() is None, killed.communicate()[0]
+        time.sleep(0.02)
+    killed.kill()
+    killed.wait()
+
+    resumed = start(tmp_path / "killed")
+    output, _ = resumed.communicate(timeout=400)
+    assert resumed.returncode == 0, output
+    assert "Going on from step" in output, f"killed at {fatal_step}: {output}"
+    wanted, found = (final_parameters(tmp_path / name) for name in ("whole", "killed"))
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=f"killed at step {fatal_step}")
+
+    def numbers(name):
+        lines = read_metrics(tmp_path / name)
+        return [{k: v for k, v in line.items() if k != "seconds_per_step"} for line in lines]
+
+    assert numbers("killed") == numbers("whole")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, train(tiny_config(), workdir)
+
+
+def test_run_leaves_scores_panels_numbers_and_checkpoints(finished):
+    workdir, result = finished
+    assert result.scores.keys() == result.constants.keys() == {"depth", "edge"}
+    assert [path.name for path in result.panels] == ["test_000000.png", "test_000001.png"]
+    lines = read_metrics(workdir)
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    tests = {line["step"]: line for line in lines if line["kind"] == "test"}
+    assert list(tests) == [4, 6]
+    best = max(tests, key=lambda step: tests[step]["delta_m"])
+    assert result.step == best
+    assert tests[best]["depth/RMSE"] == result.scores["depth"]["RMSE"]
+    assert list((workdir / "tensorboard").glob("events*"))
+
+
+def test_finished_run_is_not_trained_again(finished):
+    workdir, result = finished
+    before = read_metrics(workdir)
+    again = train(tiny_config(), workdir)
+    assert again.step == result.step
+    assert again.scores == result.scores
+    assert read_metrics(workdir) == before
+
+
+def test_other_configuration_is_refused_with_the_keys_that_differ(finished):
+    workdir, _ = finished
+    config = tiny_config(optimizer__power="1.0", model__state_size="3")
+    with pytest.raises(ValueError) as error:
+        train(config, workdir)
+    message = str(error.value)
+    assert "model.state_size: 2 -> 3" in message
+    assert "optimizer.power: 0.9 -> 1.0" in message
+    assert "--workdir" in message
+    assert json.loads((workdir / "config.json").read_text())["model.state_size"] == 2
+
+
+def test_resuming_may_change_how_a_run_is_watched(finished):
+    workdir, result = finished
+    assert train(tiny_config(train__log_every="2"), workdir).step == result.step
+
+
+class SpoiledScenes(sources.SyntheticScenes):
+    """Scenes whose depth is broken from the third example on."""
+
+    def __getitem__(self, index):
+        example = super().__getitem__(index)
+        if index >= 3:
+            example["depth"][...] = np.inf
+        return example
+
+
+def test_non_finite_loss_stops_the_run_and_names_step_and_task(tmp_path, monkeypatch):
+    monkeypatch.setitem(sources.SOURCES, "synthetic", SpoiledScenes)
+    with pytest.raises(NonFiniteError, match=r"Step 1: not finite: .*loss/depth") as error:
+        train(tiny_config(), tmp_path)
+    assert "loss/edge" not in str(error.value)
+    assert "There is no checkpoint yet" in str(error.value)
