@@ -209,8 +209,8 @@ def people_view(rng: np.random.Generator, size: tuple[int, int]) -> Setting:
     yaw = rng.uniform(-0.5, 0.5)
     x = (0.5 + 0.4 * yaw + rng.uniform(-0.1, 0.1)) * extent[0]
     position = (x, rng.uniform(0.1, 0.3), rng.uniform(1.6, 1.95))
-    # The higher the camera, the more it looks down on the group some 2 m away, 0.8 m high.
-    pitch = np.arctan2(0.8 - position[2], 2.0) + rng.uniform(-0.06, 0.06)
+    # The higher the camera, the more it looks down on the group some 2 m away, 0.9 m high.
+    pitch = np.arctan2(0.9 - position[2], 2.0) + rng.uniform(-0.06, 0.06)
     camera = Camera.look(position, yaw, pitch, np.radians(rng.uniform(54, 64)), size)
     room = Room(rng, extent, position, yaw, clearance=0.9)
     group = rng.random()

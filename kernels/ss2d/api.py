@@ -1,7 +1,7 @@
 """The public op: checks arguments and hands them to the backend of the platform lowered for.
 
-Letters: t task, b batch, h w height and width, d inner channels, k directions, n state, r rank of the
-step size's projection, l length of a sequence.
+Letters: t task, b batch, h w height and width, d inner channels, k directions, n state, r rank of
+the step size's projection, l length of a sequence.
 """
 
 from __future__ import annotations

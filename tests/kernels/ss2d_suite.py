@@ -16,8 +16,8 @@ from mtmamba_jax.kernels.ss2d.arg_specs import ODD, ArgSpec
 NAMES = ("y", "x", "dt", "dt_weight", "dt_bias", "A", "B", "C", "D")
 ACTIVATIONS = (0, 1, 5, 6)
 
-# Both sides sum in float32 in different orders: about sqrt(terms) roundings of 6e-8, and an image of
-# the suite has at most a few thousand terms in a sum. Measured: 4e-6.
+# Both sides sum in float32 in different orders: about sqrt(terms) roundings of 6e-8, and an image
+# of the suite has at most a few thousand terms in a sum. Measured: 4e-6.
 FLOAT32 = 2e-5
 # bfloat16 inputs are the same on both sides and all sums are float32, so what differs is the last
 # rounding of each result to bfloat16: half of 2**-8 of the value, on either side.
