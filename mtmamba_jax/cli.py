@@ -150,7 +150,7 @@ def _predict(options: argparse.Namespace) -> int:
     )
     if options.overlay and not any(task.class_names for task in run.tasks):
         raise ValueError("--overlay draws classes, but no task of this run has any.")
-    step = create_predict_step(run.graph)
+    step = create_predict_step(run.graph, run.mesh)
     results = predict_photos(
         photos,
         run.tasks,

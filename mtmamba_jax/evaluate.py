@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import jax
 import numpy as np
 from flax import nnx
-from jax import process_count, process_index
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -41,7 +41,7 @@ class Evaluator:
         self._data, self._tasks, self._mesh = config.data, tasks, mesh
         self._batch_size = config.eval.batch_size
         self._source = open_source(config.data, tasks, "test")
-        self._predict = create_predict_step(graph)
+        self._predict = create_predict_step(graph, mesh)
         self._measure = create_measure_step(tasks, mesh)
         self._measure_constant = create_constant_step(tasks, mesh)
 
@@ -67,10 +67,7 @@ class Evaluator:
         """
         for batch in self._batches():
             logits = self._predict(parameters, put_batch(batch, self._mesh)["images"])
-            logits = {
-                name: np.concatenate([shard.data for shard in value.addressable_shards])
-                for name, value in logits.items()
-            }
+            logits = {name: _local(value) for name, value in logits.items()}
             for i in range(len(batch["images"])):
                 if count == 0 or not batch["mask"][i]:
                     return
@@ -84,8 +81,8 @@ class Evaluator:
             size=self._data.size,
             batch_size=self._batch_size,
             num_workers=self._data.num_workers,
-            process_index=process_index(),
-            process_count=process_count(),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
 
     def _accumulate(
@@ -97,6 +94,12 @@ class Evaluator:
             for name, accumulator in accumulators.items():
                 total[name] = accumulator.merge(total[name], counts[name])
         return {name: dict(a.compute(total[name])) for name, a in accumulators.items()}
+
+
+def _local(array: jax.Array) -> np.ndarray:
+    """Returns this process's part of an array whose leading axis is split over devices."""
+    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([shards[start] for start in sorted(shards)])
 
 
 def score_table(tasks: Sequence[Task], scores: Scores, constants: Mapping[str, float]) -> str:

@@ -101,7 +101,8 @@ def _slabs(origin, direction):
     """Entry into the box [-1, 1]^3, and the exits of its three axes."""
     entries, exits = [], []
     for start, along in zip(origin, direction, strict=True):
-        inverse = np.float32(1) / along
+        # A ray along a face has 0 here; infinity minus infinity would lose it.
+        inverse = 1 / (along + np.float32(1e-20))
         middle, half = -start * inverse, np.abs(inverse)
         entries.append(middle - half)
         exits.append(middle + half)
@@ -163,8 +164,8 @@ def _capsule(origin, direction, length):
 
 
 # Each takes the ray (origin, direction) in the unit shape's frame and the shape's number, and
-# returns the parameter of the entry, infinite for a miss. Rays along an axis divide by 0; the
-# infinities and NaNs that follow compare as a miss.
+# returns the parameter of the entry, infinite for a miss. Roots of negative numbers and ends that a
+# ray never reaches give NaN and infinity, which compare as a miss.
 _ENTRIES = {BOX: _box, ELLIPSOID: _ellipsoid, CYLINDER: _cylinder, CAPSULE: _capsule}
 
 

@@ -106,7 +106,7 @@ def _living_room(room: Room) -> None:
 
 def _sofa_with_people(room: Room) -> None:
     sofa = furniture.sofa(room.rng)
-    host = room.free(sofa, (2.0, 3.2), 0.45, 0.6)
+    host = room.free(sofa, (1.9, 3.0), 0.45, 0.6)
     if host and room.rng.random() < 0.4:
         _seat(room, host, sofa)
 
@@ -206,26 +206,26 @@ def people_view(rng: np.random.Generator, size: tuple[int, int]) -> Setting:
     """People on a sofa, at a table or standing, with furniture, plants and animals, close by."""
     extent = (rng.uniform(3.2, 4.8), rng.uniform(3.2, 4.2), rng.uniform(2.3, 2.9))
     # Turned to one side the camera stands on the other, and sees a corner of the room.
-    yaw = rng.uniform(-0.5, 0.5)
+    yaw = rng.uniform(-0.4, 0.4)
     x = (0.5 + 0.4 * yaw + rng.uniform(-0.1, 0.1)) * extent[0]
-    position = (x, rng.uniform(0.1, 0.3), rng.uniform(1.6, 1.95))
-    # The higher the camera, the more it looks down on the group some 2 m away, 0.9 m high.
-    pitch = np.arctan2(0.9 - position[2], 2.0) + rng.uniform(-0.06, 0.06)
-    camera = Camera.look(position, yaw, pitch, np.radians(rng.uniform(54, 64)), size)
+    position = (x, rng.uniform(0.1, 0.3), rng.uniform(1.65, 2.0))
+    # The higher the camera, the more it looks down on the group some 1.7 m away, 0.9 m high.
+    pitch = np.arctan2(0.9 - position[2], 1.7) + rng.uniform(-0.06, 0.06)
+    camera = Camera.look(position, yaw, pitch, np.radians(rng.uniform(54, 62)), size)
     room = Room(rng, extent, position, yaw, clearance=0.9)
     group = rng.random()
-    if group < 0.3:
-        _table_with_chairs(room, (2.0, 2.5), 0.7)
-        room.free(person(rng), (1.8, 2.8), 0.35, 0.5)
-    elif group < 0.75:
-        room.free(person(rng), (1.85, 2.2), 0.15, 0.5)
+    if group < 0.25:
+        _table_with_chairs(room, (1.8, 2.2), 0.8)
+        room.free(person(rng), (1.4, 2.4), 0.4, 0.5)
+    elif group < 0.65:
+        room.free(person(rng), (1.45, 1.8), 0.2, 0.5)
     else:
         chair = furniture.chair(rng)
-        host = room.free(chair, (1.6, 2.0), 0.15, 0.4)
+        host = room.free(chair, (1.35, 1.7), 0.2, 0.4)
         if host:
             _seat(room, host, chair)
-    if rng.random() < 0.5:
-        room.free(person(rng), (1.8, 2.5), 0.45, 0.6)
+    if rng.random() < 0.7:
+        room.free(person(rng), (1.4, 2.2), 0.45, 0.6)
     for _ in range(2):
         _sofa_with_people(room)
     things = (

@@ -34,8 +34,8 @@ def _arm_pose(rng: np.random.Generator, seated: bool):
 
 
 def _head(piece: Piece, rng, height, neck, skin, hair) -> None:
-    middle = neck + np.array([0, -0.015, 0.1]) * height / 1.7
-    half = np.array([0.098, 0.115, 0.14]) * height / 1.7
+    middle = neck + np.array([0, -0.015, 0.11]) * height / 1.7
+    half = np.array([0.11, 0.125, 0.15]) * height / 1.7
     piece.limb(neck - (0, 0, 0.07), middle, 0.06, skin, TORSO)
     piece.ellipsoid(middle, half, skin, part=HEAD)
     # Hair: a slightly larger cap, up and back; long hair reaches the shoulders.
@@ -52,14 +52,14 @@ def _arms(piece: Piece, rng, height, shoulders, seated, sleeve, lower, skin) -> 
     upper_length, lower_length = 0.175 * height, 0.15 * height
     for side in (-1, 1):
         forward, outward, elbow, inward = _arm_pose(rng, seated)
-        start = shoulders + np.array([side * 0.128 * height, 0, 0])
+        start = shoulders + np.array([side * 0.132 * height, 0, 0])
         mirror = np.array([side, 1, 1])
         middle = start + upper_length * _bent(forward, outward) * mirror
         end = middle + lower_length * _bent(forward + elbow, outward - inward) * mirror
-        piece.limb(start, middle, 0.041 * height, sleeve, UPPER_ARM)
-        piece.limb(middle, end, 0.035 * height, lower, LOWER_ARM)
+        piece.limb(start, middle, 0.046 * height, sleeve, UPPER_ARM)
+        piece.limb(middle, end, 0.04 * height, lower, LOWER_ARM)
         hand = end + (end - middle) / lower_length * 0.05
-        piece.ellipsoid(hand, (0.055, 0.06, 0.065), skin, part=LOWER_ARM)
+        piece.ellipsoid(hand, (0.06, 0.066, 0.07), skin, part=LOWER_ARM)
 
 
 def _legs(piece: Piece, rng, height, hips, seated, upper, lower, shoe) -> None:
@@ -72,13 +72,13 @@ def _legs(piece: Piece, rng, height, hips, seated, upper, lower, shoe) -> None:
             thigh = side * swing
             knee, outward = -rng.uniform(0.0, 0.1) - max(-thigh, 0) * 0.8, 0.04
         mirror = np.array([side, 1, 1])
-        start = hips + np.array([side * 0.055 * height, 0, 0])
+        start = hips + np.array([side * 0.062 * height, 0, 0])
         middle = start + upper_length * _bent(thigh, outward) * mirror
         end = middle + lower_length * _bent(thigh + knee) * mirror
-        piece.limb(start, middle, 0.054 * height, upper, UPPER_LEG)
-        piece.limb(middle, end, 0.043 * height, lower, LOWER_LEG)
+        piece.limb(start, middle, 0.061 * height, upper, UPPER_LEG)
+        piece.limb(middle, end, 0.05 * height, lower, LOWER_LEG)
         foot = end + np.array([0, -0.06, -0.01])
-        piece.ellipsoid(foot, (0.06, 0.14, 0.055), shoe, part=LOWER_LEG)
+        piece.ellipsoid(foot, (0.065, 0.14, 0.06), shoe, part=LOWER_LEG)
 
 
 def person(rng: np.random.Generator, seat_height: float | None = None) -> Piece:
@@ -87,13 +87,13 @@ def person(rng: np.random.Generator, seat_height: float | None = None) -> Piece:
     Seated, the hips are above the origin and the legs reach forward (-y).
     """
     seated = seat_height is not None
-    height = rng.uniform(1.5, 1.9)
+    height = rng.uniform(1.45, 1.8)
     skin, shoe = random_material(rng, "plain"), random_material(rng, "plain")
-    shirt = random_material(rng, rng.choice(["dots", "checker"]), 0.11, contrast=0.75)
-    sleeve = random_material(rng, "bands", 0.1, contrast=0.75)
-    trousers = random_material(rng, "stripes", 0.1, contrast=0.75)
-    sock = random_material(rng, "bands", 0.14, contrast=0.75)
-    hair = random_material(rng, "noise", 0.05, contrast=0.75)
+    shirt = random_material(rng, rng.choice(["dots", "checker"]), 0.11, contrast=0.6)
+    sleeve = random_material(rng, "bands", 0.1, contrast=0.6)
+    trousers = random_material(rng, "stripes", 0.1, contrast=0.6)
+    sock = random_material(rng, "bands", 0.14, contrast=0.6)
+    hair = random_material(rng, "noise", 0.05, contrast=0.6)
     hips = np.array([0, 0, seat_height + 0.05 * height if seated else HIP_HEIGHT * height])
     lean = rng.uniform(-0.05, 0.25) if seated else rng.uniform(-0.03, 0.06)
     shoulders = hips + 0.275 * height * np.array([0, np.sin(lean), np.cos(lean)])

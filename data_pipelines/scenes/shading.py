@@ -49,12 +49,12 @@ def _light(hits: Hits, primitives: Primitives, lamp: np.ndarray, view, rng) -> n
     cosine = np.sum(to_lamp * hits.normals, axis=-1) / np.sqrt(squared)
     seen = np.bincount(hits.primitive.ravel(), minlength=len(primitives.kind)) > 0
     lit = _lit(hits.points, cosine > 0, primitives, _casters(primitives, seen), lamp)
-    direct = np.maximum(cosine, 0) * lit * rng.uniform(1.2, 2.4) / (1.0 + squared * 0.2)
+    direct = np.maximum(cosine, 0) * lit * rng.uniform(0.9, 1.8) / (1.0 + squared * 0.2)
 
     # From the camera's side: what is round darkens towards its outline.
-    fill = view + rng.normal((0, 0, 0.25), 0.25).astype(np.float32)
+    fill = view + rng.normal((0, 0, 0.25), 0.12).astype(np.float32)
     fill /= np.linalg.norm(fill)
-    soft = np.maximum(hits.normals @ fill, 0) ** 2 * rng.uniform(0.35, 0.6)
+    soft = np.maximum(hits.normals @ fill, 0) ** 2 * rng.uniform(0.6, 0.9)
     ambient = rng.uniform(0.2, 0.3) * (1 + 0.5 * hits.normals[..., 2])
     tints = rng.uniform(0.88, 1.06, (3, 3)).astype(np.float32)
     layers = np.stack([direct, soft, ambient], axis=-1).astype(np.float32)

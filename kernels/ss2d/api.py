@@ -192,16 +192,17 @@ def _check_arrays(
     sizes = dict(known)
     for name, array in arrays.items():
         letters, shape = shapes[name].split(), jnp.shape(array)
-        fits = len(shape) == len(letters)
-        if fits:
-            for letter, size in zip(letters, shape, strict=True):
-                fits &= sizes.setdefault(letter, size) == size >= 1
+        fits = len(shape) == len(letters) and all(
+            size >= 1 and sizes.get(letter, size) == size
+            for letter, size in zip(letters, shape, strict=True)
+        )
         if not fits:
             numbers = " ".join(str(sizes.get(letter, letter)) for letter in letters)
             raise ValueError(
                 f"{name} must have shape [{' '.join(letters)}] = [{numbers}] with every size at "
                 f"least 1, got [{' '.join(map(str, shape))}]."
             )
+        sizes |= dict(zip(letters, shape, strict=True))
         wanted = ("float32", "bfloat16") if name in ACTIVATIONS else ("float32",)
         if jnp.result_type(array).name not in wanted:
             raise ValueError(

@@ -62,8 +62,7 @@ ODD = {
     "pixel": ArgSpec(1, 1, d=3, n=2),
     "row": ArgSpec(1, 19, d=5, n=3),
     "column": ArgSpec(23, 1, d=5, n=3),
-    "prime": ArgSpec(7, 11, d=13, t=1, b=2, n=5, r=3),
-    "even": ArgSpec(4, 8, d=8, t=2, b=2, n=16, r=2),
-    "tasks": ArgSpec(5, 6, d=7, t=3, b=1, n=4, r=2),
-    "several_chunks": ArgSpec(9, 17, d=4, t=2, b=1, n=1, r=1),
+    "prime": ArgSpec(7, 11, d=13, b=2, n=5, r=3),
+    "whole_chunks": ArgSpec(4, 8, d=8, t=3, b=2, n=16, r=2),
+    "one_state": ArgSpec(9, 17, d=4, t=2, b=1, n=1, r=1),
 }

@@ -201,22 +201,23 @@ def _chunk_backward(one, chunk, state, adjoint, weight, bias, A):
     step = _written(jax.nn.softplus(projected), one)
     added = _written(step * x, one)
     dy = _written(dy, one)
-    # A step of size zero before the chunk makes `state` the first of the states, and one after it
-    # completes nothing but keeps the slices aligned: a[j] is the decay of step j - 1.
+    # A step of size zero before the chunk makes `state` the first of the states, so states[j] is
+    # the state before step j and a[j] the decay of step j - 1; one after it hands `adjoint` on.
     none, no_map = jnp.zeros_like(step[:1]), jnp.zeros_like(B[:1])
-    a = _decay(_written(jnp.concatenate([none, step]), one), A)
+    a = _decay(_written(jnp.concatenate([none, step, none]), one), A)
     b = _outer(
         _written(jnp.concatenate([none, added]), one), _written(jnp.concatenate([no_map, B]), one)
     )
-    states = _recur(a, b, state, one)
-    # The adjoint of a step decays by the step after it.
-    after = jnp.concatenate([a[2:], jnp.ones_like(a[:1])])
+    states = _recur(a[:-1], b, state, one)
+    after = a[2:]  # the adjoint of a step decays by the step after it
     adjoints = _recur(after, _outer(dy, C), adjoint, one, reverse=True)
 
     dC = _einsum("cktbnd,cktbd->cktbn", states, jnp.concatenate([none, dy]))[1:]
     dB = _einsum("cktbnd,cktbd->cktbn", adjoints, added)
     dadded = _einsum("cktbnd,cktbn->cktbd", adjoints, B)
-    dlog = _written(adjoints * a[1:] * states[:-1], one)  # of the logarithm of the decay, step * A
+    dlog = _written(
+        adjoints * a[1:-1] * states[:-1], one
+    )  # of the logarithm of the decay, step * A
     # Sums are spelled out: XLA's CPU reduction would first write each product (10x slower).
     dA = sum(dlog[j] * step[j, ..., None, :] for j in range(len(step)))
     dstep = sum(dlog[..., j, :] * A[:, :, None, j] for j in range(A.shape[2])) + dadded * x
@@ -283,4 +284,10 @@ def ss2d_xla(
     chunk = min(LONG_CHUNK if h * w > LONG else CHUNK, h * w)
     columns = tuple(name.startswith("column") for name in directions)
     reverses = tuple(name.endswith("_reversed") for name in directions)
-    return _ss2d(_Plan(columns, reverses, chunk), x, dt, dt_weight, dt_bias, A, B, C, D)
+    arrays = (x, dt, dt_weight, dt_bias, A, B, C, D)
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        # Inside shard_map all arrays must vary alike, so that the sum of a replicated array's
+        # gradient over the shards is this product's transpose; custom_vjp would not add it.
+        one = lax.stop_gradient(_hidden_one(*arrays))
+        arrays = tuple(v * one.astype(v.dtype) for v in arrays)
+    return _ss2d(_Plan(columns, reverses, chunk), *arrays)

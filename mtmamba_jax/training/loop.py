@@ -60,10 +60,10 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Result:
       NonFiniteError: a loss or the gradient was not finite.
     """
     graph, parameters, tasks = build(config)
-    mesh = create_mesh(config.train.batch_size)
+    mesh = create_mesh(config.train.batch_size, config.eval.batch_size)
     optimizer = create_optimizer(config.optimizer, config.train.steps)
     train_step = create_train_step(config, graph, tasks, optimizer, mesh)
-    evaluator = Evaluator(config, graph, tasks, create_mesh(config.eval.batch_size))
+    evaluator = Evaluator(config, graph, tasks, mesh)
 
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
@@ -193,6 +193,6 @@ class _Run:
         for example, logits in self._evaluator.predictions(state.parameters, 1):
             picture = example_panel(self._tasks, example, logits)
             self._report.picture(step, "predictions", picture)
-        if gain > self._best:
+        if not gain <= self._best:  # also where a gain is NaN: a run leaves a best checkpoint
             self._best = gain
             self._checkpoints.save_best(state, {"delta_m": gain, "scores": scores})

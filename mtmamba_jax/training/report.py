@@ -29,7 +29,9 @@ class Report:
         path = workdir / METRICS_FILE
         lines = read_metrics(workdir)
         kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= start_step]
-        path.write_text("".join(kept))
+        fresh = path.with_suffix(".tmp")
+        fresh.write_text("".join(kept))
+        fresh.replace(path)  # whole or not at all, should the process be killed here
         self._file = path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
         self._bar = tqdm.tqdm(

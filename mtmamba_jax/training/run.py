@@ -40,7 +40,7 @@ class Run:
     step: int
 
 
-def load_run(workdir: pathlib.Path, checkpoint: str, batch_size: int | None = None) -> Run:
+def load_run(workdir: pathlib.Path, checkpoint: str, *, batch_size: int | None = None) -> Run:
     """Reads a run from its work directory.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import jax
 import numpy as np
@@ -13,25 +14,24 @@ from mtmamba_jax.array_types import Batch
 DATA_AXIS = "data"
 
 
-def create_mesh(batch_size: int) -> Mesh:
-    """Returns a mesh of as many devices as divide the batch equally.
+def create_mesh(*batch_sizes: int) -> Mesh:
+    """Returns a mesh of as many devices as divide each of the batch sizes.
 
     Raises:
-      ValueError: several processes, and the batch does not split over all their devices.
+      ValueError: several processes, and a batch does not split over all their devices.
     """
     devices = jax.devices()
-    count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
+    common = math.gcd(*batch_sizes)
+    count = max(n for n in range(1, len(devices) + 1) if common % n == 0)
+    sizes = " and ".join(map(str, sorted(set(batch_sizes))))
     if count < len(devices):
         if jax.process_count() > 1:
             raise ValueError(
-                f"The batch of {batch_size} does not split over {len(devices)} devices of "
-                f"{jax.process_count()} processes. Use a multiple of {len(devices)}."
+                f"Batches of {sizes} do not split over {len(devices)} devices of "
+                f"{jax.process_count()} processes. Use multiples of {len(devices)}."
             )
         logging.getLogger(__name__).warning(
-            "Using %d of %d devices: a batch of %d splits over no more.",
-            count,
-            len(devices),
-            batch_size,
+            "Using %d of %d devices: batches of %s split over no more.", count, len(devices), sizes
         )
     # Auto: the compiler places what is in between. Explicit axes reject Swin's window reshape.
     return jax.make_mesh(

@@ -119,11 +119,11 @@ def create_constant_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
     return jax.jit(step, in_shardings=split_batch(mesh), out_shardings=replicated(mesh))
 
 
-def create_predict_step(graph: nnx.GraphDef) -> Callable:
-    """Returns `step(parameters, images [b h w 3]) -> {task: logits}`, jitted."""
+def create_predict_step(graph: nnx.GraphDef, mesh: Mesh) -> Callable:
+    """Returns `step(parameters, images [b h w 3]) -> {task: logits}`."""
 
-    @jax.jit
     def step(parameters: Mapping, images: jax.Array) -> dict[str, jax.Array]:
         return nnx.merge(graph, parameters)(images)
 
-    return step
+    whole, split = replicated(mesh), split_batch(mesh)
+    return jax.jit(step, in_shardings=(whole, split), out_shardings=split)

@@ -9,7 +9,9 @@ import pytest
 
 from mtmamba_jax import tasks as tasks_lib
 from mtmamba_jax.data_pipelines.scenes import labels, layout
-from mtmamba_jax.data_pipelines.scenes.geometry import cast
+from mtmamba_jax.data_pipelines.scenes.geometry import Camera, cast
+from mtmamba_jax.data_pipelines.scenes.materials import random_material
+from mtmamba_jax.data_pipelines.scenes.pieces import Piece, Scene
 from mtmamba_jax.data_pipelines.synthetic import SyntheticScenes
 
 SIZE = (96, 128)
@@ -107,6 +109,51 @@ def test_depth_is_metres_along_the_camera_axis():
     np.testing.assert_allclose(hits.points[floor][:, 2], 0, atol=1e-4)
 
 
+def test_a_ray_along_the_axes_of_a_box_meets_it():
+    scene, material = Scene(), random_material(np.random.default_rng(0))
+    scene.add_room((4.0, 5.0, 3.0), [material] * 6)
+    block = Piece("box", 1.0, 1.0, 1.0)
+    block.box((0, 0, 0.5), (0.5, 0.5, 0.5), material)
+    # The middle ray of an odd image is exactly (0, 1, 0): it runs along four faces of each box.
+    camera = Camera.look((2.0, 1.0, 0.5), 0.0, 0.0, 1.0, (5, 5))
+    assert cast(scene.primitives(), camera).depth[2, 2] == 4.0
+    scene.add(block, (2.0, 4.0, 0.0))
+    hits = cast(scene.primitives(), camera)
+    assert np.isfinite(hits.depth).all() and hits.depth[2, 2] == 2.5
+    np.testing.assert_array_equal(hits.normals[2, 2], (0, -1, 0))
+
+
+@pytest.mark.parametrize("name", ["ellipsoid", "cylinder", "cone", "limb", "trunk"])
+def test_round_shapes_are_met_where_their_equations_say(name):
+    scene, material = Scene(), random_material(np.random.default_rng(0))
+    scene.add_room((6.0, 6.0, 4.0), [material] * 6)
+    piece = Piece("box", 1.0, 1.0, 1.0)
+    {
+        "ellipsoid": lambda: piece.ellipsoid((0, 0, 0), (0.5, 0.3, 0.8), material),
+        "cylinder": lambda: piece.cylinder((0, 0, 0), 0.4, 0.6, material),
+        "cone": lambda: piece.cylinder((0, 0, 0), 0.4, 0.6, material, taper=-0.5),
+        "limb": lambda: piece.limb((-0.4, 0, -0.3), (0.4, 0, 0.3), 0.25, material),
+        "trunk": lambda: piece.trunk((0, 0, 0), (0.4, 0.25, 0.3), 0.4, material),
+    }[name]()
+    scene.add(piece, (3.0, 3.0, 2.0))
+    hits = cast(scene.primitives(), Camera.look((3.0, 0.5, 2.7), 0.0, -0.25, 0.9, (60, 80)))
+    seen = hits.primitive == 6
+    x, y, z = np.moveaxis(hits.points[seen] - np.array([3.0, 3.0, 2.0]), -1, 0)
+    across = np.clip((0.4 * x + 0.3 * z) / 0.25, -1, 1)
+    distance = {
+        "ellipsoid": np.sqrt((x / 0.5) ** 2 + (y / 0.3) ** 2 + (z / 0.8) ** 2) - 1,
+        "cylinder": np.maximum(np.hypot(x, y) / 0.4, np.abs(z) / 0.6) - 1,
+        "cone": np.maximum(np.hypot(x, y) / (0.4 * (1 - 0.5 * z / 0.6)), np.abs(z) / 0.6) - 1,
+        "limb": np.sqrt((x - 0.4 * across) ** 2 + y**2 + (z - 0.3 * across) ** 2) / 0.25 - 1,
+        "trunk": np.sqrt(
+            (x / 0.4) ** 2 + (y / 0.25) ** 2 + ((z - np.clip(z, -0.4, 0.4)) / 0.3) ** 2
+        ) - 1,
+    }[name]  # fmt: skip
+    assert seen.sum() > 300
+    # float32 at some 2.5 metres, over sizes of about 0.3 metres.
+    assert np.abs(distance).max() < 1e-4
+
+
 def test_edges_are_exactly_where_the_object_changes_to_the_right_or_below():
     objects = np.array([[0, 0, 1], [0, 2, 1], [0, 0, 0]])
     expected = [[0, 1, 0], [1, 1, 1], [0, 0, 0]]
@@ -185,20 +232,22 @@ def test_the_tasks_asked_for_do_not_change_the_scene():
     np.testing.assert_array_equal(alone["semseg"], full["semseg"])
 
 
-def test_colour_alone_does_not_tell_the_class(tasks, examples):
+def test_colour_alone_does_not_tell_the_class(tasks):
     """The nearest class mean in RGB, from half of the scenes, hardly beats chance on the rest."""
-    half = COUNT // 2
-    colours = [np.stack([e["image"] for e in part]).reshape(-1, 3) / 255.0
-               for part in (examples[:half], examples[half:])]  # fmt: skip
-    classes = [np.stack([e["semseg"] for e in part]).ravel()
-               for part in (examples[:half], examples[half:])]  # fmt: skip
-    present = [c for c in np.unique(classes[0]) if (classes[0] == c).sum() > 500]
-    means = np.stack([colours[0][classes[0] == c].mean(0) for c in present])
-    nearest = np.argmin(((colours[1][:, None] - means) ** 2).sum(-1), axis=1)
-    recalls = [(nearest[classes[1] == c] == k).mean()
-               for k, c in enumerate(present) if (classes[1] == c).any()]  # fmt: skip
-    # Chance is 1 / classes; measured on 24 scenes: see the margin.
-    assert np.mean(recalls) < 1 / len(present) + 0.08
+    source = scenes(tasks, size=(48, 64), num_examples=100)
+    examples = [source[index] for index in range(100)]
+    colours = np.stack([example["image"] for example in examples]).reshape(2, -1, 3) / 255.0
+    for task in tasks:
+        if task.name not in ("semseg", "human_parts", "saliency"):
+            continue
+        seen, held_out = np.stack([example[task.name] for example in examples]).reshape(2, -1)
+        counts = [np.bincount(half, minlength=256)[: task.channels] for half in (seen, held_out)]
+        present = np.flatnonzero((counts[0] > 100) & (counts[1] > 100))
+        means = np.stack([colours[0][seen == c].mean(0) for c in present])
+        nearest = np.argmin(((colours[1][:, None] - means) ** 2).sum(-1), axis=1)
+        recalls = [(nearest[held_out == c] == k).mean() for k, c in enumerate(present)]
+        # Measured on 100 scenes: 0.02 to 0.04 above chance, as light differs between surfaces.
+        assert np.mean(recalls) < 1 / len(present) + 0.07, task.name
 
 
 def test_another_size_shows_the_same_scene():

@@ -83,5 +83,6 @@ def test_batch_that_does_not_split_is_refused():
 def test_mesh_takes_as_many_devices_as_divide_the_batch(caplog):
     assert create_mesh(8).size == 8
     assert create_mesh(6).size == 6
-    assert "Using 6 of 8 devices: a batch of 6" in caplog.text
-    assert create_mesh(16).size == 8
+    assert "Using 6 of 8 devices: batches of 6 split" in caplog.text
+    assert create_mesh(16, 8).size == 8
+    assert create_mesh(16, 4).size == 4
