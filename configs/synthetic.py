@@ -17,7 +17,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.tasks.set = VARIANTS[variant]
 
     config.model.encoder = "swin_nano"
-    config.model.state_size = 4
+    config.model.expansion = 1
+    config.model.state_size = 2
     config.model.encoder_drop_path_rate = 0.0
     config.model.decoder_drop_path_rate = 0.0
 
@@ -29,9 +30,9 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 20
-    config.train.steps = 400
-    config.train.batch_size = 4
+    config.train.steps = 600
+    config.train.batch_size = 2
     config.train.log_every = 20
-    config.train.eval_every = 200
-    config.train.checkpoint_every = 200
+    config.train.eval_every = 300
+    config.train.checkpoint_every = 300
     return config

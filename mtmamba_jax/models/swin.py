@@ -27,7 +27,7 @@ class SwinSize:
 # The Swin paper's Table 7 and Section 3.3; Base and Large with the window of their 384-pixel
 # ImageNet-22K weights. Nano is ours: a size that learns on two CPU cores.
 SWIN_SIZES = {
-    "swin_nano": SwinSize(24, (2, 2, 2, 2), (1, 2, 4, 8), 4),
+    "swin_nano": SwinSize(16, (2, 2, 2, 2), (1, 2, 4, 8), 4),
     "swin_tiny": SwinSize(96, (2, 2, 6, 2), (3, 6, 12, 24), 7),
     "swin_small": SwinSize(96, (2, 2, 18, 2), (3, 6, 12, 24), 7),
     "swin_base": SwinSize(128, (2, 2, 18, 2), (4, 8, 16, 32), 12),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -34,8 +35,15 @@ class Report:
         fresh.replace(path)  # whole or not at all, should the process be killed here
         self._file = path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        # A file or pipe gets a line a log step instead of a bar that overwrites itself.
+        self._live = sys.stderr.isatty()
         self._bar = tqdm.tqdm(
-            total=steps, initial=start_step, unit="step", dynamic_ncols=True, smoothing=0.1
+            total=steps,
+            initial=start_step,
+            unit="step",
+            dynamic_ncols=True,
+            smoothing=0.1,
+            disable=not self._live,
         )
 
     def numbers(self, step: int, kind: str, values: Mapping[str, float]) -> None:
@@ -44,6 +52,12 @@ class Report:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
+        if kind == "train" and not self._live:
+            print(
+                f"step {step}/{self._bar.total}: loss {values['loss']:.3f}, "
+                f"{values['seconds_per_step']:.2f} s a step",
+                flush=True,
+            )
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """Writes a uint8 RGB picture to TensorBoard."""
@@ -58,6 +72,7 @@ class Report:
     def say(self, text: str) -> None:
         """Prints a line above the progress bar."""
         self._bar.write(text)
+        sys.stdout.flush()
 
     def close(self) -> None:
         """Ends the progress bar and closes the files."""
