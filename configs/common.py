@@ -1,11 +1,15 @@
-"""Every configuration key, its default and its meaning. The defaults are the paper's recipe.
+"""Every configuration key, its default and its meaning; model and optimizer are the paper's.
 
 Other configurations start from `get_config()` and change what differs; a key that is not here
 does not exist. On the command line: `--config=NAME[:VARIANT]`, and `--config.key=value` for single
 keys.
 """
 
+import itertools
+
 from ml_collections import ConfigDict
+
+from mtmamba_jax.tasks import TASK_SETS
 
 
 def get_config() -> ConfigDict:
@@ -37,7 +41,9 @@ def get_config() -> ConfigDict:
     config.data.train_examples = 795  # synthetic: size of the training set
     config.data.test_examples = 654  # synthetic: size of the test set
     config.data.num_workers = 0  # reading processes; 0 reads in threads of this process
-    config.data.cache_gib = 0.0  # memory for examples kept after their first reading
+    # Memory for examples kept after their first reading, for training and test set each, in each
+    # reading process.
+    config.data.cache_gib = 0.0
 
     config.augment = ConfigDict()  # of training images; see data_pipelines.transforms
     config.augment.scale = (0.5, 2.0)  # range of the random zoom
@@ -54,8 +60,8 @@ def get_config() -> ConfigDict:
     config.loss.scheme = "log"  # total of the tasks' losses: log or sum
     config.loss.reduction = "image"  # unit that losses are averaged in: image or batch
     config.loss.weights = ConfigDict()  # of each task in the total
-    for name in ("semseg", "depth", "normals", "edge", "human_parts", "saliency"):
-        config.loss.weights[name] = 1.0
+    for task in itertools.chain(*TASK_SETS.values()):
+        config.loss.weights[task.name] = 1.0
 
     config.optimizer = ConfigDict()  # AdamW; its rate falls as (1 - step/steps)^power
     config.optimizer.learning_rate = 1e-4

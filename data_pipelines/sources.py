@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from mtmamba_jax.data_pipelines.pipeline import Source
 from mtmamba_jax.data_pipelines.synthetic import SyntheticScenes
 from mtmamba_jax.data_pipelines.transforms import Example
-from mtmamba_jax.tasks import Task, nearest
+from mtmamba_jax.names import check_name
+from mtmamba_jax.tasks import Task
 
 SOURCES: dict[str, Callable[..., Source]] = {"synthetic": SyntheticScenes}
 
@@ -41,11 +42,7 @@ def make_source(
     Raises:
       ValueError: an unknown name; the message gives the valid ones.
     """
-    if name not in SOURCES:
-        raise ValueError(
-            f"Unknown data source {name!r}.{nearest(name, list(SOURCES))} "
-            f"Valid: {', '.join(SOURCES)}."
-        )
+    check_name("data source", name, SOURCES)
     return SOURCES[name](tasks, size=size, split=split, num_examples=num_examples, seed=seed)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from mtmamba_jax import tasks as tasks_lib
 from mtmamba_jax.data_pipelines.scenes import labels, layout, shading
 from mtmamba_jax.data_pipelines.scenes.geometry import cast
+from mtmamba_jax.names import check_name, nearest
 
 SPLITS = ("train", "test")
 _SEMANTICS = (tasks_lib.SEMSEG_NYUDV2, tasks_lib.SEMSEG_VOC)
@@ -50,11 +51,7 @@ class SyntheticScenes:
     ):
         for task in tasks:
             _check_task(task)
-        if split not in SPLITS:
-            raise ValueError(
-                f"Unknown split {split!r} of the synthetic scenes."
-                f"{tasks_lib.nearest(split, SPLITS)} Valid: {', '.join(SPLITS)}."
-            )
+        check_name("split", split, SPLITS)
         if len(size) != 2 or min(size) < 1:
             raise ValueError(
                 f"Synthetic scenes need a size (height, width) of 1 or more, got {size}."
@@ -119,7 +116,7 @@ def _check_task(task: tasks_lib.Task) -> None:
     if task.name not in _NAMES:
         raise ValueError(
             f"Synthetic scenes have no label for task {task.name!r}."
-            f"{tasks_lib.nearest(task.name, _NAMES)} Valid: {', '.join(_NAMES)}."
+            f"{nearest(task.name, _NAMES)} Valid: {', '.join(_NAMES)}."
         )
     if task.name == "semseg" and task not in _SEMANTICS:
         raise ValueError(

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 
 import mtmamba_jax
-from mtmamba_jax.tasks import nearest
+from mtmamba_jax.names import check_name, nearest
 
 # Commands import what they need when they run: --help and a mistyped flag answer at once.
 
@@ -24,14 +24,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        hint = nearest(arguments[0], list(COMMANDS))
-        return _fail(f"Unknown command {arguments[0]!r}.{hint} Valid: {', '.join(COMMANDS)}.", 2)
+        try:
+            check_name("command", arguments[0], COMMANDS)
+        except ValueError as error:
+            return _fail(str(error), 2)
     options, unknown = parser.parse_known_args(arguments)
     try:
-        options.overrides = _overrides(unknown, arguments[0], parser)
+        options.overrides = _overrides(unknown, options.command, parser)
         return COMMANDS[options.command](options)
     except KeyboardInterrupt:
-        return _fail("Interrupted. The same command goes on from the last checkpoint.", 130)
+        going_on = " The same command goes on from the last checkpoint."
+        return _fail(f"Interrupted.{going_on if options.command == 'train' else ''}", 130)
     except ModuleNotFoundError as error:  # also kernels, configs, ... of a plain checkout
         return _fail(f"{error}. Install the package first: pip install -e .", 1)
     except (ValueError, OSError, RuntimeError) as error:
@@ -78,9 +81,7 @@ def _train(options: argparse.Namespace) -> int:
     config = configuration.load(options.config)
     configuration.override(config, options.overrides)
     tasks = select(config.tasks.set, config.tasks.names)
-    workdir = pathlib.Path(
-        options.workdir or f"runs/{pathlib.PurePath(options.config.replace(':', '_')).stem}"
-    )
+    workdir = pathlib.Path(options.workdir or f"runs/{configuration.run_name(options.config)}")
     _announce(
         f"Training {config.model.name} with {config.model.encoder} on {config.data.name}: "
         f"{', '.join(task.name for task in tasks)}",
@@ -99,8 +100,8 @@ def _train(options: argparse.Namespace) -> int:
         "\n  tensorboard/    the same with pictures: tensorboard --logdir DIR"
         "\n  best/, latest/  checkpoints\n"
         "\nNext:"
-        f"\n  python launch.py predict --workdir={workdir} PHOTO_OR_FOLDER..."
-        f"\n  python launch.py eval --workdir={workdir}"
+        f"\n  {_program()} predict --workdir={workdir} PHOTO_OR_FOLDER..."
+        f"\n  {_program()} eval --workdir={workdir}"
     )
     return 0
 
@@ -127,8 +128,8 @@ def _eval(options: argparse.Namespace) -> int:
         evaluator.predictions(run.parameters, run.config.eval.panels),
     )
     print(
-        f"\nWrote {path} (every score) and {len(panels)} panels in {panels[0].parent}\n"
-        f"Next: python launch.py predict --workdir={options.workdir} PHOTO_OR_FOLDER..."
+        f"\nWrote {path} (every score) and {len(panels)} panels in {options.workdir}/panels\n"
+        f"Next: {_program()} predict --workdir={options.workdir} PHOTO_OR_FOLDER..."
     )
     return 0
 
@@ -136,20 +137,20 @@ def _eval(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     import tqdm
 
-    from mtmamba_jax.predict import Failure, find_photos, predict_photos
+    from mtmamba_jax.evaluate import create_predict_step
+    from mtmamba_jax.predict import Failure, find_photos, overlay_task, predict_photos
     from mtmamba_jax.training.run import load_run
-    from mtmamba_jax.training.step import create_predict_step
 
-    photos = find_photos([pathlib.Path(path) for path in options.photos])
+    output = pathlib.Path(options.output)
+    photos, failures = find_photos([pathlib.Path(path) for path in options.photos], skip=output)
     run = load_run(pathlib.Path(options.workdir), options.checkpoint, batch_size=1)
     size = _parse_size(options.size) if options.size else run.config.data.size
-    output = pathlib.Path(options.output)
+    if options.overlay:
+        overlay_task(run.tasks)
     _announce(
         f"Predicting {', '.join(task.name for task in run.tasks)} for {len(photos)} photos, "
         f"fitted into {size[0]}x{size[1]}, with step {run.step} of {options.workdir}"
     )
-    if options.overlay and not any(task.class_names for task in run.tasks):
-        raise ValueError("--overlay draws classes, but no task of this run has any.")
     step = create_predict_step(run.graph, run.mesh)
     results = predict_photos(
         photos,
@@ -159,19 +160,24 @@ def _predict(options: argparse.Namespace) -> int:
         size=size,
         with_overlay=options.overlay,
     )
-    failures = []
+    folders = []
     for result in tqdm.tqdm(results, total=len(photos), unit="photo"):
-        if isinstance(result, Failure):
-            failures.append(result)
-    done = len(photos) - len(failures)
+        (failures if isinstance(result, Failure) else folders).append(result)
     for failure in failures:
         print(f"error: {failure.path}: {failure.reason}", file=sys.stderr)
-    if done:
+    if folders:
         print(
-            f"Wrote {done} of {len(photos)} photos to {output}: in a folder for each, panel.png "
-            "and, for each task, a picture (.png) and the raw array (.npy)."
+            f"Wrote {len(folders)} of {len(photos)} photos to {output}: in a folder for each, "
+            "panel.png and, for each task, a picture (.png) and the raw array (.npy).\n"
+            f"Next: look at {folders[0] / 'panel.png'}"
         )
     return 1 if failures else 0
+
+
+def _program() -> str:
+    """Returns how this process was called, for commands that are proposed."""
+    name = pathlib.Path(sys.argv[0]).name
+    return f"python {name}" if name.endswith(".py") else "mtmamba"
 
 
 def _parse_size(text: str) -> tuple[int, int]:

@@ -8,13 +8,13 @@ import inspect
 import json
 import pathlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
 import mtmamba_jax.configs
 from mtmamba_jax.configs import common
-from mtmamba_jax.tasks import nearest
+from mtmamba_jax.names import check_name, nearest
 
 FREE_KEYS = (
     "data.num_workers",
@@ -22,13 +22,36 @@ FREE_KEYS = (
     "model.scan_implementation",
     "model.remat",
     "train.log_every",
-    "train.eval_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "eval.batch_size",
     "eval.panels",
 )
 """Keys that may change when a run is resumed: they do not change what is learned."""
+
+
+AT_LEAST_ONE = (
+    "data.train_examples",
+    "data.test_examples",
+    "model.expansion",
+    "model.state_size",
+    "train.steps",
+    "train.batch_size",
+    "train.microbatches",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "eval.batch_size",
+)
+"""Counts that must be positive."""
+
+
+def run_name(name: str) -> str:
+    """Returns the name of a run of `load(name)`: "synthetic", "synthetic_pascal"."""
+    name, _, variant = name.partition(":")
+    stem = pathlib.PurePath(name).name.removesuffix(".py")
+    return f"{stem}_{variant}" if variant else stem
 
 
 def load(name: str) -> ConfigDict:
@@ -40,15 +63,12 @@ def load(name: str) -> ConfigDict:
     name, _, variant = name.partition(":")
     name = pathlib.PurePath(name).name.removesuffix(".py")
     valid = [module.name for module in pkgutil.iter_modules(mtmamba_jax.configs.__path__)]
-    if name not in valid:
-        raise ValueError(
-            f"Unknown config {name!r}.{nearest(name, valid)} Valid: {', '.join(valid)}."
-        )
+    check_name("config", name, valid)
     module = importlib.import_module(f"mtmamba_jax.configs.{name}")
     variants = getattr(module, "VARIANTS", {"": None})
     if variant not in variants:
         raise ValueError(
-            f"Config {name!r} has no variant {variant!r}.{nearest(variant, list(variants))} "
+            f"Config {name!r} has no variant {variant!r}.{nearest(variant, variants)} "
             f"Valid: {', '.join(repr(v) for v in variants)}."
         )
     takes_variant = bool(inspect.signature(module.get_config).parameters)
@@ -84,23 +104,65 @@ def override(config: ConfigDict, values: Mapping[str, str]) -> None:
             )
         for part in path:
             parent = parent[part]
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
         current = None if open_mapping else parent[last]
-        if isinstance(current, tuple) and isinstance(value, str | int | float):
-            value = (value,) if text else ()
-        if isinstance(current, tuple) and isinstance(value, list):
-            value = tuple(value)
+        parent[last] = _parse(key, text, current)
+
+
+def _parse(key: str, text: str, current: object) -> object:
+    """Returns the value that `text` stands for, of the type of `current` (None: any)."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(current, tuple):
+        if isinstance(value, str):
+            value = tuple(filter(None, value.split(",")))
+        value = tuple(value) if isinstance(value, list | tuple) else (value,)
+        # An empty tuple gives no pattern; a full one does, element by element.
+        fits = not current or len(value) == len(current)
+        if fits and current:
+            value = tuple(
+                float(v) if isinstance(c, float) and isinstance(v, int) else v
+                for v, c in zip(value, current, strict=True)
+            )
+            fits = [type(v) for v in value] == [type(c) for c in current]
+    else:
         if isinstance(current, float) and isinstance(value, int):
             value = float(value)
-        if current is not None and type(value) is not type(current):
+        fits = current is None or type(value) is type(current)
+    if not fits:
+        raise ValueError(
+            f"Config key {key!r} wants a {type(current).__name__} such as {current!r}; "
+            f"got {text!r}."
+        )
+    return value
+
+
+def check(config: ConfigDict, task_names: Sequence[str]) -> None:
+    """Checks the values that a run needs from its start.
+
+    Args:
+      config: the configuration.
+      task_names: of the run's tasks.
+
+    Raises:
+      ValueError: a count below 1, or a baseline that is no number or of no task.
+    """
+    flat = flatten(config)
+    for key in AT_LEAST_ONE:
+        if flat[key] < 1:
+            raise ValueError(f"Config key {key!r} must be at least 1, got {flat[key]}.")
+    if min(config.data.size) < 1:
+        raise ValueError(f"Config key 'data.size' must be positive, got {config.data.size}.")
+    for name, value in config.tasks.baselines.items():
+        key = f"tasks.baselines.{name}"
+        if name not in task_names:
             raise ValueError(
-                f"Config key {key!r} wants a {type(current).__name__} such as {current!r}; "
-                f"got {text!r}."
+                f"{key} is of no task of this run.{nearest(name, task_names)} "
+                f"Valid: {', '.join(task_names)}."
             )
-        parent[last] = value
+        if not isinstance(value, int | float):
+            raise ValueError(f"Config key {key!r} wants a number, got {value!r}.")
 
 
 def save(config: ConfigDict, path: pathlib.Path) -> None:
@@ -124,7 +186,7 @@ def read(path: pathlib.Path) -> ConfigDict:
         if key not in valid and not key.startswith("tasks.baselines."):
             raise ValueError(
                 f"{path} has the key {key!r}, which this version does not know."
-                f"{nearest(key, list(valid))}"
+                f"{nearest(key, valid)}"
             )
         parent = config
         *path_parts, last = key.split(".")

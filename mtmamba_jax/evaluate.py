@@ -15,13 +15,8 @@ from mtmamba_jax.data_pipelines.sources import open_source
 from mtmamba_jax.metrics import create_constant, create_metric
 from mtmamba_jax.metrics.base import Accumulator
 from mtmamba_jax.metrics.multitask import headline
+from mtmamba_jax.sharding import put_batch, replicated, split_batch
 from mtmamba_jax.tasks import Task
-from mtmamba_jax.training.sharding import put_batch
-from mtmamba_jax.training.step import (
-    create_constant_step,
-    create_measure_step,
-    create_predict_step,
-)
 
 Scores = Mapping[str, Mapping[str, float]]
 """{task: {score name: value}}."""
@@ -96,6 +91,40 @@ class Evaluator:
         return {name: dict(a.compute(total[name])) for name, a in accumulators.items()}
 
 
+def create_measure_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
+    """Returns `step(logits, batch) -> {task: counts}` of each task's metric."""
+    metrics = {task.name: create_metric(task) for task in tasks}
+
+    def step(logits, batch):
+        return {
+            name: metric.measure(logits[name], batch[name], batch["mask"])
+            for name, metric in metrics.items()
+        }
+
+    split = split_batch(mesh)
+    return jax.jit(step, in_shardings=(split, split), out_shardings=replicated(mesh))
+
+
+def create_constant_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
+    """Returns `step(batch) -> {task: counts}` of each task's best constant prediction."""
+    constants = {task.name: create_constant(task) for task in tasks}
+
+    def step(batch):
+        return {name: c.measure(batch[name], batch["mask"]) for name, c in constants.items()}
+
+    return jax.jit(step, in_shardings=split_batch(mesh), out_shardings=replicated(mesh))
+
+
+def create_predict_step(graph: nnx.GraphDef, mesh: Mesh) -> Callable:
+    """Returns `step(parameters, images [b h w 3]) -> {task: logits}`."""
+
+    def step(parameters: Mapping, images: jax.Array) -> dict[str, jax.Array]:
+        return nnx.merge(graph, parameters)(images)
+
+    whole, split = replicated(mesh), split_batch(mesh)
+    return jax.jit(step, in_shardings=(whole, split), out_shardings=split)
+
+
 def _local(array: jax.Array) -> np.ndarray:
     """Returns this process's part of an array whose leading axis is split over devices."""
     shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
@@ -104,12 +133,11 @@ def _local(array: jax.Array) -> np.ndarray:
 
 def score_table(tasks: Sequence[Task], scores: Scores, constants: Mapping[str, float]) -> str:
     """Returns a table of each task's score beside the best constant prediction's."""
-    lines = [f"{'task':<12} {'score':<14} {'MTMamba':>9} {'constant':>9} {'ratio':>7}"]
+    lines = [f"{'task':<12} {'score':<18} {'MTMamba':>9} {'constant':>9} {'ratio':>7}"]
     for task, value in zip(tasks, headline(tasks, scores).values(), strict=True):
         constant = constants[task.name]
-        better = "lower" if task.lower_is_better else "higher"
-        name = f"{task.score}, {better}"
-        lines.append(
-            f"{task.name:<12} {name:<14} {value:9.3f} {constant:9.3f} {value / constant:6.2f}x"
-        )
+        ratio = f"{value / constant:.2f}x" if constant else "-"
+        unit = f" ({task.unit})" if task.unit else ""
+        name = f"{task.score}{unit}, {'lower' if task.lower_is_better else 'higher'}"
+        lines.append(f"{task.name:<12} {name:<18} {value:9.3f} {constant:9.3f} {ratio:>7}")
     return "\n".join(lines)

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from mtmamba_jax.array_types import Batch, TaskMaps
 from mtmamba_jax.labels import check_shapes, valid_pixels
-from mtmamba_jax.tasks import Task, nearest
+from mtmamba_jax.names import check_name
+from mtmamba_jax.tasks import Task
 
 EDGE_POSITIVE_WEIGHT = 0.95
 """Weight of contour pixels in `edge_bce`; the others weigh the rest (the official setting)."""
@@ -134,8 +135,8 @@ def multitask_loss(
       ValueError: an unknown scheme, reduction or loss; a task without logits, label or weight;
         shapes that do not fit.
     """
-    _check_name("scheme", scheme, SCHEMES)
-    _check_name("reduction", reduction, tuple(REDUCTIONS))
+    check_name("scheme", scheme, SCHEMES)
+    check_name("reduction", reduction, REDUCTIONS)
     for what, mapping in (("logits", logits), ("batch", batch), ("weights", weights)):
         wanted = [task.name for task in tasks] + (["mask"] if what == "batch" else [])
         missing = [name for name in wanted if name not in mapping]
@@ -158,15 +159,8 @@ def multitask_loss(
 
 
 def _task_loss(task, logits, label, mask, axes):
-    _check_name("loss", task.loss, tuple(LOSSES))
+    check_name("loss", task.loss, LOSSES)
     check_shapes(task, logits, label)
     valid = valid_pixels(task, label, mask)
     values = LOSSES[task.loss](jnp.asarray(logits, jnp.float32), jnp.asarray(label), valid, axes)
     return reduce_pixels(values, valid, axes)
-
-
-def _check_name(what: str, name: str, valid: Sequence[str]) -> None:
-    if name not in valid:
-        raise ValueError(
-            f"Unknown {what} {name!r}.{nearest(name, valid)} Valid: {', '.join(valid)}."
-        )

@@ -26,24 +26,32 @@ class Failure:
     reason: str
 
 
-def find_photos(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
-    """Returns the photos among files and, with their subfolders, folders.
+def find_photos(
+    paths: Sequence[pathlib.Path], skip: pathlib.Path
+) -> tuple[list[pathlib.Path], list[Failure]]:
+    """Returns the photos among files and, with their subfolders, folders, each once.
 
-    Raises:
-      ValueError: a path that does not exist, or a folder without photos.
+    Args:
+      paths: files and folders.
+      skip: folder of predictions, which are no photos.
+
+    Returns:
+      The photos, and the paths that do not exist or hold none.
     """
-    photos: list[pathlib.Path] = []
+    photos: dict[pathlib.Path, pathlib.Path] = {}
+    failures = []
     for path in paths:
+        found = sorted(path.rglob("*")) if path.is_dir() else [path]
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            found = [p for p in found if p.suffix.lower() in SUFFIXES]
+            found = [p for p in found if skip.resolve() not in p.resolve().parents]
             if not found:
-                raise ValueError(f"{path} holds no photo ({' '.join(SUFFIXES)}).")
-            photos += found
-        elif path.exists():
-            photos.append(path)
-        else:
-            raise ValueError(f"{path} does not exist.")
-    return photos
+                failures.append(Failure(path, f"holds no photo ({' '.join(SUFFIXES)})"))
+        elif not path.exists():
+            failures.append(Failure(path, "does not exist"))
+            continue
+        photos |= {p.resolve(): p for p in found}
+    return list(photos.values()), failures
 
 
 def predict_photos(
@@ -53,48 +61,49 @@ def predict_photos(
     folder: pathlib.Path,
     *,
     size: tuple[int, int],
-    batch_size: int = 1,
     with_overlay: bool = False,
 ) -> Iterator[pathlib.Path | Failure]:
     """Predicts and writes one folder for each photo; yields it, or why there is none.
 
     A folder holds `<task>.png`, `<task>.npy` (`visualize.to_value` at the photo's size),
-    `panel.png` and, `with_overlay`, `overlay.png`: the first class task over the photo.
+    `panel.png` and, `with_overlay`, `overlay.png`: the first task of classes over the photo.
 
     Args:
       photos: files to read.
       tasks: what `predict` predicts.
-      predict: images [b h w 3], normalised -> {task: logits [b h w channels]}.
+      predict: images [1 h w 3], normalised -> {task: logits [1 h w channels]}.
       folder: to write in.
       size: height and width that photos are fitted into, keeping their aspect, as in training.
-      batch_size: photos predicted at once.
       with_overlay: write `overlay.png`.
     """
     names = _unique_names(photos)
     transforms = eval_transforms((), size)
-    for start in range(0, len(photos), batch_size):
-        ready = []
-        for path in photos[start : start + batch_size]:
-            photo = read_photo(path)
-            if isinstance(photo, Failure):
-                yield photo
-                continue
-            example = {"image": fit(photo, size), "id": str(path)}
-            for transform in transforms:
-                example = transform(example, np.random.default_rng(0))
-            ready.append((path, photo, example))
-        if not ready:
+    for path in photos:
+        photo = read_photo(path)
+        if isinstance(photo, Failure):
+            yield photo
             continue
-        images = np.stack([example["image"] for _, _, example in ready])
-        # One batch size, one compilation.
-        images = np.pad(images, ((0, batch_size - len(images)), (0, 0), (0, 0), (0, 0)))
-        logits = predict(images)
-        for i, (path, photo, example) in enumerate(ready):
-            values = {}
-            for task in tasks:
-                cropped = remove_padding(np.asarray(logits[task.name][i]), example["size"])
-                values[task.name] = enlarge(task, cropped, photo.shape[:2])
-            yield _write(folder / names[path], photo, tasks, values, with_overlay)
+        example = {"image": fit(photo, size), "id": str(path)}
+        for transform in transforms:
+            example = transform(example, np.random.default_rng(0))  # draws nothing
+        logits = predict(example["image"][None])
+        values = {}
+        for task in tasks:
+            cropped = remove_padding(np.asarray(logits[task.name][0]), example["size"])
+            values[task.name] = enlarge(task, cropped, photo.shape[:2])
+        yield _write(folder / names[path], photo, tasks, values, with_overlay)
+
+
+def overlay_task(tasks: Sequence[Task]) -> Task:
+    """Returns the task that `overlay.png` shows.
+
+    Raises:
+      ValueError: there is none with classes.
+    """
+    for task in tasks:
+        if task.display == "classes":
+            return task
+    raise ValueError("--overlay draws classes, but no task of this run has any.")
 
 
 def read_photo(path: pathlib.Path) -> np.ndarray | Failure:
@@ -157,8 +166,7 @@ def _write(folder, photo, tasks, values, with_overlay) -> pathlib.Path:
         np.save(folder / f"{task.name}.npy", value)
         write_png(folder / f"{task.name}.png", pictures[task.name])
     if with_overlay:
-        classes = next(task for task in tasks if task.class_names)
-        pictures["overlay"] = overlay(photo, pictures[classes.name])
+        pictures["overlay"] = overlay(photo, pictures[overlay_task(tasks).name])
         write_png(folder / "overlay.png", pictures["overlay"])
     write_png(folder / "panel.png", panel([pictures]))
     return folder

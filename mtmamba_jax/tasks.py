@@ -7,8 +7,9 @@ name. To add a task, add a `Task` and name it in a set.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Sequence
+
+from mtmamba_jax.names import check_name
 
 IGNORE = 255
 """Label value that no loss and no metric counts, in every task (normals: all three channels)."""
@@ -175,28 +176,14 @@ CITYSCAPES = (SEMSEG_CITYSCAPES, DEPTH)
 TASK_SETS = {"nyudv2": NYUDV2, "pascal_context": PASCAL_CONTEXT, "cityscapes": CITYSCAPES}
 
 
-def nearest(name: str, valid: Sequence[str]) -> str:
-    """Returns " Did you mean 'x'?" for the valid name nearest to `name`, or ""."""
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
-
-
 def select(task_set: str, names: Sequence[str] = ()) -> tuple[Task, ...]:
     """Returns the tasks of a set, in its order; `names` keeps only some of them.
 
     Raises:
       ValueError: an unknown set or task name; the message gives the valid ones.
     """
-    if task_set not in TASK_SETS:
-        raise ValueError(
-            f"Unknown task set {task_set!r}.{nearest(task_set, list(TASK_SETS))} "
-            f"Valid: {', '.join(TASK_SETS)}."
-        )
+    check_name("task set", task_set, TASK_SETS)
     tasks = {task.name: task for task in TASK_SETS[task_set]}
     for name in names:
-        if name not in tasks:
-            raise ValueError(
-                f"Unknown task {name!r} in set {task_set!r}.{nearest(name, list(tasks))} "
-                f"Valid: {', '.join(tasks)}."
-            )
+        check_name("task", name, tasks)
     return tuple(task for task in tasks.values() if not names or task.name in names)

@@ -101,38 +101,28 @@ def overlay(photo: np.ndarray, picture: np.ndarray, opacity: float = 0.55) -> np
     return (opacity * picture + (1.0 - opacity) * photo).astype(np.uint8)
 
 
-def panel(rows: Sequence[Mapping[str, np.ndarray]], *, cell_width: int = 320) -> np.ndarray:
+def panel(rows: Sequence[Mapping[str, np.ndarray]], *, cell: int = 320) -> np.ndarray:
     """Arranges titled pictures in rows: uint8 RGB [h w 3].
 
     Args:
       rows: for each row {title: uint8 RGB picture}; all of one size.
-      cell_width: width that each picture is drawn at.
+      cell: the longer side that each picture is drawn with.
     """
     height, width = next(iter(rows[0].values())).shape[:2]
-    cell_height = round(cell_width * height / width)
+    scale = cell / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
     columns = max(len(row) for row in rows)
-    sheet = Image.new(
-        "RGB",
-        (
-            columns * (cell_width + _GAP) + _GAP,
-            len(rows) * (cell_height + _TITLE + _GAP) + _GAP,
-        ),
-        _PAPER,
-    )
+    pitch = (max(size[0], cell // 2) + _GAP, size[1] + _TITLE + _GAP)  # room for a title at least
+    sheet = Image.new("RGB", (columns * pitch[0] + _GAP, len(rows) * pitch[1] + _GAP), _PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    # Enlarged pixels stay pixels: what the network said, not what smoothing makes of it.
+    interpolation = cv2.INTER_NEAREST if scale > 1 else cv2.INTER_AREA
     for i, row in enumerate(rows):
         for j, (title, picture) in enumerate(row.items()):
-            x = _GAP + j * (cell_width + _GAP)
-            y = _GAP + i * (cell_height + _TITLE + _GAP)
+            x, y = _GAP + j * pitch[0], _GAP + i * pitch[1]
             draw.text((x, y + 2), title, fill=_INK, font=font)
-            # Enlarged pixels stay pixels: what the network said, not what smoothing makes of it.
-            enlarging = cell_width >= width
-            cell = cv2.resize(
-                picture,
-                (cell_width, cell_height),
-                interpolation=cv2.INTER_NEAREST if enlarging else cv2.INTER_AREA,
-            )
-            sheet.paste(Image.fromarray(cell), (x, y + _TITLE))
+            drawn = cv2.resize(picture, size, interpolation=interpolation)
+            sheet.paste(Image.fromarray(drawn), (x, y + _TITLE))
     return np.asarray(sheet)
 
 

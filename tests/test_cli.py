@@ -18,7 +18,13 @@ MISTAKES = [
     (["train", "--config.data.name=imagenet"], 2, "Unknown data source 'imagenet'"),
     (["train", "--wordkir=x"], 2, "Did you mean '--workdir'?"),
     (["eval", "--workdir=nowhere"], 2, "nowhere holds no run"),
-    (["predict", "--workdir=nowhere", "missing.jpg"], 2, "missing.jpg does not exist"),
+    (["predict", "--workdir=nowhere", "photo.jpg"], 2, "nowhere holds no run"),
+    (["--wrong", "train"], 2, "Unknown argument '--wrong' of train"),
+    (["train", "--config.data.size=96"], 2, "'data.size' wants a tuple such as (96, 128)"),
+    (["train", "--config.train.log_every=0"], 2, "'train.log_every' must be at least 1, got 0"),
+    (["train", "--config.tasks.baselines.dept=1"], 2, "Did you mean 'depth'?"),
+    (["train", "--config.tasks.baselines.depth=low"], 2, "'tasks.baselines.depth' wants a number"),
+    (["train", "--config.augment.scale=(2.0,1.0)"], 2, "scale: wanted 0 < low <= high"),
 ]
 
 
@@ -105,9 +111,19 @@ def test_predict_takes_photos_of_any_kind_and_reports_those_it_cannot_read(
         assert (output / name / "panel.png").exists()
 
 
-def test_predict_refuses_an_empty_folder_and_a_wrong_size(workdir, tmp_path, capsys):
-    assert cli.main(["predict", f"--workdir={workdir}", str(tmp_path)]) == 2
-    assert "holds no photo" in capsys.readouterr().err
+def test_predict_names_what_is_missing_and_does_the_rest(workdir, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    write_photo(tmp_path / "photo.png", 8, 300)
+    paths = [str(tmp_path / name) for name in ("empty", "missing.jpg", "photo.png", "photo.png")]
+    output = tmp_path / "out"
+    assert cli.main(["predict", f"--workdir={workdir}", *paths, f"--output={output}"]) == 1
+    captured = capsys.readouterr()
+    assert "empty: holds no photo" in captured.err
+    assert "missing.jpg: does not exist" in captured.err
+    assert [path.name for path in output.iterdir()] == ["photo"]
+
+
+def test_predict_refuses_a_wrong_size(workdir, tmp_path, capsys):
     write_photo(tmp_path / "a.png", 8, 8)
     arguments = ["predict", f"--workdir={workdir}", str(tmp_path), "--size=big"]
     assert cli.main(arguments) == 2

@@ -308,7 +308,9 @@ def test_every_task_has_a_metric_that_gives_its_score():
 
 
 def test_unknown_metrics_and_shapes_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"unknown metric 'dept'. Did you mean 'depth'\?"):
+    with pytest.raises(
+        ValueError, match=r"Unknown metric of task 'depth' 'dept'. Did you mean 'depth'\?"
+    ):
         metrics.create_metric(dataclasses.replace(tasks.DEPTH, metric="dept"))
     metric = metrics.create_metric(tasks.DEPTH)
     with pytest.raises(ValueError, match="Resize the logits to the label's size first"):

@@ -49,7 +49,9 @@ def test_enlarging_is_bilinear_with_half_pixel_centres_and_seamless_over_strips(
 
 def test_panel_holds_every_picture_and_overlay_keeps_size():
     picture = np.full((20, 30, 3), 200, np.uint8)
-    sheet = panel([{"one": picture, "two": picture}, {"three": picture}], cell_width=60)
+    sheet = panel([{"one": picture, "two": picture}, {"three": picture}], cell=60)
     assert sheet.shape[1] > 2 * 60
     assert sheet.shape[0] > 2 * 40
+    thin = panel([{"thin": np.zeros((1, 700, 3), np.uint8)}])
+    assert thin.shape[1] > 320
     assert overlay(picture, picture).shape == picture.shape

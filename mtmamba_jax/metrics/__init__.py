@@ -11,7 +11,8 @@ from mtmamba_jax.metrics.multitask import delta_m, headline
 from mtmamba_jax.metrics.normals import Normals, NormalsConstant
 from mtmamba_jax.metrics.saliency import Saliency, SaliencyConstant
 from mtmamba_jax.metrics.segmentation import Segmentation, SegmentationConstant
-from mtmamba_jax.tasks import Task, nearest
+from mtmamba_jax.names import check_name
+from mtmamba_jax.tasks import Task
 
 METRICS: Mapping[str, type[Metric]] = {
     "segmentation": Segmentation,
@@ -62,9 +63,5 @@ def create_constant(task: Task) -> ConstantBaseline:
 
 
 def _lookup(table, task):
-    if task.metric not in table:
-        raise ValueError(
-            f"Task {task.name!r}: unknown metric {task.metric!r}."
-            f"{nearest(task.metric, list(table))} Valid: {', '.join(table)}."
-        )
+    check_name(f"metric of task {task.name!r}", task.metric, table)
     return table[task.metric]

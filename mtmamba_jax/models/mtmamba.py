@@ -14,7 +14,8 @@ from mtmamba_jax.models.decoder import MambaDecoder
 from mtmamba_jax.models.heads import ExpandHeads, resize
 from mtmamba_jax.models.layers import REMAT_POLICIES, fold
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin
-from mtmamba_jax.tasks import Task, nearest
+from mtmamba_jax.names import check_name
+from mtmamba_jax.tasks import Task
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -116,10 +117,10 @@ def create_model(
     Raises:
       ValueError: an unknown name; the message gives the valid ones.
     """
-    _check("model", name, MODELS)
-    _check("encoder", encoder, SWIN_SIZES)
-    _check("dtype", dtype, DTYPES)
-    _check("remat policy", remat, REMAT_POLICIES)
+    check_name("model", name, MODELS)
+    check_name("encoder", encoder, SWIN_SIZES)
+    check_name("dtype", dtype, DTYPES)
+    check_name("remat policy", remat, REMAT_POLICIES)
     settings = MambaSettings(expansion, state_size, DTYPES[dtype], scan_implementation)
 
     def construct(rngs: nnx.Rngs) -> MTMamba:
@@ -155,13 +156,6 @@ def _initialise(construct: Callable[[nnx.Rngs], MTMamba], rngs: nnx.Rngs) -> MTM
         parameters = jax.jit(parameters, compiler_options={"xla_backend_optimization_level": 0})
     arrays = parameters(key)
     return nnx.merge(structure["graph"], arrays)
-
-
-def _check(what: str, name: str, valid: dict) -> None:
-    if name not in valid:
-        raise ValueError(
-            f"Unknown {what} {name!r}.{nearest(name, list(valid))} Valid: {', '.join(valid)}."
-        )
 
 
 MODELS: dict[str, Callable[..., MTMamba]] = {"mtmamba": MTMamba}

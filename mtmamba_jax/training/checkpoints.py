@@ -18,26 +18,32 @@ class Checkpoints:
     """The checkpoints under a work directory: `latest/<step>` and `best/<step>`.
 
     `latest` holds all that training needs, `best` the parameters. Saving goes on in the background
-    while training does; `wait` and `close` wait for it. A checkpoint that a killed process left
+    while training does; `close` waits for it. A checkpoint that a killed process left
     unfinished is not seen.
 
     Args:
       workdir: of the run.
       keep: how many of the latest to keep.
+      read_only: only read, so that nothing is created either.
     """
 
-    def __init__(self, workdir: pathlib.Path, keep: int = 1):
+    def __init__(self, workdir: pathlib.Path, keep: int = 1, *, read_only: bool = False):
         self._managers = {
             kind: ocp.CheckpointManager(
                 (workdir / kind).absolute(),
                 item_names=("parameters", "rest", "details"),
-                options=ocp.CheckpointManagerOptions(max_to_keep=number, create=True),
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=number, create=not read_only, read_only=read_only
+                ),
             )
             for kind, number in (("best", 1), ("latest", keep))
         }
 
     def save_latest(self, state: TrainState) -> None:
         """Saves a state to go on from; a step that is there already is left as it is."""
+        # A run killed now goes on from here and does not evaluate this step again, so its best must
+        # be on disk first.
+        self._managers["best"].wait_until_finished()
         rest = {"step": state.step, "optimizer": state.optimizer}
         self._save(
             "latest", int(state.step), state.parameters, {}, rest=ocp.args.StandardSave(rest)
@@ -83,11 +89,6 @@ class Checkpoints:
     def _restore(self, kind: str, **items) -> ocp.args.Composite:
         manager = self._managers[kind]
         return manager.restore(manager.latest_step(), args=ocp.args.Composite(**items))
-
-    def wait(self) -> None:
-        """Waits until everything is on disk."""
-        for manager in self._managers.values():
-            manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits until everything is on disk and ends the background work."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -18,11 +19,12 @@ from mtmamba_jax.data_pipelines.transforms import AugmentSettings
 from mtmamba_jax.evaluate import Evaluator, Scores, score_table
 from mtmamba_jax.metrics.multitask import delta_m, headline
 from mtmamba_jax.panels import example_panel, write_panels
-from mtmamba_jax.training.checkpoints import Checkpoints
+from mtmamba_jax.sharding import create_mesh, put_batch, replicated
+from mtmamba_jax.tasks import select
+from mtmamba_jax.training.checkpoints import KINDS, Checkpoints
 from mtmamba_jax.training.optimizer import create_optimizer
 from mtmamba_jax.training.report import Report
 from mtmamba_jax.training.run import CONFIG_FILE
-from mtmamba_jax.training.sharding import create_mesh, put_batch, replicated
 from mtmamba_jax.training.state import TrainState, build, initial_state
 from mtmamba_jax.training.step import create_train_step
 
@@ -59,31 +61,48 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Result:
         checkpoints in `workdir`.
       NonFiniteError: a loss or the gradient was not finite.
     """
-    graph, parameters, tasks = build(config)
+    # What a user can get wrong comes first: the model takes a while to build.
+    tasks = select(config.tasks.set, config.tasks.names)
+    configuration.check(config, [task.name for task in tasks])
+    augment = AugmentSettings(**config.augment)
+    train_source = open_source(config.data, tasks, "train")
     mesh = create_mesh(config.train.batch_size, config.eval.batch_size)
+    graph, parameters = build(config, tasks)
     optimizer = create_optimizer(config.optimizer, config.train.steps)
     train_step = create_train_step(config, graph, tasks, optimizer, mesh)
     evaluator = Evaluator(config, graph, tasks, mesh)
-
     workdir.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
-    check_same_run(config, workdir, checkpoints)
-    state = jax.device_put(initial_state(parameters, optimizer), replicated(mesh))
-    if checkpoints.step("latest") is not None:
-        state = checkpoints.state(like=state)
-        print(f"Going on from step {int(state.step)} in {workdir}")
-    elif jax.process_index() == 0:
-        configuration.save(config, workdir / CONFIG_FILE)
 
-    report = Report(workdir, start_step=int(state.step), steps=config.train.steps)
-    run = _Run(config, tasks, checkpoints, evaluator, report)
-    batches = _open_batches(config, tasks, start_step=int(state.step))
-    try:
+    with contextlib.ExitStack() as stack:
+        checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
+        stack.callback(checkpoints.close)
+        check_same_run(config, workdir, checkpoints)
+        state = jax.device_put(initial_state(parameters, optimizer), replicated(mesh))
+        if checkpoints.step("latest") is not None:
+            state = checkpoints.state(like=state)
+            print(f"Going on from step {int(state.step)} in {workdir}")
+        else:
+            configuration.save(config, workdir / CONFIG_FILE)
+
+        batches = train_batches(
+            train_source,
+            tasks,
+            crop_size=config.data.size,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            augment=augment,
+            start_step=int(state.step),
+            num_workers=config.data.num_workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        stack.callback(batches.close)
+        report = Report(workdir, start_step=int(state.step), steps=config.train.steps)
+        stack.callback(report.close)
+        run = _Run(config, tasks, checkpoints, evaluator, report)
         state = run.steps(state, train_step, batches, mesh)
-    finally:
-        batches.close()
-        report.close()
-        checkpoints.wait()
+
+    checkpoints = Checkpoints(workdir, read_only=True)
     parameters = checkpoints.parameters("best", like=state.parameters)
     details = checkpoints.details("best")
     checkpoints.close()
@@ -99,7 +118,7 @@ def check_same_run(config: ConfigDict, workdir: pathlib.Path, checkpoints: Check
     Raises:
       ValueError: they are not; the message lists the keys that differ.
     """
-    if checkpoints.step("latest") is None:
+    if all(checkpoints.step(kind) is None for kind in KINDS):
         return
     differing = configuration.differences(configuration.read(workdir / CONFIG_FILE), config)
     if differing:
@@ -110,19 +129,15 @@ def check_same_run(config: ConfigDict, workdir: pathlib.Path, checkpoints: Check
         )
 
 
-def _open_batches(config: ConfigDict, tasks, start_step: int) -> Batches:
-    return train_batches(
-        open_source(config.data, tasks, "train"),
-        tasks,
-        crop_size=config.data.size,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        augment=AugmentSettings(**config.augment),
-        start_step=start_step,
-        num_workers=config.data.num_workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+class _Clock:
+    """Measures steps from when it is made."""
+
+    def __init__(self, step: int):
+        self._start, self._step = time.monotonic(), step
+
+    def seconds_per_step(self, step: int) -> float:
+        """Returns the mean time of the steps since."""
+        return (time.monotonic() - self._start) / (step - self._step)
 
 
 class _Run:
@@ -133,14 +148,15 @@ class _Run:
         self._checkpoints, self._evaluator, self._report = checkpoints, evaluator, report
         self.constants = evaluator.constants()
         self._baselines = dict(config.tasks.baselines) or self.constants
+        delta_m(tasks, self._baselines, self._baselines)  # an unusable baseline stops us now
         has_best = checkpoints.step("best") is not None
-        self._best = checkpoints.details("best")["delta_m"] if has_best else -np.inf
+        self._best = checkpoints.details("best")["delta_m"] if has_best else np.nan
 
     def steps(self, state: TrainState, train_step, batches: Batches, mesh) -> TrainState:
         """Trains to the last step."""
         settings = self._config.train
-        step, pending = int(state.step), None
-        window_start, window_step = time.monotonic(), step
+        first = step = int(state.step)
+        pending, clock = None, _Clock(step)
         while step < settings.steps:
             state, numbers = train_step(state, put_batch(next(batches), mesh))
             step += 1
@@ -149,18 +165,22 @@ class _Run:
             pending = (step, numbers)
             self._report.advance(loss)
             last = step == settings.steps
-            if step % settings.log_every == 0 or last:
+            log, evaluate, save = (
+                last or step % every == 0
+                for every in (settings.log_every, settings.eval_every, settings.checkpoint_every)
+            )
+            if log or evaluate or save:
                 self._check(step, numbers)
-                seconds = (time.monotonic() - window_start) / (step - window_step)
+            if log:
                 values = {name: float(value) for name, value in numbers.items()}
-                self._report.numbers(step, "train", values | {"seconds_per_step": seconds})
-                window_start, window_step = time.monotonic(), step
-            if step % settings.eval_every == 0 or last:
-                self._check(step, numbers)
+                values["seconds_per_step"] = clock.seconds_per_step(step)
+                self._report.numbers(step, "train", values)
+            if evaluate:
                 self._evaluate(step, state)
-            if step % settings.checkpoint_every == 0 or last:
-                self._check(step, numbers)
+            if save:
                 self._checkpoints.save_latest(state)
+            if log or evaluate or save or step == first + 1:  # the first step compiles
+                clock = _Clock(step)
         return state
 
     def _check(self, step: int, numbers: Mapping[str, jax.Array]) -> float:
@@ -172,11 +192,13 @@ class _Run:
         bad = [name for name, value in numbers.items() if not np.isfinite(value)]
         if bad:
             latest = self._checkpoints.step("latest")
+            found = (
+                "There is no checkpoint yet."
+                if latest is None
+                else f"The last checkpoint is of step {latest}."
+            )
             raise NonFiniteError(
-                f"Step {step}: not finite: {', '.join(bad)}. The last checkpoint before it is of "
-                f"step {latest}. A lower optimizer.learning_rate may help."
-                if latest is not None
-                else f"Step {step}: not finite: {', '.join(bad)}. There is no checkpoint yet. "
+                f"Step {step}: not finite: {', '.join(bad)}. {found} "
                 "A lower optimizer.learning_rate may help."
             )
         return float(numbers["loss"])
@@ -193,6 +215,6 @@ class _Run:
         for example, logits in self._evaluator.predictions(state.parameters, 1):
             picture = example_panel(self._tasks, example, logits)
             self._report.picture(step, "predictions", picture)
-        if not gain <= self._best:  # also where a gain is NaN: a run leaves a best checkpoint
+        if np.isnan(self._best) or gain > self._best:  # NaN: there is none that can be compared
             self._best = gain
             self._checkpoints.save_best(state, {"delta_m": gain, "scores": scores})

@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mtmamba_jax import config as configuration
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.sharding import create_mesh, replicated
+from mtmamba_jax.tasks import Task, select
 from mtmamba_jax.training.checkpoints import Checkpoints
-from mtmamba_jax.training.sharding import create_mesh, replicated
 from mtmamba_jax.training.state import abstract_build
 
 CONFIG_FILE = "config.json"
@@ -54,13 +54,14 @@ def load_run(workdir: pathlib.Path, checkpoint: str, *, batch_size: int | None =
     path = workdir / CONFIG_FILE
     if not path.exists():
         raise ValueError(
-            f"{workdir} holds no run (no {CONFIG_FILE}). Train one: "
-            f"python launch.py train --workdir={workdir}"
+            f"{workdir} holds no run (no {CONFIG_FILE}). The command train, with "
+            f"--workdir={workdir}, makes one."
         )
     config = configuration.read(path)
-    graph, abstract, tasks = abstract_build(config)
+    tasks = select(config.tasks.set, config.tasks.names)
+    graph, abstract = abstract_build(config, tasks)
     mesh = create_mesh(batch_size or config.eval.batch_size)
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, read_only=True)
     try:
         step = checkpoints.step(checkpoint)
         if step is None:

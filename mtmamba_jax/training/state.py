@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,6 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mtmamba_jax import tasks
 from mtmamba_jax.models.mtmamba import create_model
 from mtmamba_jax.tasks import Task
 
@@ -34,29 +34,28 @@ class TrainState:
     optimizer: optax.OptState
 
 
-def build(config: ConfigDict) -> tuple[nnx.GraphDef, dict, tuple[Task, ...]]:
-    """Returns the model's structure, its initial parameters and its tasks.
+def build(config: ConfigDict, tasks: Sequence[Task]) -> tuple[nnx.GraphDef, dict]:
+    """Returns the model's structure and its initial parameters.
 
     Raises:
-      ValueError: a name in the configuration is unknown.
+      ValueError: a name in `config.model` is unknown.
     """
-    selected = tasks.select(config.tasks.set, config.tasks.names)
     settings = {key: value for key, value in config.model.items() if key != "name"}
-    model = create_model(config.model.name, tasks=selected, rngs=nnx.Rngs(config.seed), **settings)
+    model = create_model(config.model.name, tasks=tasks, rngs=nnx.Rngs(config.seed), **settings)
     graph, parameters = nnx.split(model, nnx.Param)
-    return graph, nnx.to_pure_dict(parameters), selected
+    return graph, nnx.to_pure_dict(parameters)
 
 
-def abstract_build(config: ConfigDict) -> tuple[nnx.GraphDef, dict, tuple[Task, ...]]:
+def abstract_build(config: ConfigDict, tasks: Sequence[Task]) -> tuple[nnx.GraphDef, dict]:
     """Returns what `build` does with shapes in place of arrays: nothing is allocated."""
     static = {}
 
     def parameters():
-        static["graph"], arrays, static["tasks"] = build(config)
+        static["graph"], arrays = build(config, tasks)
         return arrays
 
     shapes = jax.eval_shape(parameters)
-    return static["graph"], shapes, static["tasks"]
+    return static["graph"], shapes
 
 
 def initial_state(parameters: dict, optimizer: optax.GradientTransformation) -> TrainState:

@@ -1,8 +1,8 @@
-"""One training step and one evaluation step, each a single jitted function."""
+"""One training step, a single jitted function."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,8 @@ from ml_collections import ConfigDict
 
 from mtmamba_jax.array_types import Batch
 from mtmamba_jax.losses import multitask_loss
-from mtmamba_jax.metrics import create_constant, create_metric
-from mtmamba_jax.models.heads import resize
+from mtmamba_jax.sharding import replicated, split_batch
 from mtmamba_jax.tasks import Task
-from mtmamba_jax.training.sharding import replicated, split_batch
 from mtmamba_jax.training.state import TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
@@ -34,13 +32,18 @@ def create_train_step(
     Numbers: `loss` (the total), `loss/<task>`, `gradient_norm`; float32 scalars.
 
     Raises:
-      ValueError: the batch does not split into `config.train.microbatches`.
+      ValueError: the batch does not split into `config.train.microbatches`, or its loss does not.
     """
     parts = config.train.microbatches
     if parts < 1 or config.train.batch_size % parts:
         raise ValueError(
             f"train.batch_size={config.train.batch_size} does not split into "
             f"train.microbatches={parts} equal parts."
+        )
+    if parts > 1 and config.loss.reduction != "image":
+        raise ValueError(
+            f"loss.reduction={config.loss.reduction!r} takes losses over the whole batch, so it "
+            "cannot go with train.microbatches > 1. Use loss.reduction='image'."
         )
 
     def loss(parameters, batch, key):
@@ -90,40 +93,3 @@ def _accumulate(gradient, parameters, batch, key, parts):
     shapes = jax.eval_shape(gradient, parameters, jax.tree.map(lambda x: x[0], batches), key)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return jax.lax.scan(add, zeros, (jnp.arange(parts), batches))[0]
-
-
-def create_measure_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
-    """Returns `step(logits, batch) -> {task: counts}` of each task's metric."""
-    metrics = {task.name: create_metric(task) for task in tasks}
-
-    def step(logits, batch):
-        counts = {}
-        for name, metric in metrics.items():
-            label = batch[name]
-            # Cityscapes' labels are finer than the network's input.
-            fitted = resize(logits[name], label.shape[1:3])
-            counts[name] = metric.measure(fitted, label, batch["mask"])
-        return counts
-
-    split = split_batch(mesh)
-    return jax.jit(step, in_shardings=(split, split), out_shardings=replicated(mesh))
-
-
-def create_constant_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
-    """Returns `step(batch) -> {task: counts}` of each task's best constant prediction."""
-    constants = {task.name: create_constant(task) for task in tasks}
-
-    def step(batch):
-        return {name: c.measure(batch[name], batch["mask"]) for name, c in constants.items()}
-
-    return jax.jit(step, in_shardings=split_batch(mesh), out_shardings=replicated(mesh))
-
-
-def create_predict_step(graph: nnx.GraphDef, mesh: Mesh) -> Callable:
-    """Returns `step(parameters, images [b h w 3]) -> {task: logits}`."""
-
-    def step(parameters: Mapping, images: jax.Array) -> dict[str, jax.Array]:
-        return nnx.merge(graph, parameters)(images)
-
-    whole, split = replicated(mesh), split_batch(mesh)
-    return jax.jit(step, in_shardings=(whole, split), out_shardings=split)

@@ -7,4 +7,7 @@ from mtmamba_jax.training.loop import train
 from tests.tiny import tiny_config
 
 if __name__ == "__main__":
-    train(tiny_config(train__steps="30", train__eval_every="10"), pathlib.Path(sys.argv[1]))
+    config = tiny_config(
+        train__steps="30", train__eval_every="10", model__decoder_drop_path_rate="0.2"
+    )
+    train(config, pathlib.Path(sys.argv[1]))

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from mtmamba_jax.data_pipelines import sources
+from mtmamba_jax.tasks import select
 from mtmamba_jax.training.checkpoints import Checkpoints
 from mtmamba_jax.training.loop import NonFiniteError, train
 from mtmamba_jax.training.report import read_metrics
@@ -37,7 +39,8 @@ def final_parameters(workdir):
     config = tiny_config()
     checkpoints = Checkpoints(workdir)
     assert checkpoints.step("latest") == 30
-    parameters = checkpoints.parameters("latest", like=abstract_build(config)[1])
+    like = abstract_build(config, select(config.tasks.set, config.tasks.names))[1]
+    parameters = [checkpoints.parameters(kind, like) for kind in ("latest", "best")]
     checkpoints.close()
     return parameters
 
@@ -48,12 +51,12 @@ def test_run_killed_at_a_random_step_ends_with_the_same_bits(tmp_path):
     assert whole.returncode == 0, output
 
     killed = start(tmp_path / "killed")
-    fatal_step = random.randrange(3, 25)
+    fatal_step = random.randrange(5, 25)  # the first checkpoint is of step 2
     while not any(line["step"] >= fatal_step for line in read_metrics(tmp_path / "killed")):
         assert killed.poll() is None, killed.communicate()[0]
         time.sleep(0.02)
     killed.kill()
-    killed.wait()
+    assert killed.wait() == -signal.SIGKILL, "it ended before it could be killed"
 
     resumed = start(tmp_path / "killed")
     output, _ = resumed.communicate(timeout=400)

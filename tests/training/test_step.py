@@ -6,7 +6,8 @@ import optax
 import pytest
 from jax.sharding import AxisType
 
-from mtmamba_jax.training.sharding import DATA_AXIS, create_mesh, put_batch, replicated
+from mtmamba_jax.sharding import DATA_AXIS, create_mesh, put_batch, replicated
+from mtmamba_jax.tasks import select
 from mtmamba_jax.training.state import build, initial_state
 from mtmamba_jax.training.step import create_train_step
 from tests.tiny import tiny_config
@@ -32,7 +33,8 @@ def make_batches(config, tasks):
 
 def run(config, devices):
     """Returns the numbers of a few steps with plain gradient descent, which forgives nothing."""
-    graph, parameters, tasks = build(config)
+    tasks = select(config.tasks.set, config.tasks.names)
+    graph, parameters = build(config, tasks)
     mesh = jax.make_mesh(
         (devices,), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
     )

@@ -1,0 +1,25 @@
+"""Refusing an unknown name with the one that was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Returns " Did you mean 'x'?" for the valid name nearest to `name`, or ""."""
+    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def check_name(what: str, name: str, valid: Iterable[str]) -> None:
+    """Checks that `name` is one of `valid`.
+
+    Raises:
+      ValueError: it is not; the message gives the nearest and all valid ones.
+    """
+    valid = list(valid)
+    if name not in valid:
+        raise ValueError(
+            f"Unknown {what} {name!r}.{nearest(name, valid)} Valid: {', '.join(valid)}."
+        )
