@@ -32,7 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 20
-    config.train.steps = 450 if config.tasks.set == "nyudv2" else 1000
+    config.train.steps = 450 if config.tasks.set == "nyudv2" else 1200
     config.train.batch_size = 2
     config.train.log_every = 20
     config.train.eval_every = 225

@@ -24,8 +24,19 @@ def group(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
 def value_and_gradients(module: nnx.Module, inputs, cotangent):
     """Returns module(inputs) and the gradients of sum(output * cotangent): parameters, inputs."""
     graph, parameters = nnx.split(module, nnx.Param)
-    output, backward = jax.vjp(lambda p, x: nnx.merge(graph, p)(x), parameters, inputs)
-    return output, *backward(cotangent)
+
+    @jax.jit
+    def run(parameters, inputs, cotangent):
+        output, backward = jax.vjp(lambda p, x: nnx.merge(graph, p)(x), parameters, inputs)
+        return output, *backward(cotangent)
+
+    return run(parameters, inputs, cotangent)
+
+
+def run(module: nnx.Module, inputs, **options):
+    """Returns module(inputs, **options) of one compiled program."""
+    graph, state = nnx.split(module)
+    return jax.jit(lambda state, x: nnx.merge(graph, state)(x, **options))(state, inputs)
 
 
 def assert_states_close(found: nnx.State, wanted: nnx.State, *, rtol: float, atol: float) -> None:

@@ -15,6 +15,7 @@ from mtmamba_jax.models.mtmamba import (
 from mtmamba_jax.models.swin import SWIN_SIZES
 from mtmamba_jax.tasks import CITYSCAPES, DEPTH, EDGE, NYUDV2, PASCAL_CONTEXT
 from tests import tiny
+from tests.models.golden import run
 
 SMALL = {"encoder": "swin_test", "tasks": (DEPTH, EDGE), "state_size": 2}
 assert SMALL["encoder"] in tiny.SWIN_SIZES
@@ -51,9 +52,9 @@ def test_every_encoder_gives_a_map_for_each_task(encoder):
     }
 
 
-@pytest.mark.parametrize("size", [(32, 64), (33, 50), (7, 5), (1, 1)])
+@pytest.mark.parametrize("size", [(33, 50), (1, 1)])
 def test_any_image_size_gives_finite_maps_of_that_size(model, size):
-    for value in model(images(*size)).values():
+    for value in run(model, images(*size)).values():
         assert value.shape[1:3] == size
         assert np.isfinite(value).all()
 
@@ -61,54 +62,63 @@ def test_any_image_size_gives_finite_maps_of_that_size(model, size):
 def test_bfloat16_computes_near_float32_and_keeps_parameters_and_logits_float32(model):
     half = create_model(**SMALL, dtype="bfloat16", rngs=nnx.Rngs(0))
     assert {x.dtype for x in jax.tree.leaves(nnx.state(half))} == {jnp.dtype("float32")}
-    for name, value in half(images(32, 64)).items():
-        wanted = model(images(32, 64))[name]
+    wanted = run(model, images(32, 32))
+    for name, value in run(half, images(32, 32)).items():
         assert value.dtype == jnp.float32
         # bfloat16 keeps 8 bits; some 30 layers in a row.
-        np.testing.assert_allclose(value, wanted, atol=0.1 * np.abs(wanted).max())
+        np.testing.assert_allclose(value, wanted[name], atol=0.1 * np.abs(wanted[name]).max())
 
 
 def test_drop_path_is_off_without_training_and_random_with_it(model):
-    x = images(32, 64, batch=4)
-    still = model(x)["depth"]
-    np.testing.assert_array_equal(still, model(x)["depth"])
-    first = model(x, training=True, rngs=nnx.Rngs(drop_path=0))["depth"]
-    second = model(x, training=True, rngs=nnx.Rngs(drop_path=1))["depth"]
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def train(state, x, key):
+        rngs = nnx.Rngs(drop_path=key)
+        return nnx.merge(graph, state)(x, training=True, rngs=rngs)["depth"]
+
+    x = images(32, 32, batch=4)
+    first, second, again = (train(state, x, jax.random.key(seed)) for seed in (0, 1, 0))
+    still = run(model, x)["depth"]
     assert not np.allclose(first, second)
-    again = model(x, training=True, rngs=nnx.Rngs(drop_path=0))["depth"]
+    assert not np.allclose(first, still)
     np.testing.assert_array_equal(first, again)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
-def test_recomputation_does_not_change_the_gradients(model, remat):
-    def gradients(model):
-        graph, parameters = nnx.split(model, nnx.Param)
+def gradients(model):
+    graph, parameters = nnx.split(model, nnx.Param)
+
+    def loss(parameters, x):
         rngs = nnx.Rngs(drop_path=3)
+        logits = nnx.merge(graph, parameters)(x, training=True, rngs=rngs)
+        return sum(jnp.mean(value**2) for value in logits.values())
 
-        def loss(parameters, x):
-            logits = nnx.merge(graph, parameters)(x, training=True, rngs=rngs)
-            return sum(jnp.mean(value**2) for value in logits.values())
-
-        return jax.grad(loss)(parameters, images(32, 32))
-
-    recomputed = create_model(**SMALL, remat=remat, rngs=nnx.Rngs(0))
-    found, wanted = (jax.tree.leaves(gradients(m)) for m in (recomputed, model))
-    for a, b in zip(found, wanted, strict=True):
-        # The same operations in another order of fusion: float32 rounding.
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    return jax.tree.leaves(jax.jit(jax.grad(loss))(parameters, images(32, 32)))
 
 
-def test_linen_module_gives_the_same_maps():
+@pytest.fixture(scope="module")
+def plain_gradients(model):
+    return gradients(model)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_recomputation_does_not_change_the_gradients(plain_gradients, remat):
+    found = gradients(create_model(**SMALL, remat=remat, rngs=nnx.Rngs(0)))
+    for a, b in zip(found, plain_gradients, strict=True):
+        # The same operations in another order of fusion: float32 rounding, of the largest value.
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * max(1e-3, np.abs(b).max()))
+
+
+def test_linen_module_gives_the_same_maps(model):
     module = to_linen(**SMALL)
     x = images(32, 32)
     variables = module.init(jax.random.key(0), x)
     assert set(variables) == {"params"}
-    logits = module.apply(variables, x)
-    model = create_model(**SMALL, rngs=nnx.Rngs(5))
-    parameters = jax.tree.leaves(variables["params"])
+    logits = jax.jit(module.apply)(variables, x)
     graph, state = nnx.split(model, nnx.Param)
+    parameters = jax.tree.leaves(variables["params"])
     filled = nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), parameters))
-    for name, value in filled(x).items():
+    for name, value in run(filled, x).items():
         np.testing.assert_allclose(logits[name], value, rtol=1e-5, atol=1e-6)
 
 
