@@ -121,11 +121,11 @@ def test_resuming_may_change_how_a_run_is_watched(finished):
 
 
 class SpoiledScenes(sources.SyntheticScenes):
-    """Scenes whose depth is broken from the third example on."""
+    """Scenes whose depth is broken where the model learns from it."""
 
     def __getitem__(self, index):
         example = super().__getitem__(index)
-        if index >= 3:
+        if example["id"].startswith("train"):
             example["depth"][...] = np.inf
         return example
 
