@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mtmamba_jax.array_types import Array
-from mtmamba_jax.models.layers import TaskLayerNorm, TaskLinear
+from mtmamba_jax.models.layers import TaskLayerNorm, TaskLinear, linear
 from mtmamba_jax.models.patches import depth_to_space
 from mtmamba_jax.tasks import Task
 
@@ -30,10 +30,7 @@ class ExpandHeads(nnx.Module):
         )
         self.norm = TaskLayerNorm(len(tasks), features, dtype=dtype)
         self.projections = nnx.Dict(
-            {
-                task.name: nnx.Linear(features, task.channels, dtype=dtype, rngs=rngs)
-                for task in tasks
-            }
+            {task.name: linear(features, task.channels, dtype=dtype, rngs=rngs) for task in tasks}
         )
 
     def __call__(self, x: Array) -> dict[str, jax.Array]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mtmamba_jax.array_types import Array
+from mtmamba_jax.models import initial
 
 EPSILON = 1e-5  # of every LayerNorm, as in the official encoder and decoder
 
-# Uniform with variance 1 / (3 fan-in), what the official decoder starts from.
-FAN_IN = jax.nn.initializers.variance_scaling(
-    1 / 3, "fan_in", "uniform", in_axis=-2, out_axis=-1, batch_axis=0
-)
+linear = functools.partial(nnx.Linear, kernel_init=initial.lecun_normal)
 
 
 class TaskLinear(nnx.Module):
@@ -33,7 +33,9 @@ class TaskLinear(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.dtype = dtype
-        self.kernel = nnx.Param(FAN_IN(rngs.params(), (tasks, in_features, out_features)))
+        bound = in_features**-0.5  # what the official decoder starts from
+        shape = (tasks, in_features, out_features)
+        self.kernel = nnx.Param(initial.uniform(rngs.params(), shape, -bound, bound))
         self.bias = nnx.Param(jnp.zeros((tasks, out_features))) if use_bias else None
 
     def __call__(self, x: Array) -> Array:
@@ -82,7 +84,7 @@ class DepthwiseConv(nnx.Module):
     ):
         self.dtype = dtype
         # Fan-in 9, as for a convolution with one input channel a group.
-        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (tasks, 3, 3, features)) / 3.0)
+        self.kernel = nnx.Param(initial.normal(rngs.params(), (tasks, 3, 3, features), 9**-0.5))
         self.bias = nnx.Param(jnp.zeros((tasks, features)))
 
     def __call__(self, x: Array) -> Array:

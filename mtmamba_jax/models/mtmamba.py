@@ -12,6 +12,7 @@ from mtmamba_jax.array_types import Array
 from mtmamba_jax.models.blocks import MambaSettings
 from mtmamba_jax.models.decoder import MambaDecoder
 from mtmamba_jax.models.heads import ExpandHeads, resize
+from mtmamba_jax.models.initial import Parts, initialise
 from mtmamba_jax.models.layers import REMAT_POLICIES, fold
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin
 from mtmamba_jax.names import check_name
@@ -123,7 +124,7 @@ def create_model(
     check_name("remat policy", remat, REMAT_POLICIES)
     settings = MambaSettings(expansion, state_size, DTYPES[dtype], scan_implementation)
 
-    def construct(rngs: nnx.Rngs) -> MTMamba:
+    def construct(rngs: nnx.Rngs | Parts) -> MTMamba:
         swin = Swin(
             SWIN_SIZES[encoder],
             drop_path_rate=encoder_drop_path_rate,
@@ -135,27 +136,7 @@ def create_model(
             swin, tasks, settings, drop_path_rate=decoder_drop_path_rate, remat=remat, rngs=rngs
         )
 
-    return _initialise(construct, rngs)
-
-
-def _initialise(construct: Callable[[nnx.Rngs], MTMamba], rngs: nnx.Rngs) -> MTMamba:
-    """Returns `construct(rngs)`, drawing all weights in one compiled program.
-
-    One by one, some 200 draws of 100 shapes compile for a minute or more on a CPU. The program runs
-    once, so time spent on optimising it would be lost.
-    """
-    key = rngs.params()
-    structure = {}
-
-    def parameters(key):
-        model = construct(nnx.Rngs(params=key))
-        structure["graph"], arrays = nnx.split(model)
-        return arrays
-
-    if not isinstance(key, jax.core.Tracer):  # options belong to the outermost jit only
-        parameters = jax.jit(parameters, compiler_options={"xla_backend_optimization_level": 0})
-    arrays = parameters(key)
-    return nnx.merge(structure["graph"], arrays)
+    return initialise(construct, rngs)
 
 
 MODELS: dict[str, Callable[..., MTMamba]] = {"mtmamba": MTMamba}

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mtmamba_jax.array_types import Array
-from mtmamba_jax.models.layers import EPSILON, TaskLayerNorm, TaskLinear
+from mtmamba_jax.models.layers import EPSILON, TaskLayerNorm, TaskLinear, linear
 
 
 def pad_to_multiple(x: Array, multiple: int) -> Array:
@@ -42,7 +42,7 @@ class PatchEmbed(nnx.Module):
 
     def __init__(self, features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         # A convolution of stride 4 with a 4x4 kernel is a matrix product on 4x4 patches.
-        self.projection = nnx.Linear(self.patch**2 * 3, features, dtype=dtype, rngs=rngs)
+        self.projection = linear(self.patch**2 * 3, features, dtype=dtype, rngs=rngs)
         self.norm = nnx.LayerNorm(features, epsilon=EPSILON, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: Array) -> Array:
@@ -60,9 +60,7 @@ class PatchMerging(nnx.Module):
 
     def __init__(self, features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.norm = nnx.LayerNorm(4 * features, epsilon=EPSILON, dtype=dtype, rngs=rngs)
-        self.reduction = nnx.Linear(
-            4 * features, 2 * features, use_bias=False, dtype=dtype, rngs=rngs
-        )
+        self.reduction = linear(4 * features, 2 * features, use_bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         """Merges 2x2 neighbours of [b h w c]."""

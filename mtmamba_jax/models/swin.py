@@ -10,7 +10,8 @@ import numpy as np
 from flax import nnx
 
 from mtmamba_jax.array_types import Array
-from mtmamba_jax.models.layers import EPSILON, call_block, drop_path, fold
+from mtmamba_jax.models import initial
+from mtmamba_jax.models.layers import EPSILON, call_block, drop_path, fold, linear
 from mtmamba_jax.models.patches import PatchEmbed, PatchMerging, pad_to_multiple
 
 
@@ -90,11 +91,11 @@ class WindowAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.heads, self.window, self.shifted = heads, window, shifted
-        self.qkv = nnx.Linear(features, 3 * features, dtype=dtype, rngs=rngs)
+        self.qkv = linear(features, 3 * features, dtype=dtype, rngs=rngs)
         self.position_bias = nnx.Param(
-            0.02 * jax.random.truncated_normal(rngs.params(), -2, 2, ((2 * window - 1) ** 2, heads))
+            initial.truncated_normal(rngs.params(), ((2 * window - 1) ** 2, heads), 0.02)
         )
-        self.projection = nnx.Linear(features, features, dtype=dtype, rngs=rngs)
+        self.projection = linear(features, features, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         """Attends inside (shifted) windows of [b h w c]."""
@@ -149,8 +150,8 @@ class SwinBlock(nnx.Module):
             features, heads, window, shifted=shifted, dtype=dtype, rngs=rngs
         )
         self.norm_2 = nnx.LayerNorm(features, epsilon=EPSILON, dtype=dtype, rngs=rngs)
-        self.mlp_in = nnx.Linear(features, 4 * features, dtype=dtype, rngs=rngs)
-        self.mlp_out = nnx.Linear(4 * features, features, dtype=dtype, rngs=rngs)
+        self.mlp_in = linear(features, 4 * features, dtype=dtype, rngs=rngs)
+        self.mlp_out = linear(4 * features, features, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, key: jax.Array | None = None) -> Array:
         """Maps [b h w c] to the same shape; a key switches drop path on."""
