@@ -15,7 +15,7 @@ from mtmamba_jax.data_pipelines.sources import open_source
 from mtmamba_jax.metrics import create_constant, create_metric
 from mtmamba_jax.metrics.base import Accumulator
 from mtmamba_jax.metrics.multitask import headline
-from mtmamba_jax.sharding import put_batch, replicated, split_batch
+from mtmamba_jax.sharding import jit_on, put_batch, replicated, split_batch
 from mtmamba_jax.tasks import Task
 
 Scores = Mapping[str, Mapping[str, float]]
@@ -122,7 +122,7 @@ def create_predict_step(graph: nnx.GraphDef, mesh: Mesh) -> Callable:
         return nnx.merge(graph, parameters)(images)
 
     whole, split = replicated(mesh), split_batch(mesh)
-    return jax.jit(step, in_shardings=(whole, split), out_shardings=split)
+    return jit_on(mesh, step, in_shardings=(whole, split), out_shardings=split)
 
 
 def _local(array: jax.Array) -> np.ndarray:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -47,6 +49,26 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def split_batch(mesh: Mesh) -> NamedSharding:
     """Returns the layout of a batch: its leading axis split over the devices."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def batch_axes() -> tuple[str, ...]:
+    """Returns the axes of the mesh in context that a batch is split over, none outside `jit_on`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    # Inside a shard_map the axis is Manual: what is seen there is one device's share already.
+    return (DATA_AXIS,) if types.get(DATA_AXIS) == AxisType.Auto else ()
+
+
+def jit_on(mesh: Mesh, function: Callable, **options) -> Callable:
+    """Returns `jax.jit(function, **options)`, traced and run with `mesh` in context."""
+    compiled = jax.jit(function, **options)
+
+    @functools.wraps(function)
+    def run(*args):
+        with jax.set_mesh(mesh):
+            return compiled(*args)
+
+    return run
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import difflib
 import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
+from mtmamba_jax.kernels.ss2d.pallas_gpu import ss2d_pallas_gpu
 from mtmamba_jax.kernels.ss2d.reference import ss2d_reference
 from mtmamba_jax.kernels.ss2d.xla import ss2d_xla
 
@@ -22,10 +25,14 @@ Array = jax.Array
 DIRECTIONS = ("row", "column", "row_reversed", "column_reversed")
 """Reading orders of an image, in the order of the official weights' direction axis."""
 
-IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {"xla": ss2d_xla, "reference": ss2d_reference}
+IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
+    "pallas_gpu": ss2d_pallas_gpu,
+    "xla": ss2d_xla,
+    "reference": ss2d_reference,
+}
 """Every backend by name. One that cannot do a call raises NotImplementedError before computing."""
 
-PLATFORMS: dict[str, tuple[str, ...]] = {"default": ("xla",)}
+PLATFORMS: dict[str, tuple[str, ...]] = {"cuda": ("pallas_gpu", "xla"), "default": ("xla",)}
 """Backends of each platform ("cpu", "cuda", "tpu"), first asked first; "default" is any other."""
 
 SHAPES = {
@@ -53,6 +60,7 @@ def ss2d(
     *,
     directions: Sequence[str] = DIRECTIONS,
     implementation: str | None = None,
+    batch_axes: Sequence[str] = (),
 ) -> Array:
     """Selective scan of an image in several reading orders, summed (MTMamba, Eq. 8 to 11).
 
@@ -74,6 +82,8 @@ def ss2d(
       directions: k different names of `DIRECTIONS`, in the order of the arrays' axis k.
       implementation: a name of `IMPLEMENTATIONS`, used as given, without a fallback; None takes the
         first that can, for the platform the program is lowered for.
+      batch_axes: axes of the mesh in context (`jax.set_mesh`) that b is split over: each device
+        scans its own images. The compiler cannot split a fused kernel by itself.
 
     Returns:
       y [t b h w d] in x's dtype; states, decays and sums are float32.
@@ -85,15 +95,12 @@ def ss2d(
     arrays = dict(x=x, dt=dt, dt_weight=dt_weight, dt_bias=dt_bias, A=A, B=B, C=C, D=D)
     directions = _check_directions(directions)
     _check_arrays(arrays, SHAPES, {"k": len(directions)})
-    call = functools.partial(_call, directions=directions)
-    if implementation is not None:
-        return call(_choose("implementation", implementation, IMPLEMENTATIONS), *arrays.values())
-    if len(PLATFORMS) == 1:
-        return _first_able(PLATFORMS["default"], call, *arrays.values())
-    branches = {
-        name: functools.partial(_first_able, names, call) for name, names in PLATFORMS.items()
-    }
-    return lax.platform_dependent(*arrays.values(), **branches)
+    run = functools.partial(_run, directions=directions, implementation=implementation)
+    if batch_axes:
+        split, whole = P(None, tuple(batch_axes)), P()
+        specs = tuple(split if name in ACTIVATIONS else whole for name in arrays)
+        run = jax.shard_map(run, in_specs=specs, out_specs=split)
+    return run(*arrays.values())
 
 
 def selective_scan(
@@ -143,19 +150,41 @@ def selective_scan(
     return y[:, :, 0]
 
 
-def _call(backend: str, *arrays: Array, directions: tuple[str, ...]) -> Array:
-    return IMPLEMENTATIONS[backend](*arrays, directions=directions)
+def _run(*arrays: Array, directions: tuple[str, ...], implementation: str | None) -> Array:
+    """Hands checked arrays to the forced backend, or to the platform's first that can."""
+    varying = frozenset().union(*(jax.typeof(v).manual_axis_type.varying for v in arrays))
+    if varying:  # inside shard_map: the sum of a shared array's gradient is this cast's transpose
+        arrays = tuple(_vary(v, varying) for v in arrays)
+    if implementation is not None:
+        backend = IMPLEMENTATIONS[_choose("implementation", implementation, IMPLEMENTATIONS)]
+        return backend(*arrays, directions=directions)
+    branches = {
+        platform: functools.partial(_first_able, names, directions=directions)
+        for platform, names in PLATFORMS.items()
+    }
+    return lax.platform_dependent(*arrays, **branches)
 
 
-def _first_able(names: Sequence[str], call: Callable[..., Array], *arrays: Array) -> Array:
+def _vary(v: Array, axes: frozenset[str]) -> Array:
+    missing = tuple(sorted(axes - jax.typeof(v).manual_axis_type.varying))
+    return lax.pcast(v, missing, to="varying") if missing else v
+
+
+def _first_able(names: Sequence[str], *arrays: Array, directions: tuple[str, ...]) -> Array:
     """The result of the first backend that does not refuse."""
     refusals = []
     for name in names:
         try:
-            return call(name, *arrays)
+            return IMPLEMENTATIONS[name](*arrays, directions=directions)
         except NotImplementedError as refusal:
             refusals.append(f"{name}: {refusal}")
+            _log_once(f"ss2d goes without {refusals[-1]}")
     raise NotImplementedError("No backend of ss2d can do this call. " + "; ".join(refusals))
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+    logging.getLogger(__name__).warning(message)
 
 
 def _choose(what: str, name: str, valid: Sequence[str] | Mapping[str, object]) -> str:

@@ -284,10 +284,4 @@ def ss2d_xla(
     chunk = min(LONG_CHUNK if h * w > LONG else CHUNK, h * w)
     columns = tuple(name.startswith("column") for name in directions)
     reverses = tuple(name.endswith("_reversed") for name in directions)
-    arrays = (x, dt, dt_weight, dt_bias, A, B, C, D)
-    if jax.sharding.get_abstract_mesh().manual_axes:
-        # Inside shard_map all arrays must vary alike, so that the sum of a replicated array's
-        # gradient over the shards is this product's transpose; custom_vjp would not add it.
-        one = lax.stop_gradient(_hidden_one(*arrays))
-        arrays = tuple(v * one.astype(v.dtype) for v in arrays)
-    return _ss2d(_Plan(columns, reverses, chunk), *arrays)
+    return _ss2d(_Plan(columns, reverses, chunk), x, dt, dt_weight, dt_bias, A, B, C, D)

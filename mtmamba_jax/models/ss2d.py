@@ -11,6 +11,7 @@ from flax import nnx
 from mtmamba_jax.array_types import Array
 from mtmamba_jax.kernels.ss2d import DIRECTIONS, ss2d
 from mtmamba_jax.models import initial
+from mtmamba_jax.sharding import batch_axes
 
 STEP_MIN, STEP_MAX, STEP_FLOOR = 1e-3, 1e-1, 1e-4  # Mamba's initial step sizes
 
@@ -80,4 +81,5 @@ class SS2D(nnx.Module):
             c,
             self.skip[...],
             implementation=self.implementation,
+            batch_axes=batch_axes(),
         )

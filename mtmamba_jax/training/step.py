@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from mtmamba_jax.array_types import Batch
 from mtmamba_jax.losses import multitask_loss
-from mtmamba_jax.sharding import replicated, split_batch
+from mtmamba_jax.sharding import jit_on, replicated, split_batch
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.training.state import TrainState
 
@@ -69,12 +69,12 @@ def create_train_step(
             gradients, numbers = _accumulate(gradient, state.parameters, batch, key, parts)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
-        numbers["gradient_norm"] = optax.global_norm(gradients)
+        numbers["gradient_norm"] = optax.tree.norm(gradients)
         return TrainState(state.step + 1, parameters, optimizer_state), numbers
 
     whole, split = replicated(mesh), split_batch(mesh)
-    return jax.jit(
-        step, in_shardings=(whole, split), out_shardings=(whole, whole), donate_argnums=0
+    return jit_on(
+        mesh, step, in_shardings=(whole, split), out_shardings=(whole, whole), donate_argnums=0
     )
 
 

@@ -63,6 +63,7 @@ class SS2DSuite:
     """The tests; subclasses set `implementation`."""
 
     implementation: str
+    whole_image = ArgSpec(32, 48, d=16, t=2, b=1, n=8)
 
     def check(self, arguments, directions=DIRECTIONS, tolerance=FLOAT32):
         got = value_and_gradients(arguments, self.implementation, directions)
@@ -150,7 +151,7 @@ class SS2DSuite:
         assert relative_error(got, wanted[:, :, 0]) < FLOAT32
 
     def test_no_array_holds_the_states_of_a_whole_image(self):
-        spec = ArgSpec(32, 48, d=16, t=2, b=1, n=8)
+        spec = self.whole_image
         arguments = spec.arguments()
         states = spec.t * spec.b * spec.h * spec.w * spec.d * spec.n  # of one direction
         jaxpr = jax.make_jaxpr(lambda *arrays: value_and_gradients(arrays, self.implementation))(

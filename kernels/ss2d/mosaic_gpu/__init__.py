@@ -1,0 +1,1 @@
+"""Kernels of SS2D for NVIDIA GPUs."""

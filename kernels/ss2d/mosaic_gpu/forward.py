@@ -1,0 +1,131 @@
+"""The kernel of the forward pass; shapes as in `program.py`."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
+    GROUP,
+    STATES,
+    TILE,
+    Program,
+    Scan,
+    Threads,
+    by_thread,
+    launch,
+    out,
+    out_image,
+    store,
+)
+
+Array = jax.Array
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(scan: Scan, x: Array, step: Array, maps: Array, A: Array, start: Array | None):
+    """The scan in every direction.
+
+    Args:
+      scan: what is static.
+      x: [g h w d].
+      step: step sizes, [t*k*b h w d] float32.
+      maps: B and C, [q h w 2*16] float32.
+      A: [t*k*split e 16 groups 4], times log2(e).
+      start: states before each segment [q*s e 16 groups 4]; None for zeros and one segment.
+
+    Returns:
+      y [q h w d] in x's dtype, and the states before each tile [q*m e 16 groups 4].
+    """
+    f32, c = jnp.float32, scan.channels
+    given = start is not None
+
+    def body(x_g, step_g, maps_g, *rest):
+        start_g = rest[0] if given else None
+        A_g, y_g, saved_g, x_s, step_s, maps_s, y_s, saved_s, ready, once = rest[given:]
+        threads, program = Threads(scan), Program(scan)
+        x_v, step_v, y_v = (by_thread(v, scan) for v in (x_s, step_s, y_s))
+
+        def fetch(i, slot):
+            _, line, first, _ = program.tile(program.first + i)
+
+            def copy(pixels):
+                at = pixels(line, first)
+                for source, to in (
+                    (x_g.at[(program.image, *at, program.channels)], x_s),
+                    (step_g.at[(program.step, *at, program.channels)], step_s),
+                    (maps_g.at[(program.q, *at)], maps_s),
+                ):
+                    plgpu.copy_gmem_to_smem(source, to.at[slot], ready.at[slot])
+
+            program.each_way(copy)
+
+        pl.when(program.count > 0)(lambda: fetch(0, 0))
+        plgpu.copy_gmem_to_smem(A_g.at[program.matrix, program.warps], saved_s, once)
+        plgpu.barrier_wait(once)
+        A = threads.load(saved_s)
+        plgpu.commit_smem()
+        state = threads.zeros()
+        if given:
+            plgpu.copy_gmem_to_smem(start_g.at[program.piece, program.warps], saved_s, once)
+            plgpu.barrier_wait(once)
+            state = threads.load(saved_s)
+
+        def tile(i, state):
+            slot = lax.rem(i, 2)
+            pl.when(i + 1 < program.count)(lambda: fetch(i + 1, 1 - slot))
+            index, line, first, groups = program.tile(program.first + i)
+            plgpu.barrier_wait(ready.at[slot])
+            plgpu.wait_smem_to_gmem(1)
+            saved_s[...] = state
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(saved_s, saved_g.at[index, program.warps])
+
+            def group(j, state):
+                for u in range(GROUP):
+                    p = program.pixel(j * GROUP + u, groups)
+                    s = threads.channels(step_v.at[slot, p])
+                    added = threads.spread(s * threads.channels(x_v.at[slot, p]))
+                    B = threads.states(maps_s.at[slot, p, pl.ds(0, STATES)])
+                    C = threads.states(maps_s.at[slot, p, pl.ds(STATES, STATES)])
+                    state = jnp.exp2(threads.spread(s) * A) * state + added * B
+                    store(y_v.at[slot, p], jnp.sum(state * C, axis=1).astype(y_s.dtype))
+                return state
+
+            state = lax.fori_loop(0, groups, group, state)
+            plgpu.commit_smem()
+
+            def send(pixels):
+                to = y_g.at[(program.q, *pixels(line, first), program.channels)]
+                plgpu.copy_smem_to_gmem(y_s.at[slot], to)
+
+            program.each_way(send)
+            return state
+
+        lax.fori_loop(0, program.count, tile, state)
+        plgpu.wait_smem_to_gmem(0)
+
+    tile = (2, TILE, c)
+    return launch(
+        scan,
+        body,
+        (x, step, maps, *((start,) if given else ()), A),
+        (
+            out_image(x, scan, scan.programs, x.shape[-1], c, x.dtype),
+            out(x, (scan.programs * scan.tiles, *A.shape[1:])),
+        ),
+        (
+            plgpu.SMEM(tile, x.dtype),
+            plgpu.SMEM(tile, f32),
+            plgpu.SMEM((2, TILE, 2 * STATES), f32),
+            plgpu.SMEM(tile, x.dtype),
+            plgpu.SMEM(scan.block, f32),
+            plgpu.Barrier(num_arrivals=3, num_barriers=2),
+            plgpu.Barrier(),
+        ),
+    )

@@ -1,0 +1,243 @@
+"""What the kernels of the scan share (Pallas Mosaic GPU, Hopper and later).
+
+A program scans one direction of one image for a block of channels, all 16 states of each. It walks
+its segment of the reading order in tiles, which the copy engine brings to shared memory.
+`pallas_gpu.py` prepares the arrays and adds the programs' results; `kernels/README.md` explains the
+algorithm.
+
+Shapes: q counts (task, direction, image), g (task, image), s segments, m tiles of a whole reading
+order; c is the channels of a block, [warps groups 4], whose states are [warps 16 groups 4].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.mosaic.gpu.fragmented_array import TiledLayout
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+Array = jax.Array
+
+STATES = 16  # of a program
+WARPS = 4  # of a program, each with channels of its own
+OWN = 4  # channels of a thread
+TILE = 16  # pixels whose inputs are in shared memory, and from one saved state to the next
+GROUP = 4  # pixels unrolled; the backward pass keeps their states in registers
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """What is static about a launch.
+
+    Attributes:
+      tasks, images: t and b.
+      height, width: of the map, in pixels.
+      columns, reverses: for each direction, whether it reads down columns and backwards.
+      states_split: programs that share one direction's states, 16 each.
+      groups: of 4 channels in a warp, 8 or 4; fewer make more programs.
+      segments: pieces of the reading order that run side by side.
+    """
+
+    tasks: int
+    images: int
+    height: int
+    width: int
+    columns: tuple[bool, ...]
+    reverses: tuple[bool, ...]
+    states_split: int
+    groups: int
+    segments: int
+
+    @property
+    def programs(self) -> int:
+        """q: tasks x directions x parts of the states x images."""
+        return self.tasks * len(self.columns) * self.states_split * self.images
+
+    @property
+    def tiles(self) -> int:
+        """Most tiles of a reading order; they do not cross from line to line."""
+        lines_of = ((self.height, self.width), (self.width, self.height))
+        return max(lines * pl.cdiv(length, TILE) for lines, length in lines_of)
+
+    @property
+    def channels(self) -> int:
+        """c, channels of a block."""
+        return WARPS * self.groups * OWN
+
+    @property
+    def row(self) -> tuple[int, int, int]:
+        """Shape of a block's channels."""
+        return (WARPS, self.groups, OWN)
+
+    @property
+    def block(self) -> tuple[int, int, int, int]:
+        """Shape of a block's states."""
+        return (WARPS, STATES, self.groups, OWN)
+
+
+class Threads:
+    """Which thread holds what.
+
+    A warp's 32 threads are groups of channels times groups of states: a thread owns 4 channels of 4
+    states (2 where a warp has 4 groups of channels), so that both sums, over states and over
+    channels, begin in its registers. What depends on the channel alone, or on the state alone, is
+    held by every thread it concerns.
+    """
+
+    def __init__(self, scan: Scan):
+        self.shape, self.row = scan.block, scan.row
+        states = STATES * scan.groups // 32  # of a thread
+        layout = TiledLayout(plgpu.Tiling((self.shape, (states, 1, OWN))), (-7,), (-6, -5), -1)
+        self.block, self.by_channel, self.by_state = (
+            plgpu.Layout.TILED(v.tiling, v.warp_dims, v.lane_dims, v.vector_dim)
+            for v in (layout, layout.reduce((1,)), layout.reduce((0, 2, 3)))
+        )
+
+    def load(self, ref) -> Array:
+        """States [warps 16 groups 4]."""
+        return plgpu.layout_cast(ref[...], self.block)
+
+    def channels(self, ref) -> Array:
+        """A pixel's values [warps groups 4] by channel, float32."""
+        return plgpu.layout_cast(ref[...], self.by_channel).astype(jnp.float32)
+
+    def states(self, ref) -> Array:
+        """A pixel's values [16], at every channel."""
+        return self._spread(plgpu.layout_cast(ref[...], self.by_state), (1,))
+
+    def spread(self, values: Array) -> Array:
+        """Values by channel, at every state."""
+        return self._spread(values, (0, 2, 3))
+
+    def zeros(self) -> Array:
+        """States that are zero."""
+        return plgpu.layout_cast(jnp.zeros(self.shape, jnp.float32), self.block)
+
+    def zeros_by_channel(self) -> Array:
+        """Values by channel that are zero."""
+        return plgpu.layout_cast(jnp.zeros(self.row, jnp.float32), self.by_channel)
+
+    def _spread(self, v: Array, dims: tuple[int, ...]) -> Array:
+        return plgpu.layout_cast(lax.broadcast_in_dim(v, self.shape, dims), self.block)
+
+
+def store(ref, value: Array) -> None:
+    """Writes to shared memory, whatever the bank conflicts."""
+    if hasattr(plgpu, "store"):  # since jax 0.12, where plain assignment refuses conflicts
+        plgpu.store(ref, value, optimized=False)
+    else:
+        ref[...] = value
+
+
+def meet(barrier) -> None:
+    """All threads wait for one another, and see what the others stored in shared memory."""
+    plgpu.barrier_arrive(barrier)
+    plgpu.barrier_wait(barrier)
+
+
+class Program:
+    """Where one program is: its indices and the way through its segment."""
+
+    def __init__(self, scan: Scan):
+        self.scan = scan
+        parts = len(scan.columns) * scan.states_split
+        self.block = lax.axis_index("block")
+        self.q = lax.axis_index("q")
+        image, task_part = lax.rem(self.q, scan.images), lax.div(self.q, scan.images)
+        self.matrix = task_part  # of A
+        task, part = lax.div(task_part, parts), lax.rem(task_part, parts)
+        direction = lax.div(part, scan.states_split)
+        self.image = task * scan.images + image  # g
+        # Step sizes are shared by the parts of a direction's states.
+        self.step = lax.div(task_part, scan.states_split) * scan.images + image
+        segment = lax.axis_index("segment")
+        self.piece = self.q * scan.segments + segment
+        self.channels = pl.ds(self.block * scan.channels, scan.channels)
+        self.warps = pl.ds(self.block * WARPS, WARPS)
+        self.column = _any_of(direction, scan.columns)
+        self.reverse = _any_of(direction, scan.reverses)
+        self.length = jnp.where(self.column, scan.height, scan.width)
+        lines = jnp.where(self.column, scan.width, scan.height)
+        self.tiles_of_line = lax.div(self.length + TILE - 1, TILE)
+        self.tiles = lines * self.tiles_of_line
+        share = lax.div(self.tiles + scan.segments - 1, scan.segments)
+        self.first = jnp.minimum(segment * share, self.tiles)
+        self.count = jnp.minimum(share, self.tiles - self.first)
+
+    def tile(self, i) -> tuple:
+        """Where in `saved`, line, start and groups of pixels of the i-th tile in reading order."""
+        index = jnp.where(self.reverse, self.tiles - 1 - i, i)
+        line = lax.div(index, self.tiles_of_line)
+        start = (index - line * self.tiles_of_line) * TILE
+        groups = lax.div(jnp.minimum(self.length - start, TILE) + GROUP - 1, GROUP)
+        return self.q * self.scan.tiles + index, line, start, groups
+
+    def pixel(self, j, groups) -> Array:
+        """Where in its tile the j-th pixel in reading order is.
+
+        The copy engine fills what is past the line with zeros, and a step of size zero changes
+        nothing, so groups are always read whole.
+        """
+        return jnp.where(self.reverse, groups * GROUP - 1 - j, j)
+
+    def each_way(self, copy: Callable) -> None:
+        """Calls `copy(pixels)`, `pixels(line, start)` being a tile's index, for either way."""
+        pl.when(self.column)(lambda: copy(lambda line, start: (pl.ds(start, TILE), line)))
+        pl.when(jnp.logical_not(self.column))(
+            lambda: copy(lambda line, start: (line, pl.ds(start, TILE)))
+        )
+
+
+def _any_of(index, flags: Sequence[bool]):
+    if len(set(flags)) == 1:
+        return index < len(flags) if flags[0] else index < 0
+    return functools.reduce(jnp.logical_or, [index == i for i, flag in enumerate(flags) if flag])
+
+
+def launch(scan: Scan, body, arrays, outputs, scratch):
+    """Runs `body` in every program; the first of `arrays` is the image, the last is A."""
+    results = plgpu.kernel(
+        body,
+        out_type=outputs,
+        scratch_types=scratch,
+        grid=(arrays[-1].shape[1] // WARPS, scan.programs, scan.segments),
+        grid_names=("block", "q", "segment"),
+        compiler_params=plgpu.CompilerParams(
+            approx_math=True,  # ex2.approx: 2 units in the last place
+            # Safe: what a thread stores to shared memory and reads again is its own; every other
+            # exchange is behind a commit_smem.
+            unsafe_no_auto_barriers=True,
+            reduction_scratch_bytes=128,  # sums stay within a warp
+            lowering_semantics=plgpu.LoweringSemantics.Lane,
+        ),
+    )(*arrays)
+    # Inside shard_map results vary over the mesh axes that the image does; the call forgets it.
+    axes = tuple(jax.typeof(arrays[0]).manual_axis_type.varying)
+    return jax.tree.map(lambda v: lax.pcast(v, axes, to="varying") if axes else v, results)
+
+
+def out(like: Array, shape: Sequence[int], dtype=jnp.float32):
+    """A result that varies over the mesh axes that `like` does."""
+    varying = jax.typeof(like).manual_axis_type
+    return jax.ShapeDtypeStruct(tuple(shape), dtype, manual_axis_type=varying)
+
+
+def out_image(like: Array, scan: Scan, images: int, channels: int, block: int, dtype=jnp.float32):
+    """A result [images h w channels] that blocks of channels are written to.
+
+    One block more than is used if there is but one: the copy engine would write a whole line's
+    block as a run of bytes, past the line's end.
+    """
+    channels += block if channels == block else 0
+    return out(like, (images, scan.height, scan.width, channels), dtype)
+
+
+def by_thread(ref, scan: Scan):
+    """[..., c] in shared memory as [..., warps groups 4]."""
+    return ref.reshape(*ref.shape[:-1], *scan.row)

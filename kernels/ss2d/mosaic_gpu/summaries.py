@@ -1,0 +1,126 @@
+"""The kernel that lets segments of a reading order start at once; shapes as in `program.py`."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
+    GROUP,
+    STATES,
+    TILE,
+    Program,
+    Scan,
+    Threads,
+    by_thread,
+    launch,
+    out,
+    store,
+)
+
+Array = jax.Array
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="adjoint")
+def summaries(scan: Scan, source: Array, step: Array, maps: Array, A: Array, *, adjoint: bool):
+    """What each segment adds to the state behind it, and how much time passes in it.
+
+    Args:
+      scan, step, maps, A: as in `forward`.
+      source: x, or dy if `adjoint`, [g h w d].
+      adjoint: of the adjoint, from each segment's last pixel to its first, instead of the state.
+
+    Returns:
+      The state, or decay times adjoint, that a segment ends with if it starts from zero
+      [q*s e 16 groups 4], and its step sizes' sum [q*s e groups 4].
+    """
+    f32, c = jnp.float32, scan.channels
+
+    def body(source_g, step_g, maps_g, A_g, end_g, time_g, *rest):
+        source_s, step_s, maps_s, A_s, time_s, ready, once = rest
+        threads, program = Threads(scan), Program(scan)
+        source_v, step_v = (by_thread(v, scan) for v in (source_s, step_s))
+
+        def order(i):
+            return program.first + (program.count - 1 - i if adjoint else i)
+
+        def fetch(i, slot):
+            _, line, first, _ = program.tile(order(i))
+
+            def copy(pixels):
+                at = pixels(line, first)
+                for source, to in (
+                    (source_g.at[(program.image, *at, program.channels)], source_s),
+                    (step_g.at[(program.step, *at, program.channels)], step_s),
+                    (maps_g.at[(program.q, *at)], maps_s),
+                ):
+                    plgpu.copy_gmem_to_smem(source, to.at[slot], ready.at[slot])
+
+            program.each_way(copy)
+
+        pl.when(program.count > 0)(lambda: fetch(0, 0))
+        plgpu.copy_gmem_to_smem(A_g.at[program.matrix, program.warps], A_s, once)
+        plgpu.barrier_wait(once)
+        A = threads.load(A_s)
+
+        def tile(i, carry):
+            slot = lax.rem(i, 2)
+            pl.when(i + 1 < program.count)(lambda: fetch(i + 1, 1 - slot))
+            _, _, _, groups = program.tile(order(i))
+            plgpu.barrier_wait(ready.at[slot])
+
+            def group(j, carry):
+                value, time = carry
+                for u in range(GROUP):
+                    th = j * GROUP + u
+                    p = program.pixel(groups * GROUP - 1 - th if adjoint else th, groups)
+                    s = threads.channels(step_v.at[slot, p])
+                    v = threads.channels(source_v.at[slot, p])
+                    decay = jnp.exp2(threads.spread(s) * A)
+                    if adjoint:
+                        C = threads.states(maps_s.at[slot, p, pl.ds(STATES, STATES)])
+                        value = decay * (value + threads.spread(v) * C)
+                    else:
+                        B = threads.states(maps_s.at[slot, p, pl.ds(0, STATES)])
+                        value = decay * value + threads.spread(s * v) * B
+                    time = time + s
+                return value, time
+
+            carry = lax.fori_loop(0, groups, group, carry)
+            plgpu.commit_smem()  # all have read the tile before it is overwritten
+            return carry
+
+        value, time = lax.fori_loop(
+            0, program.count, tile, (threads.zeros(), threads.zeros_by_channel())
+        )
+        A_s[...] = value
+        store(time_s, time)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(A_s, end_g.at[program.piece, program.warps])
+        plgpu.copy_smem_to_gmem(time_s, time_g.at[program.piece, program.warps])
+        plgpu.wait_smem_to_gmem(0)
+
+    tile, pieces = (2, TILE, c), scan.programs * scan.segments
+    return launch(
+        scan,
+        body,
+        (source, step, maps, A),
+        (
+            out(source, (pieces, *A.shape[1:])),
+            out(source, (pieces, A.shape[1], *scan.row[1:])),
+        ),
+        (
+            plgpu.SMEM(tile, source.dtype),
+            plgpu.SMEM(tile, f32),
+            plgpu.SMEM((2, TILE, 2 * STATES), f32),
+            plgpu.SMEM(scan.block, f32),
+            plgpu.SMEM(scan.row, f32),
+            plgpu.Barrier(num_arrivals=3, num_barriers=2),
+            plgpu.Barrier(),
+        ),
+    )

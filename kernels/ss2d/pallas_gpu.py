@@ -1,0 +1,257 @@
+"""SS2D on NVIDIA GPUs: prepares the arrays of `mosaic_gpu`'s kernels and adds what they return."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mtmamba_jax.kernels.ss2d.mosaic_gpu import backward, forward, summaries
+from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import OWN, STATES, TILE, WARPS, Scan
+
+Array = jax.Array
+
+LOG2E = math.log2(math.e)
+
+# Measured on an H200, 132 multiprocessors. Segments cost a second pass over the exponentials, so
+# they pay only where programs are few, and then it takes many of them.
+ENOUGH = 160  # programs that go without segments
+FULL = 768  # programs to cut towards
+MOST_SEGMENTS = 32
+SHORTEST = 4  # tiles of a segment, on average
+
+_einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+class _Plan(NamedTuple):
+    """What is static about one call: hashable, so that it can be a nondiff argument."""
+
+    columns: tuple[bool, ...]
+    reverses: tuple[bool, ...]
+
+
+def _scan_of(plan: _Plan, x: Array, states: int) -> Scan:
+    """Cuts the work so that the chip is full, with as few programs as do that."""
+    t, b, h, w, d = x.shape
+    split = -(-states // STATES)
+    groups = 8 if d > 64 else 4
+    programs = -(-d // (WARPS * groups * OWN)) * t * b * len(plan.columns) * split
+    segments = 1
+    if programs < ENOUGH:
+        most = min(MOST_SEGMENTS, h * w // (SHORTEST * TILE))
+        segments = max(1, min(FULL // programs, most))
+    any_column, any_row = any(plan.columns), not all(plan.columns)
+    return Scan(
+        tasks=t,
+        images=b,
+        height=max(h, TILE) if any_column else h,
+        width=max(w, TILE) if any_row else w,
+        columns=plan.columns,
+        reverses=plan.reverses,
+        states_split=split,
+        groups=groups,
+        segments=segments,
+    )
+
+
+def _project(dt: Array, weight: Array, bias: Array) -> Array:
+    """dt @ weight + bias, float32: [t k b h w d]."""
+    if dt.dtype == jnp.bfloat16:
+        # The weight as a sum of two bfloat16: the matrix units' product is then exact to 2**-17.
+        high = weight.astype(jnp.bfloat16)
+        low = (weight - high.astype(jnp.float32)).astype(jnp.bfloat16)
+        dt, weight = jnp.concatenate([dt, dt], -1), jnp.concatenate([high, low], 2)
+    z = _einsum("tbhwkr,tkrd->tkbhwd", dt, weight, precision=lax.Precision.HIGHEST)
+    return z + bias[:, :, None, None, None]
+
+
+def _pad_image(v: Array, scan: Scan, axis: int) -> Array:
+    """Zeros below and to the right up to the scan's size."""
+    h, w = v.shape[axis : axis + 2]
+    if (h, w) == (scan.height, scan.width):
+        return v
+    padding = [(0, 0)] * v.ndim
+    padding[axis : axis + 2] = (0, scan.height - h), (0, scan.width - w)
+    return jnp.pad(v, padding)
+
+
+def _pad_channels(v: Array, scan: Scan, axis: int) -> Array:
+    """Zeros up to whole blocks of channels."""
+    padding = [(0, 0)] * v.ndim
+    padding[axis] = (0, -v.shape[axis] % scan.channels)
+    return jnp.pad(v, padding) if padding[axis][1] else v
+
+
+def _to_images(v: Array, scan: Scan, lead: int) -> Array:
+    """[lead... h w d] with `lead` axes to [product h w d], padded."""
+    v = _pad_channels(_pad_image(v, scan, lead), scan, v.ndim - 1)
+    return v.reshape(-1, *v.shape[lead:])
+
+
+def _from_images(scan: Scan, v: Array, shape: tuple[int, ...]) -> Array:
+    """[q h w d] to [t k*split b h w d] of an image [t b h w d]."""
+    t, b, h, w, d = shape
+    v = v.reshape(t, -1, b, *v.shape[1:])
+    return v[:, :, :, :h, :w, :d]
+
+
+def _states_of(scan: Scan, A: Array) -> Array:
+    """A [t k d n] to [t*k*split e 16 groups 4], times log2(e)."""
+    t, k, _, n = A.shape
+    A = jnp.pad(_pad_channels(A, scan, 2), [(0, 0)] * 3 + [(0, scan.states_split * STATES - n)])
+    A = (A * LOG2E).reshape(t * k, -1, scan.groups, OWN, scan.states_split, STATES)
+    return A.transpose(0, 4, 1, 5, 2, 3).reshape(-1, A.shape[1], *scan.block[1:])
+
+
+def _from_states(scan: Scan, v: Array, like: Array) -> Array:
+    """Inverse of `_states_of`, without the factor."""
+    t, k, d, n = like.shape
+    v = v.reshape(t, k, scan.states_split, -1, *scan.block[1:]).transpose(0, 1, 3, 5, 6, 2, 4)
+    return v.reshape(t, k, -1, scan.states_split * STATES)[:, :, :d, :n]
+
+
+def _maps_of(scan: Scan, B: Array, C: Array) -> Array:
+    """B and C [t b h w k n] to [q h w 32] float32."""
+    t, b, h, w, k, n = B.shape
+    padding = [(0, 0)] * 5 + [(0, scan.states_split * STATES - n)]
+    parts = (
+        jnp.pad(v.astype(jnp.float32), padding).reshape(t, b, h, w, k, scan.states_split, STATES)
+        for v in (B, C)
+    )
+    maps = jnp.concatenate(list(parts), -1).transpose(0, 4, 5, 1, 2, 3, 6)
+    return _pad_image(maps.reshape(-1, h, w, 2 * STATES), scan, 1)
+
+
+def _from_maps(scan: Scan, v: Array, like: Array, blocks: int) -> tuple[Array, Array]:
+    """Gradients of B and C from those of `_maps_of` by block of channels, [q h w blocks*32]."""
+    t, b, h, w, k, n = like.shape
+    v = v[:, :h, :w, : blocks * 2 * STATES].reshape(*v.shape[:1], h, w, blocks, 2 * STATES)
+    v = jnp.sum(v, 3).reshape(t, k, scan.states_split, b, h, w, 2, STATES)
+    v = v.transpose(6, 0, 3, 4, 5, 1, 2, 7).reshape(2, t, b, h, w, k, -1)[..., :n]
+    return v[0], v[1]
+
+
+def _carry(scan: Scan, ends: Array, time: Array, A: Array, *, reverse: bool) -> Array:
+    """The state before each segment, from what each adds to it (`summaries.summaries`)."""
+    shape = (-1, scan.segments, *A.shape[1:])
+    matrices = A[:, None].repeat(scan.images, 1).reshape(-1, 1, *A.shape[1:])
+    decay = jnp.exp2(time.reshape(*shape[:3], 1, *shape[4:]) * matrices)
+
+    def combine(left, right):
+        return left[0] * right[0], left[1] * right[0] + right[1]
+
+    states = lax.associative_scan(combine, (decay, ends.reshape(shape)), axis=1, reverse=reverse)[1]
+    none = jnp.zeros_like(states[:, :1])
+    parts = [states[:, 1:], none] if reverse else [none, states[:, :-1]]
+    return jnp.concatenate(parts, 1).reshape(ends.shape)
+
+
+class _Arrays(NamedTuple):
+    """The kernels' view of the arguments."""
+
+    x: Array
+    step: Array
+    maps: Array
+    A: Array
+
+
+def _prepare(scan: Scan, x, dt, dt_weight, dt_bias, A, B, C) -> _Arrays:
+    step = jax.nn.softplus(_project(dt, dt_weight, dt_bias))
+    return _Arrays(
+        _to_images(x, scan, 2), _to_images(step, scan, 3), _maps_of(scan, B, C), _states_of(scan, A)
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _ss2d(plan, *arrays):
+    return _forward(plan, *arrays)[0]
+
+
+def _forward(plan, x, dt, dt_weight, dt_bias, A, B, C, D):
+    scan = _scan_of(plan, x, A.shape[-1])
+    args = _prepare(scan, x, dt, dt_weight, dt_bias, A, B, C)
+    start = None
+    if scan.segments > 1:
+        ends, time = summaries.summaries(scan, *args, adjoint=False)
+        start = _carry(scan, ends, time, args.A, reverse=False)
+    y, saved = forward.forward(scan, *args, start)
+    y = jnp.sum(_from_images(scan, y, x.shape), 1, dtype=jnp.float32)
+    y += x * jnp.sum(D, 1)[:, None, None, None]
+    return y.astype(x.dtype), ((x, dt, dt_weight, dt_bias, A, B, C, D), saved)
+
+
+def _backward(plan, residuals, dy):
+    (x, dt, dt_weight, dt_bias, A, B, C, D), saved = residuals
+    scan = _scan_of(plan, x, A.shape[-1])
+    args = _prepare(scan, x, dt, dt_weight, dt_bias, A, B, C)
+    dy_images = _to_images(dy, scan, 2)
+    end = None
+    if scan.segments > 1:
+        ends, time = summaries.summaries(scan, dy_images, *args[1:], adjoint=True)
+        end = _carry(scan, ends, time, args.A, reverse=True)
+    dx, dz, dmaps, dA = backward.backward(
+        scan, args.x, args.step, args.maps, dy_images, saved, args.A, end
+    )
+    t, b, h, w, d = x.shape
+    k, split = len(plan.columns), scan.states_split
+    dx = jnp.sum(_from_images(scan, dx, x.shape), 1, dtype=jnp.float32)
+    dx += dy * jnp.sum(D, 1)[:, None, None, None]
+    dz = _from_images(scan, dz, x.shape).reshape(t, k, split, b, h, w, d)
+    dz = dz[:, :, 0] if split == 1 else jnp.sum(dz, 2)
+    dB, dC = _from_maps(scan, dmaps, B, args.A.shape[1] // WARPS)
+    dA = jnp.sum(dA.reshape(t * k * split, b * scan.segments, *dA.shape[1:]), 1)
+    exact = lax.Precision.HIGHEST
+    ddt = _einsum("tkbhwd,tkrd->tbhwkr", dz, dt_weight.astype(dz.dtype), precision=exact)
+    dweight = _einsum("tbhwkr,tkbhwd->tkrd", dt.astype(dz.dtype), dz, precision=exact)
+    dbias = jnp.sum(dz, (2, 3, 4), dtype=jnp.float32)
+    dD = jnp.sum(dy.astype(jnp.float32) * x, (1, 2, 3))[:, None]
+    gradients = (
+        *(dx, ddt, dweight, dbias, _from_states(scan, dA, A)),
+        *(dB, dC, jnp.broadcast_to(dD, D.shape)),
+    )
+    originals = residuals[0]
+    return tuple(g.astype(v.dtype) for g, v in zip(gradients, originals, strict=True))
+
+
+_ss2d.defvjp(_forward, _backward)
+
+
+@functools.cache
+def _compute_capability() -> float | None:
+    """Of the GPU at hand; None without one, when lowering for another machine."""
+    try:
+        return float(jax.devices("cuda")[0].compute_capability)
+    except RuntimeError:
+        return None
+
+
+def ss2d_pallas_gpu(
+    x: Array,
+    dt: Array,
+    dt_weight: Array,
+    dt_bias: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array,
+    *,
+    directions: Sequence[str],
+) -> Array:
+    """SS2D by fused kernels on Hopper; arguments and result as in `api.ss2d`.
+
+    Raises:
+      NotImplementedError: the GPU at hand is older than Hopper (compute capability 9.0).
+    """
+    capability = _compute_capability()
+    if capability is not None and capability < 9:
+        raise NotImplementedError(
+            f"needs a Hopper GPU (compute capability 9.0) or newer, this is {capability}"
+        )
+    columns = tuple(name.startswith("column") for name in directions)
+    reverses = tuple(name.endswith("_reversed") for name in directions)
+    return _ss2d(_Plan(columns, reverses), x, dt, dt_weight, dt_bias, A, B, C, D)

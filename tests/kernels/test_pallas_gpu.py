@@ -1,0 +1,127 @@
+"""The GPU backend: its numbers, on a GPU; that it lowers for CUDA, everywhere."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtmamba_jax.kernels.ss2d import api, pallas_gpu, ss2d
+from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ODD, SMALL, ArgSpec
+from tests.kernels.ss2d_suite import SS2DSuite, value_and_gradients
+
+NAMED = DECODER | SMALL | ODD
+
+
+def hopper() -> bool:
+    return jax.default_backend() == "gpu" and pallas_gpu._compute_capability() >= 9
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not hopper(), reason="needs a Hopper GPU, which the kernels are for")
+class TestPallasGPU(SS2DSuite):
+    implementation = "pallas_gpu"
+    # Channels are padded to 64 and states to 16; this image needs neither.
+    whole_image = ArgSpec(32, 48, d=128, t=2, n=16)
+
+    @pytest.mark.parametrize("programs", [1, 10**6])
+    def test_one_segment_and_many_give_the_same(self, monkeypatch, programs):
+        monkeypatch.setattr(pallas_gpu, "ENOUGH", programs)
+        monkeypatch.setattr(pallas_gpu, "FULL", programs)
+        jax.clear_caches()  # of programs cut otherwise
+        self.check(ArgSpec(40, 52, d=128, b=2, t=2, r=4).arguments())
+
+    @pytest.mark.parametrize("n", [17, 64])
+    def test_more_states_than_a_program_has(self, n):
+        self.check(ArgSpec(6, 20, d=12, n=n).arguments())
+
+    def test_two_runs_give_the_same_bits(self):
+        arguments = ArgSpec(28, 36, d=256, b=2, t=2, r=6).arguments()
+        first, second = (value_and_gradients(arguments, self.implementation) for _ in range(2))
+        for one, other in zip(first, second, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+    def test_unforced_calls_run_the_kernels(self):
+        assert "mosaic_gpu" in lowered(ODD["prime"], jnp.float32, implementation=None)
+
+
+def shapes(spec: ArgSpec, dtype) -> list[jax.ShapeDtypeStruct]:
+    """The op's arguments, without their numbers."""
+    sizes = vars(spec)
+    return [
+        jax.ShapeDtypeStruct(
+            tuple(sizes[letter] for letter in letters.split()),
+            dtype if name in api.ACTIVATIONS else jnp.float32,
+        )
+        for name, letters in api.SHAPES.items()
+    ]
+
+
+def lowered(spec: ArgSpec, dtype, op=ss2d, implementation="pallas_gpu") -> str:
+    """The program of value and gradients, lowered for CUDA."""
+    op = functools.partial(op, implementation=implementation)
+
+    def run(cotangent, *arrays):
+        y, pull = jax.vjp(op, *arrays)
+        return y, pull(cotangent)
+
+    arrays = shapes(spec, dtype)
+    traced = jax.jit(run).trace(arrays[0], *arrays)
+    return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_every_named_shape_lowers_for_cuda(name):
+    assert "mosaic_gpu" in lowered(NAMED[name], jnp.bfloat16)
+
+
+@pytest.mark.parametrize("name", ["stage1_t1_b1", "stage3_t4_b8", "row"])
+def test_float32_lowers_for_cuda(name):
+    assert "mosaic_gpu" in lowered(NAMED[name], jnp.float32)
+
+
+def test_lowering_for_cuda_chooses_the_kernels_and_for_a_cpu_xla():
+    assert "mosaic_gpu" in lowered(ODD["prime"], jnp.float32, implementation=None)
+    on_cpu = jax.jit(ss2d).trace(*shapes(ODD["prime"], jnp.float32))
+    assert "mosaic_gpu" not in on_cpu.lower(lowering_platforms=("cpu",)).as_text()
+
+
+def over_tasks(*arrays, implementation):
+    """`vmap` over the task axis, each task by itself."""
+    one = functools.partial(ss2d, implementation=implementation)
+    return jax.vmap(lambda *v: one(*(a[None] for a in v))[0])(*arrays)
+
+
+def recomputed(*arrays, implementation):
+    return jax.checkpoint(functools.partial(ss2d, implementation=implementation))(*arrays)
+
+
+@pytest.mark.parametrize("op", [over_tasks, recomputed])
+def test_transformations_lower_for_cuda(op):
+    assert "mosaic_gpu" in lowered(ArgSpec(5, 20, d=8, t=2), jnp.float32, op)
+
+
+def test_a_batch_over_two_devices_lowers_for_cuda_without_gathering_it():
+    mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    split = functools.partial(ss2d, batch_axes=("data",))
+    with jax.set_mesh(mesh):
+        text = lowered(ArgSpec(5, 20, d=8, b=4), jnp.float32, split)
+    assert "mosaic_gpu" in text
+    assert "all_gather" not in text
+
+
+def test_an_older_gpu_takes_the_xla_path_and_says_so_once(monkeypatch, caplog):
+    monkeypatch.setattr(pallas_gpu, "_compute_capability", lambda: 8.0)
+    api._log_once.cache_clear()
+    for size in (5, 6):
+        assert "mosaic_gpu" not in lowered(ArgSpec(4, size, d=3), jnp.float32, implementation=None)
+    assert caplog.text.count("needs a Hopper GPU") == 1
+    with pytest.raises(NotImplementedError, match=r"needs a Hopper GPU .*, this is 8.0"):
+        lowered(ArgSpec(4, 7, d=3), jnp.float32)
+
+
+def test_kernels_hold_no_states_of_a_whole_image():
+    TestPallasGPU().test_no_array_holds_the_states_of_a_whole_image()
