@@ -169,20 +169,26 @@ def _prepare(scan: Scan, x, dt, dt_weight, dt_bias, A, B, C) -> _Arrays:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _ss2d(plan, *arrays):
-    return _forward(plan, *arrays)[0]
+    return _scan(plan, *arrays, save=False)[0]
 
 
-def _forward(plan, x, dt, dt_weight, dt_bias, A, B, C, D):
+def _forward(plan, *arrays):
+    y, saved = _scan(plan, *arrays, save=True)
+    return y, (arrays, saved)
+
+
+def _scan(plan, x, dt, dt_weight, dt_bias, A, B, C, D, *, save):
+    """y and, if saved, the states that the backward pass starts from."""
     scan = _scan_of(plan, x, A.shape[-1])
     args = _prepare(scan, x, dt, dt_weight, dt_bias, A, B, C)
     start = None
     if scan.segments > 1:
         ends, time = summaries.summaries(scan, *args, adjoint=False)
         start = _carry(scan, ends, time, args.A, reverse=False)
-    y, saved = forward.forward(scan, *args, start)
+    y, *saved = forward.forward(scan, *args, start, save=save)
     y = jnp.sum(_from_images(scan, y, x.shape), 1, dtype=jnp.float32)
     y += x * jnp.sum(D, 1)[:, None, None, None]
-    return y.astype(x.dtype), ((x, dt, dt_weight, dt_bias, A, B, C, D), saved)
+    return y.astype(x.dtype), *saved
 
 
 def _backward(plan, residuals, dy):

@@ -27,8 +27,10 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
 Array = jax.Array
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def forward(scan: Scan, x: Array, step: Array, maps: Array, A: Array, start: Array | None):
+@functools.partial(jax.jit, static_argnums=0, static_argnames="save")
+def forward(
+    scan: Scan, x: Array, step: Array, maps: Array, A: Array, start: Array | None, *, save: bool
+) -> list[Array]:
     """The scan in every direction.
 
     Args:
@@ -38,16 +40,19 @@ def forward(scan: Scan, x: Array, step: Array, maps: Array, A: Array, start: Arr
       maps: B and C, [q h w 2*16] float32.
       A: [t*k*split e 16 groups 4], times log2(e).
       start: states before each segment [q*s e 16 groups 4]; None for zeros and one segment.
+      save: whether to return the states too.
 
     Returns:
-      y [q h w d] in x's dtype, and the states before each tile [q*m e 16 groups 4].
+      y [q h w d] in x's dtype, and the states before each tile [q*m e 16 groups 4] if saved.
     """
     f32, c = jnp.float32, scan.channels
     given = start is not None
 
     def body(x_g, step_g, maps_g, *rest):
         start_g = rest[0] if given else None
-        A_g, y_g, saved_g, x_s, step_s, maps_s, y_s, saved_s, ready, once = rest[given:]
+        A_g, y_g, *rest = rest[given:]
+        saved_g = rest[0] if save else None
+        x_s, step_s, maps_s, y_s, state_s, ready, once = rest[save:]
         threads, program = Threads(scan), Program(scan)
         x_v, step_v, y_v = (by_thread(v, scan) for v in (x_s, step_s, y_s))
 
@@ -66,15 +71,15 @@ def forward(scan: Scan, x: Array, step: Array, maps: Array, A: Array, start: Arr
             program.each_way(copy)
 
         pl.when(program.count > 0)(lambda: fetch(0, 0))
-        plgpu.copy_gmem_to_smem(A_g.at[program.matrix, program.warps], saved_s, once)
+        plgpu.copy_gmem_to_smem(A_g.at[program.matrix, program.warps], state_s, once)
         plgpu.barrier_wait(once)
-        A = threads.load(saved_s)
+        A = threads.load(state_s)
         plgpu.commit_smem()
         state = threads.zeros()
         if given:
-            plgpu.copy_gmem_to_smem(start_g.at[program.piece, program.warps], saved_s, once)
+            plgpu.copy_gmem_to_smem(start_g.at[program.piece, program.warps], state_s, once)
             plgpu.barrier_wait(once)
-            state = threads.load(saved_s)
+            state = threads.load(state_s)
 
         def tile(i, state):
             slot = lax.rem(i, 2)
@@ -82,9 +87,10 @@ def forward(scan: Scan, x: Array, step: Array, maps: Array, A: Array, start: Arr
             index, line, first, groups = program.tile(program.first + i)
             plgpu.barrier_wait(ready.at[slot])
             plgpu.wait_smem_to_gmem(1)
-            saved_s[...] = state
-            plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(saved_s, saved_g.at[index, program.warps])
+            if save:
+                state_s[...] = state
+                plgpu.commit_smem()
+                plgpu.copy_smem_to_gmem(state_s, saved_g.at[index, program.warps])
 
             def group(j, state):
                 for u in range(GROUP):
@@ -115,10 +121,10 @@ def forward(scan: Scan, x: Array, step: Array, maps: Array, A: Array, start: Arr
         scan,
         body,
         (x, step, maps, *((start,) if given else ()), A),
-        (
+        [
             out_image(x, scan, scan.programs, x.shape[-1], c, x.dtype),
-            out(x, (scan.programs * scan.tiles, *A.shape[1:])),
-        ),
+            *([out(x, (scan.programs * scan.tiles, *A.shape[1:]))] if save else []),
+        ],
         (
             plgpu.SMEM(tile, x.dtype),
             plgpu.SMEM(tile, f32),
