@@ -1,4 +1,4 @@
-"""Initial weights: a whole model's are parts of one draw, because every draw is slow to compile."""
+"""Initial weights: a whole model's are parts of one draw, since each draw would be compiled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ class Parts:
     """Hands out parts of one draw; stands for `nnx.Rngs`, and for its keys, in constructors.
 
     Args:
-      draw: numbers from `draw_unit`, [n]. None counts how many are needed, in `taken`.
+      draw: numbers from `draw_unit`, [n]; None hands out zeros, to find how many are needed.
+
+    Attributes:
+      taken: how many numbers were handed out.
     """
 
     def __init__(self, draw: Array | None = None):
@@ -25,7 +28,7 @@ class Parts:
         self._draw = draw
 
     def params(self) -> Parts:
-        """Returns what the functions below take for a key."""
+        """Returns what stands for a key."""
         return self
 
     def take(self, shape: Sequence[int]) -> jax.Array:
@@ -51,12 +54,12 @@ def uniform(key: jax.Array | Parts, shape: Sequence[int], low: float, high: floa
 
 
 def normal(key: jax.Array | Parts, shape: Sequence[int], deviation: float) -> jax.Array:
-    """Returns normal numbers."""
+    """Returns normal numbers of mean 0."""
     return deviation * 2**0.5 * jax.lax.erf_inv(draw_unit(key, shape))
 
 
 def truncated_normal(key: jax.Array | Parts, shape: Sequence[int], deviation: float) -> jax.Array:
-    """Returns normal numbers of those within 2 `deviation`."""
+    """Returns normal numbers of mean 0, those beyond 2 `deviation` left out."""
     return deviation * 2**0.5 * jax.lax.erf_inv(math.erf(2**0.5) * draw_unit(key, shape))
 
 
@@ -67,24 +70,16 @@ def lecun_normal(key: jax.Array | Parts, shape: Sequence[int], dtype: jnp.dtype)
 
 
 def initialise(construct: Callable[[nnx.Rngs | Parts], nnx.Module], rngs: nnx.Rngs) -> nnx.Module:
-    """Returns `construct(rngs)`, with all weights drawn at once.
-
-    A tiny model has 250 arrays; drawn each by itself they compile for 30 seconds on a CPU.
-    """
-    key = rngs.params()
+    """Returns `construct(rngs)`, with all weights drawn at once."""
+    counter = Parts()
+    jax.eval_shape(lambda: nnx.state(construct(counter)))
+    draw = draw_unit(rngs.params(), (counter.taken,))
     found = {}
-
-    def count():
-        parts = Parts()
-        construct(parts)
-        found["size"] = parts.taken
 
     def arrays(draw):
         found["graph"], state = nnx.split(construct(Parts(draw)))
         return state
 
-    jax.eval_shape(count)
-    draw = draw_unit(key, (found["size"],))
     if not isinstance(draw, jax.core.Tracer):  # options belong to the outermost jit only
         # The program runs once, so time spent on optimising it would be lost.
         arrays = jax.jit(arrays, compiler_options={"xla_backend_optimization_level": 0})
