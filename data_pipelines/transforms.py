@@ -20,9 +20,9 @@ from mtmamba_jax.tasks import Task
 
 Example = dict[str, Any]
 
-# The half-pixel-centre rule of cv2.INTER_LINEAR, so that labels stay on the image's pixels
-# (INTER_NEAREST samples at pixel corners, up to half a pixel away).
-_RESIZE_FLAGS = {"nearest": cv2.INTER_NEAREST_EXACT}
+# Never mixes a label with its neighbour. It has the half-pixel-centre rule of cv2.INTER_LINEAR, so
+# labels stay on the image's pixels (INTER_NEAREST samples at corners, up to half a pixel away).
+_LABEL_INTERPOLATION = cv2.INTER_NEAREST_EXACT
 
 
 class Transform(abc.ABC):
@@ -96,7 +96,7 @@ class RandomScale(Transform):
         out["image"] = cv2.resize(example["image"], (width, height), interpolation=cv2.INTER_LINEAR)
         for task in self.tasks:
             label = cv2.resize(
-                example[task.name], (width, height), interpolation=_RESIZE_FLAGS[task.resize]
+                example[task.name], (width, height), interpolation=_LABEL_INTERPOLATION
             ).reshape(height, width, task.label_channels)
             if task.divide_by_scale:
                 np.divide(label, np.float32(scale), out=label, where=label != task.ignore)

@@ -32,7 +32,6 @@ class Task:
       label_channels: channels of the label.
       label_dtype: "int32" for classes, "float32" for measures.
       ignore: label value left out of losses and metrics.
-      resize: how labels are resampled (`"nearest"`: a label is never mixed with its neighbour).
       divide_by_scale: the value is a distance, so an image enlarged by s holds values / s.
       negate_x_on_flip: the first channel is a horizontal component, so mirroring negates it.
       class_names: one for each class, for class tasks.
@@ -51,7 +50,6 @@ class Task:
     label_channels: int = 1
     label_dtype: str = "int32"
     ignore: int = IGNORE
-    resize: str = "nearest"
     divide_by_scale: bool = False
     negate_x_on_flip: bool = False
     class_names: tuple[str, ...] = ()
