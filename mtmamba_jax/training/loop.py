@@ -66,6 +66,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Result:
     configuration.check(config, [task.name for task in tasks])
     augment = AugmentSettings(**config.augment)
     train_source = open_source(config.data, tasks, "train")
+    check_same_run(config, workdir)
     mesh = create_mesh(config.train.batch_size, config.eval.batch_size)
     graph, parameters = build(config, tasks)
     optimizer = create_optimizer(config.optimizer, config.train.steps)
@@ -76,7 +77,6 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Result:
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
         stack.callback(checkpoints.close)
-        check_same_run(config, workdir, checkpoints)
         state = jax.device_put(initial_state(parameters, optimizer), replicated(mesh))
         if checkpoints.step("latest") is not None:
             state = checkpoints.state(like=state)
@@ -112,13 +112,16 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Result:
     return Result(details["step"], details["scores"], run.constants, panels)
 
 
-def check_same_run(config: ConfigDict, workdir: pathlib.Path, checkpoints: Checkpoints) -> None:
-    """Checks that the checkpoints in a work directory are of this configuration.
+def check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Checks that the checkpoints in a work directory, if any, are of this configuration.
 
     Raises:
       ValueError: they are not; the message lists the keys that differ.
     """
-    if all(checkpoints.step(kind) is None for kind in KINDS):
+    checkpoints = Checkpoints(workdir, read_only=True)
+    steps = [checkpoints.step(kind) for kind in KINDS]
+    checkpoints.close()
+    if steps == [None, None]:
         return
     differing = configuration.differences(configuration.read(workdir / CONFIG_FILE), config)
     if differing:

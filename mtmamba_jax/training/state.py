@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mtmamba_jax.models.mtmamba import create_model
+from mtmamba_jax.models.mtmamba import abstract_model, create_model
 from mtmamba_jax.tasks import Task
 
 
@@ -40,22 +40,17 @@ def build(config: ConfigDict, tasks: Sequence[Task]) -> tuple[nnx.GraphDef, dict
     Raises:
       ValueError: a name in `config.model` is unknown.
     """
-    settings = {key: value for key, value in config.model.items() if key != "name"}
-    model = create_model(config.model.name, tasks=tasks, rngs=nnx.Rngs(config.seed), **settings)
-    graph, parameters = nnx.split(model, nnx.Param)
-    return graph, nnx.to_pure_dict(parameters)
+    return _split(create_model(**config.model, tasks=tasks, rngs=nnx.Rngs(config.seed)))
 
 
 def abstract_build(config: ConfigDict, tasks: Sequence[Task]) -> tuple[nnx.GraphDef, dict]:
     """Returns what `build` does with shapes in place of arrays: nothing is allocated."""
-    static = {}
+    return _split(abstract_model(**config.model, tasks=tasks))
 
-    def parameters():
-        static["graph"], arrays = build(config, tasks)
-        return arrays
 
-    shapes = jax.eval_shape(parameters)
-    return static["graph"], shapes
+def _split(model: nnx.Module) -> tuple[nnx.GraphDef, dict]:
+    graph, parameters = nnx.split(model, nnx.Param)
+    return graph, nnx.to_pure_dict(parameters)
 
 
 def initial_state(parameters: dict, optimizer: optax.GradientTransformation) -> TrainState:
