@@ -14,3 +14,4 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 # Tests compile the same small model in several processes; each program is compiled once.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="mtmamba_jax_tests_"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

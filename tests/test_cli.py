@@ -48,10 +48,7 @@ def test_traceback_flag_shows_where_an_error_comes_from(tmp_path):
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
-    config = tiny_config(
-        tasks__names="('semseg', 'depth')", train__steps="2", train__eval_every="2"
-    )
-    train(config, path)
+    train(tiny_config(), path)
     return path
 
 

@@ -67,7 +67,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Result:
     augment = AugmentSettings(**config.augment)
     train_source = open_source(config.data, tasks, "train")
     check_same_run(config, workdir)
-    mesh = create_mesh(config.train.batch_size, config.eval.batch_size)
+    part = config.train.batch_size // max(1, config.train.microbatches)  # checked by the step
+    mesh = create_mesh(part, config.eval.batch_size)
     graph, parameters = build(config, tasks)
     optimizer = create_optimizer(config.optimizer, config.train.steps)
     train_step = create_train_step(config, graph, tasks, optimizer, mesh)

@@ -61,6 +61,14 @@ def test_any_image_size_gives_finite_maps_of_that_size(model, size):
         assert np.isfinite(value).all()
 
 
+def test_images_of_a_batch_do_not_see_each_other(model):
+    x = images(32, 32, batch=4)
+    alone = run(model, x[2:3])
+    for name, value in run(model, x).items():
+        # Products of another batch size add up in another order: float32 rounding.
+        np.testing.assert_allclose(value[2:3], alone[name], rtol=1e-4, atol=1e-5)
+
+
 def test_bfloat16_computes_near_float32_and_keeps_parameters_and_logits_float32(model):
     half = create_model(**SMALL, dtype="bfloat16", rngs=nnx.Rngs(0))
     assert {x.dtype for x in jax.tree.leaves(nnx.state(half))} == {jnp.dtype("float32")}

@@ -1,7 +1,6 @@
 """A run: killed and gone on with, refused, stopped on a non-finite loss."""
 
 import json
-import os
 import pathlib
 import random
 import signal
@@ -28,8 +27,6 @@ def start(workdir):
     return subprocess.Popen(
         [sys.executable, "-m", "tests.training.killed_run", str(workdir)],
         cwd=ROOT,
-        # One device, and as little time for compilation as the rest of the suite spends.
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -39,40 +36,11 @@ def start(workdir):
 def final_parameters(workdir):
     config = tiny_config()
     checkpoints = Checkpoints(workdir)
-    assert checkpoints.step("latest") == 30
+    assert checkpoints.step("latest") == 20
     like = abstract_build(config, select(config.tasks.set, config.tasks.names))[1]
     parameters = [checkpoints.parameters(kind, like) for kind in ("latest", "best")]
     checkpoints.close()
     return parameters
-
-
-def test_run_killed_at_a_random_step_ends_with_the_same_bits(tmp_path):
-    whole = start(tmp_path / "whole")
-    output, _ = whole.communicate(timeout=400)
-    assert whole.returncode == 0, output
-
-    killed = start(tmp_path / "killed")
-    fatal_step = random.randrange(5, 25)  # the first checkpoint is of step 2
-    while not any(line["step"] >= fatal_step for line in read_metrics(tmp_path / "killed")):
-        assert killed.poll() is None, killed.communicate()[0]
-        time.sleep(0.02)
-    killed.kill()
-    assert killed.wait() == -signal.SIGKILL, "it ended before it could be killed"
-
-    resumed = start(tmp_path / "killed")
-    output, _ = resumed.communicate(timeout=400)
-    assert resumed.returncode == 0, output
-    assert "Going on from step" in output, f"killed at {fatal_step}: {output}"
-    wanted, found = (final_parameters(tmp_path / name) for name in ("whole", "killed"))
-    assert jax.tree.structure(found) == jax.tree.structure(wanted)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_array_equal(a, b, err_msg=f"killed at step {fatal_step}")
-
-    def numbers(name):
-        lines = read_metrics(tmp_path / name)
-        return [{k: v for k, v in line.items() if k != "seconds_per_step"} for line in lines]
-
-    assert numbers("killed") == numbers("whole")
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +49,41 @@ def finished(tmp_path_factory):
     return workdir, train(tiny_config(), workdir)
 
 
+def test_run_killed_at_a_random_step_ends_with_the_same_bits(finished, tmp_path):
+    whole, _ = finished
+    workdir = tmp_path / "killed"
+    killed = start(workdir)
+    fatal_step = random.randrange(5, 15)  # the first checkpoint is of step 2
+    while not any(line["step"] >= fatal_step for line in read_metrics(workdir)):
+        assert killed.poll() is None, killed.communicate()[0]
+        time.sleep(0.02)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL, "it ended before it could be killed"
+
+    resumed = start(workdir)
+    output, _ = resumed.communicate(timeout=400)
+    assert resumed.returncode == 0, output
+    assert "Going on from step" in output, f"killed at {fatal_step}: {output}"
+    wanted, found = (final_parameters(path) for path in (whole, workdir))
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=f"killed at step {fatal_step}")
+
+    def numbers(path):
+        lines = read_metrics(path)
+        return [{k: v for k, v in line.items() if k != "seconds_per_step"} for line in lines]
+
+    assert numbers(workdir) == numbers(whole)
+
+
 def test_run_leaves_scores_panels_numbers_and_checkpoints(finished):
     workdir, result = finished
-    assert result.scores.keys() == result.constants.keys() == {"depth", "edge"}
+    assert result.scores.keys() == result.constants.keys() == {"semseg", "depth"}
     assert [path.name for path in result.panels] == ["test_000000.png", "test_000001.png"]
     lines = read_metrics(workdir)
-    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [*range(1, 21)]
     tests = {line["step"]: line for line in lines if line["kind"] == "test"}
-    assert list(tests) == [4, 6]
+    assert list(tests) == [8, 16, 20]
     best = max(tests, key=lambda step: tests[step]["delta_m"])
     assert result.step == best
     assert tests[best]["depth/RMSE"] == result.scores["depth"]["RMSE"]
@@ -135,5 +130,5 @@ def test_non_finite_loss_stops_the_run_and_names_step_and_task(tmp_path, monkeyp
     monkeypatch.setitem(sources.SOURCES, "synthetic", SpoiledScenes)
     with pytest.raises(NonFiniteError, match=r"Step 1: not finite: .*loss/depth") as error:
         train(tiny_config(), tmp_path)
-    assert "loss/edge" not in str(error.value)
+    assert "loss/semseg" not in str(error.value)
     assert "There is no checkpoint yet" in str(error.value)
