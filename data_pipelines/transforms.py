@@ -80,7 +80,7 @@ class AugmentSettings:
 
 @dataclasses.dataclass(frozen=True)
 class RandomScale(Transform):
-    """Zooms by s, uniform in [low, high): the image linearly, labels by their task's rule.
+    """Zooms by s, uniform in [low, high): the image linearly, labels to the nearest.
 
     A surface twice as large on the image is taken to be half as far away: distances become d / s.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import pathlib
 import sys
 import time
@@ -21,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done. 1: done in part, or stopped by what it met. 2: the command line is wrong.
     A user's mistake prints one message; `--traceback` shows where it came from.
     """
+    # Orbax logs through absl; its warnings are of how this package calls it, not for the user.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
@@ -33,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.overrides = _overrides(unknown, options.command, parser)
         return COMMANDS[options.command](options)
     except KeyboardInterrupt:
-        going_on = " The same command goes on from the last checkpoint."
+        going_on = " The same command goes on from the last checkpoint, if there is one."
         return _fail(f"Interrupted.{going_on if options.command == 'train' else ''}", 130)
     except ModuleNotFoundError as error:  # also kernels, configs, ... of a plain checkout
         return _fail(f"{error}. Install the package first: pip install -e .", 1)
@@ -122,13 +125,15 @@ def _eval(options: argparse.Namespace) -> int:
     path = pathlib.Path(options.workdir) / f"scores_{options.checkpoint}.json"
     written = {"step": run.step, "scores": scores, "constants": constants}
     path.write_text(json.dumps(written, indent=2) + "\n")
+    # The best checkpoint's panels are those that training wrote.
+    folder = "panels" if options.checkpoint == "best" else f"panels_{options.checkpoint}"
     panels = write_panels(
-        pathlib.Path(options.workdir) / "panels",
+        pathlib.Path(options.workdir) / folder,
         run.tasks,
         evaluator.predictions(run.parameters, run.config.eval.panels),
     )
     print(
-        f"\nWrote {path} (every score) and {len(panels)} panels in {options.workdir}/panels\n"
+        f"\nWrote {path} (every score) and {len(panels)} panels in {options.workdir}/{folder}\n"
         f"Next: {_program()} predict --workdir={options.workdir} PHOTO_OR_FOLDER..."
     )
     return 0

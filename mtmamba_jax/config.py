@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 
 import mtmamba_jax.configs
 from mtmamba_jax.configs import common
+from mtmamba_jax.kernels.ss2d import IMPLEMENTATIONS
+from mtmamba_jax.losses import REDUCTIONS, SCHEMES
 from mtmamba_jax.names import check_name, nearest
 
 FREE_KEYS = (
@@ -45,6 +47,19 @@ AT_LEAST_ONE = (
     "eval.batch_size",
 )
 """Counts that must be positive."""
+
+AT_LEAST_ZERO = ("seed", "data.num_workers", "optimizer.warmup_steps", "eval.panels")
+"""Numbers that must not be negative."""
+
+SHARES = ("model.encoder_drop_path_rate", "model.decoder_drop_path_rate")
+"""Probabilities below 1."""
+
+CHOICES = {
+    "loss.scheme": SCHEMES,
+    "loss.reduction": tuple(REDUCTIONS),
+    "model.scan_implementation": (None, *IMPLEMENTATIONS),
+}
+"""Keys that name one of a few."""
 
 
 def run_name(name: str) -> str:
@@ -146,12 +161,26 @@ def check(config: ConfigDict, task_names: Sequence[str]) -> None:
       task_names: of the run's tasks.
 
     Raises:
-      ValueError: a count below 1, or a baseline that is no number or of no task.
+      ValueError: a number out of range, an unknown name, or baselines that do not fit the tasks.
     """
     flat = flatten(config)
     for key in AT_LEAST_ONE:
         if flat[key] < 1:
             raise ValueError(f"Config key {key!r} must be at least 1, got {flat[key]}.")
+    for key in AT_LEAST_ZERO:
+        if not 0 <= flat[key] < 2**31:
+            raise ValueError(f"Config key {key!r} must be in 0 to 2**31 - 1, got {flat[key]}.")
+    for key in SHARES:
+        if not 0 <= flat[key] < 1:
+            raise ValueError(f"Config key {key!r} must be in [0, 1), got {flat[key]}.")
+    for key, valid in CHOICES.items():
+        if flat[key] not in valid:
+            check_name(f"value of config key {key!r},", flat[key], filter(None, valid))
+    if config.train.batch_size % config.train.microbatches:
+        raise ValueError(
+            f"train.batch_size={config.train.batch_size} does not split into "
+            f"train.microbatches={config.train.microbatches} equal parts."
+        )
     if min(config.data.size) < 1:
         raise ValueError(f"Config key 'data.size' must be positive, got {config.data.size}.")
     for name, value in config.tasks.baselines.items():
@@ -163,6 +192,12 @@ def check(config: ConfigDict, task_names: Sequence[str]) -> None:
             )
         if not isinstance(value, int | float):
             raise ValueError(f"Config key {key!r} wants a number, got {value!r}.")
+    missing = [name for name in task_names if name not in config.tasks.baselines]
+    if config.tasks.baselines and missing:
+        raise ValueError(
+            f"tasks.baselines lacks {', '.join(missing)}. Give every task of the run a baseline, "
+            "or none."
+        )
 
 
 def save(config: ConfigDict, path: pathlib.Path) -> None:
@@ -182,6 +217,8 @@ def read(path: pathlib.Path) -> ConfigDict:
         saved = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not readable as JSON ({error}).") from error
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path} must hold a JSON object of keys, got {saved!r:.80}.")
     for key, value in saved.items():
         if key not in valid and not key.startswith("tasks.baselines."):
             raise ValueError(
@@ -192,7 +229,10 @@ def read(path: pathlib.Path) -> ConfigDict:
         *path_parts, last = key.split(".")
         for part in path_parts:
             parent = parent[part]
-        parent[last] = tuple(value) if isinstance(value, list) else value
+        try:
+            parent[last] = tuple(value) if isinstance(value, list) else value
+        except TypeError as error:
+            raise ValueError(f"{path} has another type of value at {key!r}: {error}") from error
     return config
 
 

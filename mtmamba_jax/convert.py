@@ -17,6 +17,7 @@ from flax import nnx
 from mtmamba_jax.kernels.ss2d import DIRECTIONS
 
 TASK_NAMES = {"saliency": "sal"}
+BUFFERS = ("relative_position_index", "attn_mask")  # saved by Swin's code, not learned
 """The official names of tasks, where they differ from ours."""
 
 Transform = Callable[[np.ndarray], np.ndarray]
@@ -251,7 +252,8 @@ def from_torch(
             problems.append(f"{path}: wanted {parameter.shape}, got {came}")
             continue
         converted[keys] = parameter.replace(jnp.asarray(array, parameter.dtype))
-    problems += [f"{name}: not used" for name in sorted(set(state_dict) - used)]
+    left = sorted(name for name in set(state_dict) - used if not name.endswith(BUFFERS))
+    problems += [f"{name}: not used" for name in left]
     if problems:
         raise ValueError(
             f"The state dict does not fit the model ({len(problems)} problems):\n  "

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?" for the valid name nearest to `name`, or ""."""
-    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), list(valid), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

@@ -36,11 +36,14 @@ def find_photos(
       skip: folder of predictions, which are no photos.
 
     Returns:
-      The photos, and the paths that do not exist or hold none.
+      The photos, and the paths that do not exist, hold none or lie in `skip`.
     """
     photos: dict[pathlib.Path, pathlib.Path] = {}
     failures = []
     for path in paths:
+        if skip.resolve() in (path.resolve(), *path.resolve().parents):
+            failures.append(Failure(path, "lies in the output folder; choose another --output"))
+            continue
         found = sorted(path.rglob("*")) if path.is_dir() else [path]
         if path.is_dir():
             found = [p for p in found if p.suffix.lower() in SUFFIXES]

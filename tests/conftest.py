@@ -3,6 +3,8 @@
 import os
 import tempfile
 
+# On the CPU also where there is a GPU, which the tests for it ask for: see CONTRIBUTING.md.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Eight devices, so that sharding is tested wherever the suite runs.
 # Optimising the many small programs of the suite would take most of its time.
 os.environ["XLA_FLAGS"] = " ".join(

@@ -25,6 +25,13 @@ MISTAKES = [
     (["train", "--config.tasks.baselines.dept=1"], 2, "Did you mean 'depth'?"),
     (["train", "--config.tasks.baselines.depth=low"], 2, "'tasks.baselines.depth' wants a number"),
     (["train", "--config.augment.scale=(2.0,1.0)"], 2, "scale: wanted 0 < low <= high"),
+    (["train", "--config.tasks.names=1"], 2, "Unknown task"),
+    (["train", f"--config.seed={2**63}"], 2, "'seed' must be in 0 to 2**31 - 1"),
+    (["train", "--config.loss.scheme=logs"], 2, "Did you mean 'log'?"),
+    (["train", "--config.model.scan_implementation=xl"], 2, "Did you mean 'xla'?"),
+    (["train", "--config.model.decoder_drop_path_rate=1.0"], 2, "must be in [0, 1), got 1.0"),
+    (["train", "--config.train.microbatches=3"], 2, "does not split into train.microbatches=3"),
+    (["train", "--config.tasks.baselines.depth=1.0"], 2, "tasks.baselines lacks semseg"),
 ]
 
 

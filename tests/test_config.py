@@ -90,3 +90,20 @@ def test_every_config_key_is_read_somewhere():
     for key in configuration.flatten(configuration.load("common")):
         if not key.startswith(whole):
             assert key.split(".")[-1] in read, key
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not readable as JSON"),
+        ("[1]", "must hold a JSON object of keys"),
+        ('{"train.steps": "many"}', "another type of value at 'train.steps'"),
+        ('{"train.stps": 1}', "Did you mean 'train.steps'"),
+    ],
+)
+def test_damaged_file_is_named_with_what_is_wrong(tmp_path, text, message):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        configuration.read(path)
+    assert str(path) in str(error.value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -89,7 +90,8 @@ def ss2d(
       y [t b h w d] in x's dtype; states, decays and sums are float32.
 
     Raises:
-      ValueError: an unknown direction or implementation, or an array of the wrong shape or dtype.
+      ValueError: an unknown direction, implementation or mesh axis, an array of the wrong shape or
+        dtype, or a batch that does not split.
       NotImplementedError: the forced implementation cannot do this call.
     """
     arrays = dict(x=x, dt=dt, dt_weight=dt_weight, dt_bias=dt_bias, A=A, B=B, C=C, D=D)
@@ -97,6 +99,7 @@ def ss2d(
     _check_arrays(arrays, SHAPES, {"k": len(directions)})
     run = functools.partial(_run, directions=directions, implementation=implementation)
     if batch_axes:
+        _check_batch(x.shape[1], tuple(batch_axes))
         split, whole = P(None, tuple(batch_axes)), P()
         specs = tuple(split if name in ACTIVATIONS else whole for name in arrays)
         run = jax.shard_map(run, in_specs=specs, out_specs=split)
@@ -115,6 +118,7 @@ def selective_scan(
     *,
     reverse: bool = False,
     implementation: str | None = None,
+    batch_axes: Sequence[str] = (),
 ) -> Array:
     """Selective scan of a sequence (Mamba's S6): `ss2d` of one row in one direction.
 
@@ -129,6 +133,7 @@ def selective_scan(
       D: [t d].
       reverse: read from the last element to the first.
       implementation: as in `ss2d`.
+      batch_axes: as in `ss2d`.
 
     Returns:
       y [t b l d] in x's dtype.
@@ -146,6 +151,7 @@ def selective_scan(
         *(B[:, :, None, :, None], C[:, :, None, :, None], D[:, None]),
         directions=("row_reversed" if reverse else "row",),
         implementation=implementation,
+        batch_axes=batch_axes,
     )
     return y[:, :, 0]
 
@@ -206,6 +212,21 @@ def _check_directions(directions: Sequence[str]) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         raise ValueError(f"directions must differ from one another, got {', '.join(names)}.")
     return names
+
+
+def _check_batch(size: int, axes: tuple[str, ...]) -> None:
+    mesh = jax.sharding.get_abstract_mesh()
+    missing = [axis for axis in axes if axis not in mesh.axis_names]
+    if missing:
+        raise ValueError(
+            f"batch_axes: the mesh in context has no axis {', '.join(missing)}; it has "
+            f"{', '.join(mesh.axis_names) or 'none'}. Call inside jax.set_mesh(mesh)."
+        )
+    devices = math.prod(mesh.shape[axis] for axis in axes)
+    if size % devices:
+        raise ValueError(
+            f"A batch of {size} does not split over the {devices} devices of {', '.join(axes)}."
+        )
 
 
 def _check_arrays(

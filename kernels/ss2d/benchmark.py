@@ -56,7 +56,7 @@ def whole_image_scan(direction, x, dt, dt_weight, dt_bias, A, B, C, D):
 def _programs(side: str, arguments) -> list[tuple[Callable, list]]:
     """The functions of one side, each with its arguments."""
     if side == CHUNKED:
-        return [(ss2d, arguments)]
+        return [(functools.partial(ss2d, implementation="xla"), arguments)]
     programs = []
     for k, direction in enumerate(DIRECTIONS):
         x, dt, dt_weight, dt_bias, A, B, C, D = arguments

@@ -46,7 +46,8 @@ def ss2d_reference(
             state = jnp.exp(step * A[:, None, k]) * state + step * x[..., None] * B[:, :, None]
             return state, jnp.sum(state * C[:, :, None], -1) + D[:, None, k] * x
 
-        start = jnp.zeros((*x.shape[:2], *A.shape[2:]), jnp.float32)
+        # Zeros made of x and A vary, inside shard_map, as the state does.
+        start = jnp.zeros_like(x[:, :, 0, 0, :, None] * A[:, None, k])
         pixels = tuple(map(read, (x, dt[..., k, :], B[..., k, :], C[..., k, :])))
         _, out = jax.lax.scan(advance, start, pixels, reverse=reverse)
         shape = (x.shape[3], x.shape[2]) if column else x.shape[2:4]

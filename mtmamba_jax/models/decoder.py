@@ -14,7 +14,7 @@ from mtmamba_jax.models.blocks import CTM, STM, MambaSettings
 from mtmamba_jax.models.layers import TaskLinear, call_block, fold
 from mtmamba_jax.models.patches import PatchExpand
 
-# (kind, constructor) of a stage's blocks in order: Eqs. 28 and 29.
+# A stage's blocks in order: Eqs. 28 and 29.
 STAGE_BLOCKS: tuple[Callable[..., nnx.Module], ...] = (STM, STM, CTM)
 STAGES = 3
 

@@ -28,13 +28,19 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: pathlib.Path, keep: int = 1, *, read_only: bool = False):
+        def options(number: int) -> ocp.CheckpointManagerOptions:
+            if not read_only:
+                return ocp.CheckpointManagerOptions(max_to_keep=number)
+            # Orbax warns of every option that is for writing.
+            return ocp.CheckpointManagerOptions(
+                read_only=True, create=False, max_to_keep=None, save_interval_steps=0
+            )
+
         self._managers = {
             kind: ocp.CheckpointManager(
                 (workdir / kind).absolute(),
                 item_names=("parameters", "rest", "details"),
-                options=ocp.CheckpointManagerOptions(
-                    max_to_keep=number, create=not read_only, read_only=read_only
-                ),
+                options=options(number),
             )
             for kind, number in (("best", 1), ("latest", keep))
         }
@@ -53,11 +59,17 @@ class Checkpoints:
         """Saves parameters as the best so far, with JSON details such as their scores."""
         self._save("best", int(state.step), state.parameters, details)
 
+    def forget_best_after(self, step: int) -> None:
+        """Deletes best checkpoints of later steps, which a run that goes on from `step` redoes."""
+        manager = self._managers["best"]
+        for later in [found for found in manager.all_steps() if found > step]:
+            manager.delete(later)
+
     def _save(self, kind: str, step: int, parameters: dict, details: dict, **items) -> None:
         manager = self._managers[kind]
         if step in manager.all_steps():
             return
-        manager.save(
+        saved = manager.save(
             step,
             args=ocp.args.Composite(
                 parameters=ocp.args.StandardSave(parameters),
@@ -65,6 +77,7 @@ class Checkpoints:
                 **items,
             ),
         )
+        assert saved, f"{kind} step {step} is older than {manager.latest_step()}"
 
     def step(self, kind: str) -> int | None:
         """Returns the newest checkpoint's step, or None; `kind` is one of `KINDS`."""
@@ -98,6 +111,11 @@ class Checkpoints:
 
 def _arguments(like) -> ocp.args.StandardRestore:
     return ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+
+
+def holds_checkpoints(workdir: pathlib.Path) -> bool:
+    """Whether a work directory holds a finished checkpoint: a folder named by its step."""
+    return any(path.name.isdigit() for kind in KINDS for path in (workdir / kind).glob("*"))
 
 
 def versions() -> dict[str, str]:

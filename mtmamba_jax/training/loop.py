@@ -21,8 +21,8 @@ from mtmamba_jax.metrics.multitask import delta_m, headline
 from mtmamba_jax.panels import example_panel, write_panels
 from mtmamba_jax.sharding import create_mesh, put_batch, replicated
 from mtmamba_jax.tasks import select
-from mtmamba_jax.training.checkpoints import KINDS, Checkpoints
-from mtmamba_jax.training.optimizer import create_optimizer
+from mtmamba_jax.training.checkpoints import Checkpoints, holds_checkpoints
+from mtmamba_jax.training.optimizer import create_optimizer, learning_rate
 from mtmamba_jax.training.report import Report
 from mtmamba_jax.training.run import CONFIG_FILE
 from mtmamba_jax.training.state import TrainState, build, initial_state
@@ -67,7 +67,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Result:
     augment = AugmentSettings(**config.augment)
     train_source = open_source(config.data, tasks, "train")
     check_same_run(config, workdir)
-    part = config.train.batch_size // max(1, config.train.microbatches)  # checked by the step
+    part = config.train.batch_size // config.train.microbatches
     mesh = create_mesh(part, config.eval.batch_size)
     graph, parameters = build(config, tasks)
     optimizer = create_optimizer(config.optimizer, config.train.steps)
@@ -81,6 +81,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Result:
         state = jax.device_put(initial_state(parameters, optimizer), replicated(mesh))
         if checkpoints.step("latest") is not None:
             state = checkpoints.state(like=state)
+            checkpoints.forget_best_after(int(state.step))
             print(f"Going on from step {int(state.step)} in {workdir}")
         else:
             configuration.save(config, workdir / CONFIG_FILE)
@@ -119,10 +120,7 @@ def check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
     Raises:
       ValueError: they are not; the message lists the keys that differ.
     """
-    checkpoints = Checkpoints(workdir, read_only=True)
-    steps = [checkpoints.step(kind) for kind in KINDS]
-    checkpoints.close()
-    if steps == [None, None]:
+    if not holds_checkpoints(workdir):
         return
     differing = configuration.differences(configuration.read(workdir / CONFIG_FILE), config)
     if differing:
@@ -153,12 +151,15 @@ class _Run:
         self.constants = evaluator.constants()
         self._baselines = dict(config.tasks.baselines) or self.constants
         delta_m(tasks, self._baselines, self._baselines)  # an unusable baseline stops us now
+        if report.start_step == 0:
+            report.numbers(0, "constant", self.constants)
         has_best = checkpoints.step("best") is not None
         self._best = checkpoints.details("best")["delta_m"] if has_best else np.nan
 
     def steps(self, state: TrainState, train_step, batches: Batches, mesh) -> TrainState:
         """Trains to the last step."""
         settings = self._config.train
+        rate = learning_rate(self._config.optimizer, settings.steps)
         first = step = int(state.step)
         pending, clock = None, _Clock(step)
         while step < settings.steps:
@@ -177,6 +178,7 @@ class _Run:
                 self._check(step, numbers)
             if log:
                 values = {name: float(value) for name, value in numbers.items()}
+                values["learning_rate"] = float(rate(step - 1))  # counts the steps before
                 values["seconds_per_step"] = clock.seconds_per_step(step)
                 self._report.numbers(step, "train", values)
             if evaluate:

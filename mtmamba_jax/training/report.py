@@ -18,7 +18,7 @@ class Report:
     """Writes `metrics.jsonl` and `tensorboard/` under a work directory and shows progress.
 
     Lines of steps after `start_step`, left by a run that was killed after its last checkpoint, are
-    dropped: the resumed run writes them again.
+    dropped: the resumed run writes them again. So are all lines where a run starts anew.
 
     Args:
       workdir: of the run.
@@ -27,9 +27,10 @@ class Report:
     """
 
     def __init__(self, workdir: pathlib.Path, *, start_step: int, steps: int):
+        self.start_step = start_step
         path = workdir / METRICS_FILE
         lines = read_metrics(workdir)
-        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= start_step]
+        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= start_step > 0]
         fresh = path.with_suffix(".tmp")
         fresh.write_text("".join(kept))
         fresh.replace(path)  # whole or not at all, should the process be killed here
@@ -47,7 +48,7 @@ class Report:
         )
 
     def numbers(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        """Writes numbers of a step; `kind` is "train" or "test"."""
+        """Writes numbers of a step; `kind` is "constant", "train" or "test"."""
         self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():

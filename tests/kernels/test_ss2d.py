@@ -23,6 +23,26 @@ class TestXla(SS2DSuite):
         self.check(ArgSpec(4, 9, d=4, n=3).arguments())
 
 
+def test_the_definition_runs_in_shard_map():
+    suite = SS2DSuite()
+    suite.implementation = "reference"
+    suite.test_shard_map_over_the_batch_equals_one_device()
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        (("rows",), "mesh in context has no axis rows; it has data"),
+        (("data",), "A batch of 3 does not split over the 2 devices of data"),
+    ],
+)
+def test_a_batch_that_cannot_be_split_is_refused(axes, message):
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((2,), ("data",), auto, devices=jax.devices()[:2])
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=message):
+        ss2d(*ArgSpec(2, 2, d=1, b=3, n=1).arguments(), batch_axes=axes)
+
+
 def test_the_recurrence_of_the_xla_backend_is_associative_scan(monkeypatch):
     calls = []
     scan = jax.lax.associative_scan

@@ -81,7 +81,11 @@ def test_run_leaves_scores_panels_numbers_and_checkpoints(finished):
     assert result.scores.keys() == result.constants.keys() == {"semseg", "depth"}
     assert [path.name for path in result.panels] == ["test_000000.png", "test_000001.png"]
     lines = read_metrics(workdir)
-    assert [line["step"] for line in lines if line["kind"] == "train"] == [*range(1, 21)]
+    assert lines[0] == {"step": 0, "kind": "constant", **result.constants}
+    trained = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in trained] == [*range(1, 21)]
+    rates = [line["learning_rate"] for line in trained]
+    assert all(0 < rate <= tiny_config().optimizer.learning_rate for rate in rates)
     tests = {line["step"]: line for line in lines if line["kind"] == "test"}
     assert list(tests) == [8, 16, 20]
     best = max(tests, key=lambda step: tests[step]["delta_m"])
