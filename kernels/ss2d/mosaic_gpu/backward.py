@@ -21,7 +21,6 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     by_thread,
     launch,
     meet,
-    out,
     out_image,
     store,
 )
@@ -74,19 +73,9 @@ def backward(
             return program.first + program.count - 1 - i
 
         def fetch(i, slot):
-            index, line, first, _ = program.tile(order(i))
-
-            def copy(pixels):
-                at = pixels(line, first)
-                for source, to in (
-                    (x_g.at[(program.image, *at, program.channels)], x_s),
-                    (dy_g.at[(program.image, *at, program.channels)], dy_s),
-                    (step_g.at[(program.step, *at, program.channels)], step_s),
-                    (maps_g.at[(program.q, *at)], maps_s),
-                ):
-                    plgpu.copy_gmem_to_smem(source, to.at[slot], ready.at[slot])
-
-            program.each_way(copy)
+            images = [(x_g, x_s), (dy_g, dy_s)]
+            program.fetch(order(i), slot, images, (step_g, step_s), (maps_g, maps_s), ready)
+            index, *_ = program.tile(order(i))
             plgpu.copy_gmem_to_smem(
                 saved_g.at[index, program.warps], states_s.at[slot], ready.at[slot]
             )
@@ -199,10 +188,10 @@ def backward(
         body,
         (x, step, maps, dy, saved, *((end,) if given else ()), A),
         (
-            out_image(x, scan, q, d, c, x.dtype),
-            out_image(x, scan, q, d, c, x.dtype),
-            out_image(x, scan, q, d // c * 2 * STATES, 2 * STATES),
-            out(x, (q * scan.segments, *A.shape[1:])),
+            out_image(scan, q, d, c, x.dtype),
+            out_image(scan, q, d, c, x.dtype),
+            out_image(scan, q, d // c * 2 * STATES, 2 * STATES),
+            jax.ShapeDtypeStruct((q * scan.segments, *A.shape[1:]), f32),
         ),
         (
             plgpu.SMEM((2, *tile), x.dtype),

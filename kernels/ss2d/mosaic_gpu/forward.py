@@ -19,7 +19,6 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     Threads,
     by_thread,
     launch,
-    out,
     out_image,
     store,
 )
@@ -57,18 +56,9 @@ def forward(
         x_v, step_v, y_v = (by_thread(v, scan) for v in (x_s, step_s, y_s))
 
         def fetch(i, slot):
-            _, line, first, _ = program.tile(program.first + i)
-
-            def copy(pixels):
-                at = pixels(line, first)
-                for source, to in (
-                    (x_g.at[(program.image, *at, program.channels)], x_s),
-                    (step_g.at[(program.step, *at, program.channels)], step_s),
-                    (maps_g.at[(program.q, *at)], maps_s),
-                ):
-                    plgpu.copy_gmem_to_smem(source, to.at[slot], ready.at[slot])
-
-            program.each_way(copy)
+            images = [(x_g, x_s)]
+            i = program.first + i
+            program.fetch(i, slot, images, (step_g, step_s), (maps_g, maps_s), ready)
 
         pl.when(program.count > 0)(lambda: fetch(0, 0))
         plgpu.copy_gmem_to_smem(A_g.at[program.matrix, program.warps], state_s, once)
@@ -122,8 +112,12 @@ def forward(
         body,
         (x, step, maps, *((start,) if given else ()), A),
         [
-            out_image(x, scan, scan.programs, x.shape[-1], c, x.dtype),
-            *([out(x, (scan.programs * scan.tiles, *A.shape[1:]))] if save else []),
+            out_image(scan, scan.programs, x.shape[-1], c, x.dtype),
+            *(
+                [jax.ShapeDtypeStruct((scan.programs * scan.tiles, *A.shape[1:]), f32)]
+                if save
+                else []
+            ),
         ],
         (
             plgpu.SMEM(tile, x.dtype),

@@ -193,6 +193,29 @@ class Program:
             lambda: copy(lambda line, start: (line, pl.ds(start, TILE)))
         )
 
+    def fetch(self, i, slot, images, step, maps, ready) -> None:
+        """Starts the copy engine on the i-th tile's inputs.
+
+        Args:
+          i: of the tile, in reading order.
+          slot: of the shared memory that they go to.
+          images: pairs of an image's array and its shared memory.
+          step, maps: the same for step sizes and maps.
+          ready: barriers of the slots.
+        """
+        _, line, first, _ = self.tile(i)
+
+        def copy(pixels):
+            at = pixels(line, first)
+            for source, to in (
+                *((source.at[(self.image, *at, self.channels)], to) for source, to in images),
+                (step[0].at[(self.step, *at, self.channels)], step[1]),
+                (maps[0].at[(self.q, *at)], maps[1]),
+            ):
+                plgpu.copy_gmem_to_smem(source, to.at[slot], ready.at[slot])
+
+        self.each_way(copy)
+
 
 def _any_of(index, flags: Sequence[bool]):
     if len(set(flags)) == 1:
@@ -222,20 +245,14 @@ def launch(scan: Scan, body, arrays, outputs, scratch):
     return jax.tree.map(lambda v: lax.pcast(v, axes, to="varying") if axes else v, results)
 
 
-def out(like: Array, shape: Sequence[int], dtype=jnp.float32):
-    """A result that varies over the mesh axes that `like` does."""
-    varying = jax.typeof(like).manual_axis_type
-    return jax.ShapeDtypeStruct(tuple(shape), dtype, manual_axis_type=varying)
-
-
-def out_image(like: Array, scan: Scan, images: int, channels: int, block: int, dtype=jnp.float32):
+def out_image(scan: Scan, images: int, channels: int, block: int, dtype=jnp.float32):
     """A result [images h w channels] that blocks of channels are written to.
 
     One block more than is used if there is but one: the copy engine would write a whole line's
     block as a run of bytes, past the line's end.
     """
     channels += block if channels == block else 0
-    return out(like, (images, scan.height, scan.width, channels), dtype)
+    return jax.ShapeDtypeStruct((images, scan.height, scan.width, channels), dtype)
 
 
 def by_thread(ref, scan: Scan):

@@ -19,7 +19,6 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     Threads,
     by_thread,
     launch,
-    out,
     store,
 )
 
@@ -50,18 +49,8 @@ def summaries(scan: Scan, source: Array, step: Array, maps: Array, A: Array, *, 
             return program.first + (program.count - 1 - i if adjoint else i)
 
         def fetch(i, slot):
-            _, line, first, _ = program.tile(order(i))
-
-            def copy(pixels):
-                at = pixels(line, first)
-                for source, to in (
-                    (source_g.at[(program.image, *at, program.channels)], source_s),
-                    (step_g.at[(program.step, *at, program.channels)], step_s),
-                    (maps_g.at[(program.q, *at)], maps_s),
-                ):
-                    plgpu.copy_gmem_to_smem(source, to.at[slot], ready.at[slot])
-
-            program.each_way(copy)
+            images = [(source_g, source_s)]
+            program.fetch(order(i), slot, images, (step_g, step_s), (maps_g, maps_s), ready)
 
         pl.when(program.count > 0)(lambda: fetch(0, 0))
         plgpu.copy_gmem_to_smem(A_g.at[program.matrix, program.warps], A_s, once)
@@ -111,8 +100,8 @@ def summaries(scan: Scan, source: Array, step: Array, maps: Array, A: Array, *, 
         body,
         (source, step, maps, A),
         (
-            out(source, (pieces, *A.shape[1:])),
-            out(source, (pieces, A.shape[1], *scan.row[1:])),
+            jax.ShapeDtypeStruct((pieces, *A.shape[1:]), f32),
+            jax.ShapeDtypeStruct((pieces, A.shape[1], *scan.row[1:]), f32),
         ),
         (
             plgpu.SMEM(tile, source.dtype),
