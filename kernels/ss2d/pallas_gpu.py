@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mtmamba_jax.kernels.ss2d.mosaic_gpu import backward, forward, summaries
+from mtmamba_jax.kernels.ss2d.mosaic_gpu import backward, forward, steps, summaries
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import OWN, STATES, TILE, WARPS, Scan
 
 Array = jax.Array
@@ -24,6 +24,7 @@ ENOUGH = 160  # programs that go without segments
 FULL = 768  # programs to cut towards
 MOST_SEGMENTS = 32
 SHORTEST = 4  # tiles of a segment, on average
+NARROW = 264  # fewer programs than this scan half the channels each, where nothing is saved
 
 _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -35,22 +36,27 @@ class _Plan(NamedTuple):
     reverses: tuple[bool, ...]
 
 
-def _scan_of(plan: _Plan, x: Array, states: int) -> Scan:
-    """Cuts the work so that the chip is full, with as few programs as do that."""
+def _scan_of(plan: _Plan, x: Array, states: int, *, save: bool) -> Scan:
+    """Cuts the work so that the chip is full, with as few programs as do that.
+
+    Args:
+      save: whether a backward pass follows; it is fastest with all channels a program can have.
+    """
     t, b, h, w, d = x.shape
     split = -(-states // STATES)
     groups = 8 if d > 64 else 4
     programs = -(-d // (WARPS * groups * OWN)) * t * b * len(plan.columns) * split
     segments = 1
+    if ENOUGH <= programs < NARROW and not save:
+        groups = 4
     if programs < ENOUGH:
         most = min(MOST_SEGMENTS, h * w // (SHORTEST * TILE))
         segments = max(1, min(FULL // programs, most))
-    any_column, any_row = any(plan.columns), not all(plan.columns)
     return Scan(
         tasks=t,
         images=b,
-        height=max(h, TILE) if any_column else h,
-        width=max(w, TILE) if any_row else w,
+        height=h,
+        width=w,
         columns=plan.columns,
         reverses=plan.reverses,
         states_split=split,
@@ -59,24 +65,14 @@ def _scan_of(plan: _Plan, x: Array, states: int) -> Scan:
     )
 
 
-def _project(dt: Array, weight: Array, bias: Array) -> Array:
-    """dt @ weight + bias, float32: [t k b h w d]."""
-    if dt.dtype == jnp.bfloat16:
-        # The weight as a sum of two bfloat16: the matrix units' product is then exact to 2**-17.
-        high = weight.astype(jnp.bfloat16)
-        low = (weight - high.astype(jnp.float32)).astype(jnp.bfloat16)
-        dt, weight = jnp.concatenate([dt, dt], -1), jnp.concatenate([high, low], 2)
-    z = _einsum("tbhwkr,tkrd->tkbhwd", dt, weight, precision=lax.Precision.HIGHEST)
-    return z + bias[:, :, None, None, None]
-
-
-def _pad_image(v: Array, scan: Scan, axis: int) -> Array:
+def _pad_image(v: Array, scan: Scan, axis: int, multiple: int = 1) -> Array:
     """Zeros below and to the right up to the scan's size."""
     h, w = v.shape[axis : axis + 2]
-    if (h, w) == (scan.height, scan.width):
+    height, width = scan.padded(multiple)
+    if (h, w) == (height, width):
         return v
     padding = [(0, 0)] * v.ndim
-    padding[axis : axis + 2] = (0, scan.height - h), (0, scan.width - w)
+    padding[axis : axis + 2] = (0, height - h), (0, width - w)
     return jnp.pad(v, padding)
 
 
@@ -87,10 +83,10 @@ def _pad_channels(v: Array, scan: Scan, axis: int) -> Array:
     return jnp.pad(v, padding) if padding[axis][1] else v
 
 
-def _to_images(v: Array, scan: Scan, lead: int) -> Array:
-    """[lead... h w d] with `lead` axes to [product h w d], padded."""
-    v = _pad_channels(_pad_image(v, scan, lead), scan, v.ndim - 1)
-    return v.reshape(-1, *v.shape[lead:])
+def _to_images(v: Array, scan: Scan) -> Array:
+    """[t b h w d] to [t*b h w d], padded."""
+    v = _pad_channels(_pad_image(v, scan, 2), scan, 4)
+    return v.reshape(-1, *v.shape[2:])
 
 
 def _from_images(scan: Scan, v: Array, shape: tuple[int, ...]) -> Array:
@@ -155,15 +151,20 @@ class _Arrays(NamedTuple):
     """The kernels' view of the arguments."""
 
     x: Array
-    step: Array
+    dt: Array
+    weight: Array
     maps: Array
     A: Array
 
 
 def _prepare(scan: Scan, x, dt, dt_weight, dt_bias, A, B, C) -> _Arrays:
-    step = jax.nn.softplus(_project(dt, dt_weight, dt_bias))
+    dt, weight = steps.operands(dt, dt_weight, dt_bias)
     return _Arrays(
-        _to_images(x, scan, 2), _to_images(step, scan, 3), _maps_of(scan, B, C), _states_of(scan, A)
+        x=_to_images(x, scan),
+        dt=_pad_image(dt, scan, 1, steps.ROWS),
+        weight=_pad_channels(weight, scan, 1),
+        maps=_maps_of(scan, B, C),
+        A=_states_of(scan, A),
     )
 
 
@@ -179,7 +180,7 @@ def _forward(plan, *arrays):
 
 def _scan(plan, x, dt, dt_weight, dt_bias, A, B, C, D, *, save):
     """y and, if saved, the states that the backward pass starts from."""
-    scan = _scan_of(plan, x, A.shape[-1])
+    scan = _scan_of(plan, x, A.shape[-1], save=save)
     args = _prepare(scan, x, dt, dt_weight, dt_bias, A, B, C)
     start = None
     if scan.segments > 1:
@@ -193,16 +194,15 @@ def _scan(plan, x, dt, dt_weight, dt_bias, A, B, C, D, *, save):
 
 def _backward(plan, residuals, dy):
     (x, dt, dt_weight, dt_bias, A, B, C, D), saved = residuals
-    scan = _scan_of(plan, x, A.shape[-1])
+    scan = _scan_of(plan, x, A.shape[-1], save=True)
     args = _prepare(scan, x, dt, dt_weight, dt_bias, A, B, C)
-    dy_images = _to_images(dy, scan, 2)
+    dy_images = _to_images(dy, scan)
     end = None
     if scan.segments > 1:
         ends, time = summaries.summaries(scan, dy_images, *args[1:], adjoint=True)
         end = _carry(scan, ends, time, args.A, reverse=True)
-    dx, dz, dmaps, dA = backward.backward(
-        scan, args.x, args.step, args.maps, dy_images, saved, args.A, end
-    )
+    *inputs, matrices = args
+    dx, dz, dmaps, dA = backward.backward(scan, *inputs, dy_images, saved, matrices, end)
     t, b, h, w, d = x.shape
     k, split = len(plan.columns), scan.states_split
     dx = jnp.sum(_from_images(scan, dx, x.shape), 1, dtype=jnp.float32)
@@ -213,8 +213,10 @@ def _backward(plan, residuals, dy):
     dA = jnp.sum(dA.reshape(t * k * split, b * scan.segments, *dA.shape[1:]), 1)
     exact = lax.Precision.HIGHEST
     ddt = _einsum("tkbhwd,tkrd->tbhwkr", dz, dt_weight.astype(dz.dtype), precision=exact)
-    dweight = _einsum("tbhwkr,tkbhwd->tkrd", dt.astype(dz.dtype), dz, precision=exact)
-    dbias = jnp.sum(dz, (2, 3, 4), dtype=jnp.float32)
+    ones = jnp.ones((*dt.shape[:-1], 1), dz.dtype)  # of the bias: one product, one reading of dz
+    dts = jnp.concatenate([dt.astype(dz.dtype), ones], -1)
+    dprojection = _einsum("tbhwkr,tkbhwd->tkrd", dts, dz, precision=exact)
+    dweight, dbias = dprojection[:, :, :-1], dprojection[:, :, -1]
     dD = jnp.sum(dy.astype(jnp.float32) * x, (1, 2, 3))[:, None]
     gradients = (
         *(dx, ddt, dweight, dbias, _from_states(scan, dA, A)),

@@ -18,24 +18,34 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     Scan,
     Threads,
     by_thread,
+    groups_of,
     launch,
     out_image,
     store,
 )
+from mtmamba_jax.kernels.ss2d.mosaic_gpu.steps import Steps, scratch
 
 Array = jax.Array
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="save")
 def forward(
-    scan: Scan, x: Array, step: Array, maps: Array, A: Array, start: Array | None, *, save: bool
+    scan: Scan,
+    x: Array,
+    dt: Array,
+    weight: Array,
+    maps: Array,
+    A: Array,
+    start: Array | None,
+    *,
+    save: bool,
 ) -> list[Array]:
     """The scan in every direction.
 
     Args:
       scan: what is static.
       x: [g h w d].
-      step: step sizes, [t*k*b h w d] float32.
+      dt, weight: `steps.operands`, [t*k*b h w columns] and [t*k d columns].
       maps: B and C, [q h w 2*16] float32.
       A: [t*k*split e 16 groups 4], times log2(e).
       start: states before each segment [q*s e 16 groups 4]; None for zeros and one segment.
@@ -47,20 +57,21 @@ def forward(
     f32, c = jnp.float32, scan.channels
     given = start is not None
 
-    def body(x_g, step_g, maps_g, *rest):
+    def ss2d_forward(x_g, dt_g, weight_g, maps_g, *rest):
         start_g = rest[0] if given else None
         A_g, y_g, *rest = rest[given:]
         saved_g = rest[0] if save else None
-        x_s, step_s, maps_s, y_s, state_s, ready, once = rest[save:]
-        threads, program = Threads(scan), Program(scan)
-        x_v, step_v, y_v = (by_thread(v, scan) for v in (x_s, step_s, y_s))
+        x_s, maps_s, state_s, ready, once, *rest = rest[save:]
+        threads, program, steps = Threads(scan, own=2), Program(scan), Steps(scan, rest)
+        x_v, step_v = (by_thread(v, scan) for v in (x_s, steps.values))
 
         def fetch(i, slot):
             images = [(x_g, x_s)]
             i = program.first + i
-            program.fetch(i, slot, images, (step_g, step_s), (maps_g, maps_s), ready)
+            program.fetch(i, slot, images, (dt_g, steps.dt), (maps_g, maps_s), ready)
 
         pl.when(program.count > 0)(lambda: fetch(0, 0))
+        steps.load_weight(weight_g.at[program.weight, program.channels], once)
         plgpu.copy_gmem_to_smem(A_g.at[program.matrix, program.warps], state_s, once)
         plgpu.barrier_wait(once)
         A = threads.load(state_s)
@@ -73,24 +84,30 @@ def forward(
 
         def tile(i, state):
             slot = lax.rem(i, 2)
-            pl.when(i + 1 < program.count)(lambda: fetch(i + 1, 1 - slot))
-            index, line, first, groups = program.tile(program.first + i)
+            index, line, first, pixels = program.tile(program.first + i)
+            groups = groups_of(pixels)
             plgpu.barrier_wait(ready.at[slot])
-            plgpu.wait_smem_to_gmem(1)
+            steps.make(slot, pixels)
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last tile has left its slot
+            pl.when(i + 1 < program.count)(lambda: fetch(i + 1, 1 - slot))
             if save:
                 state_s[...] = state
                 plgpu.commit_smem()
                 plgpu.copy_smem_to_gmem(state_s, saved_g.at[index, program.warps])
 
             def group(j, state):
-                for u in range(GROUP):
-                    p = program.pixel(j * GROUP + u, groups)
-                    s = threads.channels(step_v.at[slot, p])
+                places = [program.pixel(j * GROUP + u, groups) for u in range(GROUP)]
+                ys = []
+                for p in places:
+                    s = threads.channels(step_v.at[p])
                     added = threads.spread(s * threads.channels(x_v.at[slot, p]))
                     B = threads.states(maps_s.at[slot, p, pl.ds(0, STATES)])
                     C = threads.states(maps_s.at[slot, p, pl.ds(STATES, STATES)])
                     state = jnp.exp2(threads.spread(s) * A) * state + added * B
-                    store(y_v.at[slot, p], jnp.sum(state * C, axis=1).astype(y_s.dtype))
+                    ys.append(jnp.sum(state * C, axis=1).astype(x_s.dtype))
+                # Not before the last pixel is read: the compiler moves no load across a store.
+                for p, y in zip(places, ys, strict=True):
+                    store(x_v.at[slot, p], y)  # where x was
                 return state
 
             state = lax.fori_loop(0, groups, group, state)
@@ -98,7 +115,7 @@ def forward(
 
             def send(pixels):
                 to = y_g.at[(program.q, *pixels(line, first), program.channels)]
-                plgpu.copy_smem_to_gmem(y_s.at[slot], to)
+                plgpu.copy_smem_to_gmem(x_s.at[slot], to)
 
             program.each_way(send)
             return state
@@ -106,11 +123,10 @@ def forward(
         lax.fori_loop(0, program.count, tile, state)
         plgpu.wait_smem_to_gmem(0)
 
-    tile = (2, TILE, c)
     return launch(
         scan,
-        body,
-        (x, step, maps, *((start,) if given else ()), A),
+        ss2d_forward,
+        (x, dt, weight, maps, *((start,) if given else ()), A),
         [
             out_image(scan, scan.programs, x.shape[-1], c, x.dtype),
             *(
@@ -120,12 +136,11 @@ def forward(
             ),
         ],
         (
-            plgpu.SMEM(tile, x.dtype),
-            plgpu.SMEM(tile, f32),
+            plgpu.SMEM((2, TILE, c), x.dtype),
             plgpu.SMEM((2, TILE, 2 * STATES), f32),
-            plgpu.SMEM(tile, x.dtype),
             plgpu.SMEM(scan.block, f32),
             plgpu.Barrier(num_arrivals=3, num_barriers=2),
             plgpu.Barrier(),
+            *scratch(scan, dt.shape[-1]),
         ),
     )

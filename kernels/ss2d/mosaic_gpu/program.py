@@ -19,14 +19,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.mosaic.gpu.fragmented_array import TiledLayout
+from jax.experimental.mosaic import gpu as mosaic
+from jax.experimental.mosaic.gpu.fragmented_array import Replicated, TiledLayout
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 Array = jax.Array
 
 STATES = 16  # of a program
 WARPS = 4  # of a program, each with channels of its own
-OWN = 4  # channels of a thread
+OWN = 4  # channels of a group
 TILE = 16  # pixels whose inputs are in shared memory, and from one saved state to the next
 GROUP = 4  # pixels unrolled; the backward pass keeps their states in registers
 
@@ -37,7 +38,7 @@ class Scan:
 
     Attributes:
       tasks, images: t and b.
-      height, width: of the map, in pixels.
+      height, width: of the map, in pixels; arrays may hold more, see `padded`.
       columns, reverses: for each direction, whether it reads down columns and backwards.
       states_split: programs that share one direction's states, 16 each.
       groups: of 4 channels in a warp, 8 or 4; fewer make more programs.
@@ -62,8 +63,28 @@ class Scan:
     @property
     def tiles(self) -> int:
         """Most tiles of a reading order; they do not cross from line to line."""
-        lines_of = ((self.height, self.width), (self.width, self.height))
-        return max(lines * pl.cdiv(length, TILE) for lines, length in lines_of)
+        return max(lines * tiles for lines, tiles in self.lines)
+
+    @property
+    def lines(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Number of lines and tiles of a line, for columns and for rows."""
+        return (
+            (self.width, pl.cdiv(self.height, TILE)),
+            (self.height, pl.cdiv(self.width, TILE)),
+        )
+
+    def padded(self, multiple: int = 1) -> tuple[int, int]:
+        """Height and width of the arrays, `multiple` dividing what is read in tiles.
+
+        The copy engine wants room for one tile at least.
+        """
+        height, width = (
+            pl.cdiv(max(size, TILE), multiple) * multiple for size in (self.height, self.width)
+        )
+        return (
+            height if any(self.columns) else self.height,
+            self.width if all(self.columns) else width,
+        )
 
     @property
     def channels(self) -> int:
@@ -84,16 +105,22 @@ class Scan:
 class Threads:
     """Which thread holds what.
 
-    A warp's 32 threads are groups of channels times groups of states: a thread owns 4 channels of 4
-    states (2 where a warp has 4 groups of channels), so that both sums, over states and over
-    channels, begin in its registers. What depends on the channel alone, or on the state alone, is
-    held by every thread it concerns.
+    A warp's 32 threads are groups of channels times groups of states, such as 4 channels of 4
+    states a thread. What depends on the channel alone, or on the state alone, is held by every
+    thread it concerns. Sums over states, or over channels, begin in a thread's registers.
+
+    Args:
+      scan: what is static.
+      own: channels of a thread: 1, 2 or 4. With fewer it has more of their states, so that sums
+        over states need fewer exchanges between threads, sums over channels more.
     """
 
-    def __init__(self, scan: Scan):
+    def __init__(self, scan: Scan, own: int):
         self.shape, self.row = scan.block, scan.row
-        states = STATES * scan.groups // 32  # of a thread
-        layout = TiledLayout(plgpu.Tiling((self.shape, (states, 1, OWN))), (-7,), (-6, -5), -1)
+        states = STATES * scan.groups * OWN // (32 * own)  # of a thread
+        parts = {-6: STATES // states, -5: scan.groups, -4: OWN // own}  # of a warp, by axis
+        lanes = tuple(axis for axis, size in parts.items() if size > 1)
+        layout = TiledLayout(plgpu.Tiling((self.shape, (states, 1, own))), (-7,), lanes, -1)
         self.block, self.by_channel, self.by_state = (
             plgpu.Layout.TILED(v.tiling, v.warp_dims, v.lane_dims, v.vector_dim)
             for v in (layout, layout.reduce((1,)), layout.reduce((0, 2, 3)))
@@ -127,6 +154,11 @@ class Threads:
         return plgpu.layout_cast(lax.broadcast_in_dim(v, self.shape, dims), self.block)
 
 
+def groups_of(pixels) -> Array:
+    """How many groups hold so many pixels."""
+    return lax.div(pixels + GROUP - 1, GROUP)
+
+
 def store(ref, value: Array) -> None:
     """Writes to shared memory, whatever the bank conflicts."""
     if hasattr(plgpu, "store"):  # since jax 0.12, where plain assignment refuses conflicts
@@ -139,6 +171,12 @@ def meet(barrier) -> None:
     """All threads wait for one another, and see what the others stored in shared memory."""
     plgpu.barrier_arrive(barrier)
     plgpu.barrier_wait(barrier)
+
+
+@plgpu.inline_mgpu()
+def meet_in_warp(_) -> None:
+    """A warp's threads wait for one another, and see what the others stored in shared memory."""
+    mosaic.utils.warp_barrier()
 
 
 class Program:
@@ -155,7 +193,8 @@ class Program:
         direction = lax.div(part, scan.states_split)
         self.image = task * scan.images + image  # g
         # Step sizes are shared by the parts of a direction's states.
-        self.step = lax.div(task_part, scan.states_split) * scan.images + image
+        self.weight = lax.div(task_part, scan.states_split)
+        self.dt = self.weight * scan.images + image
         segment = lax.axis_index("segment")
         self.piece = self.q * scan.segments + segment
         self.channels = pl.ds(self.block * scan.channels, scan.channels)
@@ -163,26 +202,28 @@ class Program:
         self.column = _any_of(direction, scan.columns)
         self.reverse = _any_of(direction, scan.reverses)
         self.length = jnp.where(self.column, scan.height, scan.width)
-        lines = jnp.where(self.column, scan.width, scan.height)
-        self.tiles_of_line = lax.div(self.length + TILE - 1, TILE)
-        self.tiles = lines * self.tiles_of_line
+        columns, rows = (lines * tiles for lines, tiles in scan.lines)
+        self.tiles = jnp.where(self.column, columns, rows)
         share = lax.div(self.tiles + scan.segments - 1, scan.segments)
         self.first = jnp.minimum(segment * share, self.tiles)
         self.count = jnp.minimum(share, self.tiles - self.first)
 
     def tile(self, i) -> tuple:
-        """Where in `saved`, line, start and groups of pixels of the i-th tile in reading order."""
+        """Where in `saved`, line, start and number of pixels of the i-th tile in reading order."""
         index = jnp.where(self.reverse, self.tiles - 1 - i, i)
-        line = lax.div(index, self.tiles_of_line)
-        start = (index - line * self.tiles_of_line) * TILE
-        groups = lax.div(jnp.minimum(self.length - start, TILE) + GROUP - 1, GROUP)
-        return self.q * self.scan.tiles + index, line, start, groups
+        # Both quotients, since division by a constant is cheap and by a variable it is not.
+        (line, place), row = (
+            (lax.div(index, tiles), lax.rem(index, tiles)) for _, tiles in self.scan.lines
+        )
+        line = jnp.where(self.column, line, row[0])
+        start = jnp.where(self.column, place, row[1]) * TILE
+        return self.q * self.scan.tiles + index, line, start, jnp.minimum(self.length - start, TILE)
 
     def pixel(self, j, groups) -> Array:
-        """Where in its tile the j-th pixel in reading order is.
+        """Where in its tile of `groups` the j-th pixel in reading order is.
 
-        The copy engine fills what is past the line with zeros, and a step of size zero changes
-        nothing, so groups are always read whole.
+        Step sizes past the line are zero and such a step changes nothing, so groups are always
+        read whole.
         """
         return jnp.where(self.reverse, groups * GROUP - 1 - j, j)
 
@@ -193,14 +234,14 @@ class Program:
             lambda: copy(lambda line, start: (line, pl.ds(start, TILE)))
         )
 
-    def fetch(self, i, slot, images, step, maps, ready) -> None:
-        """Starts the copy engine on the i-th tile's inputs.
+    def fetch(self, i, slot, images, dt, maps, ready) -> None:
+        """Starts the copy engine on the i-th tile's inputs; it fills what is past the line with 0.
 
         Args:
           i: of the tile, in reading order.
           slot: of the shared memory that they go to.
           images: pairs of an image's array and its shared memory.
-          step, maps: the same for step sizes and maps.
+          dt, maps: the same for the low-rank step sizes and the maps.
           ready: barriers of the slots.
         """
         _, line, first, _ = self.tile(i)
@@ -209,7 +250,7 @@ class Program:
             at = pixels(line, first)
             for source, to in (
                 *((source.at[(self.image, *at, self.channels)], to) for source, to in images),
-                (step[0].at[(self.step, *at, self.channels)], step[1]),
+                (dt[0].at[(self.dt, *at)], dt[1]),
                 (maps[0].at[(self.q, *at)], maps[1]),
             ):
                 plgpu.copy_gmem_to_smem(source, to.at[slot], ready.at[slot])
@@ -252,9 +293,22 @@ def out_image(scan: Scan, images: int, channels: int, block: int, dtype=jnp.floa
     block as a run of bytes, past the line's end.
     """
     channels += block if channels == block else 0
-    return jax.ShapeDtypeStruct((images, scan.height, scan.width, channels), dtype)
+    return jax.ShapeDtypeStruct((images, *scan.padded(), channels), dtype)
 
 
 def by_thread(ref, scan: Scan):
     """[..., c] in shared memory as [..., warps groups 4]."""
     return ref.reshape(*ref.shape[:-1], *scan.row)
+
+
+def by_warp(ref, scan: Scan):
+    """[..., c] in shared memory as [..., warps channels]."""
+    return ref.reshape(*ref.shape[:-1], WARPS, scan.groups * OWN)
+
+
+def across_lanes(ref) -> Array:
+    """Reads [warps n], n = 16 or 32: in each warp a lane, or two, hold one value."""
+    copies = 32 // ref.shape[-1]
+    lanes = (-2,) if copies == 1 else (Replicated(copies), -2)
+    tiling = plgpu.Tiling((tuple(ref.shape), (1,)))
+    return plgpu.layout_cast(ref[...], plgpu.Layout.TILED(tiling, (-3,), lanes, -1))

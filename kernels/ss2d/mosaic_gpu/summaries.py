@@ -18,41 +18,50 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     Scan,
     Threads,
     by_thread,
+    groups_of,
     launch,
     store,
 )
+from mtmamba_jax.kernels.ss2d.mosaic_gpu.steps import Steps, scratch
 
 Array = jax.Array
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="adjoint")
-def summaries(scan: Scan, source: Array, step: Array, maps: Array, A: Array, *, adjoint: bool):
+def summaries(
+    scan: Scan, source: Array, dt: Array, weight: Array, maps: Array, A: Array, *, adjoint: bool
+):
     """What each segment adds to the state behind it, and how much time passes in it.
 
     Args:
-      scan, step, maps, A: as in `forward`.
+      scan, dt, weight, maps, A: as in `forward`.
       source: x, or dy if `adjoint`, [g h w d].
       adjoint: of the adjoint, from each segment's last pixel to its first, instead of the state.
 
     Returns:
       The state, or decay times adjoint, that a segment ends with if it starts from zero
-      [q*s e 16 groups 4], and its step sizes' sum [q*s e groups 4].
+      [q*s e 16 groups 4], and its step sizes' sum [q*s e groups 4]; zeros for the segment that is
+      read last.
     """
     f32, c = jnp.float32, scan.channels
 
-    def body(source_g, step_g, maps_g, A_g, end_g, time_g, *rest):
-        source_s, step_s, maps_s, A_s, time_s, ready, once = rest
-        threads, program = Threads(scan), Program(scan)
-        source_v, step_v = (by_thread(v, scan) for v in (source_s, step_s))
+    def ss2d_summaries(source_g, dt_g, weight_g, maps_g, A_g, end_g, time_g, *rest):
+        source_s, maps_s, A_s, time_s, ready, once, *rest = rest
+        threads, program, steps = Threads(scan, own=2), Program(scan), Steps(scan, rest)
+        # Nothing starts from what the segment read last ends with.
+        unused = 0 if adjoint else scan.segments - 1
+        program.count = jnp.where(lax.axis_index("segment") == unused, 0, program.count)
+        source_v, step_v = (by_thread(v, scan) for v in (source_s, steps.values))
 
         def order(i):
             return program.first + (program.count - 1 - i if adjoint else i)
 
         def fetch(i, slot):
             images = [(source_g, source_s)]
-            program.fetch(order(i), slot, images, (step_g, step_s), (maps_g, maps_s), ready)
+            program.fetch(order(i), slot, images, (dt_g, steps.dt), (maps_g, maps_s), ready)
 
         pl.when(program.count > 0)(lambda: fetch(0, 0))
+        steps.load_weight(weight_g.at[program.weight, program.channels], once)
         plgpu.copy_gmem_to_smem(A_g.at[program.matrix, program.warps], A_s, once)
         plgpu.barrier_wait(once)
         A = threads.load(A_s)
@@ -60,15 +69,17 @@ def summaries(scan: Scan, source: Array, step: Array, maps: Array, A: Array, *, 
         def tile(i, carry):
             slot = lax.rem(i, 2)
             pl.when(i + 1 < program.count)(lambda: fetch(i + 1, 1 - slot))
-            _, _, _, groups = program.tile(order(i))
+            *_, pixels = program.tile(order(i))
+            groups = groups_of(pixels)
             plgpu.barrier_wait(ready.at[slot])
+            steps.make(slot, pixels)
 
             def group(j, carry):
                 value, time = carry
                 for u in range(GROUP):
                     th = j * GROUP + u
                     p = program.pixel(groups * GROUP - 1 - th if adjoint else th, groups)
-                    s = threads.channels(step_v.at[slot, p])
+                    s = threads.channels(step_v.at[p])
                     v = threads.channels(source_v.at[slot, p])
                     decay = jnp.exp2(threads.spread(s) * A)
                     if adjoint:
@@ -97,19 +108,19 @@ def summaries(scan: Scan, source: Array, step: Array, maps: Array, A: Array, *, 
     tile, pieces = (2, TILE, c), scan.programs * scan.segments
     return launch(
         scan,
-        body,
-        (source, step, maps, A),
+        ss2d_summaries,
+        (source, dt, weight, maps, A),
         (
             jax.ShapeDtypeStruct((pieces, *A.shape[1:]), f32),
             jax.ShapeDtypeStruct((pieces, A.shape[1], *scan.row[1:]), f32),
         ),
         (
             plgpu.SMEM(tile, source.dtype),
-            plgpu.SMEM(tile, f32),
             plgpu.SMEM((2, TILE, 2 * STATES), f32),
             plgpu.SMEM(scan.block, f32),
             plgpu.SMEM(scan.row, f32),
             plgpu.Barrier(num_arrivals=3, num_barriers=2),
             plgpu.Barrier(),
+            *scratch(scan, dt.shape[-1]),
         ),
     )
