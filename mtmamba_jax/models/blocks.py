@@ -14,7 +14,8 @@ from flax import nnx
 
 from mtmamba_jax.array_types import Array
 from mtmamba_jax.models import initial
-from mtmamba_jax.models.layers import DepthwiseConv, TaskLayerNorm, TaskLinear, drop_path
+from mtmamba_jax.models.layers import DepthwiseConv, TaskLinear, drop_path, recomputed
+from mtmamba_jax.models.norm import TaskLayerNorm
 from mtmamba_jax.models.ss2d import SS2D
 
 
@@ -58,7 +59,11 @@ class MFE(nnx.Module):
 
     def __call__(self, z: Array) -> Array:
         """Extracts features from [s b h w d]."""
-        return self.norm(self.ss2d(jax.nn.silu(self.conv(z))))
+        return self.norm(self.scan(z))
+
+    def scan(self, z: Array) -> Array:
+        """All but the LayerNorm, which blocks recompute together with their gates."""
+        return self.ss2d(recomputed(lambda z: jax.nn.silu(self.conv(z)))(z))
 
 
 class STM(nnx.Module):
@@ -84,7 +89,8 @@ class STM(nnx.Module):
     def __call__(self, z: Array, key: jax.Array | None = None) -> Array:
         """Refines [t b h w c]; a key switches drop path on."""
         normed = self.norm(z)
-        gated = self.mfe(self.in_proj(normed)) * jax.nn.silu(self.gate(normed))
+        scanned, gate = self.mfe.scan(self.in_proj(normed)), self.gate(normed)
+        gated = recomputed(lambda y, gate: self.mfe.norm(y) * jax.nn.silu(gate))(scanned, gate)
         return z + drop_path(self.out_proj(gated), self.drop_path_rate, key, leading=2)
 
 
@@ -127,8 +133,11 @@ class CTM(nnx.Module):
         shared = jnp.einsum(
             "tbhwc,tcd->bhwd", self.norm_shared(z), self.in_proj_shared.astype(self.dtype)
         )
-        features = self.mfe(jnp.concatenate([self.in_proj(normed), shared[None]]))
-        own, shared = features[:-1], features[-1:]
-        gate = jax.nn.sigmoid(self.gate(normed))
-        mixed = gate * shared + (1 - gate) * own
+        scanned = self.mfe.scan(jnp.concatenate([self.in_proj(normed), shared[None]]))
+
+        def mix(scanned, gate):
+            features, gate = self.mfe.norm(scanned), jax.nn.sigmoid(gate)
+            return gate * features[-1:] + (1 - gate) * features[:-1]
+
+        mixed = recomputed(mix)(scanned, self.gate(normed))
         return z + drop_path(self.out_proj(mixed), self.drop_path_rate, key, leading=2)

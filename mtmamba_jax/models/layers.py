@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,6 @@ from flax import nnx
 
 from mtmamba_jax.array_types import Array
 from mtmamba_jax.models import initial
-
-EPSILON = 1e-5  # of every LayerNorm, as in the official encoder and decoder
 
 linear = functools.partial(nnx.Linear, kernel_init=initial.lecun_normal)
 
@@ -47,31 +46,6 @@ class TaskLinear(nnx.Module):
         return y
 
 
-class TaskLayerNorm(nnx.Module):
-    """A LayerNorm over the channels of each task, [t b h w c]; statistics in float32 at least.
-
-    With `joint`, the statistics are over all tasks' channels together: the LayerNorm of the
-    concatenated features (Eq. 20) without concatenating them.
-    """
-
-    def __init__(
-        self, tasks: int, features: int, *, joint: bool = False, dtype: jnp.dtype = jnp.float32
-    ):
-        self.axes = (0, -1) if joint else (-1,)
-        self.dtype = dtype
-        self.scale = nnx.Param(jnp.ones((tasks, features)))
-        self.bias = nnx.Param(jnp.zeros((tasks, features)))
-
-    def __call__(self, x: Array) -> Array:
-        """Normalises [t b ... c] and returns it in the compute dtype."""
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        mean = x.mean(self.axes, keepdims=True)
-        variance = jnp.square(x - mean).mean(self.axes, keepdims=True)
-        per_task = (-1,) + (1,) * (x.ndim - 2) + (x.shape[-1],)
-        y = (x - mean) * jax.lax.rsqrt(variance + EPSILON) * self.scale.reshape(per_task)
-        return (y + self.bias.reshape(per_task)).astype(self.dtype)
-
-
 class DepthwiseConv(nnx.Module):
     """A 3x3 convolution of each channel by itself, zero padding, one set of weights a task.
 
@@ -89,14 +63,32 @@ class DepthwiseConv(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Convolves [t b h w d]; sums in float32, returns the compute dtype."""
-        height, width = x.shape[2:4]
-        padded = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))).astype(jnp.float32)
-        y = self.bias[:, None, None, None]
-        for i in range(3):
-            for j in range(3):
-                tap = self.kernel[:, i, j][:, None, None, None]
-                y = y + padded[:, :, i : i + height, j : j + width] * tap
+        y = _convolve(x, self.kernel[...]) + self.bias[:, None, None, None]
         return y.astype(self.dtype)
+
+
+@jax.custom_vjp
+def _convolve(x: Array, kernel: Array) -> Array:
+    """[t b h w d] with [t 3 3 d], float32."""
+    taps = (kernel[:, i, j][:, None, None, None] for i in range(3) for j in range(3))
+    return sum(shifted * tap for shifted, tap in zip(_neighbours(x), taps, strict=True))
+
+
+def _neighbours(x: Array) -> list[Array]:
+    """What lies under each of the nine taps, float32."""
+    height, width = x.shape[2:4]
+    padded = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))).astype(jnp.float32)
+    return [padded[:, :, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+
+
+def _convolve_backward(residuals, dy):
+    x, kernel = residuals
+    dx = _convolve(dy, kernel[:, ::-1, ::-1]).astype(x.dtype)
+    sums = [jnp.sum(dy * shifted, (1, 2, 3)) for shifted in _neighbours(x)]
+    return dx, jnp.stack(sums, 1).reshape(kernel.shape)
+
+
+_convolve.defvjp(lambda x, kernel: (_convolve(x, kernel), (x, kernel)), _convolve_backward)
 
 
 def drop_path(residual: Array, rate: float, key: jax.Array | None, *, leading: int = 1) -> Array:
@@ -115,6 +107,14 @@ def drop_path(residual: Array, rate: float, key: jax.Array | None, *, leading: i
 def fold(key: jax.Array | None, index: int) -> jax.Array | None:
     """Returns the key of the index-th random layer; None (no randomness) stays None."""
     return None if key is None else jax.random.fold_in(key, index)
+
+
+def recomputed(function: Callable[..., Array]) -> Callable[..., Array]:
+    """Returns `function`, its arguments the only thing kept for its backward pass.
+
+    For cheap functions of large maps: reading what they made costs as much as making it again.
+    """
+    return jax.checkpoint(function)
 
 
 REMAT_POLICIES = {

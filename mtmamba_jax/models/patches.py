@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mtmamba_jax.array_types import Array
-from mtmamba_jax.models.layers import EPSILON, TaskLayerNorm, TaskLinear, linear
+from mtmamba_jax.models.layers import TaskLinear, linear
+from mtmamba_jax.models.norm import LayerNorm, TaskLayerNorm
 
 
 def pad_to_multiple(x: Array, multiple: int) -> Array:
@@ -43,7 +44,7 @@ class PatchEmbed(nnx.Module):
     def __init__(self, features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         # A convolution of stride 4 with a 4x4 kernel is a matrix product on 4x4 patches.
         self.projection = linear(self.patch**2 * 3, features, dtype=dtype, rngs=rngs)
-        self.norm = nnx.LayerNorm(features, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(features, dtype=dtype)
 
     def __call__(self, images: Array) -> Array:
         """Embeds images [b h w 3]."""
@@ -59,7 +60,7 @@ class PatchMerging(nnx.Module):
     """
 
     def __init__(self, features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.norm = nnx.LayerNorm(4 * features, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(4 * features, dtype=dtype)
         self.reduction = linear(4 * features, 2 * features, use_bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:

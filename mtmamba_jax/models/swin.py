@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ from flax import nnx
 
 from mtmamba_jax.array_types import Array
 from mtmamba_jax.models import initial
-from mtmamba_jax.models.layers import EPSILON, call_block, drop_path, fold, linear
+from mtmamba_jax.models.layers import call_block, drop_path, fold, linear, recomputed
+from mtmamba_jax.models.norm import LayerNorm
 from mtmamba_jax.models.patches import PatchEmbed, PatchMerging, pad_to_multiple
 
 
@@ -114,20 +116,28 @@ class WindowAttention(nnx.Module):
     def _attend(self, x: Array, padded: tuple[int, int]) -> Array:
         windows, length, c = x.shape
         qkv = self.qkv(x).reshape(windows, length, 3, self.heads, c // self.heads)
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        query *= (c // self.heads) ** -0.5
-        scores = jnp.einsum("mqhc,mkhc->mhqk", query, key, preferred_element_type=jnp.float32)
-        scores += self.position_bias[relative_position_index(self.window)].transpose(2, 0, 1)
+        bias = self.position_bias[relative_position_index(self.window)].transpose(2, 0, 1)
+        mask = None
         if self.shifted:
-            allowed = shift_mask(*padded, self.window)
             # -100 rather than -inf: the value released weights were trained with.
-            mask = np.where(allowed, 0.0, -100.0).astype(np.float32)[None, :, None]
-            scores = (scores.reshape(-1, len(allowed), *scores.shape[1:]) + mask).reshape(
-                scores.shape
-            )
-        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-        out = jnp.einsum("mhqk,mkhc->mqhc", weights, value)
+            mask = np.where(shift_mask(*padded, self.window), 0.0, -100.0).astype(np.float32)
+        out = recomputed(functools.partial(_attention, mask=mask))(qkv, bias)
         return self.projection(out.reshape(windows, length, c))
+
+
+def _attention(qkv: Array, bias: Array, *, mask: np.ndarray | None) -> Array:
+    """Softmax attention: [windows pixels 3 heads c], [heads pixels pixels] -> [windows pixels ..].
+
+    The mask [n pixels pixels] is of an image's n windows.
+    """
+    query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    query *= query.shape[-1] ** -0.5
+    scores = jnp.einsum("mqhc,mkhc->mhqk", query, key, preferred_element_type=jnp.float32) + bias
+    if mask is not None:
+        by_image = scores.reshape(-1, len(mask), *scores.shape[1:])
+        scores = (by_image + mask[None, :, None]).reshape(scores.shape)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("mhqk,mkhc->mqhc", weights, value)
 
 
 class SwinBlock(nnx.Module):
@@ -145,11 +155,11 @@ class SwinBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.drop_path_rate = drop_path_rate
-        self.norm_1 = nnx.LayerNorm(features, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.norm_1 = LayerNorm(features, dtype=dtype)
         self.attention = WindowAttention(
             features, heads, window, shifted=shifted, dtype=dtype, rngs=rngs
         )
-        self.norm_2 = nnx.LayerNorm(features, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+        self.norm_2 = LayerNorm(features, dtype=dtype)
         self.mlp_in = linear(features, 4 * features, dtype=dtype, rngs=rngs)
         self.mlp_out = linear(4 * features, features, dtype=dtype, rngs=rngs)
 
@@ -201,9 +211,7 @@ class Swin(nnx.Module):
             )
             for width, depth, heads in zip(self.widths, size.depths, size.heads, strict=True)
         )
-        self.norms = nnx.List(
-            nnx.LayerNorm(width, epsilon=EPSILON, dtype=dtype, rngs=rngs) for width in self.widths
-        )
+        self.norms = nnx.List(LayerNorm(width, dtype=dtype) for width in self.widths)
         self.mergings = nnx.List(
             PatchMerging(width, dtype=dtype, rngs=rngs) for width in self.widths[:-1]
         )

@@ -11,8 +11,9 @@ from flax import nnx
 from mtmamba_jax import convert
 from mtmamba_jax.losses import multitask_loss
 from mtmamba_jax.models.blocks import CTM, MFE, STM, MambaSettings
-from mtmamba_jax.models.layers import TaskLayerNorm, TaskLinear
+from mtmamba_jax.models.layers import TaskLinear
 from mtmamba_jax.models.mtmamba import MTMamba
+from mtmamba_jax.models.norm import TaskLayerNorm
 from mtmamba_jax.models.patches import PatchExpand, depth_to_space
 from mtmamba_jax.models.swin import Swin, SwinSize
 from mtmamba_jax.tasks import NYUDV2
