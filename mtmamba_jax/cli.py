@@ -62,7 +62,7 @@ def _overrides(unknown: Sequence[str], command: str, parser) -> dict[str, str]:
     overrides, rest = {}, list(unknown)
     while rest:
         flag, equals, value = rest.pop(0).partition("=")
-        if command != "train" or not flag.startswith("--config."):
+        if command not in CONFIGURED or not flag.startswith("--config."):
             raise ValueError(
                 f"Unknown argument {flag!r} of {command}.{nearest(flag, flags)} "
                 f"Valid: {', '.join(flags)}."
@@ -179,6 +179,63 @@ def _predict(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def _benchmark(options: argparse.Namespace) -> int:
+    output = pathlib.Path(options.output or f"benchmark_{options.what}.json")
+    if not output.parent.is_dir():
+        raise ValueError(f"--output={output}: there is no folder {output.parent}.")
+    run, allowed = {
+        "ss2d": (_benchmark_ss2d, ("spec", "implementation", "dtype")),
+        "step": (_benchmark_model, ("config",)),
+        "inference": (_benchmark_model, ("config",)),
+    }[options.what]
+    for name in ("spec", "implementation", "dtype", "config"):
+        if name not in allowed and getattr(options, name) is not None:
+            raise ValueError(f"--{name} does not go with --what={options.what}.")
+    if options.overrides and "config" not in allowed:
+        raise ValueError(f"--config.{next(iter(options.overrides))} does not go with --what=ss2d.")
+    code = run(options, output)
+    print(f"\nWrote {output} (every number)")
+    return code
+
+
+def _benchmark_ss2d(options: argparse.Namespace, output: pathlib.Path) -> int:
+    from mtmamba_jax.benchmark import check_ss2d
+    from mtmamba_jax.benchmark_report import report_ss2d
+    from mtmamba_jax.kernels.ss2d.arg_specs import DECODER
+
+    specs = options.spec.split(",") if options.spec else list(DECODER)
+    implementations = options.implementation.split(",") if options.implementation else []
+    dtype = options.dtype or "bfloat16"
+    check_ss2d(specs, implementations, dtype, options.repeats)
+    _announce(f"Timing LN(ss2d(x, ...)), {dtype}, median of {options.repeats}")
+    errors = report_ss2d(specs, implementations, dtype, options.repeats, output)
+    for error in errors:
+        _fail(error, 1)
+    return 1 if errors else 0
+
+
+def _benchmark_model(options: argparse.Namespace, output: pathlib.Path) -> int:
+    from mtmamba_jax import config as configuration
+    from mtmamba_jax.benchmark import model_record
+    from mtmamba_jax.benchmark_report import model_table, write
+
+    name = options.config or "synthetic"
+    config = configuration.load(name)
+    configuration.override(config, options.overrides)
+    what = {"step": "a training step", "inference": "the prediction"}[options.what]
+    _announce(
+        f"Timing {what} of {config.model.name} with {config.model.encoder} on random "
+        f"{config.data.size[0]}x{config.data.size[1]} images, {config.model.dtype}, "
+        f"median of {options.repeats}"
+    )
+    record = model_record(options.what, config, options.repeats)
+    print(f"\n{model_table(record)}")
+    settings = {"repeats": options.repeats, "config_name": name}
+    settings["config"] = configuration.flatten(config)
+    write(output, options.what, settings, [record])
+    return 0
+
+
 def _program() -> str:
     """Returns how this process was called, for commands that are proposed."""
     name = pathlib.Path(sys.argv[0]).name
@@ -201,7 +258,8 @@ def _announce(*lines: str) -> None:
     print(f"Devices: {len(devices)} x {', '.join(kinds)} (jax {jax.__version__})", flush=True)
 
 
-COMMANDS = {"train": _train, "eval": _eval, "predict": _predict}
+COMMANDS = {"train": _train, "eval": _eval, "predict": _predict, "benchmark": _benchmark}
+CONFIGURED = ("train", "benchmark")  # these take --config.key=value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -222,9 +280,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--config", default="synthetic", help="NAME or NAME:VARIANT of configs/ (synthetic)"
     )
-    train.add_argument(
-        "--config.KEY", metavar="VALUE", dest="_", help="set a key of configs/common.py"
-    )
+    _add_config_key(train)
     train.add_argument("--workdir", help="where to write, and to go on from (runs/NAME)")
 
     for name, help in (
@@ -240,4 +296,27 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--output", default="predictions", help="where to write (predictions)")
     sub.add_argument("--size", help="HEIGHTxWIDTH photos are fitted into (that of training)")
     sub.add_argument("--overlay", action="store_true", help="also draw classes over the photo")
+
+    benchmark = command("benchmark", "Time the scan, a training step or inference.")
+    benchmark.add_argument("--what", required=True, choices=("ss2d", "step", "inference"))
+    benchmark.add_argument("--repeats", type=int, default=20, help="samples of each time (20)")
+    benchmark.add_argument("--output", help="JSON of every number (benchmark_WHAT.json)")
+    benchmark.add_argument(
+        "--spec", metavar="NAME,...", help="ss2d: of arg_specs.py (all decoder stages)"
+    )
+    benchmark.add_argument(
+        "--implementation", metavar="NAME,...", help="ss2d: side by side (the platform's choice)"
+    )
+    benchmark.add_argument("--dtype", help="ss2d: bfloat16 or float32 (bfloat16)")
+    benchmark.add_argument(
+        "--config", help="step, inference: NAME or NAME:VARIANT of configs/ (synthetic)"
+    )
+    _add_config_key(benchmark)
     return parser
+
+
+def _add_config_key(command: argparse.ArgumentParser) -> None:
+    """Shows --config.KEY in the help; `_overrides` reads it."""
+    command.add_argument(
+        "--config.KEY", metavar="VALUE", dest="_", help="set a key of configs/common.py"
+    )

@@ -15,6 +15,15 @@ from mtmamba_jax.array_types import Batch
 
 DATA_AXIS = "data"
 
+GPU_OPTIONS = {
+    # A bfloat16 result that is read twice is written as bfloat16, not as a wider float32.
+    "xla_allow_excess_precision": False,
+    # Arrays move from call to call, and a recorded graph of kernels is then written again each
+    # time: launching them one by one is sooner done.
+    "xla_gpu_enable_command_buffer": "",
+}
+"""Of XLA; measured on the Swin-Large model (kernels/README.md)."""
+
 
 def create_mesh(*batch_sizes: int) -> Mesh:
     """Returns a mesh of as many devices as divide each of the batch sizes.
@@ -60,14 +69,24 @@ def batch_axes() -> tuple[str, ...]:
 
 
 def jit_on(mesh: Mesh, function: Callable, **options) -> Callable:
-    """Returns `jax.jit(function, **options)`, traced and run with `mesh` in context."""
+    """Returns `jax.jit(function, **options)`, traced and run with `mesh` in context.
+
+    Its `lower(*args)` is jax's, in the same context.
+    """
+    if mesh.devices.flat[0].platform == "gpu":
+        options = {"compiler_options": GPU_OPTIONS} | options
     compiled = jax.jit(function, **options)
 
-    @functools.wraps(function)
-    def run(*args):
-        with jax.set_mesh(mesh):
-            return compiled(*args)
+    def in_context(call):
+        @functools.wraps(function)
+        def run(*args):
+            with jax.set_mesh(mesh):
+                return call(*args)
 
+        return run
+
+    run = in_context(compiled)
+    run.lower = in_context(compiled.lower)
     return run
 
 
