@@ -20,6 +20,7 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     Scan,
     Threads,
     across_lanes,
+    by_state,
     by_thread,
     by_warp,
     groups_of,
@@ -54,7 +55,7 @@ def backward(
     Args:
       scan, x, dt, weight, maps, A: as in `forward`.
       dy: [g h w d], in x's dtype.
-      saved: [q*m e 16 groups 4].
+      saved: [q*m e 16 groups*4], in x's dtype.
       end: decay times adjoint of the pixel after each segment [q*s e 16 groups 4]; None for
         zeros and one segment.
 
@@ -68,7 +69,7 @@ def backward(
     def ss2d_backward(x_g, dt_g, weight_g, maps_g, dy_g, saved_g, *rest):
         end_g = rest[0] if given else None
         A_g, dx_g, dz_g, dmaps_g, dA_g, *rest = rest[given:]
-        x_s, maps_s, dy_s, states_s, parts_s, dstep_s, shares_s, dmaps_s, *rest = rest
+        x_s, maps_s, dy_s, starts_s, states_s, parts_s, dstep_s, shares_s, dmaps_s, *rest = rest
         ready, once, met, *rest = rest
         threads, program, steps = Threads(scan, own=4), Program(scan), Steps(scan, rest)
         buffers = (x_s, steps.values, dy_s, dstep_s)
@@ -85,7 +86,7 @@ def backward(
             program.fetch(order(i), slot, images, (dt_g, steps.dt), (maps_g, maps_s), ready)
             index, *_ = program.tile(order(i))
             plgpu.copy_gmem_to_smem(
-                saved_g.at[index, program.warps], states_s.at[slot], ready.at[slot]
+                saved_g.at[index, program.warps], starts_s.at[slot], ready.at[slot]
             )
 
         steps.load_weight(weight_g.at[program.weight, program.channels], once)
@@ -119,21 +120,22 @@ def backward(
                 return *pixel(p), C, threads.spread(threads.channels(dy_v.at[slot, p]))
 
             def advance(j, state):
-                """Keeps the state before each group but the first."""
+                """Keeps the state before each group."""
+                states_s[j] = state
                 for u in range(GROUP):
                     s, _, added, B = pixel(program.pixel(j * GROUP + u, groups))
                     state = jnp.exp2(threads.spread(s) * A) * state + added * B
-                states_s[2 + j] = state
                 return state
 
-            lax.fori_loop(0, groups - 1, advance, threads.load(states_s.at[slot]))
+            start = threads.load(by_state(starts_s.at[slot], scan)).astype(f32)
+            states_s[groups - 1] = lax.fori_loop(0, groups - 1, advance, start)
             plgpu.wait_smem_to_gmem(0)  # the last tile's results have left its slot
             pl.when(i + 1 < program.count)(lambda: fetch(i + 1, 1 - slot))
 
             def group(i, carry):
                 adjoint, dA = carry
                 j = groups - 1 - i
-                state = threads.load(states_s.at[jnp.where(j == 0, slot, 1 + j)])
+                state = threads.load(states_s.at[j])
                 places = [program.pixel(j * GROUP + u, groups) for u in range(GROUP)]
                 decays, befores = [], []  # decay, and decay times state before, of each pixel
                 for p in places:
@@ -216,8 +218,8 @@ def backward(
             plgpu.SMEM((2, *tile), x.dtype),
             plgpu.SMEM((2, TILE, 2 * STATES), f32),
             plgpu.SMEM((2, *tile), x.dtype),
-            # The state before the tile, in two slots, then before its other groups.
-            plgpu.SMEM((1 + TILE // GROUP, *scan.block), f32),
+            plgpu.SMEM((2, *scan.kept), saved.dtype),
+            plgpu.SMEM((TILE // GROUP, *scan.block), f32),
             # Sums over a thread's channels for B and C, rows padded against bank conflicts.
             plgpu.SMEM((PAIR, WARPS, scan.groups, 2 * STATES + 4), f32),
             plgpu.SMEM((GROUP, c), f32),

@@ -17,6 +17,7 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     Program,
     Scan,
     Threads,
+    by_state,
     by_thread,
     groups_of,
     launch,
@@ -52,7 +53,7 @@ def forward(
       save: whether to return the states too.
 
     Returns:
-      y [q h w d] in x's dtype, and the states before each tile [q*m e 16 groups 4] if saved.
+      y [q h w d] and, if saved, the states before each tile [q*m e 16 groups*4], in x's dtype.
     """
     f32, c = jnp.float32, scan.channels
     given = start is not None
@@ -62,6 +63,7 @@ def forward(
         A_g, y_g, *rest = rest[given:]
         saved_g = rest[0] if save else None
         x_s, maps_s, state_s, ready, once, *rest = rest[save:]
+        save_s, *rest = rest if save else (None, *rest)
         threads, program, steps = Threads(scan, own=2), Program(scan), Steps(scan, rest)
         x_v, step_v = (by_thread(v, scan) for v in (x_s, steps.values))
 
@@ -91,9 +93,9 @@ def forward(
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last tile has left its slot
             pl.when(i + 1 < program.count)(lambda: fetch(i + 1, 1 - slot))
             if save:
-                state_s[...] = state
+                by_state(save_s, scan)[...] = state.astype(x_s.dtype)
                 plgpu.commit_smem()
-                plgpu.copy_smem_to_gmem(state_s, saved_g.at[index, program.warps])
+                plgpu.copy_smem_to_gmem(save_s, saved_g.at[index, program.warps])
 
             def group(j, state):
                 places = [program.pixel(j * GROUP + u, groups) for u in range(GROUP)]
@@ -130,7 +132,11 @@ def forward(
         [
             out_image(scan, scan.programs, x.shape[-1], c, x.dtype),
             *(
-                [jax.ShapeDtypeStruct((scan.programs * scan.tiles, *A.shape[1:]), f32)]
+                [
+                    jax.ShapeDtypeStruct(
+                        (scan.programs * scan.tiles, A.shape[1], *scan.kept[1:]), x.dtype
+                    )
+                ]
                 if save
                 else []
             ),
@@ -141,6 +147,7 @@ def forward(
             plgpu.SMEM(scan.block, f32),
             plgpu.Barrier(num_arrivals=3, num_barriers=2),
             plgpu.Barrier(),
+            *([plgpu.SMEM(scan.kept, x.dtype)] if save else []),
             *scratch(scan, dt.shape[-1]),
         ),
     )

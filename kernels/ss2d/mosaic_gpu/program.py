@@ -101,6 +101,11 @@ class Scan:
         """Shape of a block's states."""
         return (WARPS, STATES, self.groups, OWN)
 
+    @property
+    def kept(self) -> tuple[int, int, int]:
+        """Shape of a block's states as they are saved: the copy engine wants long rows."""
+        return (WARPS, STATES, self.groups * OWN)
+
 
 class Threads:
     """Which thread holds what.
@@ -299,6 +304,11 @@ def out_image(scan: Scan, images: int, channels: int, block: int, dtype=jnp.floa
 def by_thread(ref, scan: Scan):
     """[..., c] in shared memory as [..., warps groups 4]."""
     return ref.reshape(*ref.shape[:-1], *scan.row)
+
+
+def by_state(ref, scan: Scan):
+    """States as they are saved, [..., warps 16 channels], as [..., warps 16 groups 4]."""
+    return ref.reshape(*ref.shape[:-1], scan.groups, OWN)
 
 
 def by_warp(ref, scan: Scan):
