@@ -12,7 +12,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from mtmamba_jax.kernels.ss2d.mosaic_gpu import backward, forward, steps, summaries
-from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import OWN, STATES, TILE, WARPS, Scan
+from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
+    GROUPS,
+    OWN_STATES,
+    SHARERS,
+    STATES,
+    TILE,
+    WARPS,
+    Scan,
+)
 
 Array = jax.Array
 
@@ -21,7 +29,7 @@ LOG2E = math.log2(math.e)
 # Measured on an H200, 132 multiprocessors. Segments cost a second pass over the exponentials, so
 # they pay only where programs are few, and then it takes many of them.
 ENOUGH = 160  # programs that go without segments
-FULL = 768  # programs to cut towards
+FULL = 1056  # programs to cut towards
 MOST_SEGMENTS = 32
 SHORTEST = 4  # tiles of a segment, on average
 NARROW = 264  # fewer programs than this scan half the channels each, where nothing is saved
@@ -44,11 +52,11 @@ def _scan_of(plan: _Plan, x: Array, states: int, *, save: bool) -> Scan:
     """
     t, b, h, w, d = x.shape
     split = -(-states // STATES)
-    groups = 8 if d > 64 else 4
-    programs = -(-d // (WARPS * groups * OWN)) * t * b * len(plan.columns) * split
+    own = 4 if d > 64 else 2
+    programs = -(-d // (WARPS * GROUPS * own)) * t * b * len(plan.columns) * split
     segments = 1
-    if ENOUGH <= programs < NARROW and not save:
-        groups = 4
+    if ENOUGH <= programs < NARROW:
+        own = 2
     if programs < ENOUGH:
         most = min(MOST_SEGMENTS, h * w // (SHORTEST * TILE))
         segments = max(1, min(FULL // programs, most))
@@ -60,7 +68,7 @@ def _scan_of(plan: _Plan, x: Array, states: int, *, save: bool) -> Scan:
         columns=plan.columns,
         reverses=plan.reverses,
         states_split=split,
-        groups=groups,
+        own=own,
         segments=segments,
     )
 
@@ -97,17 +105,18 @@ def _from_images(scan: Scan, v: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _states_of(scan: Scan, A: Array) -> Array:
-    """A [t k d n] to [t*k*split e 16 groups 4], times log2(e)."""
+    """A [t k d n] to [t*k*split e 4 lanes*own], times log2(e)."""
     t, k, _, n = A.shape
     A = jnp.pad(_pad_channels(A, scan, 2), [(0, 0)] * 3 + [(0, scan.states_split * STATES - n)])
-    A = (A * LOG2E).reshape(t * k, -1, scan.groups, OWN, scan.states_split, STATES)
-    return A.transpose(0, 4, 1, 5, 2, 3).reshape(-1, A.shape[1], *scan.block[1:])
+    A = (A * LOG2E).reshape(t * k, -1, GROUPS, scan.own, scan.states_split, SHARERS, OWN_STATES)
+    return A.transpose(0, 4, 1, 6, 2, 5, 3).reshape(-1, A.shape[1], *scan.stored[1:])
 
 
 def _from_states(scan: Scan, v: Array, like: Array) -> Array:
     """Inverse of `_states_of`, without the factor."""
     t, k, d, n = like.shape
-    v = v.reshape(t, k, scan.states_split, -1, *scan.block[1:]).transpose(0, 1, 3, 5, 6, 2, 4)
+    v = v.reshape(t * k, scan.states_split, -1, OWN_STATES, GROUPS, SHARERS, scan.own)
+    v = v.transpose(0, 2, 4, 6, 1, 5, 3)
     return v.reshape(t, k, -1, scan.states_split * STATES)[:, :, :d, :n]
 
 
@@ -134,17 +143,18 @@ def _from_maps(scan: Scan, v: Array, like: Array, blocks: int) -> tuple[Array, A
 
 def _carry(scan: Scan, ends: Array, time: Array, A: Array, *, reverse: bool) -> Array:
     """The state before each segment, from what each adds to it (`summaries.summaries`)."""
-    shape = (-1, scan.segments, *A.shape[1:])
+    shape = (-1, scan.segments - 1, *A.shape[1:])
     matrices = A[:, None].repeat(scan.images, 1).reshape(-1, 1, *A.shape[1:])
-    decay = jnp.exp2(time.reshape(*shape[:3], 1, *shape[4:]) * matrices)
+    time = time.reshape(*shape[:3], 1, GROUPS, 1, scan.own).repeat(SHARERS, 5)
+    decay = jnp.exp2(time.reshape(*shape[:3], 1, shape[4]) * matrices)
 
     def combine(left, right):
         return left[0] * right[0], left[1] * right[0] + right[1]
 
     states = lax.associative_scan(combine, (decay, ends.reshape(shape)), axis=1, reverse=reverse)[1]
     none = jnp.zeros_like(states[:, :1])
-    parts = [states[:, 1:], none] if reverse else [none, states[:, :-1]]
-    return jnp.concatenate(parts, 1).reshape(ends.shape)
+    states = jnp.concatenate([states, none] if reverse else [none, states], 1)
+    return states.reshape(-1, *A.shape[1:])
 
 
 class _Arrays(NamedTuple):

@@ -11,19 +11,19 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
-    GROUP,
+    RUN,
     STATES,
     TILE,
     Program,
     Scan,
     Threads,
-    by_state,
     by_thread,
-    groups_of,
     launch,
     out_image,
+    runs_of,
     store,
 )
+from mtmamba_jax.kernels.ss2d.mosaic_gpu.registers import keep, kept, over_states
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.steps import Steps, scratch
 
 Array = jax.Array
@@ -48,15 +48,15 @@ def forward(
       x: [g h w d].
       dt, weight: `steps.operands`, [t*k*b h w columns] and [t*k d columns].
       maps: B and C, [q h w 2*16] float32.
-      A: [t*k*split e 16 groups 4], times log2(e).
-      start: states before each segment [q*s e 16 groups 4]; None for zeros and one segment.
+      A: [t*k*split e 4 lanes*own], times log2(e).
+      start: states before each segment [q*s e 4 lanes*own]; None for zeros and one segment.
       save: whether to return the states too.
 
     Returns:
-      y [q h w d] and, if saved, the states before each tile [q*m e 16 groups*4], in x's dtype.
+      y [q h w d] and, if saved, the states before each tile [q*m e 4 lanes*own], in x's dtype.
     """
     f32, c = jnp.float32, scan.channels
-    given = start is not None
+    given, exact = start is not None, x.dtype == jnp.float32
 
     def ss2d_forward(x_g, dt_g, weight_g, maps_g, *rest):
         start_g = rest[0] if given else None
@@ -64,7 +64,7 @@ def forward(
         saved_g = rest[0] if save else None
         x_s, maps_s, state_s, ready, once, *rest = rest[save:]
         save_s, *rest = rest if save else (None, *rest)
-        threads, program, steps = Threads(scan, own=2), Program(scan), Steps(scan, rest)
+        threads, program, steps = Threads(scan), Program(scan), Steps(scan, rest, exact=exact)
         x_v, step_v = (by_thread(v, scan) for v in (x_s, steps.values))
 
         def fetch(i, slot):
@@ -76,29 +76,29 @@ def forward(
         steps.load_weight(weight_g.at[program.weight, program.channels], once)
         plgpu.copy_gmem_to_smem(A_g.at[program.matrix, program.warps], state_s, once)
         plgpu.barrier_wait(once)
-        A = threads.load(state_s)
+        A = kept(threads, state_s)
         plgpu.commit_smem()
         state = threads.zeros()
         if given:
             plgpu.copy_gmem_to_smem(start_g.at[program.piece, program.warps], state_s, once)
             plgpu.barrier_wait(once)
-            state = threads.load(state_s)
+            state = kept(threads, state_s)
 
         def tile(i, state):
             slot = lax.rem(i, 2)
             index, line, first, pixels = program.tile(program.first + i)
-            groups = groups_of(pixels)
+            runs = runs_of(pixels)
             plgpu.barrier_wait(ready.at[slot])
             steps.make(slot, pixels)
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last tile has left its slot
             pl.when(i + 1 < program.count)(lambda: fetch(i + 1, 1 - slot))
             if save:
-                by_state(save_s, scan)[...] = state.astype(x_s.dtype)
+                keep(threads, save_s, state)
                 plgpu.commit_smem()
                 plgpu.copy_smem_to_gmem(save_s, saved_g.at[index, program.warps])
 
-            def group(j, state):
-                places = [program.pixel(j * GROUP + u, groups) for u in range(GROUP)]
+            def run(j, state):
+                places = [program.pixel(j * RUN + u, runs) for u in range(RUN)]
                 ys = []
                 for p in places:
                     s = threads.channels(step_v.at[p])
@@ -106,13 +106,13 @@ def forward(
                     B = threads.states(maps_s.at[slot, p, pl.ds(0, STATES)])
                     C = threads.states(maps_s.at[slot, p, pl.ds(STATES, STATES)])
                     state = jnp.exp2(threads.spread(s) * A) * state + added * B
-                    ys.append(jnp.sum(state * C, axis=1).astype(x_s.dtype))
+                    ys.append(over_states(threads, state, C, exact=exact).astype(x_s.dtype))
                 # Not before the last pixel is read: the compiler moves no load across a store.
                 for p, y in zip(places, ys, strict=True):
                     store(x_v.at[slot, p], y)  # where x was
                 return state
 
-            state = lax.fori_loop(0, groups, group, state)
+            state = lax.fori_loop(0, runs, run, state)
             plgpu.commit_smem()
 
             def send(pixels):
@@ -134,7 +134,7 @@ def forward(
             *(
                 [
                     jax.ShapeDtypeStruct(
-                        (scan.programs * scan.tiles, A.shape[1], *scan.kept[1:]), x.dtype
+                        (scan.programs * scan.tiles, A.shape[1], *scan.stored[1:]), x.dtype
                     )
                 ]
                 if save
@@ -144,10 +144,10 @@ def forward(
         (
             plgpu.SMEM((2, TILE, c), x.dtype),
             plgpu.SMEM((2, TILE, 2 * STATES), f32),
-            plgpu.SMEM(scan.block, f32),
+            plgpu.SMEM(scan.stored, f32),
             plgpu.Barrier(num_arrivals=3, num_barriers=2),
             plgpu.Barrier(),
-            *([plgpu.SMEM(scan.kept, x.dtype)] if save else []),
+            *([plgpu.SMEM(scan.stored, x.dtype)] if save else []),
             *scratch(scan, dt.shape[-1]),
         ),
     )

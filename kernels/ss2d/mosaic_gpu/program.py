@@ -6,7 +6,7 @@ its segment of the reading order in tiles, which the copy engine brings to share
 algorithm.
 
 Shapes: q counts (task, direction, image), g (task, image), s segments, m tiles of a whole reading
-order; c is the channels of a block, [warps groups 4], whose states are [warps 16 groups 4].
+order; c is the channels of a block, [warps groups own], whose states are [warps 16 groups own].
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ Array = jax.Array
 
 STATES = 16  # of a program
 WARPS = 4  # of a program, each with channels of its own
-OWN = 4  # channels of a group
+GROUPS = 8  # of channels in a warp
+SHARERS = 4  # threads of a group, each with its share of the states
+OWN_STATES = STATES // SHARERS
 TILE = 16  # pixels whose inputs are in shared memory, and from one saved state to the next
-GROUP = 4  # pixels unrolled; the backward pass keeps their states in registers
+RUN = 4  # pixels unrolled; the backward pass keeps their states in registers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Scan:
       height, width: of the map, in pixels; arrays may hold more, see `padded`.
       columns, reverses: for each direction, whether it reads down columns and backwards.
       states_split: programs that share one direction's states, 16 each.
-      groups: of 4 channels in a warp, 8 or 4; fewer make more programs.
+      own: channels of a group, 4 or 2; fewer make more programs.
       segments: pieces of the reading order that run side by side.
     """
 
@@ -52,7 +54,7 @@ class Scan:
     columns: tuple[bool, ...]
     reverses: tuple[bool, ...]
     states_split: int
-    groups: int
+    own: int
     segments: int
 
     @property
@@ -89,54 +91,58 @@ class Scan:
     @property
     def channels(self) -> int:
         """c, channels of a block."""
-        return WARPS * self.groups * OWN
+        return WARPS * GROUPS * self.own
+
+    @property
+    def spare(self) -> int:
+        """Columns behind float32 channels in shared memory, so that rows begin in other banks."""
+        return 32 // self.own
 
     @property
     def row(self) -> tuple[int, int, int]:
         """Shape of a block's channels."""
-        return (WARPS, self.groups, OWN)
+        return (WARPS, GROUPS, self.own)
 
     @property
     def block(self) -> tuple[int, int, int, int]:
         """Shape of a block's states."""
-        return (WARPS, STATES, self.groups, OWN)
+        return (WARPS, STATES, GROUPS, self.own)
 
     @property
-    def kept(self) -> tuple[int, int, int]:
-        """Shape of a block's states as they are saved: the copy engine wants long rows."""
-        return (WARPS, STATES, self.groups * OWN)
+    def stored(self) -> tuple[int, int, int]:
+        """Shape of a block's states in memory: in the order of a warp's threads."""
+        return (WARPS, OWN_STATES, GROUPS * SHARERS * self.own)
 
 
 class Threads:
     """Which thread holds what.
 
-    A warp's 32 threads are groups of channels times groups of states, such as 4 channels of 4
-    states a thread. What depends on the channel alone, or on the state alone, is held by every
-    thread it concerns. Sums over states, or over channels, begin in a thread's registers.
+    Lane 4 group + part of a warp holds, of the channels of a group, the states of a part, such as 4
+    channels of 4 states each. What depends on the channel alone, or on the state alone, is held by
+    every thread it concerns. The order of lanes is the tensor cores' (`registers`).
 
     Args:
       scan: what is static.
-      own: channels of a thread: 1, 2 or 4. With fewer it has more of their states, so that sums
-        over states need fewer exchanges between threads, sums over channels more.
+
+    Attributes:
+      block: layout of states.
+      by_channel: of what depends on the channel alone, [warps groups own].
+      by_state: of what depends on the state alone, [16].
+      by_group: of what is summed over a thread's channels, [warps 16 groups].
     """
 
-    def __init__(self, scan: Scan, own: int):
+    def __init__(self, scan: Scan):
         self.shape, self.row = scan.block, scan.row
-        states = STATES * scan.groups * OWN // (32 * own)  # of a thread
-        parts = {-6: STATES // states, -5: scan.groups, -4: OWN // own}  # of a warp, by axis
-        lanes = tuple(axis for axis, size in parts.items() if size > 1)
-        layout = TiledLayout(plgpu.Tiling((self.shape, (states, 1, own))), (-7,), lanes, -1)
-        self.block, self.by_channel, self.by_state = (
+        tiling = plgpu.Tiling((self.shape, (OWN_STATES, 1, scan.own)))
+        # Axes -7 to -4 of a tile: warps, parts of the states, groups, 1; then what a thread holds.
+        layout = TiledLayout(tiling, (-7,), (-5, -6), -1)
+        self.block, self.by_channel, self.by_state, self.by_group = (
             plgpu.Layout.TILED(v.tiling, v.warp_dims, v.lane_dims, v.vector_dim)
-            for v in (layout, layout.reduce((1,)), layout.reduce((0, 2, 3)))
+            for v in (layout, *(layout.reduce(axes) for axes in ((1,), (0, 2, 3), (3,))))
         )
 
-    def load(self, ref) -> Array:
-        """States [warps 16 groups 4]."""
-        return plgpu.layout_cast(ref[...], self.block)
-
     def channels(self, ref) -> Array:
-        """A pixel's values [warps groups 4] by channel, float32."""
+        """A pixel's values [warps groups own] by channel, float32."""
         return plgpu.layout_cast(ref[...], self.by_channel).astype(jnp.float32)
 
     def states(self, ref) -> Array:
@@ -159,9 +165,9 @@ class Threads:
         return plgpu.layout_cast(lax.broadcast_in_dim(v, self.shape, dims), self.block)
 
 
-def groups_of(pixels) -> Array:
-    """How many groups hold so many pixels."""
-    return lax.div(pixels + GROUP - 1, GROUP)
+def runs_of(pixels) -> Array:
+    """How many runs hold so many pixels."""
+    return lax.div(pixels + RUN - 1, RUN)
 
 
 def store(ref, value: Array) -> None:
@@ -185,9 +191,14 @@ def meet_in_warp(_) -> None:
 
 
 class Program:
-    """Where one program is: its indices and the way through its segment."""
+    """Where one program is: its indices and the way through its segment.
 
-    def __init__(self, scan: Scan):
+    Args:
+      scan: what is static.
+      segment: which piece of the reading order; None for that of the grid.
+    """
+
+    def __init__(self, scan: Scan, segment: Array | None = None):
         self.scan = scan
         parts = len(scan.columns) * scan.states_split
         self.block = lax.axis_index("block")
@@ -200,7 +211,7 @@ class Program:
         # Step sizes are shared by the parts of a direction's states.
         self.weight = lax.div(task_part, scan.states_split)
         self.dt = self.weight * scan.images + image
-        segment = lax.axis_index("segment")
+        segment = lax.axis_index("segment") if segment is None else segment
         self.piece = self.q * scan.segments + segment
         self.channels = pl.ds(self.block * scan.channels, scan.channels)
         self.warps = pl.ds(self.block * WARPS, WARPS)
@@ -224,13 +235,13 @@ class Program:
         start = jnp.where(self.column, place, row[1]) * TILE
         return self.q * self.scan.tiles + index, line, start, jnp.minimum(self.length - start, TILE)
 
-    def pixel(self, j, groups) -> Array:
-        """Where in its tile of `groups` the j-th pixel in reading order is.
+    def pixel(self, j, runs) -> Array:
+        """Where in its tile of `runs` the j-th pixel in reading order is.
 
-        Step sizes past the line are zero and such a step changes nothing, so groups are always
-        read whole.
+        Step sizes past the line are zero and such a step changes nothing, so runs are always read
+        whole.
         """
-        return jnp.where(self.reverse, groups * GROUP - 1 - j, j)
+        return jnp.where(self.reverse, runs * RUN - 1 - j, j)
 
     def each_way(self, copy: Callable) -> None:
         """Calls `copy(pixels)`, `pixels(line, start)` being a tile's index, for either way."""
@@ -269,13 +280,13 @@ def _any_of(index, flags: Sequence[bool]):
     return functools.reduce(jnp.logical_or, [index == i for i, flag in enumerate(flags) if flag])
 
 
-def launch(scan: Scan, body, arrays, outputs, scratch):
+def launch(scan: Scan, body, arrays, outputs, scratch, segments: int | None = None):
     """Runs `body` in every program; the first of `arrays` is the image, the last is A."""
     results = plgpu.kernel(
         body,
         out_type=outputs,
         scratch_types=scratch,
-        grid=(arrays[-1].shape[1] // WARPS, scan.programs, scan.segments),
+        grid=(arrays[-1].shape[1] // WARPS, scan.programs, segments or scan.segments),
         grid_names=("block", "q", "segment"),
         compiler_params=plgpu.CompilerParams(
             approx_math=True,  # ex2.approx: 2 units in the last place
@@ -302,18 +313,13 @@ def out_image(scan: Scan, images: int, channels: int, block: int, dtype=jnp.floa
 
 
 def by_thread(ref, scan: Scan):
-    """[..., c] in shared memory as [..., warps groups 4]."""
+    """[..., c] in shared memory as [..., warps groups own]."""
     return ref.reshape(*ref.shape[:-1], *scan.row)
-
-
-def by_state(ref, scan: Scan):
-    """States as they are saved, [..., warps 16 channels], as [..., warps 16 groups 4]."""
-    return ref.reshape(*ref.shape[:-1], scan.groups, OWN)
 
 
 def by_warp(ref, scan: Scan):
     """[..., c] in shared memory as [..., warps channels]."""
-    return ref.reshape(*ref.shape[:-1], WARPS, scan.groups * OWN)
+    return ref.reshape(*ref.shape[:-1], WARPS, GROUPS * scan.own)
 
 
 def across_lanes(ref) -> Array:

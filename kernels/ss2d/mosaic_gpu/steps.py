@@ -28,11 +28,12 @@ PRODUCTS = {
 BIAS_PARTS = 3
 ROWS, COLUMNS = 8, 16  # as the tensor cores read a matrix; sizes are multiples of it
 
-# log(1 + e) / e for e in 0..1, relative error 3e-7: least squares with Lawson's weights.
-_LOG1P = (
+# log(1 + e) / e for e in 0..1, relative error 3e-7 and 6e-5: least squares with Lawson's weights.
+_LOG1P_EXACT = (
     *(0.9999998, -0.49997407, 0.3327549, -0.24495512),
     *(0.1774534, -0.10768274, 0.044090144, -0.0085393),
 )
+_LOG1P = (0.99994326, -0.4969778, 0.30630094, -0.15742722, 0.041347306)
 
 
 def columns(rank: int, dtype) -> int:
@@ -85,7 +86,7 @@ def scratch(scan: Scan, columns: int) -> list:
     return [
         plgpu.SMEM((2, TILE, columns), jnp.bfloat16, transforms=tiled),
         plgpu.SMEM((scan.channels, columns), jnp.bfloat16, transforms=tiled),
-        plgpu.SMEM((TILE, scan.channels + 8), jnp.float32),  # the spare 8: no bank conflicts
+        plgpu.SMEM((TILE, scan.channels + scan.spare), jnp.float32),
         plgpu.Barrier(),
     ]
 
@@ -96,14 +97,15 @@ class Steps:
     Args:
       scan: what is static.
       memory: of `scratch`.
+      exact: to float32; otherwise to more than bfloat16.
 
     Attributes:
       dt: where a tile of `operands`' first array goes, in two slots.
       values: step sizes [pixels channels] of the tile made last.
     """
 
-    def __init__(self, scan: Scan, memory):
-        self._shape = (scan.channels, TILE)
+    def __init__(self, scan: Scan, memory, *, exact: bool):
+        self._shape, self._exact = (scan.channels, TILE), exact
         self.dt, self._weight, values, self._met = memory
         self.values = values.at[:, pl.ds(0, scan.channels)]
 
@@ -124,18 +126,18 @@ class Steps:
 
         z = pl.run_scoped(multiply, plgpu.ACC(self._shape, jnp.float32))
         pixel = plgpu.broadcasted_iota(jnp.int32, self._shape, 1, layout=plgpu.Layout.WGMMA)
-        step = jnp.where(pixel < pixels, _softplus(z), 0.0)
+        step = jnp.where(pixel < pixels, _softplus(z, exact=self._exact), 0.0)
         # A thread's pairs of neighbouring pixels become pairs of neighbouring channels.
         step = plgpu.layout_cast(step, plgpu.Layout.WGMMA_TRANSPOSED)
         store(self.values.transpose((1, 0)), step)
         meet(self._met)
 
 
-def _softplus(z: Array) -> Array:
+def _softplus(z: Array, *, exact: bool) -> Array:
     """log(1 + exp(z)), accurate also where it is tiny."""
     e = jnp.exp(-jnp.abs(z))
-    series = _LOG1P[-1]
-    for coefficient in reversed(_LOG1P[:-1]):
+    *coefficients, series = _LOG1P_EXACT if exact else _LOG1P
+    for coefficient in reversed(coefficients):
         series = series * e + coefficient
     return jnp.maximum(z, 0.0) + e * series
 

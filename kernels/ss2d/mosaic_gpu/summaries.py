@@ -11,17 +11,20 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
-    GROUP,
+    GROUPS,
+    RUN,
     STATES,
     TILE,
+    WARPS,
     Program,
     Scan,
     Threads,
     by_thread,
-    groups_of,
     launch,
+    runs_of,
     store,
 )
+from mtmamba_jax.kernels.ss2d.mosaic_gpu.registers import keep, kept
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.steps import Steps, scratch
 
 Array = jax.Array
@@ -40,17 +43,18 @@ def summaries(
 
     Returns:
       The state, or decay times adjoint, that a segment ends with if it starts from zero
-      [q*s e 16 groups 4], and its step sizes' sum [q*s e groups 4]; zeros for the segment that is
-      read last.
+      [q*(s-1) e 4 lanes*own], and its step sizes' sum [q*(s-1) e groups*own], for all segments but
+      the one that is read last.
     """
-    f32, c = jnp.float32, scan.channels
+    f32, c, exact = jnp.float32, scan.channels, source.dtype == jnp.float32
+    segments = scan.segments - 1  # nothing starts from what the one read last ends with
 
     def ss2d_summaries(source_g, dt_g, weight_g, maps_g, A_g, end_g, time_g, *rest):
         source_s, maps_s, A_s, time_s, ready, once, *rest = rest
-        threads, program, steps = Threads(scan, own=2), Program(scan), Steps(scan, rest)
-        # Nothing starts from what the segment read last ends with.
-        unused = 0 if adjoint else scan.segments - 1
-        program.count = jnp.where(lax.axis_index("segment") == unused, 0, program.count)
+        threads, steps = Threads(scan), Steps(scan, rest, exact=exact)
+        index = lax.axis_index("segment")
+        program = Program(scan, index + 1 if adjoint else index)
+        piece = program.q * segments + index
         source_v, step_v = (by_thread(v, scan) for v in (source_s, steps.values))
 
         def order(i):
@@ -64,21 +68,21 @@ def summaries(
         steps.load_weight(weight_g.at[program.weight, program.channels], once)
         plgpu.copy_gmem_to_smem(A_g.at[program.matrix, program.warps], A_s, once)
         plgpu.barrier_wait(once)
-        A = threads.load(A_s)
+        A = kept(threads, A_s)
 
         def tile(i, carry):
             slot = lax.rem(i, 2)
             pl.when(i + 1 < program.count)(lambda: fetch(i + 1, 1 - slot))
             *_, pixels = program.tile(order(i))
-            groups = groups_of(pixels)
+            runs = runs_of(pixels)
             plgpu.barrier_wait(ready.at[slot])
             steps.make(slot, pixels)
 
-            def group(j, carry):
+            def run(j, carry):
                 value, time = carry
-                for u in range(GROUP):
-                    th = j * GROUP + u
-                    p = program.pixel(groups * GROUP - 1 - th if adjoint else th, groups)
+                for u in range(RUN):
+                    th = j * RUN + u
+                    p = program.pixel(runs * RUN - 1 - th if adjoint else th, runs)
                     s = threads.channels(step_v.at[p])
                     v = threads.channels(source_v.at[slot, p])
                     decay = jnp.exp2(threads.spread(s) * A)
@@ -91,36 +95,37 @@ def summaries(
                     time = time + s
                 return value, time
 
-            carry = lax.fori_loop(0, groups, group, carry)
+            carry = lax.fori_loop(0, runs, run, carry)
             plgpu.commit_smem()  # all have read the tile before it is overwritten
             return carry
 
         value, time = lax.fori_loop(
             0, program.count, tile, (threads.zeros(), threads.zeros_by_channel())
         )
-        A_s[...] = value
-        store(time_s, time)
+        keep(threads, A_s, value)
+        store(time_s.reshape(*scan.row), time)
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(A_s, end_g.at[program.piece, program.warps])
-        plgpu.copy_smem_to_gmem(time_s, time_g.at[program.piece, program.warps])
+        plgpu.copy_smem_to_gmem(A_s, end_g.at[piece, program.warps])
+        plgpu.copy_smem_to_gmem(time_s, time_g.at[piece, program.warps])
         plgpu.wait_smem_to_gmem(0)
 
-    tile, pieces = (2, TILE, c), scan.programs * scan.segments
+    tile, pieces = (2, TILE, c), scan.programs * segments
     return launch(
         scan,
         ss2d_summaries,
         (source, dt, weight, maps, A),
         (
             jax.ShapeDtypeStruct((pieces, *A.shape[1:]), f32),
-            jax.ShapeDtypeStruct((pieces, A.shape[1], *scan.row[1:]), f32),
+            jax.ShapeDtypeStruct((pieces, A.shape[1], GROUPS * scan.own), f32),
         ),
         (
             plgpu.SMEM(tile, source.dtype),
             plgpu.SMEM((2, TILE, 2 * STATES), f32),
-            plgpu.SMEM(scan.block, f32),
-            plgpu.SMEM(scan.row, f32),
+            plgpu.SMEM(scan.stored, f32),
+            plgpu.SMEM((WARPS, GROUPS * scan.own), f32),
             plgpu.Barrier(num_arrivals=3, num_barriers=2),
             plgpu.Barrier(),
             *scratch(scan, dt.shape[-1]),
         ),
+        segments=segments,
     )
