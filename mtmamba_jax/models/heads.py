@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -85,10 +86,22 @@ def _inverse_deviation_backward(residuals, gradient):
 _inverse_deviation.defvjp(_inverse_deviation_forward, _inverse_deviation_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _product(spec: str, x: Array, other: Array) -> Array:
-    """An einsum in x's dtype with sums and result in float32 at least."""
+    """An einsum in x's dtype with sums and result in float32 at least; gradients in x's dtype."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return jnp.einsum(spec, x, other.astype(x.dtype), preferred_element_type=wide)
+
+
+def _product_backward(spec, residuals, dy):
+    x, other = residuals
+    # Left to itself, JAX multiplies by the float32 gradient: a float32 product of large maps.
+    pull = jax.vjp(functools.partial(jnp.einsum, spec), x, other.astype(x.dtype))[1]
+    dx, dother = pull(dy.astype(x.dtype))
+    return dx, dother.astype(other.dtype)
+
+
+_product.defvjp(lambda spec, x, other: (_product(spec, x, other), (x, other)), _product_backward)
 
 
 def resize(x: Array, size: tuple[int, int]) -> Array:
