@@ -10,8 +10,8 @@ from collections.abc import Callable
 import jax
 
 WARM_UPS = 3
-SHORT = 5e-3  # seconds; below it, launching a call on an accelerator is not negligible
-BACK_TO_BACK = 10  # short calls in one sample
+SAMPLE = 5e-2  # seconds that a sample takes at least, so that launching its calls is negligible
+BACK_TO_BACK = 10  # calls in one sample at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +45,15 @@ def check_repeats(repeats: int) -> None:
 def time_calls(call: Callable[[], object], repeats: int) -> Timing:
     """Times `call()`, whose result is waited for, after `WARM_UPS` calls.
 
-    On an accelerator a sample of short calls is `BACK_TO_BACK` of them, waited for together, so
-    that the host launches one while the device runs another.
+    On an accelerator a sample is up to `BACK_TO_BACK` calls, waited for together, so that the host
+    launches one while the device runs another.
 
     Args:
       call: returns the arrays that it makes.
       repeats: samples, at least one.
     """
     once = min(_sample(call, 1) for _ in range(WARM_UPS))
-    calls = BACK_TO_BACK if jax.default_backend() != "cpu" and once < SHORT else 1
+    calls = 1 if jax.default_backend() == "cpu" else min(BACK_TO_BACK, 1 + int(SAMPLE / once))
     return Timing(tuple(_sample(call, calls) for _ in range(repeats)), calls)
 
 
