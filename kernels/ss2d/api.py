@@ -87,7 +87,8 @@ def ss2d(
         scans its own images. The compiler cannot split a fused kernel by itself.
 
     Returns:
-      y [t b h w d] in x's dtype; states, decays and sums are float32.
+      y [t b h w d] in x's dtype; states, decays and sums are float32. With bfloat16 activations the
+      GPU kernels round dt_weight, the states they keep and each direction's results to bfloat16.
 
     Raises:
       ValueError: an unknown direction, implementation or mesh axis, an array of the wrong shape or

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from mtmamba_jax.kernels.ss2d.mosaic_gpu import backward, forward, steps, summaries
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
@@ -32,7 +34,11 @@ ENOUGH = 160  # programs that go without segments
 FULL = 1056  # programs to cut towards
 MOST_SEGMENTS = 32
 SHORTEST = 4  # tiles of a segment, on average
-NARROW = 264  # fewer programs than this scan half the channels each, where nothing is saved
+NARROW = 264  # fewer programs than this scan half the channels each
+
+SHARED_BYTES = 227 * 1024 - 2048  # of a program, less than the GPU has by what the compiler adds
+
+HOPPER = 9.0
 
 _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -44,33 +50,40 @@ class _Plan(NamedTuple):
     reverses: tuple[bool, ...]
 
 
-def _scan_of(plan: _Plan, x: Array, states: int, *, save: bool) -> Scan:
+def _scan_of(plan: _Plan, x: Array, states: int, rank: int) -> Scan:
     """Cuts the work so that the chip is full, with as few programs as do that.
 
-    Args:
-      save: whether a backward pass follows; it is fastest with all channels a program can have.
+    Raises:
+      NotImplementedError: step sizes of too high a rank for the shared memory.
     """
     t, b, h, w, d = x.shape
-    split = -(-states // STATES)
-    own = 4 if d > 64 else 2
-    programs = -(-d // (WARPS * GROUPS * own)) * t * b * len(plan.columns) * split
-    segments = 1
-    if ENOUGH <= programs < NARROW:
-        own = 2
-    if programs < ENOUGH:
-        most = min(MOST_SEGMENTS, h * w // (SHORTEST * TILE))
-        segments = max(1, min(FULL // programs, most))
-    return Scan(
+    scan = Scan(
         tasks=t,
         images=b,
         height=h,
         width=w,
         columns=plan.columns,
         reverses=plan.reverses,
-        states_split=split,
-        own=own,
-        segments=segments,
+        states_split=-(-states // STATES),
+        own=4 if d > 64 else 2,
+        segments=1,
     )
+    programs = -(-d // scan.channels) * scan.programs
+    narrow = dataclasses.replace(scan, own=2)
+    if ENOUGH <= programs < NARROW or _shared_bytes(scan, x.dtype, rank) > SHARED_BYTES:
+        scan = narrow
+    if _shared_bytes(scan, x.dtype, rank) > SHARED_BYTES:
+        raise NotImplementedError(f"step sizes of rank {rank} take too much shared memory")
+    if programs < ENOUGH:
+        most = min(MOST_SEGMENTS, h * w // (SHORTEST * TILE))
+        scan = dataclasses.replace(scan, segments=max(1, min(FULL // programs, most)))
+    return scan
+
+
+def _shared_bytes(scan: Scan, dtype, rank: int) -> int:
+    parts = backward.memory(scan, dtype, steps.columns(rank, dtype))
+    arrays = (v for v in parts if not isinstance(v, plgpu.Barrier))
+    return sum(math.prod(v.shape) * jnp.dtype(v.dtype).itemsize for v in arrays)
 
 
 def _pad_image(v: Array, scan: Scan, axis: int, multiple: int = 1) -> Array:
@@ -190,7 +203,7 @@ def _forward(plan, *arrays):
 
 def _scan(plan, x, dt, dt_weight, dt_bias, A, B, C, D, *, save):
     """y and, if saved, the states that the backward pass starts from."""
-    scan = _scan_of(plan, x, A.shape[-1], save=save)
+    scan = _scan_of(plan, x, A.shape[-1], dt.shape[-1])
     args = _prepare(scan, x, dt, dt_weight, dt_bias, A, B, C)
     start = None
     if scan.segments > 1:
@@ -204,7 +217,7 @@ def _scan(plan, x, dt, dt_weight, dt_bias, A, B, C, D, *, save):
 
 def _backward(plan, residuals, dy):
     (x, dt, dt_weight, dt_bias, A, B, C, D), saved = residuals
-    scan = _scan_of(plan, x, A.shape[-1], save=True)
+    scan = _scan_of(plan, x, A.shape[-1], dt.shape[-1])
     args = _prepare(scan, x, dt, dt_weight, dt_bias, A, B, C)
     dy_images = _to_images(dy, scan)
     end = None
@@ -263,13 +276,16 @@ def ss2d_pallas_gpu(
     """SS2D by fused kernels on Hopper; arguments and result as in `api.ss2d`.
 
     Raises:
-      NotImplementedError: the GPU at hand is older than Hopper (compute capability 9.0).
+      NotImplementedError: the GPU at hand is no Hopper GPU, or step sizes of too high a rank.
     """
     capability = _compute_capability()
-    if capability is not None and capability < 9:
+    if capability not in (None, HOPPER):
         raise NotImplementedError(
-            f"needs a Hopper GPU (compute capability 9.0) or newer, this is {capability}"
+            f"needs a Hopper GPU, whose matrix instructions (compute capability {HOPPER}) no other "
+            f"has; this is {capability}"
         )
     columns = tuple(name.startswith("column") for name in directions)
     reverses = tuple(name.endswith("_reversed") for name in directions)
-    return _ss2d(_Plan(columns, reverses), x, dt, dt_weight, dt_bias, A, B, C, D)
+    plan = _Plan(columns, reverses)
+    _scan_of(plan, x, A.shape[-1], dt.shape[-1])  # refuses at once, not in the backward pass
+    return _ss2d(plan, x, dt, dt_weight, dt_bias, A, B, C, D)

@@ -11,28 +11,31 @@ import pytest
 
 from mtmamba_jax.kernels.ss2d import api, pallas_gpu, ss2d
 from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ODD, SMALL, ArgSpec
-from tests.kernels.ss2d_suite import SS2DSuite, value_and_gradients
+from tests.kernels.ss2d_suite import TOLERANCES, SS2DSuite, cast, value_and_gradients
 
 NAMED = DECODER | SMALL | ODD
 
 
 def hopper() -> bool:
-    return jax.default_backend() == "gpu" and pallas_gpu._compute_capability() >= 9
+    return jax.default_backend() == "gpu" and pallas_gpu._compute_capability() == pallas_gpu.HOPPER
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not hopper(), reason="needs a Hopper GPU, which the kernels are for")
 class TestPallasGPU(SS2DSuite):
     implementation = "pallas_gpu"
-    # Channels are padded to 64 and states to 16; this image needs neither.
+    # Channels are padded to 64 or 128 and states to 16; this image needs neither.
     whole_image = ArgSpec(32, 48, d=128, t=2, n=16)
 
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     @pytest.mark.parametrize("programs", [1, 10**6])
-    def test_one_segment_and_many_give_the_same(self, monkeypatch, programs):
+    def test_one_segment_and_many_give_the_same(self, monkeypatch, programs, dtype):
         monkeypatch.setattr(pallas_gpu, "ENOUGH", programs)
         monkeypatch.setattr(pallas_gpu, "FULL", programs)
+        monkeypatch.setattr(pallas_gpu, "NARROW", programs)  # programs of 128 channels
         jax.clear_caches()  # of programs cut otherwise
-        self.check(ArgSpec(40, 52, d=128, b=2, t=2, r=4).arguments())
+        arguments = ArgSpec(40, 52, d=128, b=2, t=2, r=4).arguments()
+        self.check(cast(arguments, dtype), tolerance=TOLERANCES[dtype])
 
     @pytest.mark.parametrize("n", [17, 64])
     def test_more_states_than_a_program_has(self, n):
@@ -78,6 +81,17 @@ def test_every_named_shape_lowers_for_cuda(name):
     assert "mosaic_gpu" in lowered(NAMED[name], jnp.bfloat16)
 
 
+def test_any_directions_and_many_states_lower_for_cuda():
+    for direction, spec in (
+        ("row_reversed", ArgSpec(1, 21, d=5, k=1)),
+        ("column", ArgSpec(21, 1, d=5, k=1)),
+        ("row", ArgSpec(9, 20, d=5, k=1)),  # neither size is a multiple of 8, as tiles are
+        ("column_reversed", ArgSpec(6, 20, d=12, k=1, n=33)),
+    ):
+        op = functools.partial(ss2d, directions=(direction,))
+        assert "mosaic_gpu" in lowered(spec, jnp.float32, op)
+
+
 @pytest.mark.parametrize("name", ["stage1_t1_b1", "stage3_t4_b8", "row"])
 def test_float32_lowers_for_cuda(name):
     assert "mosaic_gpu" in lowered(NAMED[name], jnp.float32)
@@ -113,14 +127,22 @@ def test_a_batch_over_two_devices_lowers_for_cuda_without_gathering_it():
     assert "all_gather" not in text
 
 
-def test_an_older_gpu_takes_the_xla_path_and_says_so_once(monkeypatch, caplog):
-    monkeypatch.setattr(pallas_gpu, "_compute_capability", lambda: 8.0)
+@pytest.mark.parametrize("capability", [8.0, 10.0])
+def test_another_gpu_takes_the_xla_path_and_says_so_once(monkeypatch, caplog, capability):
+    monkeypatch.setattr(pallas_gpu, "_compute_capability", lambda: capability)
     api._log_once.cache_clear()
     for size in (5, 6):
         assert "mosaic_gpu" not in lowered(ArgSpec(4, size, d=3), jnp.float32, implementation=None)
     assert caplog.text.count("needs a Hopper GPU") == 1
-    with pytest.raises(NotImplementedError, match=r"needs a Hopper GPU .*, this is 8.0"):
+    with pytest.raises(NotImplementedError, match=rf"needs a Hopper GPU, .*; this is {capability}"):
         lowered(ArgSpec(4, 7, d=3), jnp.float32)
+
+
+def test_step_sizes_of_too_high_a_rank_take_the_xla_path():
+    spec = ArgSpec(4, 5, d=128, r=200)
+    assert "mosaic_gpu" not in lowered(spec, jnp.float32, implementation=None)
+    with pytest.raises(NotImplementedError, match="rank 200 take too much shared memory"):
+        lowered(spec, jnp.float32)
 
 
 def test_kernels_hold_no_states_of_a_whole_image():

@@ -71,13 +71,13 @@ def backward(
     def ss2d_backward(x_g, dt_g, weight_g, maps_g, dy_g, saved_g, *rest):
         end_g = rest[0] if given else None
         A_g, dx_g, dz_g, dmaps_g, dA_g, *rest = rest[given:]
-        x_s, maps_s, dy_s, start_s, states_s, memory_s, dstep_s, shares_s, dmaps_s, *rest = rest
+        x_s, maps_s, dy_s, start_s, states_s, pool_s, dstep_s, shares_s, dmaps_s, *rest = rest
         ready, once, met, *rest = rest
         threads, program, steps = Threads(scan), Program(scan), Steps(scan, rest, exact=exact)
         buffers = (x_s, steps.values, dy_s, dstep_s.at[:, pl.ds(0, c)])
         x_v, step_v, dy_v, dstep_v = (by_thread(v, scan) for v in buffers)
-        block_s = memory_s.at[pl.ds(0, WARPS)]  # until the first run, and after the last
-        parts_s = memory_s.reshape(RUN, WARPS, GROUPS, PART)
+        block_s = pool_s.at[pl.ds(0, WARPS)]  # until the first run, and after the last
+        parts_s = pool_s.reshape(RUN, WARPS, GROUPS, PART)
         _, step_w, dy_w, dstep_w = (by_warp(v, scan) for v in buffers)
         # Sums over all channels: a warp a pixel, a lane a state of B or C.
         sums = plgpu.Layout.TILED(plgpu.Tiling(((WARPS, 2 * STATES), (1,))), (-3,), (-2,), -1)
@@ -149,19 +149,19 @@ def backward(
                 )
                 dstep, step = rows(dstep_w), rows(step_w.at[at])
 
-                def end():
+                def complete():
                     shares_s[at] = shares
                     dz = dstep * softplus_gradient(step)
                     store(dy_w.at[slot, pl.ds(first, RUN)], dz.astype(dy_s.dtype))  # where dy was
 
-                return end
+                return complete
 
             def run(i, carry):
                 adjoint, dA, last = carry
                 j = runs - 1 - i
                 meet_in_warp()
                 # Between loads and stores, since their waiting is hidden there.
-                end = finish(last)
+                complete = finish(last)
                 places = [program.pixel(j * RUN + u, runs) for u in range(RUN)]
                 decays, states = [], [kept(threads, states_s.at[j])]
                 for p in places:
@@ -169,7 +169,7 @@ def backward(
                     decays.append(jnp.exp2(threads.spread(s) * A))
                     states.append(decays[-1] * states[-1] + added * B)
                 inputs = all_of(places[-1])
-                end()
+                complete()
                 meet_in_warp()
                 for u in reversed(range(RUN)):
                     p = places[u]
@@ -220,8 +220,7 @@ def backward(
         plgpu.copy_smem_to_gmem(block_s, dA_g.at[program.piece, program.warps])
         plgpu.wait_smem_to_gmem(0)
 
-    q, tile, d = scan.programs, (TILE, c), x.shape[-1]
-    parts = RUN * WARPS * GROUPS * PART
+    q, d = scan.programs, x.shape[-1]
     return launch(
         scan,
         ss2d_backward,
@@ -232,21 +231,34 @@ def backward(
             out_image(scan, q, d // c * 2 * STATES, 2 * STATES),
             jax.ShapeDtypeStruct((q * scan.segments, *A.shape[1:]), f32),
         ),
-        (
-            plgpu.SMEM((2, *tile), x.dtype),
-            plgpu.SMEM((2, TILE, 2 * STATES), f32),
-            plgpu.SMEM((2, TILE + RUN, c), x.dtype),
-            plgpu.SMEM(scan.stored, saved.dtype),
-            plgpu.SMEM((TILE // RUN, *scan.stored), saved.dtype),
-            plgpu.SMEM((parts // math.prod(scan.stored[1:]), *scan.stored[1:]), f32),
-            plgpu.SMEM((RUN, c + scan.spare), f32),
-            plgpu.SMEM((TILE, WARPS, 2 * STATES), f32),
-            plgpu.SMEM((TILE, 2 * STATES), f32),
-            plgpu.Barrier(num_arrivals=5, num_barriers=2),
-            plgpu.Barrier(),
-            plgpu.Barrier(),
-            *scratch(scan, dt.shape[-1]),
-        ),
+        memory(scan, x.dtype, dt.shape[-1]),
+    )
+
+
+def memory(scan: Scan, dtype, columns: int) -> tuple:
+    """Shared memory and barriers of a program; no kernel has more.
+
+    Args:
+      scan: what is static.
+      dtype: of x.
+      columns: of `steps.operands`' matrices.
+    """
+    f32, c = jnp.float32, scan.channels
+    parts = RUN * WARPS * GROUPS * PART
+    return (
+        plgpu.SMEM((2, TILE, c), dtype),
+        plgpu.SMEM((2, TILE, 2 * STATES), f32),
+        plgpu.SMEM((2, TILE + RUN, c), dtype),
+        plgpu.SMEM(scan.stored, dtype),
+        plgpu.SMEM((TILE // RUN, *scan.stored), dtype),
+        plgpu.SMEM((parts // math.prod(scan.stored[1:]), *scan.stored[1:]), f32),
+        plgpu.SMEM((RUN, c + scan.spare), f32),
+        plgpu.SMEM((TILE, WARPS, 2 * STATES), f32),
+        plgpu.SMEM((TILE, 2 * STATES), f32),
+        plgpu.Barrier(num_arrivals=5, num_barriers=2),
+        plgpu.Barrier(),
+        plgpu.Barrier(),
+        *scratch(scan, columns),
     )
 
 

@@ -1,12 +1,13 @@
-"""What the kernels of the scan share (Pallas Mosaic GPU, Hopper and later).
+"""What the kernels of the scan share (Pallas Mosaic GPU, Hopper).
 
 A program scans one direction of one image for a block of channels, all 16 states of each. It walks
 its segment of the reading order in tiles, which the copy engine brings to shared memory.
 `pallas_gpu.py` prepares the arrays and adds the programs' results; `kernels/README.md` explains the
 algorithm.
 
-Shapes: q counts (task, direction, image), g (task, image), s segments, m tiles of a whole reading
-order; c is the channels of a block, [warps groups own], whose states are [warps 16 groups own].
+Shapes: q counts (task, direction, part of the states, image), g (task, image), s segments, m tiles
+of a whole reading order; c is the channels of a block, [warps groups own], whose states are [warps
+16 groups own].
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.mosaic import gpu as mosaic
-from jax.experimental.mosaic.gpu.fragmented_array import Replicated, TiledLayout
+from jax.experimental.mosaic.gpu.fragmented_array import TiledLayout
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 Array = jax.Array
@@ -196,6 +197,15 @@ class Program:
     Args:
       scan: what is static.
       segment: which piece of the reading order; None for that of the grid.
+
+    Attributes:
+      block, q: of the grid.
+      image, weight, dt, matrix: where its image, projection of the step sizes, low-rank step sizes
+        and A are in their arrays.
+      piece: where what belongs to its segment is.
+      channels, warps: which channels and warps are its own, in arrays of all blocks.
+      column, reverse: whether it reads down columns, and backwards.
+      first, count: its first tile in reading order and how many there are, maybe none.
     """
 
     def __init__(self, scan: Scan, segment: Array | None = None):
@@ -245,10 +255,18 @@ class Program:
 
     def each_way(self, copy: Callable) -> None:
         """Calls `copy(pixels)`, `pixels(line, start)` being a tile's index, for either way."""
-        pl.when(self.column)(lambda: copy(lambda line, start: (pl.ds(start, TILE), line)))
-        pl.when(jnp.logical_not(self.column))(
-            lambda: copy(lambda line, start: (line, pl.ds(start, TILE)))
-        )
+
+        def down(line, start):
+            return pl.ds(start, TILE), line
+
+        def along(line, start):
+            return line, pl.ds(start, TILE)
+
+        if any(self.scan.columns) and not all(self.scan.columns):
+            pl.when(self.column)(lambda: copy(down))
+            pl.when(jnp.logical_not(self.column))(lambda: copy(along))
+        else:  # arrays are padded for this way only
+            copy(down if any(self.scan.columns) else along)
 
     def fetch(self, i, slot, images, dt, maps, ready) -> None:
         """Starts the copy engine on the i-th tile's inputs; it fills what is past the line with 0.
@@ -290,10 +308,10 @@ def launch(scan: Scan, body, arrays, outputs, scratch, segments: int | None = No
         grid_names=("block", "q", "segment"),
         compiler_params=plgpu.CompilerParams(
             approx_math=True,  # ex2.approx: 2 units in the last place
-            # Safe: what a thread stores to shared memory and reads again is its own; every other
-            # exchange is behind a commit_smem.
+            # Safe: what threads pass on in shared memory is behind `meet`, `meet_in_warp` or
+            # commit_smem; a result is written over an input by the warp that has read it.
             unsafe_no_auto_barriers=True,
-            reduction_scratch_bytes=128,  # sums stay within a warp
+            reduction_scratch_bytes=128,  # no reduction uses it; the least there can be
             lowering_semantics=plgpu.LoweringSemantics.Lane,
         ),
     )(*arrays)
@@ -320,11 +338,3 @@ def by_thread(ref, scan: Scan):
 def by_warp(ref, scan: Scan):
     """[..., c] in shared memory as [..., warps channels]."""
     return ref.reshape(*ref.shape[:-1], WARPS, GROUPS * scan.own)
-
-
-def across_lanes(ref) -> Array:
-    """Reads [warps n], n = 16 or 32: in each warp a lane, or two, hold one value."""
-    copies = 32 // ref.shape[-1]
-    lanes = (-2,) if copies == 1 else (Replicated(copies), -2)
-    tiling = plgpu.Tiling((tuple(ref.shape), (1,)))
-    return plgpu.layout_cast(ref[...], plgpu.Layout.TILED(tiling, (-3,), lanes, -1))

@@ -143,6 +143,6 @@ def _softplus(z: Array, *, exact: bool) -> Array:
 
 
 def softplus_gradient(step: Array) -> Array:
-    """The derivative of softplus where it is `step`: 1 - exp(-step), exact for small steps too."""
+    """The derivative of softplus where it is `step`: 1 - exp(-step), relative error 1.4e-6."""
     series = step * (1 - step / 2 * (1 - step / 3 * (1 - step / 4 * (1 - step / 5))))
     return jnp.where(step < 0.25, series, 1 - jnp.exp(-step))

@@ -1,0 +1,105 @@
+"""What the GPU backend does in plain JAX, round its kernels: runs anywhere."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtmamba_jax.kernels.ss2d import pallas_gpu
+from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ArgSpec
+from mtmamba_jax.kernels.ss2d.mosaic_gpu import steps
+from tests.kernels.ss2d_suite import relative_error
+
+PLAN = pallas_gpu._Plan((False, True, False, True), (False, False, True, True))
+
+
+def scan_of(spec: ArgSpec, dtype=jnp.bfloat16):
+    x = jax.ShapeDtypeStruct((spec.t, spec.b, spec.h, spec.w, spec.d), dtype)
+    return pallas_gpu._scan_of(PLAN, x, spec.n, spec.r)
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "segments"),
+    [
+        ("stage3_t4_b8", 4, 1),  # 384 programs of 128 channels
+        ("stage2_t1_b8", 2, 1),  # 192: half the channels each
+        ("stage3_t1_b8", 4, 11),  # 96: pieces
+        ("stage1_t1_b1", 4, 15),  # 48: no piece under four tiles on average
+    ],
+)
+def test_programs_that_are_few_are_made_more(name, own, segments):
+    scan = scan_of(DECODER[name])
+    assert (scan.own, scan.segments) == (own, segments)
+
+
+def test_a_high_rank_halves_the_channels_then_is_refused():
+    assert scan_of(ArgSpec(56, 72, d=2048, b=8, r=48), jnp.float32).own == 4
+    assert scan_of(ArgSpec(56, 72, d=2048, b=8, r=64), jnp.float32).own == 2
+    with pytest.raises(NotImplementedError, match="rank 200 take too much shared memory"):
+        scan_of(ArgSpec(56, 72, d=2048, b=8, r=200), jnp.float32)
+
+
+@pytest.mark.parametrize(("d", "n"), [(128, 16), (200, 16), (40, 3), (12, 33)])
+def test_states_come_back_from_the_order_of_threads(d, n):
+    scan = scan_of(ArgSpec(8, 8, d=d, n=n, t=2))
+    A = np.random.default_rng(0).standard_normal((2, 4, d, n), np.float32)
+    states = pallas_gpu._states_of(scan, jnp.asarray(A))
+    np.testing.assert_allclose(
+        pallas_gpu._from_states(scan, states, A) / pallas_gpu.LOG2E, A, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    # Of float32 three bfloat16 parts a factor, of bfloat16 a rounding of the weight by 2**-9.
+    ("dtype", "tolerance"),
+    [("float32", 1e-6), ("bfloat16", 2**-8)],
+)
+def test_one_product_of_bfloat16_numbers_is_the_projection_with_its_bias(dtype, tolerance):
+    _, dt, weight, bias, *_ = ArgSpec(3, 5, d=24, t=2, b=2, r=7).arguments()
+    dt = jnp.asarray(dt, dtype)
+    left, right = steps.operands(dt, weight, bias)
+    assert left.dtype == right.dtype == jnp.bfloat16
+    assert left.shape[-1] == right.shape[-1] == steps.columns(7, dtype)
+    left = left.reshape(2, 4, 2, 3, 5, -1).astype(jnp.float32)
+    right = right.reshape(2, 4, 24, -1).astype(jnp.float32)
+    exact = jax.lax.Precision.HIGHEST
+    got = jnp.einsum("tkbhwc,tkdc->tbhwkd", left, right, precision=exact)
+    wanted = jnp.einsum("tbhwkr,tkrd->tbhwkd", dt.astype(jnp.float32), weight, precision=exact)
+    assert relative_error(got, wanted + bias[:, None, None, None]) < tolerance
+
+
+def test_softplus_and_its_gradient_are_accurate_where_they_are_tiny():
+    z = np.linspace(-20, 30, 10001, dtype=np.float32).astype(np.float64)
+    wanted = np.log1p(np.exp(z))
+    for exact, tolerance in ((True, 1e-6), (False, 1e-4)):  # the fits' errors are 3e-7 and 6e-5
+        got = steps._softplus(jnp.asarray(z, jnp.float32), exact=exact)
+        np.testing.assert_allclose(got, wanted, rtol=tolerance)
+    slope = steps.softplus_gradient(jnp.asarray(wanted, jnp.float32))
+    np.testing.assert_allclose(slope, 1 / (1 + np.exp(-z)), rtol=3e-6)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_segments_start_with_what_the_others_leave(reverse):
+    # One direction of one image: 3 segments whose every state decays and gains by known amounts.
+    scan = pallas_gpu._scan_of(
+        pallas_gpu._Plan((False,), (False,)),
+        jax.ShapeDtypeStruct((1, 1, 12, 16, 64), jnp.float32),
+        16,
+        1,
+    )
+    assert scan.segments == 3
+    rng = np.random.default_rng(0)
+    A = -rng.uniform(0.5, 1.5, (1, 4, *scan.stored[1:])).astype(np.float32)
+    ends = rng.standard_normal((2, *A.shape[1:])).astype(np.float32)
+    time = rng.uniform(0.1, 1.0, (2, 4, 8 * scan.own)).astype(np.float32)
+    got = pallas_gpu._carry(scan, *map(jnp.asarray, (ends, time, A)), reverse=reverse)
+    by_channel = time.reshape(2, 4, 1, 8, 1, scan.own).repeat(4, 4).reshape(2, 4, 1, -1)
+    decay = np.exp2(by_channel * A)
+    none = np.zeros_like(ends[0])
+    if reverse:
+        wanted = [ends[0] + decay[0] * ends[1], ends[1], none]
+    else:
+        wanted = [none, ends[0], ends[1] + decay[1] * ends[0]]
+    np.testing.assert_allclose(got, np.stack(wanted), rtol=1e-5, atol=1e-6)
