@@ -1,0 +1,101 @@
+"""Layers with gradients of their own, against JAX's gradients of the plain formula."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mtmamba_jax.models.heads import ExpandHeads
+from mtmamba_jax.models.layers import DepthwiseConv
+from mtmamba_jax.models.norm import EPSILON, TaskLayerNorm
+from mtmamba_jax.models.patches import depth_to_space
+from mtmamba_jax.tasks import NYUDV2
+
+# Roundings of 1e-16 and 6e-8, and sums of at most some thousand terms.
+FLOAT64, FLOAT32 = 1e-12, 2e-6
+
+
+def plain_layer_norm(x, scale, bias, axes):
+    mean = x.mean(axes, keepdims=True)
+    variance = jnp.square(x - mean).mean(axes, keepdims=True)
+    shape = (x.shape[0],) + (1,) * (x.ndim - 2) + (x.shape[-1],)
+    normal = (x - mean) / jnp.sqrt(variance + EPSILON)
+    return normal * scale.reshape(shape) + bias.reshape(shape)
+
+
+def plain_convolution(x, kernel, bias):
+    def one(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel[:, :, None],
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=x.shape[-1],
+        )
+
+    return jax.vmap(one)(x, kernel) + bias[:, None, None, None]
+
+
+def plain_heads(module, x):
+    """Expands, puts in place, normalises and projects: the heads as the paper says it."""
+    fine = depth_to_space(module.expand(x), module.factor)
+    fine = plain_layer_norm(fine, module.norm.scale[...], module.norm.bias[...], (-1,))
+    return {
+        name: module.projections[name](feature)
+        for name, feature in zip(module.names, fine, strict=True)
+    }
+
+
+def assert_same(module, plain, x, tolerance=FLOAT64):
+    """Compares value and gradients of `module(x)` with `plain(module, x)`, parameters random."""
+    graph, state = nnx.split(module)
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(lambda v: jnp.asarray(rng.standard_normal(v.shape)), state)
+
+    def both(function):
+        def loss(state, x):
+            outputs = jax.tree.leaves(function(nnx.merge(graph, state), x))
+            return sum(jnp.sum(jnp.sin(v)) for v in outputs)
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))(state, x)
+
+    got, wanted = both(lambda module, x: module(x)), both(plain)
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        assert one.dtype == jnp.float64
+        largest = np.abs(other).max()
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance * largest)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_layer_norm(joint):
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(1).standard_normal((3, 2, 4, 5, 8)))
+        module = TaskLayerNorm(3, 8, joint=joint, dtype=jnp.float64)
+        assert_same(
+            module,
+            lambda m, x: plain_layer_norm(x, m.scale[...], m.bias[...], (0, -1) if joint else -1),
+            x,
+        )
+
+
+def test_depthwise_convolution():
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 2, 4, 5, 3)))
+        module = DepthwiseConv(2, 3, dtype=jnp.float64, rngs=nnx.Rngs(0))
+        assert_same(
+            module,
+            lambda m, x: plain_convolution(x, m.kernel[...], m.bias[...]),
+            x,
+            FLOAT32,  # its sums are float32
+        )
+
+
+def test_heads():
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(1).standard_normal((len(NYUDV2), 2, 3, 4, 8)))
+        module = ExpandHeads(NYUDV2, 8, dtype=jnp.float64, rngs=nnx.Rngs(0))
+        assert_same(module, plain_heads, x)
