@@ -150,8 +150,8 @@ def ss2d_records(
     for name in specs:
         spec = SPECS[name]
         arrays = tuple(
-            jnp.asarray(value, dtype if letter in ACTIVATIONS else None)
-            for letter, value in zip(SHAPES, spec.arguments(), strict=True)
+            jnp.asarray(value, dtype if argument in ACTIVATIONS else None)
+            for argument, value in zip(SHAPES, spec.arguments(), strict=True)
         )
         graph, norm = nnx.split(TaskLayerNorm(spec.t, spec.d, dtype=jnp.dtype(dtype)))
         names = implementations or [platform_implementation(arrays)]

@@ -42,10 +42,7 @@ def report_ss2d(
     """Prints the table of `ss2d_records`, a line as soon as it is known, and writes `output`.
 
     Args:
-      specs: of `ss2d_records`, as are the next three.
-      implementations: see there.
-      dtype: see there.
-      repeats: see there.
+      specs, implementations, dtype, repeats: of `ss2d_records`.
       output: JSON, brought up to date with each line.
 
     Returns:
@@ -53,7 +50,10 @@ def report_ss2d(
     """
     settings = {"specs": specs, "implementations": implementations, "dtype": dtype}
     settings["repeats"] = repeats
-    rule = ("-" * (width - 1) + (":" if title in _NUMBERS else "-") for title, width in _columns())
+    rule = (
+        "-" * (width - 1) + (":" if title in _NUMBERS else "-")
+        for title, width in _SS2D_COLUMNS.items()
+    )
     print(f"\n{_row(_SS2D_COLUMNS)}\n{_row(rule)}", flush=True)
     records, errors = [], []
     for record in ss2d_records(specs, implementations, dtype, repeats):
@@ -65,10 +65,6 @@ def report_ss2d(
             errors.append(f"{what}: {record['error'].splitlines()[0]}")
     print(_LEGEND)
     return errors
-
-
-def _columns():
-    return _SS2D_COLUMNS.items()
 
 
 def _ss2d_row(record: Record) -> str:
@@ -90,7 +86,7 @@ def _ss2d_row(record: Record) -> str:
 def _row(cells: Iterable[str]) -> str:
     padded = (
         f"{cell:{'>' if title in _NUMBERS else '<'}{width}}"
-        for cell, (title, width) in zip(cells, _columns(), strict=True)
+        for cell, (title, width) in zip(cells, _SS2D_COLUMNS.items(), strict=True)
     )
     return f"| {' | '.join(padded)} |"
 

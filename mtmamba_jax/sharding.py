@@ -22,7 +22,7 @@ GPU_OPTIONS = {
     # time: launching them one by one is sooner done.
     "xla_gpu_enable_command_buffer": "",
 }
-"""Of XLA; measured on the Swin-Large model (kernels/README.md)."""
+"""Of XLA, for the whole model's programs."""
 
 
 def create_mesh(*batch_sizes: int) -> Mesh:

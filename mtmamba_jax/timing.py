@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 
 WARM_UPS = 3
-SAMPLE = 5e-2  # seconds that a sample takes at least, so that launching its calls is negligible
+SAMPLE = 5e-2  # seconds that a sample aims at, so that launching its calls is negligible
 BACK_TO_BACK = 10  # calls in one sample at most
 
 
