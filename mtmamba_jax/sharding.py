@@ -22,7 +22,12 @@ GPU_OPTIONS = {
     # time: launching them one by one is sooner done.
     "xla_gpu_enable_command_buffer": "",
 }
-"""Of XLA, for the whole model's programs."""
+"""Of XLA."""
+
+
+def compiler_options(platform: str) -> dict[str, bool | str]:
+    """Returns the options of XLA that the model is compiled with for "cpu", "gpu" or "tpu"."""
+    return GPU_OPTIONS if platform == "gpu" else {}
 
 
 def create_mesh(*batch_sizes: int) -> Mesh:
@@ -73,8 +78,7 @@ def jit_on(mesh: Mesh, function: Callable, **options) -> Callable:
 
     Its `lower(*args)` is jax's, in the same context.
     """
-    if mesh.devices.flat[0].platform == "gpu":
-        options = {"compiler_options": GPU_OPTIONS} | options
+    options = {"compiler_options": compiler_options(mesh.devices.flat[0].platform)} | options
     compiled = jax.jit(function, **options)
 
     def in_context(call):
