@@ -117,27 +117,59 @@ class WindowAttention(nnx.Module):
         windows, length, c = x.shape
         qkv = self.qkv(x).reshape(windows, length, 3, self.heads, c // self.heads)
         bias = self.position_bias[relative_position_index(self.window)].transpose(2, 0, 1)
-        mask = None
-        if self.shifted:
-            # -100 rather than -inf: the value released weights were trained with.
-            mask = np.where(shift_mask(*padded, self.window), 0.0, -100.0).astype(np.float32)
-        out = recomputed(functools.partial(_attention, mask=mask))(qkv, bias)
+        out = _attention(qkv, bias, (*padded, self.window) if self.shifted else None)
         return self.projection(out.reshape(windows, length, c))
 
 
-def _attention(qkv: Array, bias: Array, *, mask: np.ndarray | None) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _attention(qkv: Array, bias: Array, shifted: tuple[int, int, int] | None) -> Array:
     """Softmax attention: [windows pixels 3 heads c], [heads pixels pixels] -> [windows pixels ..].
 
-    The mask [n pixels pixels] is of an image's n windows.
+    `shifted` gives the arguments of `shift_mask` for windows that are. The weights are kept for the
+    backward pass in the compute dtype: making them again costs more than reading them.
     """
-    query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    query *= query.shape[-1] ** -0.5
+    return _attention_forward(qkv, bias, shifted)[0]
+
+
+def _attention_forward(qkv, bias, shifted):
+    query, key, value = _split(qkv)
     scores = jnp.einsum("mqhc,mkhc->mhqk", query, key, preferred_element_type=jnp.float32) + bias
-    if mask is not None:
+    if shifted:
+        # -100 rather than -inf: the value released weights were trained with.
+        mask = np.where(shift_mask(*shifted), 0.0, -100.0).astype(np.float32)
         by_image = scores.reshape(-1, len(mask), *scores.shape[1:])
         scores = (by_image + mask[None, :, None]).reshape(scores.shape)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("mhqk,mkhc->mqhc", weights, value)
+    out = jnp.einsum("mhqk,mkhc->mqhc", weights, value)
+    return out, (qkv, weights, out)
+
+
+def _attention_backward(shifted, residuals, dout):
+    del shifted  # a constant of the scores
+    qkv, weights, out = residuals
+    query, key, value = _split(qkv)
+    dvalue = jnp.einsum("mhqk,mqhc->mkhc", weights, dout)
+    dweights = jnp.einsum("mqhc,mkhc->mhqk", dout, value, preferred_element_type=jnp.float32)
+    # The mean of dweights that softmax takes off: sum_k weights dweights = out . dout.
+    mean = jnp.einsum("mqhc,mqhc->mhq", out, dout, preferred_element_type=jnp.float32)
+    dscores = weights * (dweights - mean[..., None])
+    dbias = dscores.sum(0)
+    dscores = dscores.astype(qkv.dtype)
+    dquery = jnp.einsum("mhqk,mkhc->mqhc", dscores, key) * _scale(qkv)
+    dkey = jnp.einsum("mhqk,mqhc->mkhc", dscores, query)
+    return jnp.stack([dquery, dkey, dvalue], 2), dbias
+
+
+def _split(qkv: Array) -> tuple[Array, Array, Array]:
+    """Scaled query, key and value [windows pixels heads c]."""
+    return qkv[:, :, 0] * _scale(qkv), qkv[:, :, 1], qkv[:, :, 2]
+
+
+def _scale(qkv: Array) -> float:
+    return qkv.shape[-1] ** -0.5
+
+
+_attention.defvjp(_attention_forward, _attention_backward)
 
 
 class SwinBlock(nnx.Module):
@@ -166,8 +198,9 @@ class SwinBlock(nnx.Module):
     def __call__(self, x: Array, key: jax.Array | None = None) -> Array:
         """Maps [b h w c] to the same shape; a key switches drop path on."""
         x += drop_path(self.attention(self.norm_1(x)), self.drop_path_rate, fold(key, 0))
-        hidden = jax.nn.gelu(self.mlp_in(self.norm_2(x)), approximate=False)
-        return x + drop_path(self.mlp_out(hidden), self.drop_path_rate, fold(key, 1))
+        perceptron = recomputed(lambda h: self.mlp_out(jax.nn.gelu(h, approximate=False)))
+        found = perceptron(self.mlp_in(self.norm_2(x)))
+        return x + drop_path(found, self.drop_path_rate, fold(key, 1))
 
 
 class Swin(nnx.Module):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mtmamba_jax.models import swin
 from mtmamba_jax.models.heads import ExpandHeads
 from mtmamba_jax.models.layers import DepthwiseConv
 from mtmamba_jax.models.norm import EPSILON, TaskLayerNorm
@@ -92,6 +93,35 @@ def test_depthwise_convolution():
             x,
             FLOAT32,  # its sums are float32
         )
+
+
+def plain_attention(qkv, bias, allowed):
+    query, key, value = jnp.moveaxis(qkv, 2, 0)
+    scores = jnp.einsum("mqhc,mkhc->mhqk", query, key) / np.sqrt(qkv.shape[-1]) + bias
+    scores += jnp.where(np.tile(allowed, (2, 1, 1)), 0.0, -100.0)[:, None]
+    return jnp.einsum("mhqk,mkhc->mqhc", jax.nn.softmax(scores, -1), value)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_attention(shifted):
+    height, width, window = 4, 8, 4  # two images of two windows
+    rng = np.random.default_rng(0)
+    qkv = rng.standard_normal((4, window**2, 3, 2, 5), np.float32)
+    bias = rng.standard_normal((2, window**2, window**2), np.float32)
+    allowed = np.ones((2, window**2, window**2), bool)
+    if shifted:
+        allowed = swin.shift_mask(height, width, window)
+        assert not allowed.all()
+
+    def both(function):
+        return jax.value_and_grad(lambda *args: jnp.sum(jnp.sin(function(*args))), (0, 1))(
+            qkv, bias
+        )
+
+    got = both(lambda *args: swin._attention(*args, (height, width, window) if shifted else None))
+    wanted = both(lambda *args: plain_attention(*args, allowed))
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=FLOAT32, atol=FLOAT32 * np.abs(other).max())
 
 
 def test_heads():
