@@ -63,7 +63,7 @@ class MFE(nnx.Module):
 
     def scan(self, z: Array) -> Array:
         """All but the LayerNorm, which blocks recompute together with their gates."""
-        return self.ss2d(recomputed(lambda z: jax.nn.silu(self.conv(z)))(z))
+        return self.ss2d(recomputed(jax.nn.silu)(self.conv(z)))
 
 
 class STM(nnx.Module):
