@@ -1,0 +1,1 @@
+"""Pallas kernels of SS2D for TPUs."""

@@ -1,0 +1,155 @@
+"""SS2D on TPUs: prepares the arrays of `mosaic_tpu`'s kernels and adds what they return."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtmamba_jax.kernels.ss2d.mosaic_tpu import backward, forward
+from mtmamba_jax.kernels.ss2d.mosaic_tpu.way import SUBLANES, Way, cut
+
+Array = jax.Array
+
+LOG2E = math.log2(math.e)
+MOST = 2**19  # elements of a tile
+
+
+class _Plan(NamedTuple):
+    """What is static about one call: hashable, so that it can be a nondiff argument."""
+
+    columns: tuple[bool, ...]
+    reverses: tuple[bool, ...]
+
+
+def _ways(plan: _Plan, x: Array, states: int, rank: int) -> list[tuple[Way, tuple[int, ...]]]:
+    """The ways of a call, each with which of its directions walk it.
+
+    Raises:
+      NotImplementedError: columns too long for the vector memory.
+    """
+    h, w, d = x.shape[2:]
+    states = -(-states // SUBLANES) * SUBLANES
+    ways = []
+    for column in sorted(set(plan.columns)):
+        which = tuple(i for i, c in enumerate(plan.columns) if c == column)
+        reverses = tuple(plan.reverses[i] for i in which)
+        way = cut(h, w, d, column, reverses, states, rank, MOST)
+        if way is None:
+            raise NotImplementedError(f"columns of {h} pixels take too much vector memory")
+        ways.append((way, which))
+    return ways
+
+
+class _Arrays(NamedTuple):
+    """The kernels' view of the arguments, of the directions of one way."""
+
+    x: Array
+    maps: Array
+    weight: Array
+    bias: Array
+    A: Array
+
+
+def _prepare(way: Way, which, x, dt, dt_weight, dt_bias, A, B, C) -> _Arrays:
+    t, b, h, w = x.shape[:4]
+    pick = list(which)
+    more = way.states - A.shape[-1]
+    maps = [dt, *(jnp.pad(v, [(0, 0)] * 5 + [(0, more)]) for v in (B, C))]
+    maps = jnp.concatenate([v[..., pick, :].astype(x.dtype) for v in maps], -1)
+    maps = jnp.pad(maps, [(0, 0)] * 5 + [(0, way.maps - maps.shape[-1])])
+    # Zeros for channels past the image's: what x has there is masked, numbers of no array are not.
+    channels = (0, way.parts * way.lanes - x.shape[-1])
+    weight, bias, A = (
+        jnp.pad(v[:, pick], [(0, 0), (0, 0), (0, rows), channels])
+        for v, rows in (
+            (dt_weight, way.maps - dt.shape[-1]),
+            (dt_bias[:, :, None], 0),
+            (A.swapaxes(2, 3) * LOG2E, more),
+        )
+    )
+    return _Arrays(x, maps.reshape(t, b, h, w, -1), weight, bias, A)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _ss2d(plan, *arrays):
+    return _scan(plan, *arrays, save=False)[0]
+
+
+def _forward(plan, *arrays):
+    y, saved = _scan(plan, *arrays, save=True)
+    return y, (arrays, saved)
+
+
+def _scan(plan, x, dt, dt_weight, dt_bias, A, B, C, D, *, save):
+    """y and, if saved, the states of each way that the backward pass starts from."""
+    y, saved = x * jnp.sum(D, 1)[:, None, None, None], []
+    for way, which in _ways(plan, x, A.shape[-1], dt.shape[-1]):
+        args = _prepare(way, which, x, dt, dt_weight, dt_bias, A, B, C)
+        one, *rest = forward.forward(way, *args, save=save)
+        y += jnp.sum(one, 1, dtype=jnp.float32)
+        saved += rest
+    return y.astype(x.dtype), saved
+
+
+def _backward(plan, residuals, dy):
+    (x, dt, dt_weight, dt_bias, A, B, C, D), saved = residuals
+    dx, rest = dy * jnp.sum(D, 1)[:, None, None, None], {}
+    ways = _ways(plan, x, A.shape[-1], dt.shape[-1])
+    for (way, which), states in zip(ways, saved, strict=True):
+        args = _prepare(way, which, x, dt, dt_weight, dt_bias, A, B, C)
+        one, *others = backward.backward(way, *args, dy, states)
+        dx += jnp.sum(one, 1, dtype=jnp.float32)
+        for i, gradients in zip(which, _by_direction(way, A.shape[-1], *others), strict=True):
+            rest[i] = gradients
+    ddt, dB, dC, dweight, dbias, dA = (
+        jnp.stack([rest[i][j] for i in range(len(rest))], axis)
+        for j, axis in enumerate((4, 4, 4, 1, 1, 1))
+    )
+    dD = jnp.sum(dy.astype(jnp.float32) * x, (1, 2, 3))[:, None]
+    gradients = (dx, ddt, dweight, dbias, dA, dB, dC, jnp.broadcast_to(dD, D.shape))
+    return tuple(g.astype(v.dtype) for g, v in zip(gradients, residuals[0], strict=True))
+
+
+def _by_direction(way: Way, n: int, dmaps, dweight, dbias, dA):
+    """Yields dt's, B's, C's, the projection's, its bias's and A's gradient of each direction."""
+    k, r, states = len(way.reverses), way.rank, way.states
+    dmaps = jnp.sum(dmaps.reshape(*dmaps.shape[:4], k, way.parts, way.maps), -2)
+    for i in range(k):
+        of, sums = dmaps[..., i, :], (v[:, i].sum(1) for v in (dweight, dbias, dA))
+        weight, bias, A = sums
+        yield (
+            *(of[..., :r], of[..., r : r + n], of[..., r + states : r + states + n]),
+            *(weight[:, :r], bias[:, 0], A.swapaxes(1, 2)[..., :n]),
+        )
+
+
+_ss2d.defvjp(_forward, _backward)
+
+
+def ss2d_pallas_tpu(
+    x: Array,
+    dt: Array,
+    dt_weight: Array,
+    dt_bias: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array,
+    *,
+    directions: Sequence[str],
+) -> Array:
+    """SS2D by fused kernels on TPUs; arguments and result as in `api.ss2d`.
+
+    Raises:
+      NotImplementedError: columns too long for the vector memory.
+    """
+    columns = tuple(name.startswith("column") for name in directions)
+    reverses = tuple(name.endswith("_reversed") for name in directions)
+    plan = _Plan(columns, reverses)
+    _ways(plan, x, A.shape[-1], dt.shape[-1])  # refuses at once, not in the backward pass
+    return _ss2d(plan, x, dt, dt_weight, dt_bias, A, B, C, D)
