@@ -18,6 +18,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from mtmamba_jax.kernels.ss2d.pallas_gpu import ss2d_pallas_gpu
+from mtmamba_jax.kernels.ss2d.pallas_tpu import ss2d_pallas_tpu
 from mtmamba_jax.kernels.ss2d.reference import ss2d_reference
 from mtmamba_jax.kernels.ss2d.xla import ss2d_xla
 
@@ -28,12 +29,17 @@ DIRECTIONS = ("row", "column", "row_reversed", "column_reversed")
 
 IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
     "pallas_gpu": ss2d_pallas_gpu,
+    "pallas_tpu": ss2d_pallas_tpu,
     "xla": ss2d_xla,
     "reference": ss2d_reference,
 }
 """Every backend by name. One that cannot do a call raises NotImplementedError before computing."""
 
-PLATFORMS: dict[str, tuple[str, ...]] = {"cuda": ("pallas_gpu", "xla"), "default": ("xla",)}
+PLATFORMS: dict[str, tuple[str, ...]] = {
+    "cuda": ("pallas_gpu", "xla"),
+    "tpu": ("pallas_tpu", "xla"),
+    "default": ("xla",),
+}
 """Backends of each platform ("cpu", "cuda", "tpu"), first asked first; "default" is any other."""
 
 SHAPES = {

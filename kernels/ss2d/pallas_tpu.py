@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
 
 from mtmamba_jax.kernels.ss2d.mosaic_tpu import backward, forward
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.way import SUBLANES, Way, cut
@@ -16,7 +17,8 @@ from mtmamba_jax.kernels.ss2d.mosaic_tpu.way import SUBLANES, Way, cut
 Array = jax.Array
 
 LOG2E = math.log2(math.e)
-MOST = 2**19  # elements of a tile
+LEAST_MEMORY = 16 * 2**20  # bytes of vector memory, of the TPU that has least of it (v4)
+SPARE_MEMORY = 3 * 2**20  # of it for the compiler's own
 
 
 class _Plan(NamedTuple):
@@ -33,16 +35,29 @@ def _ways(plan: _Plan, x: Array, states: int, rank: int) -> list[tuple[Way, tupl
       NotImplementedError: columns too long for the vector memory.
     """
     h, w, d = x.shape[2:]
+    room = _vector_memory() - SPARE_MEMORY
+
+    def fits(way):
+        return backward.vector_memory(way, x.dtype) <= room
+
     states = -(-states // SUBLANES) * SUBLANES
     ways = []
     for column in sorted(set(plan.columns)):
         which = tuple(i for i, c in enumerate(plan.columns) if c == column)
         reverses = tuple(plan.reverses[i] for i in which)
-        way = cut(h, w, d, column, reverses, states, rank, MOST)
+        way = cut(h, w, d, column, reverses, states, rank, fits)
         if way is None:
             raise NotImplementedError(f"columns of {h} pixels take too much vector memory")
         ways.append((way, which))
     return ways
+
+
+def _vector_memory() -> int:
+    """Bytes of the TPU in context or at hand; the least of any, if only the platform is known."""
+    try:
+        return pltpu.get_tpu_info().vmem_capacity_bytes
+    except ValueError:
+        return LEAST_MEMORY
 
 
 class _Arrays(NamedTuple):

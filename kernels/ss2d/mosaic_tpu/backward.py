@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -148,11 +149,6 @@ def backward(
 
     t, b, h, w, d = x.shape
     blocks, k = Blocks(way, backwards=True), len(way.reverses)
-    pixels = pltpu.VMEM((way.blocks, way.pixels, LANES), f32)
-    row = pltpu.VMEM((way.pixels, way.maps), f32)
-    column = pltpu.VMEM((way.piece * 2 * way.states, LANES), f32)
-    part = pltpu.VMEM((way.group, way.piece * SUBLANES, LANES), f32)
-    state = pltpu.VMEM((way.blocks, way.states, LANES), f32)
     return launch(
         "ss2d_backward",
         way,
@@ -168,10 +164,33 @@ def backward(
             ((t, k, b, 1, d), f32, blocks.sums(1)),
             ((t, k, b, way.states, d), f32, blocks.sums(way.states)),
         ],
-        [
-            *(pixels, pixels, pixels, row, row, column, column),
-            pltpu.VMEM((way.group, way.piece * way.states, LANES), f32),
-            *(part, part, pltpu.VMEM((way.piece * SUBLANES, way.maps), f32), state, state),
-        ],
+        scratch(way),
         (x, maps, weight, bias, A, dy, saved),
     )
+
+
+def scratch(way: Way) -> list[pltpu.MemoryRef]:
+    """Memory of a program beside its blocks."""
+
+    def memory(*shape):
+        return pltpu.VMEM(shape, jnp.float32)
+
+    pixels = memory(way.blocks, way.pixels, LANES)
+    row, column = memory(way.pixels, way.maps), memory(way.piece * 2 * way.states, LANES)
+    part = memory(way.group, way.piece * SUBLANES, LANES)
+    state = memory(way.blocks, way.states, LANES)
+    return [
+        *(pixels, pixels, pixels, row, row, column, column),
+        memory(way.group, way.piece * way.states, LANES),
+        *(part, part, memory(way.piece * SUBLANES, way.maps), state, state),
+    ]
+
+
+def vector_memory(way: Way, dtype) -> int:
+    """Bytes that a program takes, more than those of `forward`: scratch, and blocks in two slots."""
+    scratched = sum(4 * math.prod(v.shape) for v in scratch(way))
+    size, pixels = jnp.dtype(dtype).itemsize, math.prod(way.shape)
+    images, maps = 3 * pixels * way.lanes * size, pixels * way.maps * (size + 4)
+    saved = way.lines * way.pieces * way.states * way.lanes * size
+    parameters = 2 * (way.maps + way.states + SUBLANES) * way.lanes * 4
+    return scratched + 2 * (images + maps + saved + parameters)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -23,7 +24,7 @@ SUBLANES, LANES = 8, 128  # of a vector register
 PIECE = 56  # pixels, at most, from one saved state to the next
 PIECES = 4  # of a line in one tile, at most
 REGISTERS = 6  # that states of one pixel may take in the inner loop
-ENOUGH = 2**18  # elements of a tile of rows
+ENOUGH = 2**18  # elements, pixels times channels, of a tile of rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,32 +123,36 @@ def cut(
     reverses: tuple[bool, ...],
     states: int,
     rank: int,
-    most: int,
+    fits: Callable[[Way], bool],
 ) -> Way | None:
-    """Cuts a way so that a tile has at most `most` elements, pixels times channels.
+    """Cuts a way into tiles, and the channels into as few parts as fit.
+
+    Args:
+      height, width, channels, column, reverses, states, rank: of `Way`.
+      fits: whether a way's programs have memory enough.
 
     Returns:
-      None if columns are too long for any cut.
+      None if no cut fits: columns are too long.
     """
     length, across = (height, width) if column else (width, height)
     needed = pl.cdiv(channels, LANES)
     for parts in range(1, needed + 1):
         group = _group(pl.cdiv(needed, parts), states)
         groups = pl.cdiv(pl.cdiv(needed, parts), group)
-        room = most // (groups * group * LANES)  # pixels
-        if column:
-            lines = SUBLANES
-            pieces, piece = _pieces(length)
-        else:
-            room = max(min(room, ENOUGH // (groups * group * LANES)), SUBLANES)
-            pieces, piece = _pieces(min(length, PIECES * PIECE, room))
-            lines = pl.cdiv(across, pl.cdiv(across, max(1, room // (pieces * piece))))
-        way = Way(
-            *(height, width, channels, column, reverses, states, rank),
-            *(parts, group, groups, lines, pieces, piece),
-        )
-        if way.pixels <= room:
-            return way
+        pieces, piece = _pieces(length if column else min(length, PIECES * PIECE))
+        lines = SUBLANES
+        if not column:
+            pixels = max(1, ENOUGH // (groups * group * LANES))
+            tiles = pl.cdiv(across, max(1, pixels // (pieces * piece)))
+            lines = pl.cdiv(across, tiles)
+        while lines:
+            way = Way(
+                *(height, width, channels, column, reverses, states, rank),
+                *(parts, group, groups, lines, pieces, piece),
+            )
+            if fits(way):
+                return way
+            lines = 0 if column else lines // 2
     return None
 
 

@@ -1,0 +1,58 @@
+"""The TPU backend: its numbers, in the interpreter or on a TPU; that TPUs' compiler takes it."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+from jax.experimental.pallas import tpu as pltpu
+
+from mtmamba_jax.kernels.ss2d import api, ss2d
+from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ODD, SMALL, ArgSpec
+from mtmamba_jax.kernels.ss2d.mosaic_tpu import way
+from tests.kernels.ss2d_suite import SS2DSuite
+
+NAMED = DECODER | SMALL | ODD
+
+
+@pytest.fixture
+def interpreter():
+    """Runs kernels on a CPU as a TPU would: unwritten memory is NaN, races are errors."""
+    if jax.default_backend() == "tpu":
+        yield
+        return
+    pltpu.reset_tpu_interpret_mode_state()
+    with pltpu.force_tpu_interpret_mode(
+        pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
+    ):
+        yield
+    races = interpret_pallas_call.races
+    assert races is None or not races.races_found
+
+
+@pytest.fixture
+def small_cuts(monkeypatch):
+    """Cuts small images as large ones are cut: lines into pieces, images into many tiles."""
+    monkeypatch.setattr(way, "PIECE", 8)
+    monkeypatch.setattr(way, "ENOUGH", 2 * 8 * 128)
+
+
+@pytest.mark.usefixtures("interpreter", "small_cuts")
+class TestPallasTPU(SS2DSuite):
+    """Of the suite's shapes a small one of each kind: the interpreter takes 10 ms a pixel."""
+
+    implementation = "pallas_tpu"
+    odd = ODD | {
+        "row": ArgSpec(1, 9, d=5, n=3),
+        "column": ArgSpec(9, 1, d=5, n=3),
+        "prime": ArgSpec(3, 5, d=13, b=2, n=5, r=3),
+        "whole_chunks": ArgSpec(2, 8, d=8, t=2, n=16, r=2),
+        "one_state": ArgSpec(3, 9, d=4, n=1),
+    }
+    sizes = ((2, 3), (3, 9))  # a piece, and several pieces and tiles
+    length = 9
+    # Channels are padded to 128 and states to 8; this image needs neither.
+    whole_image = ArgSpec(32, 48, d=128, t=2, n=16)
