@@ -100,7 +100,7 @@ class SS2DSuite:
         self.check(spec.arguments(step_scale=step_scale))
 
     def test_bfloat16_activations_with_float32_states(self):
-        spec = ArgSpec(*self.sizes[1], d=8, t=2, b=2, n=4, r=2)
+        spec = ArgSpec(*self.sizes[0], d=8, t=2, b=2, n=4, r=2)
         arguments = cast(spec.arguments(), "bfloat16")
         self.check(arguments, tolerance=BFLOAT16)
 

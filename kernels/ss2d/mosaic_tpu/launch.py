@@ -16,6 +16,7 @@ from mtmamba_jax.kernels.ss2d.mosaic_tpu.way import Way
 
 Array = jax.Array
 
+SEMANTICS = ("parallel",) * 4 + ("arbitrary",)  # of the grid's axes
 VECTOR_MEMORY = 100 * 2**20  # bytes that a kernel may ask for; `way.cut` sees to what it does
 
 
@@ -113,7 +114,7 @@ def launch(
         ],
         scratch_shapes=scratch,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel",) * 4 + ("arbitrary",),
+            dimension_semantics=SEMANTICS,
             vmem_limit_bytes=VECTOR_MEMORY,
         ),
     )(*arrays)
