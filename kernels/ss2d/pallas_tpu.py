@@ -28,8 +28,8 @@ class _Plan(NamedTuple):
     reverses: tuple[bool, ...]
 
 
-def _ways(plan: _Plan, x: Array, states: int, rank: int) -> list[tuple[Way, tuple[int, ...]]]:
-    """The ways of a call, each with which of its directions walk it.
+def _ways(plan: _Plan, x: Array, states: int, rank: int) -> list[Way]:
+    """The one or two ways of a call.
 
     Raises:
       NotImplementedError: columns too long for the vector memory.
@@ -45,10 +45,10 @@ def _ways(plan: _Plan, x: Array, states: int, rank: int) -> list[tuple[Way, tupl
     for column in sorted(set(plan.columns)):
         which = tuple(i for i, c in enumerate(plan.columns) if c == column)
         reverses = tuple(plan.reverses[i] for i in which)
-        way = cut(h, w, d, column, reverses, states, rank, fits)
+        way = cut(h, w, d, column, which, reverses, states, rank, fits)
         if way is None:
             raise NotImplementedError(f"columns of {h} pixels take too much vector memory")
-        ways.append((way, which))
+        ways.append(way)
     return ways
 
 
@@ -61,7 +61,7 @@ def _vector_memory() -> int:
 
 
 class _Arrays(NamedTuple):
-    """The kernels' view of the arguments, of the directions of one way."""
+    """The kernels' view of the arguments."""
 
     x: Array
     maps: Array
@@ -70,24 +70,23 @@ class _Arrays(NamedTuple):
     A: Array
 
 
-def _prepare(way: Way, which, x, dt, dt_weight, dt_bias, A, B, C) -> _Arrays:
-    t, b, h, w = x.shape[:4]
-    pick = list(which)
-    more = way.states - A.shape[-1]
+def _prepare(ways: Sequence[Way], x, dt, dt_weight, dt_bias, A, B, C) -> _Arrays:
+    states, lanes = ways[0].states, ways[0].maps
+    more = states - A.shape[-1]
     maps = [dt, *(jnp.pad(v, [(0, 0)] * 5 + [(0, more)]) for v in (B, C))]
-    maps = jnp.concatenate([v[..., pick, :].astype(x.dtype) for v in maps], -1)
-    maps = jnp.pad(maps, [(0, 0)] * 5 + [(0, way.maps - maps.shape[-1])])
+    maps = jnp.concatenate([v.astype(x.dtype) for v in maps], -1)
+    maps = jnp.pad(maps, [(0, 0)] * 5 + [(0, lanes - maps.shape[-1])])
     # Zeros for channels past the image's: what x has there is masked, numbers of no array are not.
-    channels = (0, way.parts * way.lanes - x.shape[-1])
+    channels = (0, max(way.parts * way.lanes for way in ways) - x.shape[-1])
     weight, bias, A = (
-        jnp.pad(v[:, pick], [(0, 0), (0, 0), (0, rows), channels])
+        jnp.pad(v, [(0, 0), (0, 0), (0, rows), channels])
         for v, rows in (
-            (dt_weight, way.maps - dt.shape[-1]),
+            (dt_weight, lanes - dt.shape[-1]),
             (dt_bias[:, :, None], 0),
             (A.swapaxes(2, 3) * LOG2E, more),
         )
     )
-    return _Arrays(x, maps.reshape(t, b, h, w, -1), weight, bias, A)
+    return _Arrays(x, maps.reshape(*x.shape[:4], -1), weight, bias, A)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -102,9 +101,10 @@ def _forward(plan, *arrays):
 
 def _scan(plan, x, dt, dt_weight, dt_bias, A, B, C, D, *, save):
     """y and, if saved, the states of each way that the backward pass starts from."""
+    ways = _ways(plan, x, A.shape[-1], dt.shape[-1])
+    args = _prepare(ways, x, dt, dt_weight, dt_bias, A, B, C)
     y, saved = x * jnp.sum(D, 1)[:, None, None, None], []
-    for way, which in _ways(plan, x, A.shape[-1], dt.shape[-1]):
-        args = _prepare(way, which, x, dt, dt_weight, dt_bias, A, B, C)
+    for way in ways:
         one, *rest = forward.forward(way, *args, save=save)
         y += jnp.sum(one, 1, dtype=jnp.float32)
         saved += rest
@@ -113,14 +113,13 @@ def _scan(plan, x, dt, dt_weight, dt_bias, A, B, C, D, *, save):
 
 def _backward(plan, residuals, dy):
     (x, dt, dt_weight, dt_bias, A, B, C, D), saved = residuals
-    dx, rest = dy * jnp.sum(D, 1)[:, None, None, None], {}
     ways = _ways(plan, x, A.shape[-1], dt.shape[-1])
-    for (way, which), states in zip(ways, saved, strict=True):
-        args = _prepare(way, which, x, dt, dt_weight, dt_bias, A, B, C)
+    args = _prepare(ways, x, dt, dt_weight, dt_bias, A, B, C)
+    dx, rest = dy * jnp.sum(D, 1)[:, None, None, None], {}
+    for way, states in zip(ways, saved, strict=True):
         one, *others = backward.backward(way, *args, dy, states)
         dx += jnp.sum(one, 1, dtype=jnp.float32)
-        for i, gradients in zip(which, _by_direction(way, A.shape[-1], *others), strict=True):
-            rest[i] = gradients
+        rest |= zip(way.which, _by_direction(way, A.shape[-1], *others), strict=True)
     ddt, dB, dC, dweight, dbias, dA = (
         jnp.stack([rest[i][j] for i in range(len(rest))], axis)
         for j, axis in enumerate((4, 4, 4, 1, 1, 1))
@@ -132,11 +131,12 @@ def _backward(plan, residuals, dy):
 
 def _by_direction(way: Way, n: int, dmaps, dweight, dbias, dA):
     """Yields dt's, B's, C's, the projection's, its bias's and A's gradient of each direction."""
-    k, r, states = len(way.reverses), way.rank, way.states
-    dmaps = jnp.sum(dmaps.reshape(*dmaps.shape[:4], k, way.parts, way.maps), -2)
-    for i in range(k):
-        of, sums = dmaps[..., i, :], (v[:, i].sum(1) for v in (dweight, dbias, dA))
-        weight, bias, A = sums
+    r, states = way.rank, way.states
+    dmaps = dmaps.reshape(*dmaps.shape[:4], len(way.which), way.parts, way.maps)
+    dmaps = jnp.sum(dmaps, -2)
+    for i in range(len(way.which)):
+        of = dmaps[..., i, :]
+        weight, bias, A = (v[:, i].sum(1) for v in (dweight, dbias, dA))
         yield (
             *(of[..., :r], of[..., r : r + n], of[..., r + states : r + states + n]),
             *(weight[:, :r], bias[:, 0], A.swapaxes(1, 2)[..., :n]),

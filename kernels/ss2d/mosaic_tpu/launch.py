@@ -1,7 +1,8 @@
 """Which blocks of a call's arrays a program has (Pallas, TPU); shapes as in `way.py`.
 
-The grid is (t, b, directions k of the way, parts of the channels, tiles m); the tiles of an image
-follow one another, the other axes may be split over cores.
+The grid is (t, b, directions of the way, parts of the channels, tiles m); the tiles of an image
+follow one another, the other axes may be split over cores. k counts a way's directions in results,
+the call's directions in arguments.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Blocks:
         def tile(k, i):
             return way.tile(k, way.tiles - 1 - i if backwards else i)
 
-        self._lanes = way.lanes
+        self._way = way
         one, shape, maps = (None,), way.shape, way.maps
         self.images = pl.BlockSpec(
             (*one * 2, *shape, way.lanes), lambda t, b, k, part, i: (t, b, *place(k, i), part)
@@ -51,7 +52,7 @@ class Blocks:
             (*one * 3, *shape, way.lanes), lambda t, b, k, part, i: (t, k, b, *place(k, i), part)
         )
         self.maps = pl.BlockSpec(
-            (*one * 2, *shape, maps), lambda t, b, k, part, i: (t, b, *place(k, i), k)
+            (*one * 2, *shape, maps), lambda t, b, k, part, i: (t, b, *place(k, i), way.direction(k))
         )
         self.map_sums = pl.BlockSpec(
             (*one * 2, *shape, maps),
@@ -65,13 +66,14 @@ class Blocks:
     def parameter(self, rows: int) -> pl.BlockSpec:
         """Of an array [t k rows d]."""
         return pl.BlockSpec(
-            (None, None, rows, self._lanes), lambda t, b, k, part, i: (t, k, 0, part)
+            (None, None, rows, self._way.lanes),
+            lambda t, b, k, part, i: (t, self._way.direction(k), 0, part),
         )
 
     def sums(self, rows: int) -> pl.BlockSpec:
         """Of an array [t k b rows d], which stays while a program walks its tiles."""
         return pl.BlockSpec(
-            (None, None, None, rows, self._lanes), lambda t, b, k, part, i: (t, k, b, 0, part)
+            (None, None, None, rows, self._way.lanes), lambda t, b, k, part, i: (t, k, b, 0, part)
         )
 
 

@@ -34,7 +34,8 @@ class Way:
     Attributes:
       height, width, channels: of the image, in pixels, and of its last axis.
       column: down columns, not along rows.
-      reverses: for each direction that walks this way, whether from the last pixel to the first.
+      which: the call's directions that walk this way, by their place in its arrays.
+      reverses: for each of them, whether from the last pixel to the first.
       states: of a channel, a multiple of 8.
       rank: of the step sizes.
       parts: programs that share the channels.
@@ -49,6 +50,7 @@ class Way:
     width: int
     channels: int
     column: bool
+    which: tuple[int, ...]
     reverses: tuple[bool, ...]
     states: int
     rank: int
@@ -100,6 +102,10 @@ class Way:
         """Pixels between neighbours in p: of lines, and on a line."""
         return (1, self.lines) if self.column else (self.pieces * self.piece, 1)
 
+    def direction(self, k: Array) -> Array:
+        """Place in the call's arrays of the way's k-th direction, of two at most."""
+        return self.which[0] + k * (self.which[-1] - self.which[0])
+
     def reverse(self, direction: Array) -> Array:
         """Whether a direction walks from the last pixel to the first."""
         flags = [direction == i for i, flag in enumerate(self.reverses) if flag]
@@ -120,6 +126,7 @@ def cut(
     width: int,
     channels: int,
     column: bool,
+    which: tuple[int, ...],
     reverses: tuple[bool, ...],
     states: int,
     rank: int,
@@ -128,7 +135,7 @@ def cut(
     """Cuts a way into tiles, and the channels into as few parts as fit.
 
     Args:
-      height, width, channels, column, reverses, states, rank: of `Way`.
+      height, width, channels, column, which, reverses, states, rank: of `Way`.
       fits: whether a way's programs have memory enough.
 
     Returns:
@@ -147,7 +154,7 @@ def cut(
             lines = pl.cdiv(across, tiles)
         while lines:
             way = Way(
-                *(height, width, channels, column, reverses, states, rank),
+                *(height, width, channels, column, which, reverses, states, rank),
                 *(parts, group, groups, lines, pieces, piece),
             )
             if fits(way):
