@@ -13,6 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mtmamba_jax import config as configuration
+from mtmamba_jax.chips import CHIPS
 from mtmamba_jax.evaluate import create_predict_step
 from mtmamba_jax.kernels.ss2d import IMPLEMENTATIONS, ss2d
 from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, PLATFORMS, SHAPES
@@ -39,32 +40,6 @@ MODEL_PROGRAMS = ("step", "inference")
 
 Record = dict[str, object]
 """The raw numbers of one program, as JSON holds them."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """What a chip can do at most.
-
-    Attributes:
-      exponentials: a second, of its special-function units.
-      bytes: a second, to and from its memory.
-    """
-
-    exponentials: float
-    bytes: float
-
-
-# Special-function results a clock and multiprocessor: 16 (CUDA C++ Programming Guide, throughput of
-# native arithmetic instructions, capabilities 8.0 and 9.0), times multiprocessors and the highest
-# clock (1.98 GHz: what nvidia-smi gives as the H100's and H200's; 1.41 GHz: NVIDIA's A100 white
-# paper). Memory: NVIDIA's data sheets. PCIe and NVL cards are slower.
-CHIPS = {
-    "NVIDIA H100 80GB HBM3": Chip(132 * 16 * 1.98e9, 3.35e12),
-    "NVIDIA H200": Chip(132 * 16 * 1.98e9, 4.8e12),
-    "NVIDIA A100-SXM4-80GB": Chip(108 * 16 * 1.41e9, 2.039e12),
-    "NVIDIA A100-SXM4-40GB": Chip(108 * 16 * 1.41e9, 1.555e12),
-}
-"""By jax's `device_kind`; any other has no limits to compare with."""
 
 
 def count_exponentials(spec: ArgSpec, passes: str) -> int:

@@ -6,7 +6,8 @@ import pytest
 from flax import nnx
 
 from mtmamba_jax import benchmark, cli, timing
-from mtmamba_jax.benchmark import BOTH, CHIPS, FORWARD
+from mtmamba_jax.benchmark import BOTH, FORWARD
+from mtmamba_jax.chips import CHIPS
 from mtmamba_jax.data_pipelines.batch import check_batch
 from mtmamba_jax.kernels.ss2d.arg_specs import ArgSpec
 from mtmamba_jax.tasks import TASK_SETS
