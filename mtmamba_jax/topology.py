@@ -94,7 +94,9 @@ class Topology:
 
 
 def find(name: str) -> Topology:
-    """Returns the devices of a topology, `KIND:SHAPE`.
+    """Returns the devices of a topology, `KIND:SHAPE`; to be called before JAX does anything.
+
+    This process then computes on the CPU, and keeps no compiled programs.
 
     Args:
       name: a kind of `TPUS` with its shape in chips, or one of `GPUS` with a number of them, all
@@ -106,6 +108,12 @@ def find(name: str) -> Topology:
     """
     kind, _, shape = name.partition(":")
     check_name("topology", kind, [*TPUS, *GPUS])
+    _check_shape(name, kind, shape)
+    # What runs here is little, and an accelerator of this machine may be busy.
+    jax.config.update("jax_platforms", "cpu")
+    # JAX can write a program for other devices, but not read it again without them: each would
+    # be compiled all the same, with a warning (jax 0.10 to 0.12).
+    jax.config.update("jax_compilation_cache_dir", None)
     if kind in GPUS:
         return _find_gpu(name, kind, shape)
     return _find_tpu(name, kind, shape)
@@ -113,9 +121,6 @@ def find(name: str) -> Topology:
 
 def _find_tpu(name: str, kind: str, shape: str) -> Topology:
     tpu = TPUS[kind]
-    dimensions = 2 if tpu.shapes is _FLAT else 3
-    if not re.fullmatch("x".join([r"[1-9]\d*"] * dimensions), shape):
-        raise _no_such(name, kind)
     # Without these libtpu asks the network which TPU it runs on, complains that it is none, and
     # refuses to compile in two processes at once.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -125,9 +130,7 @@ def _find_tpu(name: str, kind: str, shape: str) -> Topology:
     sizes = (*map(int, shape.split("x")), 1)[:3]
     host = tuple(map(min, sizes, HOST_CHIPS))
     try:
-        found = topologies.get_topology_desc(
-            name, "tpu", chips_per_host_bounds=host, **tpu.options
-        )
+        found = topologies.get_topology_desc(name, "tpu", chips_per_host_bounds=host, **tpu.options)
     except jax.errors.JaxRuntimeError as error:
         raise _no_such(name, kind) from error
     except RuntimeError as error:  # jax finds no libtpu
@@ -140,8 +143,6 @@ def _find_tpu(name: str, kind: str, shape: str) -> Topology:
 
 
 def _find_gpu(name: str, kind: str, shape: str) -> Topology:
-    if not re.fullmatch(r"[1-9]\d*", shape):
-        raise _no_such(name, kind)
     chip = CHIPS[GPUS[kind]]
     target = _GPU_TARGET.format(name=GPUS[kind], chip=chip, ghz=chip.clock / 1e9)
     try:
@@ -161,7 +162,14 @@ def _find_gpu(name: str, kind: str, shape: str) -> Topology:
 
 def gpu_memory_fraction() -> float:
     """Returns the share of a GPU's memory that jax takes, 0.75 where the user sets none."""
-    return float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))
+    names = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+    return float(next((os.environ[name] for name in names if os.environ.get(name)), 0.75))
+
+
+def _check_shape(name: str, kind: str, shape: str) -> None:
+    dimensions = 1 if kind in GPUS else TPUS[kind].shapes.partition(",")[0].count("x") + 1
+    if not re.fullmatch("x".join([r"[1-9]\d*"] * dimensions), shape):
+        raise _no_such(name, kind)
 
 
 def _no_such(name: str, kind: str) -> ValueError:
