@@ -74,6 +74,11 @@ gpu_device_info {{
 """
 
 
+# Autotuning would run candidates on the chip. Triton's matrix products have no default without it:
+# cuBLAS has all of them.
+_GPU_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+
+
 @dataclasses.dataclass(frozen=True)
 class Topology:
     """Devices to compile for.
@@ -109,14 +114,19 @@ def find(name: str) -> Topology:
     kind, _, shape = name.partition(":")
     check_name("topology", kind, [*TPUS, *GPUS])
     _check_shape(name, kind, shape)
-    # What runs here is little, and an accelerator of this machine may be busy.
-    jax.config.update("jax_platforms", "cpu")
-    # JAX can write a program for other devices, but not read it again without them: each would
-    # be compiled all the same, with a warning (jax 0.10 to 0.12).
-    jax.config.update("jax_compilation_cache_dir", None)
+    stay_on_cpu()
     if kind in GPUS:
         return _find_gpu(name, kind, shape)
     return _find_tpu(name, kind, shape)
+
+
+def stay_on_cpu() -> None:
+    """Has this process compute on the CPU and keep no compiled programs."""
+    # What runs here is little, and an accelerator of this machine may be busy.
+    jax.config.update("jax_platforms", "cpu")
+    # JAX can write a program for other devices, but not read it again without them: it would be
+    # compiled all the same, with a warning (jax 0.10 to 0.12).
+    jax.config.update("jax_compilation_cache_dir", None)
 
 
 def _find_tpu(name: str, kind: str, shape: str) -> Topology:
@@ -156,8 +166,7 @@ def _find_gpu(name: str, kind: str, shape: str) -> Topology:
             f"{str(error).splitlines()[0]}). No GPU is needed."
         ) from error
     memory = chip.hbm * gpu_memory_fraction()
-    # Autotuning would run candidates on the chip.
-    return Topology(name, found.devices, chip, memory, {"xla_gpu_autotune_level": 0})
+    return Topology(name, found.devices, chip, memory, _GPU_OPTIONS)
 
 
 def gpu_memory_fraction() -> float:
