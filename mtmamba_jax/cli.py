@@ -34,10 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, unknown = parser.parse_known_args(arguments)
     try:
         options.overrides = _overrides(unknown, options.command, parser)
-        if options.command in RUNNING:
-            from mtmamba_jax.compilation_cache import keep_programs
-
-            keep_programs()
         return COMMANDS[options.command](options)
     except KeyboardInterrupt:
         going_on = " The same command goes on from the last checkpoint, if there is one."
@@ -277,8 +273,12 @@ def _parse_size(text: str) -> tuple[int, int]:
 
 
 def _announce(*lines: str) -> None:
+    """Says what is about to run, on which devices; from here on they keep their programs."""
     import jax
 
+    from mtmamba_jax.compilation_cache import keep_programs
+
+    keep_programs()
     devices = jax.devices()
     kinds = sorted({device.device_kind for device in devices})
     print("\n".join(lines))
@@ -293,7 +293,6 @@ COMMANDS = {
     "plan": _plan,
 }
 CONFIGURED = ("train", "benchmark", "plan")  # these take --config.key=value
-RUNNING = ("train", "eval", "predict", "benchmark")  # these run what they compile
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,12 +10,16 @@ import jax
 
 
 def keep_programs() -> None:
-    """Has JAX keep what it compiles in `cache_folder()`; to be called before it compiles.
+    """Has JAX keep in `cache_folder()` what it compiles from now on for an accelerator.
 
     Nothing changes where JAX has been given a folder (`JAX_COMPILATION_CACHE_DIR`) or told to keep
     none (`JAX_ENABLE_COMPILATION_CACHE=false`). A folder that cannot be written is logged.
     """
     if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+        return
+    # Many CPUs refuse their own programs when they are read again, with a page of errors for each
+    # (https://github.com/jax-ml/jax/issues/38445, jax 0.9 and 0.10).
+    if jax.default_backend() == "cpu":
         return
     try:
         folder = cache_folder()

@@ -95,7 +95,7 @@ def _notes(what: str, config: ConfigDict, topology: Topology, record: Record) ->
     """What a reader of the table has to know."""
     if record["refusal"] is None:
         if record["flops"] is None:
-            yield "The compiler does not count FLOPs and bytes for this chip."
+            yield "Without the GPU its compiler counts no FLOPs and bytes."
         elif record["loops"]:
             yield (
                 f"The compiler counts the body of each of {record['loops']} loops once: FLOPs, "
