@@ -145,7 +145,8 @@ def _refusal(message: str) -> str:
 
 
 def _numbers(program: jax.stages.Compiled, topology: Topology) -> Record:
-    # A TPU's program lies in the same memory; for the others the compiler gives 0.
+    # A TPU's program lies in the same memory, which the compiler's own check leaves out (libtpu
+    # 0.0.42 refuses arguments and temporaries beyond it); for GPUs it gives 0.
     code = program.memory_analysis().generated_code_size_in_bytes
     memory = program_memory(program)
     memory |= {"code": code, "peak": memory["peak"] + code}

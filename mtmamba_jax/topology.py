@@ -131,8 +131,8 @@ def stay_on_cpu() -> None:
 
 def _find_tpu(name: str, kind: str, shape: str) -> Topology:
     tpu = TPUS[kind]
-    # Without these libtpu asks the network which TPU it runs on, complains that it is none, and
-    # refuses to compile in two processes at once.
+    # Without these libtpu asks the network which TPU it runs on, complains that it is none (any
+    # will do), and refuses to compile in two processes at once.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5e-4")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -142,6 +142,8 @@ def _find_tpu(name: str, kind: str, shape: str) -> Topology:
     try:
         found = topologies.get_topology_desc(name, "tpu", chips_per_host_bounds=host, **tpu.options)
     except jax.errors.JaxRuntimeError as error:
+        if "INVALID_ARGUMENT" not in str(error):
+            raise
         raise _no_such(name, kind) from error
     except RuntimeError as error:  # jax finds no libtpu
         raise RuntimeError(
