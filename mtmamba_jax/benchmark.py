@@ -13,6 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mtmamba_jax import config as configuration
+from mtmamba_jax.chips import CHIPS
 from mtmamba_jax.evaluate import create_predict_step
 from mtmamba_jax.kernels.ss2d import IMPLEMENTATIONS, ss2d
 from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, PLATFORMS, SHAPES
@@ -39,32 +40,6 @@ MODEL_PROGRAMS = ("step", "inference")
 
 Record = dict[str, object]
 """The raw numbers of one program, as JSON holds them."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """What a chip can do at most.
-
-    Attributes:
-      exponentials: a second, of its special-function units.
-      bytes: a second, to and from its memory.
-    """
-
-    exponentials: float
-    bytes: float
-
-
-# Special-function results a clock and multiprocessor: 16 (CUDA C++ Programming Guide, throughput of
-# native arithmetic instructions, capabilities 8.0 and 9.0), times multiprocessors and the highest
-# clock (1.98 GHz: what nvidia-smi gives as the H100's and H200's; 1.41 GHz: NVIDIA's A100 white
-# paper). Memory: NVIDIA's data sheets. PCIe and NVL cards are slower.
-CHIPS = {
-    "NVIDIA H100 80GB HBM3": Chip(132 * 16 * 1.98e9, 3.35e12),
-    "NVIDIA H200": Chip(132 * 16 * 1.98e9, 4.8e12),
-    "NVIDIA A100-SXM4-80GB": Chip(108 * 16 * 1.41e9, 2.039e12),
-    "NVIDIA A100-SXM4-40GB": Chip(108 * 16 * 1.41e9, 1.555e12),
-}
-"""By jax's `device_kind`; any other has no limits to compare with."""
 
 
 def count_exponentials(spec: ArgSpec, passes: str) -> int:
@@ -183,7 +158,7 @@ def _time_ss2d(spec, passes, function, inputs, repeats) -> Record:
     dy = (jax.random.normal(jax.random.key(1), x.shape, x.dtype),) if passes == BOTH else ()
     # As the model is compiled: it matters for what XLA makes of the sums round the kernels.
     jitted = jax.jit(function, compiler_options=compiler_options(jax.default_backend()))
-    program, compile_seconds = compile_timed(jitted.lower, *inputs, *dy)
+    program, compiling = compile_timed(jitted.lower, *inputs, *dy)
     timing = time_calls(lambda: program(*inputs, *dy), repeats)
     chip = CHIPS.get(jax.devices()[0].device_kind)
     exponentials, moved = count_exponentials(spec, passes), count_bytes(inputs, passes)
@@ -192,19 +167,18 @@ def _time_ss2d(spec, passes, function, inputs, repeats) -> Record:
         "bytes": moved,
         "exponential_fraction": fraction(exponentials, chip and chip.exponentials, timing.median),
         "byte_fraction": fraction(moved, chip and chip.bytes, timing.median),
-    } | _numbers(timing, compile_seconds, program)
+    } | _numbers(timing, compiling, program)
 
 
-def _numbers(timing: Timing, compile_seconds: float, program) -> Record:
+def _numbers(timing: Timing, compiling: Record, program) -> Record:
     return {
         "median_seconds": timing.median,
         "min_seconds": min(timing.seconds),
         "max_seconds": max(timing.seconds),
         "sample_seconds": timing.seconds,
         "calls_per_sample": timing.calls,
-        "compile_seconds": compile_seconds,
         "memory_bytes": program_memory(program),
-    }
+    } | compiling
 
 
 def model_record(what: str, config: ConfigDict, repeats: int) -> Record:
@@ -227,13 +201,13 @@ def model_record(what: str, config: ConfigDict, repeats: int) -> Record:
     tasks = select(config.tasks.set, config.tasks.names)
     configuration.check(config, [task.name for task in tasks])
     prepare = {"step": _train_program, "inference": _predict_program}[what]
-    batch_size, devices, program, compile_seconds, call = prepare(config, tasks)
+    batch_size, devices, program, compiling, call = prepare(config, tasks)
     timing = time_calls(call, repeats)
     return {
         "batch_size": batch_size,
         "devices": devices,
         "images_per_second": batch_size / timing.median,
-    } | _numbers(timing, compile_seconds, program)
+    } | _numbers(timing, compiling, program)
 
 
 def _train_program(config, tasks):
@@ -244,14 +218,14 @@ def _train_program(config, tasks):
     state = jax.device_put(initial_state(parameters, optimizer), replicated(mesh))
     batch = put_batch(random_batch(tasks, size, config.data.size), mesh)
     step = create_train_step(config, graph, tasks, optimizer, mesh)
-    program, compile_seconds = compile_timed(step.lower, state, batch)
+    program, compiling = compile_timed(step.lower, state, batch)
 
     def call():
         nonlocal state  # the program takes the old one's memory
         state, numbers = program(state, batch)
         return state, numbers
 
-    return size, mesh.size, program, compile_seconds, call
+    return size, mesh.size, program, compiling, call
 
 
 def _predict_program(config, tasks):
@@ -261,8 +235,8 @@ def _predict_program(config, tasks):
     parameters = jax.device_put(parameters, replicated(mesh))
     images = put_batch(random_batch((), size, config.data.size), mesh)["images"]
     step = create_predict_step(graph, mesh)
-    program, compile_seconds = compile_timed(step.lower, parameters, images)
-    return size, mesh.size, program, compile_seconds, lambda: program(parameters, images)
+    program, compiling = compile_timed(step.lower, parameters, images)
+    return size, mesh.size, program, compiling, lambda: program(parameters, images)
 
 
 def random_batch(tasks: Sequence[Task], batch_size: int, size: Sequence[int]) -> dict:

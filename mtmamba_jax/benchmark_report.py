@@ -13,6 +13,7 @@ import jax
 
 import mtmamba_jax
 from mtmamba_jax.benchmark import BOTH, SPECS, Record, ss2d_records
+from mtmamba_jax.tables import gib, percent, short, two_columns
 from mtmamba_jax.timing import WARM_UPS, device_peak
 
 # Column titles with the widths of what stands below them.
@@ -29,7 +30,8 @@ _SS2D_COLUMNS = {
 _NUMBERS = list(_SS2D_COLUMNS)[3:]  # aligned to the right
 _LEGEND = """
 of exp: the time that n*k*t*b*h*w*d exponentials a pass take on the chip's special-function units;
-of bytes: that of moving each input and output once a pass; both over the measured time."""
+of bytes: that of moving each input and output once a pass; both over the measured time.{}"""
+_CACHED_LEGEND = "\n*: read from the compilation cache."
 
 
 def report_ss2d(
@@ -63,7 +65,8 @@ def report_ss2d(
         if "error" in record:
             what = ", ".join(record[key] for key in ("spec", "implementation", "passes"))
             errors.append(f"{what}: {record['error'].splitlines()[0]}")
-    print(_LEGEND)
+    cached = any(record.get("compile_cached") for record in records)
+    print(_LEGEND.format(_CACHED_LEGEND if cached else ""))
     return errors
 
 
@@ -75,10 +78,10 @@ def _ss2d_row(record: Record) -> str:
         [
             *cells,
             _milliseconds(record),
-            _percent(record["exponential_fraction"]),
-            _percent(record["byte_fraction"]),
-            _gib((record["memory_bytes"] or {}).get("peak")),
-            f"{record['compile_seconds']:.1f}",
+            percent(record["exponential_fraction"]),
+            percent(record["byte_fraction"]),
+            gib((record["memory_bytes"] or {}).get("peak")),
+            f"{record['compile_seconds']:.1f}{'*' if record['compile_cached'] else ''}",
         ]
     )
 
@@ -95,58 +98,52 @@ def model_table(record: Record) -> str:
     """Returns the table of `model_record`: one line a quantity."""
     memory = record["memory_bytes"] or {}
     parts = ("arguments", "temporaries", "outputs", "aliased")
+    cached = ", from the cache" if record["compile_cached"] else ""
     values = {
         "batch": str(record["batch_size"]),
         "devices": str(record["devices"]),
         "ms (min to max)": _milliseconds(record),
-        "images/s": _short(record["images_per_second"]),
-        "compile s": f"{record['compile_seconds']:.1f}",
-        "peak of the program, GiB": _gib(memory.get("peak")),
-        **{f"- {part}": _gib(memory.get(part)) for part in parts},
-        "peak of the process, GiB": _gib(device_peak()),
+        "images/s": short(record["images_per_second"]),
+        f"compile s{cached}": f"{record['compile_seconds']:.1f}",
+        "peak of the program, GiB": gib(memory.get("peak")),
+        **{f"- {part}": gib(memory.get(part)) for part in parts},
+        "peak of the process, GiB": gib(device_peak()),
     }
-    left, right = (max(map(len, cells)) for cells in (values, values.values()))
-    lines = [f"| {key:<{left}} | {value:>{right}} |" for key, value in values.items()]
-    return "\n".join((lines[0], f"| {'-' * left} | {'-' * (right - 1)}: |", *lines[1:]))
+    return two_columns(values)
 
 
 def _milliseconds(record: Record) -> str:
     numbers = (record[f"{name}_seconds"] * 1e3 for name in ("median", "min", "max"))
-    return "{} ({} to {})".format(*map(_short, numbers))
-
-
-def _short(number: float) -> str:
-    """Four digits, three of them behind the point at most."""
-    return f"{number:.{3 if number < 10 else 2 if number < 100 else 1 if number < 1000 else 0}f}"
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.0%}"
-
-
-def _gib(count: int | None) -> str:
-    return "-" if count is None else f"{count / 2**30:.3f}"
+    return "{} ({} to {})".format(*map(short, numbers))
 
 
 def write(path: pathlib.Path, what: str, settings: Mapping, records: Sequence[Record]) -> None:
     """Writes the records as JSON, with the date, the devices, the versions and the settings."""
     devices = jax.devices()
-    packages = ("jax", "jaxlib", "flax")
-    document = {
-        "what": what,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": {
-            "kind": devices[0].device_kind,
-            "platform": devices[0].platform,
-            "count": len(devices),
-            "peak_bytes": device_peak(),
-        },
-        "versions": {
-            "mtmamba_jax": mtmamba_jax.__version__,
-            "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in packages},
-        },
-        "settings": {"warm_ups": WARM_UPS, **settings},
-        "records": list(records),
+    device = {
+        "kind": devices[0].device_kind,
+        "platform": devices[0].platform,
+        "count": len(devices),
+        "peak_bytes": device_peak(),
     }
-    path.write_text(json.dumps(document, indent=2) + "\n")
+    path.write_text(document(what, device, {"warm_ups": WARM_UPS, **settings}, records) + "\n")
+
+
+def document(what: str, device: Mapping, settings: Mapping, records: Sequence[Record]) -> str:
+    """Returns records as JSON, with the date, the versions and what they were made of."""
+    packages = ("jax", "jaxlib", "flax")
+    return json.dumps(
+        {
+            "what": what,
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "device": device,
+            "versions": {
+                "mtmamba_jax": mtmamba_jax.__version__,
+                "python": platform.python_version(),
+                **{package: importlib.metadata.version(package) for package in packages},
+            },
+            "settings": settings,
+            "records": list(records),
+        },
+        indent=2,
+    )

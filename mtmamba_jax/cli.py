@@ -236,6 +236,29 @@ def _benchmark_model(options: argparse.Namespace, output: pathlib.Path) -> int:
     return 0
 
 
+def _plan(options: argparse.Namespace) -> int:
+    from mtmamba_jax import config as configuration
+    from mtmamba_jax import topology as topologies
+    from mtmamba_jax.plan_report import plan_json, report_plan
+
+    config = configuration.load(options.config)
+    configuration.override(config, options.overrides)
+    topology = topologies.find(options.topology)
+
+    if options.json:
+        text, fits = plan_json(options.what, config, topology)
+        print(text)
+        return 0 if fits else 1
+    what = {"step": "a training step", "inference": "the prediction"}[options.what]
+    print(
+        f"Compiling {what} of {config.model.name} with {config.model.encoder} on "
+        f"{config.data.size[0]}x{config.data.size[1]} images, {config.model.dtype}, "
+        f"for {topology.name}",
+        flush=True,
+    )
+    return 0 if report_plan(options.what, config, topology) else 1
+
+
 def _program() -> str:
     """Returns how this process was called, for commands that are proposed."""
     name = pathlib.Path(sys.argv[0]).name
@@ -250,16 +273,26 @@ def _parse_size(text: str) -> tuple[int, int]:
 
 
 def _announce(*lines: str) -> None:
+    """Says what is about to run, on which devices; from here on they keep their programs."""
     import jax
 
+    from mtmamba_jax.compilation_cache import keep_programs
+
+    keep_programs()
     devices = jax.devices()
     kinds = sorted({device.device_kind for device in devices})
     print("\n".join(lines))
     print(f"Devices: {len(devices)} x {', '.join(kinds)} (jax {jax.__version__})", flush=True)
 
 
-COMMANDS = {"train": _train, "eval": _eval, "predict": _predict, "benchmark": _benchmark}
-CONFIGURED = ("train", "benchmark")  # these take --config.key=value
+COMMANDS = {
+    "train": _train,
+    "eval": _eval,
+    "predict": _predict,
+    "benchmark": _benchmark,
+    "plan": _plan,
+}
+CONFIGURED = ("train", "benchmark", "plan")  # these take --config.key=value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -312,6 +345,19 @@ def _parser() -> argparse.ArgumentParser:
         "--config", help="step, inference: NAME or NAME:VARIANT of configs/ (synthetic)"
     )
     _add_config_key(benchmark)
+
+    plan = command("plan", "Compile for an accelerator that is not here: does it fit?")
+    plan.add_argument(
+        "--topology", required=True, help="KIND:SHAPE of a TPU (v5e:4x4), KIND:NUMBER of GPUs"
+    )
+    plan.add_argument(
+        "--what", choices=("step", "inference"), default="step", help="which program (step)"
+    )
+    plan.add_argument(
+        "--config", default="synthetic", help="NAME or NAME:VARIANT of configs/ (synthetic)"
+    )
+    _add_config_key(plan)
+    plan.add_argument("--json", action="store_true", help="print every number as JSON instead")
     return parser
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -30,13 +30,17 @@ def compiler_options(platform: str) -> dict[str, bool | str]:
     return GPU_OPTIONS if platform == "gpu" else {}
 
 
-def create_mesh(*batch_sizes: int) -> Mesh:
+def create_mesh(*batch_sizes: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a mesh of as many devices as divide each of the batch sizes.
+
+    Args:
+      batch_sizes: of all batches that will be split over the mesh.
+      devices: to take them from; None is all that there are.
 
     Raises:
       ValueError: several processes, and a batch does not split over all their devices.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     common = math.gcd(*batch_sizes)
     count = max(n for n in range(1, len(devices) + 1) if common % n == 0)
     sizes = " and ".join(map(str, sorted(set(batch_sizes))))
@@ -99,6 +103,14 @@ def put_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
     sharding = split_batch(mesh)
     return {
         key: jax.make_array_from_process_local_data(sharding, value)
+        for key, value in on_device(batch).items()
+    }
+
+
+def on_device(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the arrays of a batch that go to the devices: all but text."""
+    return {
+        key: value
         for key, value in batch.items()
         if np.issubdtype(value.dtype, np.number) or value.dtype == bool
     }

@@ -12,6 +12,7 @@ import jax
 WARM_UPS = 3
 SAMPLE = 5e-2  # seconds that a sample aims at, so that launching its calls is negligible
 BACK_TO_BACK = 10  # calls in one sample at most
+CACHE_HIT = "/jax/compilation_cache/cache_hits"  # event of jax.monitoring
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +66,27 @@ def _sample(call: Callable[[], object], calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def compile_timed(lower: Callable[..., jax.stages.Lowered], *args) -> tuple[Callable, float]:
-    """Returns the compiled program of `lower(*args)` and the seconds of tracing and compiling."""
-    start = time.perf_counter()
-    program = lower(*args).compile()
-    return program, time.perf_counter() - start
+def compile_timed(
+    lower: Callable[..., jax.stages.Lowered], *args
+) -> tuple[jax.stages.Compiled, dict[str, float | bool]]:
+    """Returns the compiled program of `lower(*args)` and how it came about.
+
+    That is `compile_seconds`, of tracing and compiling, and `compile_cached`: whether they are of
+    reading a program that JAX had kept (`compilation_cache`).
+    """
+    events = []
+
+    def listen(event, **_):
+        events.append(event)
+
+    jax.monitoring.register_event_listener(listen)
+    try:
+        start = time.perf_counter()
+        program = lower(*args).compile()
+        seconds = time.perf_counter() - start
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
+    return program, {"compile_seconds": seconds, "compile_cached": CACHE_HIT in events}
 
 
 def program_memory(program: jax.stages.Compiled) -> dict[str, int] | None:

@@ -3,13 +3,14 @@
 import json
 
 import pytest
-from flax import nnx
 
 from mtmamba_jax import benchmark, cli, timing
-from mtmamba_jax.benchmark import BOTH, CHIPS, FORWARD
+from mtmamba_jax.benchmark import BOTH, FORWARD
+from mtmamba_jax.chips import CHIPS
 from mtmamba_jax.data_pipelines.batch import check_batch
 from mtmamba_jax.kernels.ss2d.arg_specs import ArgSpec
 from mtmamba_jax.tasks import TASK_SETS
+from tests.pixel_model import build_pixel_model
 
 MISTAKES = [
     (["--what=ss2d", "--spec=pixl"], "Unknown spec 'pixl'. Did you mean 'pixel'?"),
@@ -103,22 +104,6 @@ def test_random_batch_fulfils_the_contract(task_set):
         assert not (batch[task.name] == task.ignore).any()
         if task.class_names:
             assert batch[task.name].max() < task.channels
-
-
-class PixelModel(nnx.Module):
-    """Stands for MTMamba, which takes long to compile: a linear map of each pixel."""
-
-    def __init__(self, tasks):
-        rngs = nnx.Rngs(0)
-        self.projections = nnx.Dict({t.name: nnx.Linear(3, t.channels, rngs=rngs) for t in tasks})
-
-    def __call__(self, images, *, training=False, rngs=None):
-        return {name: projection(images) for name, projection in self.projections.items()}
-
-
-def build_pixel_model(config, tasks):
-    graph, parameters = nnx.split(PixelModel(tasks), nnx.Param)
-    return graph, nnx.to_pure_dict(parameters)
 
 
 @pytest.mark.parametrize(("what", "part"), [("step", "train"), ("inference", "eval")])

@@ -1,0 +1,51 @@
+"""What a compiled program sends between devices, read from its text (HLO)."""
+
+from __future__ import annotations
+
+import math
+import re
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+# `%name = SHAPE all-reduce(...`. An asynchronous one is a `-start` and a `-done`, or stands in a
+# computation of its own that some `async-start` calls.
+_COLLECTIVE = re.compile(
+    rf"^\s*(?:ROOT )?\S+ = (\(.+?\)|\S+) ({'|'.join(KINDS)})(-start)?\(", re.MULTILINE
+)
+_LOOP = re.compile(r"^\s*(?:ROOT )?\S+ = (?:\(.+?\)|\S+) while\(", re.MULTILINE)
+_ARRAY = re.compile(r"\b([a-z]+)(\d*)\w*\[([\d,]*)\]")  # bf16[4,64], f8e4m3fn[2], pred[], token[]
+
+
+def count_collectives(text: str) -> dict[str, dict[str, int]]:
+    """Returns {kind: {"count", "bytes"}} for the kinds of `KINDS` that a program has.
+
+    Bytes are of the results on one device. What is in a loop counts once.
+
+    Args:
+      text: of the compiled program, `jax.stages.Compiled.as_text()`.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for shape, kind, start in _COLLECTIVE.findall(text):
+        arrays = _ARRAY.findall(shape)
+        if start and kind != "all-reduce":  # (operands, results, perhaps contexts)
+            arrays = [array for array in arrays if array != ("u", "32", "")]
+            arrays = arrays[len(arrays) // 2 :]
+        total = found.setdefault(kind, {"count": 0, "bytes": 0})
+        total["count"] += 1
+        total["bytes"] += sum(map(_array_bytes, arrays))
+    return found
+
+
+def _array_bytes(array: tuple[str, str, str]) -> int:
+    letters, bits, sizes = array
+    bits = int(bits or (8 if letters == "pred" else 0))
+    return math.prod(map(int, filter(None, sizes.split(",")))) * bits // 8
+
+
+def count_loops(text: str) -> int:
+    """Returns the loops of a program, whose bodies compilers count once.
+
+    Args:
+      text: as `count_collectives` takes it.
+    """
+    return len(_LOOP.findall(text))

@@ -1,0 +1,196 @@
+"""What the command `plan` finds: whether a program fits devices that are not here, what it takes.
+
+The program is that of training or prediction, lowered from shapes and compiled for the topology.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+from ml_collections import ConfigDict
+
+from mtmamba_jax import config as configuration
+from mtmamba_jax.benchmark import MODEL_PROGRAMS, Record, random_batch
+from mtmamba_jax.collectives import count_collectives, count_loops
+from mtmamba_jax.evaluate import create_predict_step
+from mtmamba_jax.names import check_name
+from mtmamba_jax.sharding import create_mesh, on_device
+from mtmamba_jax.tasks import Task, select
+from mtmamba_jax.timing import program_memory
+from mtmamba_jax.topology import Topology
+from mtmamba_jax.training.optimizer import create_optimizer
+from mtmamba_jax.training.state import abstract_build, initial_state
+from mtmamba_jax.training.step import create_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Saving:
+    """A setting that takes less memory.
+
+    Attributes:
+      key: of the configuration.
+      value: that saves.
+      instead_of: the values that it is taken in place of; None: any lower number.
+      programs: of `MODEL_PROGRAMS`, that it changes.
+    """
+
+    key: str
+    value: object
+    instead_of: tuple[str, ...] | None = None
+    programs: tuple[str, ...] = ("step",)
+
+
+SAVINGS = (
+    Saving("model.dtype", "bfloat16", ("float32",), MODEL_PROGRAMS),  # also faster
+    Saving("train.microbatches", 2),  # smaller products, the same work
+    Saving("model.remat", "dots", ("none",)),  # all but the matrix products done twice
+    Saving("model.remat", "full", ("none", "dots")),  # forward done twice
+    *(Saving("train.microbatches", parts) for parts in (4, 8, 16, 32)),
+)
+"""What to try when a program does not fit, cheapest in speed first."""
+
+
+def plan_records(what: str, config: ConfigDict, topology: Topology) -> Iterator[Record]:
+    """Yields the record of a program and, where it does not fit, of settings with which it may.
+
+    Each of these keeps those before it; the last fits if any does.
+
+    Args:
+      what: one of `MODEL_PROGRAMS`: the training step, or the prediction of a batch.
+      config: gives the model, the size of images and the batch, `train.batch_size` or
+        `eval.batch_size`.
+      topology: to compile for.
+
+    Raises:
+      ValueError: a configuration that cannot work, or a batch that does not split.
+    """
+    check_name("program", what, MODEL_PROGRAMS)
+    tasks = select(config.tasks.set, config.tasks.names)
+    configuration.check(config, [task.name for task in tasks])
+    _check_batch(what, config, topology)
+    record = _record(what, config, tasks, topology, {})
+    yield record
+    config, changed = config.copy_and_resolve_references(), {}
+    for saving in SAVINGS:
+        if record["fits"]:
+            return
+        if _applies(saving, what, config, len(topology.devices)):
+            changed[saving.key] = saving.value
+            configuration.override(config, {saving.key: str(saving.value)})
+            record = _record(what, config, tasks, topology, dict(changed))
+            yield record
+
+
+def _check_batch(what: str, config: ConfigDict, topology: Topology) -> None:
+    count = len(topology.devices)
+    parts = config.train.microbatches if what == "step" else 1
+    key, size = batch_of(what, config)
+    if size % (count * parts):
+        split = f" in train.microbatches={parts}" if parts > 1 else ""
+        raise ValueError(
+            f"{key}={size}{split} does not split over the {count} devices of "
+            f"{topology.name}: it must be a multiple of {count * parts}."
+        )
+
+
+def batch_of(what: str, config: ConfigDict) -> tuple[str, int]:
+    """Returns the key of a program's batch size, and that size."""
+    if what == "step":
+        return "train.batch_size", config.train.batch_size
+    return "eval.batch_size", config.eval.batch_size
+
+
+def _applies(saving: Saving, what: str, config: ConfigDict, devices: int) -> bool:
+    if what not in saving.programs:
+        return False
+    current = configuration.flatten(config)[saving.key]
+    if saving.instead_of is not None:
+        return current in saving.instead_of
+    # Parts of a batch: whole images on each device, and a loss that is a mean over images.
+    return (
+        current < saving.value
+        and config.train.batch_size % (devices * saving.value) == 0
+        and config.loss.reduction == "image"
+    )
+
+
+def _record(what, config, tasks, topology, changed) -> Record:
+    start = time.perf_counter()
+    lower = {"step": _lower_step, "inference": _lower_prediction}[what]
+    lowered = lower(config, tasks, create_mesh(batch_of(what, config)[1], devices=topology.devices))
+    try:
+        program, refusal = lowered.compile(compiler_options=topology.compiler_options), None
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        program, refusal = None, _refusal(str(error))
+    record = {
+        "settings": changed,
+        "compile_seconds": time.perf_counter() - start,
+        "available_bytes": topology.memory,
+        "refusal": refusal,
+        "fits": False,
+    }
+    return record if program is None else record | _numbers(program, topology)
+
+
+def _refusal(message: str) -> str:
+    """Returns the sentence in which a compiler says how much memory is missing."""
+    found = re.search(r"Ran out of memory[^\n]*", message)
+    return found.group() if found else message.splitlines()[0]
+
+
+def _numbers(program: jax.stages.Compiled, topology: Topology) -> Record:
+    # A TPU's program lies in the same memory, which the compiler's own check leaves out (libtpu
+    # 0.0.42 refuses arguments and temporaries beyond it); for GPUs it gives 0.
+    code = program.memory_analysis().generated_code_size_in_bytes
+    memory = program_memory(program)
+    memory |= {"code": code, "peak": memory["peak"] + code}
+    cost = program.cost_analysis() or {}  # of a GPU that is not here there is none
+    flops, moved = cost.get("flops"), cost.get("bytes accessed")
+    text = program.as_text()
+    return {
+        "fits": memory["peak"] <= topology.memory,
+        "memory_bytes": memory,
+        "flops": flops,
+        "flops_seconds": flops and flops / topology.chip.flops,
+        "bytes": moved,
+        "bytes_seconds": moved and moved / topology.chip.bytes,
+        "loops": count_loops(text),
+        "collectives": count_collectives(text),
+    }
+
+
+def _lower_step(config, tasks, mesh) -> jax.stages.Lowered:
+    graph, parameters = abstract_build(config, tasks)
+    optimizer = create_optimizer(config.optimizer, config.train.steps)
+    state = jax.eval_shape(lambda parameters: initial_state(parameters, optimizer), parameters)
+    batch = abstract_batch(tasks, config.train.batch_size, config.data.size)
+    return create_train_step(config, graph, tasks, optimizer, mesh).lower(state, batch)
+
+
+def _lower_prediction(config, tasks, mesh) -> jax.stages.Lowered:
+    graph, parameters = abstract_build(config, tasks)
+    images = abstract_batch((), config.eval.batch_size, config.data.size)["images"]
+    return create_predict_step(graph, mesh).lower(parameters, images)
+
+
+def abstract_batch(
+    tasks: Sequence[Task], batch_size: int, size: Sequence[int]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of what `sharding.put_batch` puts on the devices.
+
+    Args:
+      tasks: that have labels in the batch.
+      batch_size: b.
+      size: height and width.
+    """
+    example = on_device(random_batch(tasks, 1, size))
+    return {
+        key: jax.ShapeDtypeStruct((batch_size, *value.shape[1:]), value.dtype)
+        for key, value in example.items()
+    }

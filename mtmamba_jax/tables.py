@@ -1,0 +1,29 @@
+"""How the reports of `benchmark` and `plan` write numbers and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mtmamba_jax.chips import GIB
+
+
+def two_columns(values: Mapping[str, str]) -> str:
+    """Returns a table with one line a quantity; the first is its head."""
+    left, right = (max(map(len, cells)) for cells in (values, values.values()))
+    lines = [f"| {key:<{left}} | {value:>{right}} |" for key, value in values.items()]
+    return "\n".join((lines[0], f"| {'-' * left} | {'-' * (right - 1)}: |", *lines[1:]))
+
+
+def short(number: float) -> str:
+    """Four digits, three of them behind the point at most."""
+    return f"{number:.{3 if number < 10 else 2 if number < 100 else 1 if number < 1000 else 0}f}"
+
+
+def percent(share: float | None) -> str:
+    """A share in whole percents, - for None."""
+    return "-" if share is None else f"{share:.0%}"
+
+
+def gib(count: float | None) -> str:
+    """Bytes in GiB, - for None."""
+    return "-" if count is None else f"{count / GIB:.3f}"
