@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
-import jax.numpy as jnp
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from mtmamba_jax.kernels.ss2d import api, ss2d
-from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ODD, SMALL, ArgSpec
+from mtmamba_jax.kernels.ss2d import DIRECTIONS, pallas_tpu
+from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ODD, ArgSpec
 from mtmamba_jax.kernels.ss2d.mosaic_tpu import launch, way
 from tests.kernels.ss2d_suite import SS2DSuite
-
-NAMED = DECODER | SMALL | ODD
 
 
 def interpreted() -> bool:
@@ -68,3 +63,42 @@ class TestPallasTPU(SS2DSuite):
     @pytest.mark.skipif(interpreted(), reason="jax.checkpoint refuses the interpreter's callbacks")
     def test_checkpoint_keeps_the_gradients(self):
         super().test_checkpoint_keeps_the_gradients()
+
+    def test_channels_in_several_parts(self, monkeypatch):
+        def needed(cut, dtype):
+            return 0 if cut.parts > 1 else 2**40
+
+        monkeypatch.setattr(pallas_tpu.backward, "vector_memory", needed)
+        jax.clear_caches()  # of programs cut otherwise
+        self.check(ArgSpec(2, 3, d=140, n=3).arguments())
+
+    def test_lines_that_a_tile_does_not_hold(self, monkeypatch):
+        monkeypatch.setattr(way, "PIECES", 1)
+        jax.clear_caches()
+        self.check(ArgSpec(2, 9, d=4, n=3, k=1).arguments(), ("row_reversed",))
+
+    def test_more_states_than_a_register_has(self):
+        self.check(ArgSpec(2, 3, d=4, n=17).arguments())
+
+
+def decoder_cuts(monkeypatch, name, dtype, memory):
+    monkeypatch.setattr(pallas_tpu, "_vector_memory", lambda: memory)
+    spec = DECODER[name]
+    x = jax.ShapeDtypeStruct((1, 1, spec.h, spec.w, spec.d), dtype)
+    return spec, pallas_tpu.ways_of(pallas_tpu.plan_of(DIRECTIONS), x, spec.n, spec.r)
+
+
+@pytest.mark.parametrize("name", ["stage1_t1_b1", "stage2_t1_b1", "stage3_t1_b1"])
+def test_decoder_maps_are_cut_with_little_to_spare(monkeypatch, name):
+    spec, (row, column) = decoder_cuts(monkeypatch, name, "bfloat16", 64 * 2**20)
+    for cut, length in ((row, spec.w), (column, spec.h)):
+        assert (cut.parts, cut.lanes) == (1, spec.d)
+        assert length <= cut.pieces * cut.piece < 1.15 * length
+
+
+def test_a_small_memory_shares_out_the_channels(monkeypatch):
+    spec, cuts = decoder_cuts(monkeypatch, "stage3_t1_b1", "float32", 16 * 2**20)
+    for cut in cuts:
+        assert cut.parts * cut.lanes >= spec.d
+        assert pallas_tpu.backward.vector_memory(cut, "float32") < 16 * 2**20
+    assert cuts[1].parts > 1

@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import TILE, Scan, meet, store
+from mtmamba_jax.kernels.ss2d.softplus import softplus
 
 Array = jax.Array
 
@@ -27,13 +28,6 @@ PRODUCTS = {
 }
 BIAS_PARTS = 3
 ROWS, COLUMNS = 8, 16  # as the tensor cores read a matrix; sizes are multiples of it
-
-# log(1 + e) / e for e in 0..1, relative error 3e-7 and 6e-5: least squares with Lawson's weights.
-_LOG1P_EXACT = (
-    *(0.9999998, -0.49997407, 0.3327549, -0.24495512),
-    *(0.1774534, -0.10768274, 0.044090144, -0.0085393),
-)
-_LOG1P = (0.99994326, -0.4969778, 0.30630094, -0.15742722, 0.041347306)
 
 
 def columns(rank: int, dtype) -> int:
@@ -126,23 +120,8 @@ class Steps:
 
         z = pl.run_scoped(multiply, plgpu.ACC(self._shape, jnp.float32))
         pixel = plgpu.broadcasted_iota(jnp.int32, self._shape, 1, layout=plgpu.Layout.WGMMA)
-        step = jnp.where(pixel < pixels, _softplus(z, exact=self._exact), 0.0)
+        step = jnp.where(pixel < pixels, softplus(z, exact=self._exact), 0.0)
         # A thread's pairs of neighbouring pixels become pairs of neighbouring channels.
         step = plgpu.layout_cast(step, plgpu.Layout.WGMMA_TRANSPOSED)
         store(self.values.transpose((1, 0)), step)
         meet(self._met)
-
-
-def _softplus(z: Array, *, exact: bool) -> Array:
-    """log(1 + exp(z)), accurate also where it is tiny."""
-    e = jnp.exp(-jnp.abs(z))
-    *coefficients, series = _LOG1P_EXACT if exact else _LOG1P
-    for coefficient in reversed(coefficients):
-        series = series * e + coefficient
-    return jnp.maximum(z, 0.0) + e * series
-
-
-def softplus_gradient(step: Array) -> Array:
-    """The derivative of softplus where it is `step`: 1 - exp(-step), relative error 1.4e-6."""
-    series = step * (1 - step / 2 * (1 - step / 3 * (1 - step / 4 * (1 - step / 5))))
-    return jnp.where(step < 0.25, series, 1 - jnp.exp(-step))

@@ -93,9 +93,7 @@ def backward(
                         g = [g + dy * C for g, C in zip(adjoints[b], C, strict=True)]
                         dB.append([g * u for g in g])
                         dC.append([h * dy for h in after[b]])
-                        dadded_parts[b, rows_of(p)] = add(
-                            g * B for g, B in zip(g, B, strict=True)
-                        )
+                        dadded_parts[b, rows_of(p)] = add(g * B for g, B in zip(g, B, strict=True))
                         g = [a * g for a, g in zip(decay(b, s), g, strict=True)]
                         # Of the logarithm of the decay, step * A.
                         dlog = [g * h for g, h in zip(g, before, strict=True)]
@@ -121,14 +119,14 @@ def backward(
 
             tile.groups(scan)
             tile.gather(dcolumns, drow_parts)
-            for lanes in range(0, way.maps, LANES):
-                lanes = pl.ds(lanes, LANES)
-                tile.collect(drow_parts.at[:, lanes], drows.at[:, lanes], first)
+            for m in range(way.maps // LANES):
+                tile.collect(drow_parts.at[m], drows.at[m], first)
 
         tile.pieces(walk, backwards=True)
 
         def finish(at, pixels, valid):
-            row, drow = rows[pixels], drows[pixels]
+            row = rows[pixels]
+            drow = jnp.concatenate([drows[m, pixels] for m in range(way.maps // LANES)], 1)
             for f in range(way.blocks):
                 lanes, step, dadded = block_of(f), steps[f, pixels], inputs[f, pixels]
                 tile.write(dx_ref, at, f, step * dadded)
@@ -176,18 +174,19 @@ def scratch(way: Way) -> list[pltpu.MemoryRef]:
         return pltpu.VMEM(shape, jnp.float32)
 
     pixels = memory(way.blocks, way.pixels, LANES)
-    row, column = memory(way.pixels, way.maps), memory(way.piece * 2 * way.states, LANES)
+    column, lanes = memory(way.piece * 2 * way.states, LANES), way.maps // LANES
     part = memory(way.group, way.piece * SUBLANES, LANES)
     state = memory(way.blocks, way.states, LANES)
     return [
-        *(pixels, pixels, pixels, row, row, column, column),
+        *(pixels, pixels, pixels, memory(way.pixels, way.maps)),
+        *(memory(lanes, way.pixels, LANES), column, column),
         memory(way.group, way.piece * way.states, LANES),
-        *(part, part, memory(way.piece * SUBLANES, way.maps), state, state),
+        *(part, part, memory(lanes, way.piece * SUBLANES, LANES), state, state),
     ]
 
 
 def vector_memory(way: Way, dtype) -> int:
-    """Bytes that a program takes, more than those of `forward`: scratch, and blocks in two slots."""
+    """Bytes of a program, more than of `forward`: scratch, and its blocks in two slots."""
     scratched = sum(4 * math.prod(v.shape) for v in scratch(way))
     size, pixels = jnp.dtype(dtype).itemsize, math.prod(way.shape)
     images, maps = 3 * pixels * way.lanes * size, pixels * way.maps * (size + 4)

@@ -52,7 +52,8 @@ class Blocks:
             (*one * 3, *shape, way.lanes), lambda t, b, k, part, i: (t, k, b, *place(k, i), part)
         )
         self.maps = pl.BlockSpec(
-            (*one * 2, *shape, maps), lambda t, b, k, part, i: (t, b, *place(k, i), way.direction(k))
+            (*one * 2, *shape, maps),
+            lambda t, b, k, part, i: (t, b, *place(k, i), way.direction(k)),
         )
         self.map_sums = pl.BlockSpec(
             (*one * 2, *shape, maps),

@@ -1,9 +1,9 @@
 """What the kernels of both passes do with a tile (Pallas, TPU); shapes as in `way.py`.
 
-Registers hold 8 states of 128 channels, so a pixel's step sizes are a row that is read into all eight
-sublanes, and its B and C are columns. Columns cost as much as the scan itself when lanes are moved by
-permutations. The matrix units make them: a row with all but one of its lanes set to zero, times a
-matrix of ones, is that lane's value in every lane (`spread`).
+Registers hold 8 states of 128 channels, so a pixel's step sizes are a row that is read into all
+eight sublanes, and its B and C are columns. Made by permutations of lanes, columns would cost as
+much as the scan itself. The matrix units make them: a row with all but one of its lanes set to
+zero, times a matrix of ones, is that lane's value in every lane (`spread`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from mtmamba_jax.kernels.ss2d.softplus import softplus
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.way import LANES, SUBLANES, Way
+from mtmamba_jax.kernels.ss2d.softplus import softplus
 
 Array = jax.Array
 
@@ -187,7 +187,7 @@ class Tile:
         return lax.broadcasted_iota(jnp.int32, shape, 1) == lane
 
     def spread(self, rows, columns, first: Array) -> None:
-        """Writes a piece's B and C as columns: register (pixel, i) holds `selected(i)` in all lanes.
+        """Writes a piece's B and C as columns: register (pixel, i) has `selected(i)` in all lanes.
 
         Args:
           rows: maps [p c].
@@ -217,7 +217,7 @@ class Tile:
 
         Args:
           columns: [registers*8 128] of a piece's pixels.
-          parts: result [pixels*8 c], to be added over each pixel's eight sublanes (`collect`).
+          parts: result [c/128 pixels*8 128], to be added over each pixel's sublanes (`collect`).
         """
         way, registers = self.way, 2 * self.states
         many = self._many
@@ -229,9 +229,13 @@ class Tile:
             at = pl.ds(pl.multiple_of(i * size, SUBLANES), size)
             sums = product(columns[at], ones, (1, 0), exact=self.exact)
             for j in range(many):
-                values = (sums[(j * registers + e) * SUBLANES :][:SUBLANES] for e in range(registers))
+                values = (
+                    sums[(j * registers + e) * SUBLANES :][:SUBLANES] for e in range(registers)
+                )
                 values = [jnp.where(lane, v, 0.0) for lane, v in zip(selected, values, strict=True)]
-                parts[rows_of(i * many + j)] = add(values)
+                row = add(values)
+                for m in range(parts.shape[0]):
+                    parts[m, rows_of(i * many + j)] = row[:, m * LANES :][:, :LANES]
             return 0
 
         lax.fori_loop(0, way.piece // many, some, 0)
@@ -285,7 +289,7 @@ class Tile:
             ref[f, rows_of(e)] = value
 
     def collect(self, parts, to, first: Array) -> None:
-        """Adds each pixel's eight sublanes: `parts` [pixels*8 128] to the piece's pixels of `to`."""
+        """Adds each pixel's sublanes: `parts` [pixels*8 128] to its piece's pixels of `to`."""
         along = self.way.strides[1]
         for j in range(0, self.way.piece, SUBLANES):
             sums = add(parts[pl.ds(j * SUBLANES + i, SUBLANES, SUBLANES)] for i in range(SUBLANES))

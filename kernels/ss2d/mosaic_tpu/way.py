@@ -1,9 +1,9 @@
 """How the kernels walk an image, along its rows or down its columns (Pallas, TPU).
 
-A way is cut into tiles, which the grid brings to vector memory one after another in reading order: a
-few rows of an image, or eight columns, the least that a copy takes. A tile's lines, rows or columns,
-are cut into equal pieces of at most `PIECE` pixels. Sizes are rounded up; pixels that no image has get
-steps of size zero, which change no state.
+A way is cut into tiles, which the grid brings to vector memory one after another in reading order:
+a few rows of an image, or eight columns, the least that a copy takes. A tile's lines, rows or
+columns, are cut into equal pieces of at most `PIECE` pixels. Sizes are rounded up; pixels that no
+image has get steps of size zero, which change no state.
 
 Shapes: m counts tiles, c lanes of a row of maps, p pixels of a tile, f blocks of 128 channels, e
 groups of 8 states.
@@ -150,8 +150,8 @@ def cut(
         lines = SUBLANES
         if not column:
             pixels = max(1, ENOUGH // (groups * group * LANES))
-            tiles = pl.cdiv(across, max(1, pixels // (pieces * piece)))
-            lines = pl.cdiv(across, tiles)
+            most = pixels // (pieces * piece) if pieces * piece >= length else 1  # lines in order
+            lines = pl.cdiv(across, pl.cdiv(across, max(1, most)))
         while lines:
             way = Way(
                 *(height, width, channels, column, which, reverses, states, rank),

@@ -1,0 +1,172 @@
+"""How the TPU compiler schedules the scan's inner loops, and what the scan takes of HBM.
+
+    python -m mtmamba_jax.kernel_schedule [--topology v5e:2x2] [--spec stage3_t1_b1] [--memory]
+
+No TPU is needed. A TPU core issues one bundle of instructions a cycle, unless it waits, so bundles
+of an inner loop over what it does in one pass are cycles that it takes at least: static figures,
+not times. Of the four kernels of a call, rows and columns, the slower one is shown. Spills are
+registers that an inner loop's pass writes to memory or reads back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import pathlib
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+from mtmamba_jax.kernels.ss2d import DIRECTIONS, pallas_tpu, ss2d
+from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, SHAPES
+from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ODD, SMALL, ArgSpec
+from mtmamba_jax.kernels.ss2d.benchmark import whole_image_scan
+from mtmamba_jax.kernels.ss2d.mosaic_tpu.tile import RUN
+from mtmamba_jax.names import check_name
+from mtmamba_jax.sharding import create_mesh, replicated
+from mtmamba_jax.topology import Topology, find
+
+SPECS = DECODER | SMALL | ODD
+
+# An address or number, labels such as LB (loop begin), one `>` for each loop that it is in.
+_BUNDLE = re.compile(r"\s*(?:0x[0-9a-f]+|\d+)\s*(\S*)\s*:\s*(>*)")
+_SPILL = re.compile(r"v(?:st|ld) \[vmem:\[#allocation\d+_spill")
+
+
+def shapes(spec: ArgSpec, dtype) -> list[jax.ShapeDtypeStruct]:
+    """Returns the op's arguments, without their numbers."""
+    sizes = vars(spec)
+    return [
+        jax.ShapeDtypeStruct(
+            tuple(sizes[letter] for letter in letters.split()),
+            dtype if name in ACTIVATIONS else jnp.float32,
+        )
+        for name, letters in SHAPES.items()
+    ]
+
+
+def compile_scan(topology: Topology, spec: ArgSpec, dtype, op) -> jax.stages.Compiled:
+    """Compiles value and gradients of `op(*arguments)` for one device of a topology."""
+    mesh = create_mesh(1, devices=topology.devices[:1])
+
+    def run(cotangent, *arrays):
+        y, pull = jax.vjp(op, *arrays)
+        return y, pull(cotangent)
+
+    arrays = shapes(spec, dtype)
+    with jax.set_mesh(mesh):  # which tells the kernels' memory
+        return jax.jit(run, in_shardings=replicated(mesh)).lower(arrays[0], *arrays).compile()
+
+
+def whole_image(*arrays: jax.Array) -> jax.Array:
+    """The plain way: one `associative_scan` over all pixels for each direction, summed."""
+    x, dt, dt_weight, dt_bias, A, B, C, D = arrays
+    y = 0
+    for k, direction in enumerate(DIRECTIONS[: dt.shape[4]]):
+        one, next_one = slice(k, k + 1), (..., slice(k, k + 1), slice(None))
+        parameters = (dt_weight[:, one], dt_bias[:, one], A[:, one])
+        y += whole_image_scan(
+            direction, x, dt[next_one], *parameters, B[next_one], C[next_one], D[:, one]
+        )
+    return y.astype(x.dtype)
+
+
+def loops(text: str) -> Iterator[list[str]]:
+    """Yields the bundles of each innermost loop of a program (`final_bundles.txt`)."""
+    bodies: dict[int, list[str]] = {}  # by depth, the loop that is open there
+    found = []
+    for line in text.splitlines():
+        if match := _BUNDLE.match(line):
+            depth = len(match[2])
+            if "LB" in match[1]:
+                bodies[depth] = []
+                found.append((depth, bodies[depth]))
+            if depth in bodies:
+                bodies[depth].append(line)
+    deepest = max((depth for depth, _ in found), default=0)
+    yield from (body for depth, body in found if depth == deepest)
+
+
+def schedule(folder: pathlib.Path, kernel: str, steps: int) -> tuple[float, int]:
+    """Returns bundles a step, and spills a pass, of the inner loops that take exponentials.
+
+    Args:
+      folder: that libtpu has dumped a call's programs to.
+      kernel: whose programs are meant; the slowest one's figures are returned.
+      steps: pixels x blocks of 128 channels of one pass through a loop.
+    """
+    found = []
+    for path in folder.glob(f"*{kernel}*-final_bundles.txt"):
+        scans = [body for body in loops(path.read_text()) if any("vpow2" in line for line in body)]
+        spills = sum(len(_SPILL.findall(line)) for body in scans for line in body)
+        found.append((sum(map(len, scans)) / steps, spills))
+    return max(found)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints a table, one line a named shape."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--topology", default="v5e:2x2")
+    parser.add_argument("--spec", default=",".join(DECODER), help="names, separated by commas")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument(
+        "--memory", action="store_true", help="temporaries too, beside the XLA ways': slow"
+    )
+    options = parser.parse_args(arguments)
+    names = options.spec.split(",")
+    for name in names:
+        check_name("spec", name, SPECS)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+        topology = find(options.topology)
+        print(f"{options.topology}, {options.dtype}; bundles a step of 128 channels, spills")
+        print("| spec | forward | backward | backward / forward |", end="")
+        print(" MiB: kernels | chunked XLA | whole image |" if options.memory else "")
+        print("|---|---|---|---|" + ("---|---|---|" if options.memory else ""))
+        for name in names:
+            print(_row(topology, name, options.dtype, pathlib.Path(folder), options.memory))
+            sys.stdout.flush()
+    return 0
+
+
+def _row(topology: Topology, name: str, dtype: str, folder: pathlib.Path, memory: bool) -> str:
+    spec = SPECS[name]
+    for path in folder.iterdir():
+        if path.is_file():
+            path.unlink()
+    op = functools.partial(ss2d, directions=DIRECTIONS[: spec.k])
+    program = compile_scan(
+        topology, spec, dtype, functools.partial(op, implementation="pallas_tpu")
+    )
+    plan = pallas_tpu.plan_of(DIRECTIONS[: spec.k])
+    with jax.set_mesh(create_mesh(1, devices=topology.devices[:1])):
+        way, *_ = pallas_tpu.ways_of(plan, shapes(spec, dtype)[0], spec.n, spec.r)
+    figures = [
+        schedule(folder, f"ss2d_{which}", RUN * way.group) for which in ("forward", "backward")
+    ]
+    cells = [name, *(f"{bundles:.2f}, {spills}" for bundles, spills in figures)]
+    cells.append(f"{figures[1][0] / figures[0][0]:.2f}")
+    if memory:
+        cells.append(_mebibytes(program))
+        for other in (functools.partial(op, implementation="xla"), whole_image):
+            try:
+                cells.append(_mebibytes(compile_scan(topology, spec, dtype, other)))
+            except jax.errors.JaxRuntimeError as error:
+                needs = re.search(r"Used (\S+) of (\S+) hbm", str(error))
+                if not needs:
+                    raise
+                cells.append(f"{needs[1]}, does not fit")
+    return f"| {' | '.join(cells)} |"
+
+
+def _mebibytes(program: jax.stages.Compiled) -> str:
+    return f"{program.memory_analysis().temp_size_in_bytes / 2**20:.1f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

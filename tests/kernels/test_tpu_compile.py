@@ -1,0 +1,169 @@
+"""TPUs' own compiler takes the kernels, for every chip, shape and dtype; what it makes of them.
+
+The compiler, libtpu, needs no TPU. A sample runs with the suite; `python -m pytest -m tpu_compile`
+runs all.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import importlib.util
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from mtmamba_jax import kernel_schedule, topology
+from mtmamba_jax.kernels.ss2d import DIRECTIONS, ss2d
+from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ODD, SMALL, ArgSpec
+from mtmamba_jax.models import ss2d as ss2d_module
+from mtmamba_jax.models.blocks import MFE, MambaSettings
+from mtmamba_jax.sharding import create_mesh, replicated
+
+NAMED = DECODER | SMALL | ODD
+CHIPS = {"v4": "2x2x1", "v5e": "2x2", "v5p": "2x2x1", "v6e": "2x2", "tpu7x": "2x2x1"}
+
+pytestmark = pytest.mark.skipif(
+    not importlib.util.find_spec("libtpu"), reason="libtpu, TPUs' compiler, is not installed"
+)
+
+
+@functools.cache
+def devices(chip: str) -> topology.Topology:
+    with_cache = jax.config.jax_compilation_cache_dir
+    found = topology.find(f"{chip}:{CHIPS[chip]}")
+    jax.config.update("jax_compilation_cache_dir", with_cache)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_cache():
+    """JAX cannot read a program for devices that are not here."""
+    folder = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", folder)
+
+
+def compiled(chip, spec, dtype="bfloat16", op=ss2d, **options):
+    op = functools.partial(op, directions=DIRECTIONS[: spec.k], **options)
+    return kernel_schedule.compile_scan(devices(chip), spec, jnp.dtype(dtype), op)
+
+
+@pytest.mark.parametrize(
+    ("chip", "name", "dtype"),
+    [
+        ("v4", "stage3_t1_b1", "float32"),  # of all cases the one with least room
+        ("v5e", "stage1_t4_b8", "bfloat16"),
+        ("v5p", "prime", "float32"),
+        ("v6e", "column", "bfloat16"),
+        ("tpu7x", "stage2_t5_b1", "bfloat16"),
+    ],
+)
+def test_sample_of_shapes_compiles_to_the_kernels(chip, name, dtype):
+    assert "ss2d_backward" in compiled(chip, NAMED[name], dtype).as_text()
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("chip", CHIPS)
+def test_every_named_shape_compiles(chip, dtype, name):
+    assert "ss2d_backward" in compiled(chip, NAMED[name], dtype).as_text()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ArgSpec(1, 5000, d=24, k=1, n=64, r=3),  # a sequence, cut within its one line
+        ArgSpec(6, 7, d=640, n=16, r=40, b=2),  # five blocks of channels
+    ],
+)
+def test_other_sizes_compile(spec):
+    assert "ss2d_backward" in compiled("v5e", spec).as_text()
+
+
+def over_tasks(*arrays, **options):
+    """`vmap` over the task axis, each task by itself."""
+    one = functools.partial(ss2d, **options)
+    return jax.vmap(lambda *v: one(*(a[None] for a in v))[0])(*arrays)
+
+
+def recomputed(*arrays, **options):
+    return jax.checkpoint(functools.partial(ss2d, **options))(*arrays)
+
+
+@pytest.mark.parametrize("op", [over_tasks, recomputed])
+def test_transformations_compile(op):
+    assert "ss2d_backward" in compiled("v5e", ArgSpec(5, 20, d=8, t=2), op=op).as_text()
+
+
+def test_a_batch_over_two_devices_compiles_without_gathering_it():
+    mesh = create_mesh(2, devices=devices("v5e").devices[:2])
+    arrays = kernel_schedule.shapes(ArgSpec(5, 20, d=8, b=4), jnp.float32)
+    run = jax.jit(functools.partial(ss2d, batch_axes=("data",)), in_shardings=replicated(mesh))
+    with jax.set_mesh(mesh):
+        text = run.lower(*arrays).compile().as_text()
+    assert "ss2d_forward" in text
+    assert "all-gather" not in text
+
+
+def test_columns_too_long_for_the_memory_take_the_xla_path():
+    spec = ArgSpec(30_000, 2, d=8, n=4)
+    assert "ss2d_forward" not in compiled("v5e", spec).as_text()
+    with pytest.raises(NotImplementedError, match="columns of 30000 pixels"):
+        compiled("v5e", spec, implementation="pallas_tpu")
+
+
+def test_memory_is_less_than_of_the_chunked_scan():
+    spec = DECODER["stage1_t1_b1"]
+    kernels, chunked = (
+        compiled("v5e", spec, implementation=name).memory_analysis().temp_size_in_bytes
+        for name in ("pallas_tpu", "xla")
+    )
+    assert kernels < chunked / 2
+
+
+def copies(text: str, size: int) -> collections.Counter:
+    """Copies and transposes that write `size` elements or more to HBM, by their shape."""
+    pattern = re.compile(r" = \w+\[([\d,]+)\](\S*) (?:copy|transpose)\(")
+    found = collections.Counter()
+    for shape, layout in pattern.findall(text[text.index("\nENTRY") :]):
+        if math.prod(map(int, shape.split(","))) >= size and "S(1)" not in layout:
+            found[shape] += 1
+    return found
+
+
+def extractor(settings):
+    """The compiled value and gradients of an extractor, conv to norm, at the last stage."""
+    mesh = create_mesh(1, devices=devices("v5e").devices[:1])
+    model = nnx.eval_shape(lambda: MFE(1, 192, settings, rngs=nnx.Rngs(0)))
+    graph, parameters = nnx.split(model)
+    z = jax.ShapeDtypeStruct((1, 1, 112, 144, 384), jnp.bfloat16)
+
+    def run(parameters, z, dy):
+        y, pull = jax.vjp(lambda parameters, z: nnx.merge(graph, parameters)(z), parameters, z)
+        return y, pull(dy)
+
+    with jax.set_mesh(mesh):
+        jitted = jax.jit(run, in_shardings=replicated(mesh))
+        return jitted.lower(parameters, z, z).compile().as_text()
+
+
+def pointwise(x, dt, dt_weight, dt_bias, A, B, C, D, **_):
+    """Reads what the scan reads, and moves nothing."""
+    maps = (v.astype(jnp.float32).sum((-1, -2))[..., None] for v in (dt, B * C))
+    return (x * sum(maps)).astype(x.dtype)
+
+
+def test_no_feature_map_is_copied_round_the_kernels(monkeypatch):
+    settings = MambaSettings(dtype=jnp.bfloat16)
+    scanned = copies(extractor(settings), 112 * 144 * 384)
+    monkeypatch.setattr(ss2d_module, "ss2d", pointwise)
+    assert not copies(extractor(settings), 112 * 144 * 384)
+    # B, C and dt of all directions, in whole registers: no feature map, if as large.
+    assert scanned == {"1,1,112,144,512": 1}
