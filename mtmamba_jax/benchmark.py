@@ -17,7 +17,7 @@ from mtmamba_jax.chips import CHIPS
 from mtmamba_jax.evaluate import create_predict_step
 from mtmamba_jax.kernels.ss2d import IMPLEMENTATIONS, ss2d
 from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, PLATFORMS, SHAPES
-from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ODD, SMALL, ArgSpec
+from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
 from mtmamba_jax.models.norm import TaskLayerNorm
 from mtmamba_jax.names import check_name
 from mtmamba_jax.sharding import compiler_options, create_mesh, put_batch, replicated
@@ -33,7 +33,6 @@ from mtmamba_jax.training.optimizer import create_optimizer
 from mtmamba_jax.training.state import build, initial_state
 from mtmamba_jax.training.step import create_train_step
 
-SPECS = DECODER | SMALL | ODD
 DTYPES = ("bfloat16", "float32")
 FORWARD, BOTH = PASSES = ("forward", "forward + backward")
 MODEL_PROGRAMS = ("step", "inference")

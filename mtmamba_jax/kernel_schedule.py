@@ -4,8 +4,8 @@
 
 No TPU is needed. A TPU core issues one bundle of instructions a cycle, unless it waits, so bundles
 of an inner loop over what it does in one pass are cycles that it takes at least: static figures,
-not times. Of the four kernels of a call, rows and columns, the slower one is shown. Spills are
-registers that an inner loop's pass writes to memory or reads back.
+not times. Of the kernels for rows and columns the larger figures are shown. Spills are registers
+that a pass through an inner loop writes to memory or reads back.
 """
 
 from __future__ import annotations
@@ -20,34 +20,18 @@ import tempfile
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 
 from mtmamba_jax.kernels.ss2d import DIRECTIONS, pallas_tpu, ss2d
-from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, SHAPES
-from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ODD, SMALL, ArgSpec
+from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, SPECS, ArgSpec
 from mtmamba_jax.kernels.ss2d.benchmark import whole_image_scan
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.tile import RUN
 from mtmamba_jax.names import check_name
 from mtmamba_jax.sharding import create_mesh, replicated
 from mtmamba_jax.topology import Topology, find
 
-SPECS = DECODER | SMALL | ODD
-
 # An address or number, labels such as LB (loop begin), one `>` for each loop that it is in.
 _BUNDLE = re.compile(r"\s*(?:0x[0-9a-f]+|\d+)\s*(\S*)\s*:\s*(>*)")
 _SPILL = re.compile(r"v(?:st|ld) \[vmem:\[#allocation\d+_spill")
-
-
-def shapes(spec: ArgSpec, dtype) -> list[jax.ShapeDtypeStruct]:
-    """Returns the op's arguments, without their numbers."""
-    sizes = vars(spec)
-    return [
-        jax.ShapeDtypeStruct(
-            tuple(sizes[letter] for letter in letters.split()),
-            dtype if name in ACTIVATIONS else jnp.float32,
-        )
-        for name, letters in SHAPES.items()
-    ]
 
 
 def compile_scan(topology: Topology, spec: ArgSpec, dtype, op) -> jax.stages.Compiled:
@@ -58,7 +42,7 @@ def compile_scan(topology: Topology, spec: ArgSpec, dtype, op) -> jax.stages.Com
         y, pull = jax.vjp(op, *arrays)
         return y, pull(cotangent)
 
-    arrays = shapes(spec, dtype)
+    arrays = spec.shapes(dtype)
     with jax.set_mesh(mesh):  # which tells the kernels' memory
         return jax.jit(run, in_shardings=replicated(mesh)).lower(arrays[0], *arrays).compile()
 
@@ -96,16 +80,20 @@ def schedule(folder: pathlib.Path, kernel: str, steps: int) -> tuple[float, int]
     """Returns bundles a step, and spills a pass, of the inner loops that take exponentials.
 
     Args:
-      folder: that libtpu has dumped a call's programs to.
-      kernel: whose programs are meant; the slowest one's figures are returned.
+      folder: that libtpu has dumped a program to.
+      kernel: the name of the kernel that is meant.
       steps: pixels x blocks of 128 channels of one pass through a loop.
+
+    Raises:
+      FileNotFoundError: no such kernel was compiled.
     """
-    found = []
-    for path in folder.glob(f"*{kernel}*-final_bundles.txt"):
-        scans = [body for body in loops(path.read_text()) if any("vpow2" in line for line in body)]
-        spills = sum(len(_SPILL.findall(line)) for body in scans for line in body)
-        found.append((sum(map(len, scans)) / steps, spills))
-    return max(found)
+    paths = list(folder.glob(f"*{kernel}*-final_bundles.txt"))
+    if not paths:
+        raise FileNotFoundError(f"libtpu has written no bundles of {kernel} to {folder}.")
+    text = paths[0].read_text()
+    scans = [body for body in loops(text) if any("vpow2" in line for line in body)]
+    spills = sum(len(_SPILL.findall(line)) for body in scans for line in body)
+    return sum(map(len, scans)) / steps, spills
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -122,7 +110,8 @@ def main(arguments: list[str] | None = None) -> int:
     for name in names:
         check_name("spec", name, SPECS)
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+        dump = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+        os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {dump}"
         topology = find(options.topology)
         print(f"{options.topology}, {options.dtype}; bundles a step of 128 channels, spills")
         print("| spec | forward | backward | backward / forward |", end="")
@@ -136,6 +125,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _row(topology: Topology, name: str, dtype: str, folder: pathlib.Path, memory: bool) -> str:
     spec = SPECS[name]
+
+    def found(which, way):
+        return schedule(folder, f"ss2d_{which}_{way.name}", RUN * way.group)
+
     for path in folder.iterdir():
         if path.is_file():
             path.unlink()
@@ -143,11 +136,11 @@ def _row(topology: Topology, name: str, dtype: str, folder: pathlib.Path, memory
     program = compile_scan(
         topology, spec, dtype, functools.partial(op, implementation="pallas_tpu")
     )
-    plan = pallas_tpu.plan_of(DIRECTIONS[: spec.k])
     with jax.set_mesh(create_mesh(1, devices=topology.devices[:1])):
-        way, *_ = pallas_tpu.ways_of(plan, shapes(spec, dtype)[0], spec.n, spec.r)
+        ways = pallas_tpu.ways_of(DIRECTIONS[: spec.k], spec.shapes(dtype)[0], spec.n, spec.r)
     figures = [
-        schedule(folder, f"ss2d_{which}", RUN * way.group) for which in ("forward", "backward")
+        tuple(map(max, zip(*(found(which, way) for way in ways), strict=True)))
+        for which in ("forward", "backward")
     ]
     cells = [name, *(f"{bundles:.2f}, {spills}" for bundles, spills in figures)]
     cells.append(f"{figures[1][0] / figures[0][0]:.2f}")

@@ -125,7 +125,7 @@ def _record(what, config, tasks, topology, changed) -> Record:
     try:
         program, refusal = lowered.compile(compiler_options=topology.compiler_options), None
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if "RESOURCE_EXHAUSTED" not in str(error) or "memory space vmem" in str(error):
             raise
         program, refusal = None, _refusal(str(error))
     record = {

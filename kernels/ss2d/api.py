@@ -93,8 +93,9 @@ def ss2d(
         scans its own images. The compiler cannot split a fused kernel by itself.
 
     Returns:
-      y [t b h w d] in x's dtype; states, decays and sums are float32. With bfloat16 activations the
-      GPU kernels round dt_weight, the states they keep and each direction's results to bfloat16.
+      y [t b h w d] in x's dtype; states, decays and sums are float32. With bfloat16 activations
+      fused kernels round dt_weight, the states they keep and each direction's results to bfloat16,
+      and those for TPUs what they add up to the gradients of B and C.
 
     Raises:
       ValueError: an unknown direction, implementation or mesh axis, an array of the wrong shape or
@@ -172,7 +173,7 @@ def _run(*arrays: Array, directions: tuple[str, ...], implementation: str | None
         backend = IMPLEMENTATIONS[_choose("implementation", implementation, IMPLEMENTATIONS)]
         return backend(*arrays, directions=directions)
     branches = {
-        platform: functools.partial(_first_able, names, directions=directions)
+        platform: functools.partial(_first_able, platform, names, directions=directions)
         for platform, names in PLATFORMS.items()
     }
     return lax.platform_dependent(*arrays, **branches)
@@ -183,21 +184,26 @@ def _vary(v: Array, axes: frozenset[str]) -> Array:
     return lax.pcast(v, missing, to="varying") if missing else v
 
 
-def _first_able(names: Sequence[str], *arrays: Array, directions: tuple[str, ...]) -> Array:
-    """The result of the first backend that does not refuse."""
+def _first_able(
+    platform: str, names: Sequence[str], *arrays: Array, directions: tuple[str, ...]
+) -> Array:
+    """The result of a platform's first backend that does not refuse."""
     refusals = []
     for name in names:
         try:
             return IMPLEMENTATIONS[name](*arrays, directions=directions)
         except NotImplementedError as refusal:
             refusals.append(f"{name}: {refusal}")
-            _log_once(f"ss2d goes without {refusals[-1]}")
+            # Every platform's branch is traced, whichever is lowered for.
+            here = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend()) == platform
+            level = logging.WARNING if here else logging.INFO
+            _log_once(level, f"ss2d on {platform} goes without {refusals[-1]}")
     raise NotImplementedError("No backend of ss2d can do this call. " + "; ".join(refusals))
 
 
 @functools.cache
-def _log_once(message: str) -> None:
-    logging.getLogger(__name__).warning(message)
+def _log_once(level: int, message: str) -> None:
+    logging.getLogger(__name__).log(level, message)
 
 
 def _choose(what: str, name: str, valid: Sequence[str] | Mapping[str, object]) -> str:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, SHAPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +23,17 @@ class ArgSpec:
     k: int = 4
     n: int = 16
     r: int = 1
+
+    def shapes(self, dtype) -> list[jax.ShapeDtypeStruct]:
+        """The same arrays without their numbers, activations of `dtype`."""
+        sizes = vars(self)
+        return [
+            jax.ShapeDtypeStruct(
+                tuple(sizes[letter] for letter in letters.split()),
+                dtype if name in ACTIVATIONS else jnp.float32,
+            )
+            for name, letters in SHAPES.items()
+        ]
 
     def arguments(self, seed: int = 0, step_scale: float = 1.0) -> tuple[np.ndarray, ...]:
         """The eight arrays of `ss2d`, float32.
@@ -66,3 +81,5 @@ ODD = {
     "whole_chunks": ArgSpec(4, 8, d=8, t=3, b=2, n=16, r=2),
     "one_state": ArgSpec(9, 17, d=4, t=2, b=1, n=1, r=1),
 }
+
+SPECS = DECODER | SMALL | ODD

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from mtmamba_jax.kernels.ss2d.fused import LOG2E, columns_and_reverses, fused
 from mtmamba_jax.kernels.ss2d.mosaic_gpu import backward, forward, steps, summaries
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     GROUPS,
@@ -25,8 +26,6 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
 )
 
 Array = jax.Array
-
-LOG2E = math.log2(math.e)
 
 # Measured on an H200, 132 multiprocessors. Segments cost a second pass over the exponentials, so
 # they pay only where programs are few, and then it takes many of them.
@@ -191,18 +190,8 @@ def _prepare(scan: Scan, x, dt, dt_weight, dt_bias, A, B, C) -> _Arrays:
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _ss2d(plan, *arrays):
-    return _scan(plan, *arrays, save=False)[0]
-
-
-def _forward(plan, *arrays):
-    y, saved = _scan(plan, *arrays, save=True)
-    return y, (arrays, saved)
-
-
-def _scan(plan, x, dt, dt_weight, dt_bias, A, B, C, D, *, save):
-    """y and, if saved, the states that the backward pass starts from."""
+def _scan(plan, x, dt, dt_weight, dt_bias, A, B, C, *, save):
+    """y in float32 and, if saved, the states that the backward pass starts from."""
     scan = _scan_of(plan, x, A.shape[-1], dt.shape[-1])
     args = _prepare(scan, x, dt, dt_weight, dt_bias, A, B, C)
     start = None
@@ -210,13 +199,10 @@ def _scan(plan, x, dt, dt_weight, dt_bias, A, B, C, D, *, save):
         ends, time = summaries.summaries(scan, *args, adjoint=False)
         start = _carry(scan, ends, time, args.A, reverse=False)
     y, *saved = forward.forward(scan, *args, start, save=save)
-    y = jnp.sum(_from_images(scan, y, x.shape), 1, dtype=jnp.float32)
-    y += x * jnp.sum(D, 1)[:, None, None, None]
-    return y.astype(x.dtype), *saved
+    return jnp.sum(_from_images(scan, y, x.shape), 1, dtype=jnp.float32), saved
 
 
-def _backward(plan, residuals, dy):
-    (x, dt, dt_weight, dt_bias, A, B, C, D), saved = residuals
+def _gradients(plan, x, dt, dt_weight, dt_bias, A, B, C, saved, dy):
     scan = _scan_of(plan, x, A.shape[-1], dt.shape[-1])
     args = _prepare(scan, x, dt, dt_weight, dt_bias, A, B, C)
     dy_images = _to_images(dy, scan)
@@ -225,11 +211,10 @@ def _backward(plan, residuals, dy):
         ends, time = summaries.summaries(scan, dy_images, *args[1:], adjoint=True)
         end = _carry(scan, ends, time, args.A, reverse=True)
     *inputs, matrices = args
-    dx, dz, dmaps, dA = backward.backward(scan, *inputs, dy_images, saved, matrices, end)
+    dx, dz, dmaps, dA = backward.backward(scan, *inputs, dy_images, *saved, matrices, end)
     t, b, h, w, d = x.shape
     k, split = len(plan.columns), scan.states_split
     dx = jnp.sum(_from_images(scan, dx, x.shape), 1, dtype=jnp.float32)
-    dx += dy * jnp.sum(D, 1)[:, None, None, None]
     dz = _from_images(scan, dz, x.shape).reshape(t, k, split, b, h, w, d)
     dz = dz[:, :, 0] if split == 1 else jnp.sum(dz, 2)
     dB, dC = _from_maps(scan, dmaps, B, args.A.shape[1] // WARPS)
@@ -240,16 +225,10 @@ def _backward(plan, residuals, dy):
     dts = jnp.concatenate([dt.astype(dz.dtype), ones], -1)
     dprojection = _einsum("tbhwkr,tkbhwd->tkrd", dts, dz, precision=exact)
     dweight, dbias = dprojection[:, :, :-1], dprojection[:, :, -1]
-    dD = jnp.sum(dy.astype(jnp.float32) * x, (1, 2, 3))[:, None]
-    gradients = (
-        *(dx, ddt, dweight, dbias, _from_states(scan, dA, A)),
-        *(dB, dC, jnp.broadcast_to(dD, D.shape)),
-    )
-    originals = residuals[0]
-    return tuple(g.astype(v.dtype) for g, v in zip(gradients, originals, strict=True))
+    return dx, ddt, dweight, dbias, _from_states(scan, dA, A), dB, dC
 
 
-_ss2d.defvjp(_forward, _backward)
+_ss2d = fused(_scan, _gradients)
 
 
 @functools.cache
@@ -284,8 +263,6 @@ def ss2d_pallas_gpu(
             f"needs a Hopper GPU, whose matrix instructions (compute capability {HOPPER}) no other "
             f"has; this is {capability}"
         )
-    columns = tuple(name.startswith("column") for name in directions)
-    reverses = tuple(name.endswith("_reversed") for name in directions)
-    plan = _Plan(columns, reverses)
+    plan = _Plan(*columns_and_reverses(directions))
     _scan_of(plan, x, A.shape[-1], dt.shape[-1])  # refuses at once, not in the backward pass
     return _ss2d(plan, x, dt, dt_weight, dt_bias, A, B, C, D)

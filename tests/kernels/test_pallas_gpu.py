@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,8 @@ import numpy as np
 import pytest
 
 from mtmamba_jax.kernels.ss2d import api, pallas_gpu, ss2d
-from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ODD, SMALL, ArgSpec
+from mtmamba_jax.kernels.ss2d.arg_specs import ODD, SPECS, ArgSpec
 from tests.kernels.ss2d_suite import TOLERANCES, SS2DSuite, cast, value_and_gradients
-
-NAMED = DECODER | SMALL | ODD
 
 
 def hopper() -> bool:
@@ -51,18 +50,6 @@ class TestPallasGPU(SS2DSuite):
         assert "mosaic_gpu" in lowered(ODD["prime"], jnp.float32, implementation=None)
 
 
-def shapes(spec: ArgSpec, dtype) -> list[jax.ShapeDtypeStruct]:
-    """The op's arguments, without their numbers."""
-    sizes = vars(spec)
-    return [
-        jax.ShapeDtypeStruct(
-            tuple(sizes[letter] for letter in letters.split()),
-            dtype if name in api.ACTIVATIONS else jnp.float32,
-        )
-        for name, letters in api.SHAPES.items()
-    ]
-
-
 def lowered(spec: ArgSpec, dtype, op=ss2d, implementation="pallas_gpu") -> str:
     """The program of value and gradients, lowered for CUDA."""
     op = functools.partial(op, implementation=implementation)
@@ -71,14 +58,14 @@ def lowered(spec: ArgSpec, dtype, op=ss2d, implementation="pallas_gpu") -> str:
         y, pull = jax.vjp(op, *arrays)
         return y, pull(cotangent)
 
-    arrays = shapes(spec, dtype)
+    arrays = spec.shapes(dtype)
     traced = jax.jit(run).trace(arrays[0], *arrays)
     return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", SPECS)
 def test_every_named_shape_lowers_for_cuda(name):
-    assert "mosaic_gpu" in lowered(NAMED[name], jnp.bfloat16)
+    assert "mosaic_gpu" in lowered(SPECS[name], jnp.bfloat16)
 
 
 def test_any_directions_and_many_states_lower_for_cuda():
@@ -94,12 +81,12 @@ def test_any_directions_and_many_states_lower_for_cuda():
 
 @pytest.mark.parametrize("name", ["stage1_t1_b1", "stage3_t4_b8", "row"])
 def test_float32_lowers_for_cuda(name):
-    assert "mosaic_gpu" in lowered(NAMED[name], jnp.float32)
+    assert "mosaic_gpu" in lowered(SPECS[name], jnp.float32)
 
 
 def test_lowering_for_cuda_chooses_the_kernels_and_for_a_cpu_xla():
     assert "mosaic_gpu" in lowered(ODD["prime"], jnp.float32, implementation=None)
-    on_cpu = jax.jit(ss2d).trace(*shapes(ODD["prime"], jnp.float32))
+    on_cpu = jax.jit(ss2d).trace(*ODD["prime"].shapes(jnp.float32))
     assert "mosaic_gpu" not in on_cpu.lower(lowering_platforms=("cpu",)).as_text()
 
 
@@ -131,6 +118,7 @@ def test_a_batch_over_two_devices_lowers_for_cuda_without_gathering_it():
 def test_another_gpu_takes_the_xla_path_and_says_so_once(monkeypatch, caplog, capability):
     monkeypatch.setattr(pallas_gpu, "_compute_capability", lambda: capability)
     api._log_once.cache_clear()
+    caplog.set_level(logging.INFO)  # a warning only where the GPU is the default device
     for size in (5, 6):
         assert "mosaic_gpu" not in lowered(ArgSpec(4, size, d=3), jnp.float32, implementation=None)
     assert caplog.text.count("needs a Hopper GPU") == 1

@@ -85,7 +85,7 @@ def decoder_cuts(monkeypatch, name, dtype, memory):
     monkeypatch.setattr(pallas_tpu, "_vector_memory", lambda: memory)
     spec = DECODER[name]
     x = jax.ShapeDtypeStruct((1, 1, spec.h, spec.w, spec.d), dtype)
-    return spec, pallas_tpu.ways_of(pallas_tpu.plan_of(DIRECTIONS), x, spec.n, spec.r)
+    return spec, pallas_tpu.ways_of(DIRECTIONS, x, spec.n, spec.r)
 
 
 @pytest.mark.parametrize("name", ["stage1_t1_b1", "stage2_t1_b1", "stage3_t1_b1"])

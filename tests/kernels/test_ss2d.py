@@ -79,7 +79,7 @@ def _runs(*arrays, directions):
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_a_forced_implementation_is_the_one_that_runs(monkeypatch, name):
-    ran = _mock(monkeypatch, pallas_gpu=_runs)
+    ran = _mock(monkeypatch, pallas_gpu=_runs, pallas_tpu=_runs)
     ss2d(*SMALL.arguments(), implementation=name)
     assert ran == [name]
 

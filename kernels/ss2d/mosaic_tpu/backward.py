@@ -7,10 +7,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from mtmamba_jax.kernels.ss2d.mosaic_tpu.launch import Blocks, launch
+from mtmamba_jax.kernels.ss2d.mosaic_tpu.launch import SPARE_MEMORY, Blocks, launch
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.tile import Tile, add, block_of, product, rows_of
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.way import LANES, SUBLANES, Way
 from mtmamba_jax.kernels.ss2d.softplus import softplus_gradient
@@ -35,7 +36,8 @@ def backward(
       dx [t k b h w d] in x's dtype; of the maps by part of the channels [t b h w k*parts*c]; of the
       projection [t k b c d], its bias [t k b 1 d] and A, without its factor, [t k b n d]; float32.
     """
-    f32, exact = jnp.float32, x.dtype == jnp.float32
+    f32 = jnp.float32
+    exact = f32 in (x.dtype, maps.dtype)
 
     def ss2d_backward(x_ref, maps_ref, weight_ref, bias_ref, A_ref, dy_ref, saved_ref, *rest):
         dx_ref, dmaps_ref, dweight_ref, dbias_ref, dA_ref, *rest = rest
@@ -127,23 +129,27 @@ def backward(
         def finish(at, pixels, valid):
             row = rows[pixels]
             drow = jnp.concatenate([drows[m, pixels] for m in range(way.maps // LANES)], 1)
-            for f in range(way.blocks):
-                lanes, step, dadded = block_of(f), steps[f, pixels], inputs[f, pixels]
-                tile.write(dx_ref, at, f, step * dadded)
-                dstep = tile.load(x_ref, at, f) * dadded + LN2 * dys[f, pixels]
-                dz = jnp.where(tile.has(f, valid), dstep * softplus_gradient(step), 0.0)
-                dbias_ref[:, lanes] += jnp.sum(dz, 0, keepdims=True)
-                dweight_ref[:, lanes] += product(row, dz, (0, 0), exact=exact)
-                drow += product(dz, weight_ref[:, lanes], (1, 1), exact=exact)
-            shape = (at[0].size, at[1].stop - at[1].start, way.maps)
-            dmaps_ref[at] = drow.reshape(shape)
+
+            def group(g, drow):
+                for b in range(way.group):
+                    f = g * way.group + b
+                    lanes, step, dadded = block_of(f), steps[f, pixels], inputs[f, pixels]
+                    tile.write(dx_ref, at, f, step * dadded)
+                    dstep = tile.load(x_ref, at, f) * dadded + LN2 * dys[f, pixels]
+                    dz = jnp.where(tile.has(f, valid), dstep * softplus_gradient(step), 0.0)
+                    dbias_ref[:, lanes] += jnp.sum(dz, 0, keepdims=True)
+                    dweight_ref[:, lanes] += product(row, dz, (0, 0), exact=exact)
+                    drow += product(dz, weight_ref[:, lanes], (1, 1), exact=exact)
+                return drow
+
+            drow = lax.fori_loop(0, way.groups, group, drow)
+            dmaps_ref[at] = drow.reshape(at[0].size, at[1].stop - at[1].start, way.maps)
 
         tile.chunks(finish)
 
         @pl.when(i == way.tiles - 1)
         def _():
-            for f in range(way.blocks):
-                dA_ref[:, block_of(f)] = dA[f]
+            tile.blocks(lambda f: dA_ref.__setitem__((slice(None), block_of(f)), dA[f]))
 
     t, b, h, w, d = x.shape
     blocks, k = Blocks(way, backwards=True), len(way.reverses)
@@ -164,6 +170,7 @@ def backward(
         ],
         scratch(way),
         (x, maps, weight, bias, A, dy, saved),
+        vector_memory(way, x.dtype),
     )
 
 
@@ -186,10 +193,10 @@ def scratch(way: Way) -> list[pltpu.MemoryRef]:
 
 
 def vector_memory(way: Way, dtype) -> int:
-    """Bytes of a program, more than of `forward`: scratch, and its blocks in two slots."""
+    """Bytes of a program, more than of `forward`: scratch, blocks in two slots, what is spare."""
     scratched = sum(4 * math.prod(v.shape) for v in scratch(way))
     size, pixels = jnp.dtype(dtype).itemsize, math.prod(way.shape)
-    images, maps = 3 * pixels * way.lanes * size, pixels * way.maps * (size + 4)
+    images, maps = 3 * pixels * way.lanes * size, pixels * way.maps * (4 + 4)
     saved = way.lines * way.pieces * way.states * way.lanes * size
     parameters = 2 * (way.maps + way.states + SUBLANES) * way.lanes * 4
-    return scratched + 2 * (images + maps + saved + parameters)
+    return scratched + 2 * (images + maps + saved + parameters) + SPARE_MEMORY

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from mtmamba_jax.kernels.ss2d.mosaic_tpu.backward import vector_memory
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.launch import Blocks, launch, saved_shape
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.tile import Tile, add, block_of, rows_of
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.way import LANES, SUBLANES, Way
@@ -25,7 +26,7 @@ def forward(
     Args:
       way: what is static.
       x: [t b h w d].
-      maps: dt, B and C of each direction, [t b h w k*c] in x's dtype.
+      maps: dt, B and C of each direction, [t b h w k*c].
       weight: projection of the step sizes [t k c d], float32; only dt's rows are not zero.
       bias: [t k 1 d], float32.
       A: [t k n d], float32, times log2(e).
@@ -41,7 +42,7 @@ def forward(
         saved_ref, *rest = rest if save else (None, *rest)
         steps, inputs, rows, columns, parts, state = rest
         *_, k, part, i = map(pl.program_id, range(5))
-        tile = Tile(way, k, i, part, exact=x.dtype == f32)
+        tile = Tile(way, k, i, part, exact=f32 in (x.dtype, maps.dtype))
 
         @pl.when(i == 0)
         def _():
@@ -83,8 +84,7 @@ def forward(
         tile.pieces(walk)
 
         def write(at, pixels, _):
-            for f in range(way.blocks):
-                tile.write(y_ref, at, f, steps[f, pixels])
+            tile.blocks(lambda f: tile.write(y_ref, at, f, steps[f, pixels]))
 
         tile.chunks(write)
 
@@ -111,4 +111,5 @@ def forward(
             pltpu.VMEM((way.blocks, way.states, LANES), f32),
         ],
         (x, maps, weight, bias, A),
+        vector_memory(way, x.dtype),
     )

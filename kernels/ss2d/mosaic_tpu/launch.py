@@ -18,7 +18,7 @@ from mtmamba_jax.kernels.ss2d.mosaic_tpu.way import Way
 Array = jax.Array
 
 SEMANTICS = ("parallel",) * 4 + ("arbitrary",)  # of the grid's axes
-VECTOR_MEMORY = 100 * 2**20  # bytes that a kernel may ask for; `way.cut` sees to what it does
+SPARE_MEMORY = 3 * 2**20  # bytes of vector memory that the compiler takes beside what is asked for
 
 
 class Blocks:
@@ -92,23 +92,25 @@ def launch(
     outputs: Sequence[tuple[tuple[int, ...], object, pl.BlockSpec]],
     scratch: Sequence,
     arrays: Sequence[Array],
+    memory: int,
 ) -> list[Array]:
     """Runs a kernel in every program.
 
     Args:
-      name: of the kernel, in profiles and dumps.
+      name: of the kernel; in profiles and dumps its way follows.
       way: what is static.
       kernel: of the references: inputs, outputs, scratch.
       inputs: the arrays' blocks.
       outputs: shape, dtype and block of each result.
       scratch: memory of a program.
       arrays: x and the others.
+      memory: bytes of vector memory that a program may take.
     """
     t, b = arrays[0].shape[:2]
     axes = jax.typeof(arrays[0]).manual_axis_type  # of the mesh, inside shard_map
     return pl.pallas_call(
         kernel,
-        name=name,
+        name=f"{name}_{way.name}",
         grid=(t, b, len(way.reverses), way.parts, way.tiles),
         in_specs=inputs,
         out_specs=[spec for *_, spec in outputs],
@@ -118,6 +120,6 @@ def launch(
         scratch_shapes=scratch,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=SEMANTICS,
-            vmem_limit_bytes=VECTOR_MEMORY,
+            vmem_limit_bytes=memory,
         ),
     )(*arrays)

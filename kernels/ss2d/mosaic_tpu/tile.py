@@ -111,9 +111,11 @@ class Tile:
         """An image's tile as [f p 128] float32, with zeros where the image has nothing."""
 
         def chunk(at, pixels, valid):
-            for f in range(self.way.blocks):
+            def block(f):
                 value = self.load(source, at, f)
                 to[f, pixels] = jnp.where(self.has(f, valid), value, 0.0)
+
+            self.blocks(block)
 
         self.chunks(chunk)
 
@@ -130,14 +132,26 @@ class Tile:
             row = maps[at].astype(jnp.float32).reshape(-1, self.way.maps)
             row = jnp.where(valid[:, :1], row, 0.0)
             rows[pixels] = row
-            for f in range(self.way.blocks):
+
+            def block(f):
                 lanes = block_of(f)
                 z = product(row, weight[:, lanes], (1, 0), exact=self.exact) + bias[:, lanes]
                 step, has = softplus(z, exact=self.exact), self.has(f, valid)
                 steps[f, pixels] = jnp.where(has, step, 0.0)
                 inputs[f, pixels] = jnp.where(has, step * self.load(x, at, f), 0.0)
 
+            self.blocks(block)
+
         self.chunks(chunk)
+
+    def blocks(self, use: Callable) -> None:
+        """Calls `use(f)` for each block of channels, a group unrolled."""
+
+        def group(blocks):
+            for f in blocks:
+                use(f)
+
+        self.groups(group)
 
     def has(self, f: int, valid: Array) -> Array:
         """`valid`, and false for channels that the image does not have."""

@@ -62,6 +62,11 @@ class Way:
     piece: int
 
     @property
+    def name(self) -> str:
+        """Row or column."""
+        return "column" if self.column else "row"
+
+    @property
     def blocks(self) -> int:
         """f, blocks of channels of one program."""
         return self.groups * self.group
