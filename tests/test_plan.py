@@ -311,7 +311,6 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-@pytest.mark.tpu_compile
 @needs_libtpu
 def test_real_command_plans_a_training_step_for_four_tpus():
     values = {
@@ -340,6 +339,20 @@ def test_real_command_plans_a_training_step_for_four_tpus():
 
 
 @pytest.mark.tpu_compile
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("shape", "batch_size"), [("v5e:2x2", 4), ("v5e:16x16", 256), ("v5p:2x2x2", 8)]
+)
+def test_the_papers_model_trains_with_one_image_a_chip(shape, batch_size):
+    keys = ("train.batch_size", "eval.batch_size")
+    found = run_command(
+        *("--config=common", f"--topology={shape}", "--config.model.dtype=bfloat16"),
+        *(f"--config.{key}={batch_size}" for key in keys),
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "\nFits: " in found.stdout
+
+
 @needs_libtpu
 def test_shape_that_no_tpu_has_is_told_the_valid_ones():
     found = run_command("--topology=v5e:3x3")

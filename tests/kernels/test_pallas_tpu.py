@@ -1,4 +1,4 @@
-"""The TPU backend: its numbers, in the interpreter or on a TPU; that TPUs' compiler takes it."""
+"""The TPU backend: its numbers, in the interpreter or on a TPU; how it cuts images."""
 
 from __future__ import annotations
 
@@ -37,6 +37,14 @@ def small_cuts(monkeypatch):
     monkeypatch.setattr(way, "ENOUGH", 2 * 8 * 128)
 
 
+@pytest.fixture
+def other_cuts():
+    """Forgets programs cut otherwise, before and after a test that cuts in its own way."""
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
 @pytest.mark.usefixtures("interpreter", "small_cuts")
 class TestPallasTPU(SS2DSuite):
     """Of the suite's shapes a small one of each kind: the interpreter takes 10 ms a pixel."""
@@ -54,31 +62,32 @@ class TestPallasTPU(SS2DSuite):
     # Channels are padded to 128 and states to 8; this image needs neither.
     whole_image = ArgSpec(32, 48, d=128, t=2, n=16)
 
-    def test_vmap_equals_one_at_a_time(self, monkeypatch):
+    def test_vmap_equals_one_at_a_time(self, monkeypatch, other_cuts):
         if interpreted():  # its grid has an axis more, which the interpreter counts as unnamed
             monkeypatch.setattr(launch, "SEMANTICS", None)
-            jax.clear_caches()
         super().test_vmap_equals_one_at_a_time()
 
     @pytest.mark.skipif(interpreted(), reason="jax.checkpoint refuses the interpreter's callbacks")
     def test_checkpoint_keeps_the_gradients(self):
         super().test_checkpoint_keeps_the_gradients()
 
-    def test_channels_in_several_parts(self, monkeypatch):
+    def test_channels_in_several_parts(self, monkeypatch, other_cuts):
         def needed(cut, dtype):
             return 0 if cut.parts > 1 else 2**40
 
         monkeypatch.setattr(pallas_tpu.backward, "vector_memory", needed)
-        jax.clear_caches()  # of programs cut otherwise
         self.check(ArgSpec(2, 3, d=140, n=3).arguments())
 
-    def test_lines_that_a_tile_does_not_hold(self, monkeypatch):
+    def test_lines_that_a_tile_does_not_hold(self, monkeypatch, other_cuts):
         monkeypatch.setattr(way, "PIECES", 1)
-        jax.clear_caches()
         self.check(ArgSpec(2, 9, d=4, n=3, k=1).arguments(), ("row_reversed",))
 
     def test_more_states_than_a_register_has(self):
         self.check(ArgSpec(2, 3, d=4, n=17).arguments())
+
+    def test_several_groups_of_channels_and_registers_of_maps(self):
+        spec = ArgSpec(2, 3, d=300, n=17, k=2, r=100)  # two blocks walked together, twice
+        self.check(spec.arguments(), DIRECTIONS[:2])
 
 
 def decoder_cuts(monkeypatch, name, dtype, memory):

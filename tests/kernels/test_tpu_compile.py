@@ -11,15 +11,20 @@ import functools
 import importlib.util
 import math
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from mtmamba_jax import kernel_schedule, topology
+from mtmamba_jax.collectives import count_collectives
 from mtmamba_jax.kernels.ss2d import DIRECTIONS, ss2d
-from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, SPECS, ArgSpec
+from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, SHAPES
+from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
 from mtmamba_jax.models import ss2d as ss2d_module
 from mtmamba_jax.models.blocks import MFE, MambaSettings
 from mtmamba_jax.sharding import create_mesh, replicated
@@ -102,12 +107,19 @@ def test_transformations_compile(op):
 
 def test_a_batch_over_two_devices_compiles_without_gathering_it():
     mesh = create_mesh(2, devices=devices("v5e").devices[:2])
+    whole, split = replicated(mesh), NamedSharding(mesh, PartitionSpec(None, "data"))
+    shardings = [split if name in ACTIVATIONS else whole for name in SHAPES]
+
+    def run(cotangent, *arrays):
+        y, pull = jax.vjp(functools.partial(ss2d, batch_axes=("data",)), *arrays)
+        return y, pull(cotangent)
+
     arrays = ArgSpec(5, 20, d=8, b=4).shapes(jnp.float32)
-    run = jax.jit(functools.partial(ss2d, batch_axes=("data",)), in_shardings=replicated(mesh))
+    jitted = jax.jit(run, in_shardings=(split, *shardings), out_shardings=(split, tuple(shardings)))
     with jax.set_mesh(mesh):
-        text = run.lower(*arrays).compile().as_text()
-    assert "ss2d_forward" in text
-    assert "all-gather" not in text
+        text = jitted.lower(arrays[0], *arrays).compile().as_text()
+    assert "ss2d_backward" in text
+    assert set(count_collectives(text)) == {"all-reduce"}  # of the parameters' gradients
 
 
 def test_columns_too_long_for_the_memory_take_the_xla_path():
@@ -117,13 +129,41 @@ def test_columns_too_long_for_the_memory_take_the_xla_path():
         compiled("v5e", spec, implementation="pallas_tpu")
 
 
-def test_memory_is_less_than_of_the_chunked_scan():
-    spec = DECODER["stage1_t1_b1"]
-    kernels, chunked = (
-        compiled("v5e", spec, implementation=name).memory_analysis().temp_size_in_bytes
-        for name in ("pallas_tpu", "xla")
-    )
-    assert kernels < chunked / 2
+def temporaries(spec, **options):
+    return compiled("v5e", spec, **options).memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "stage1_t1_b1",
+        *(pytest.param(name, marks=pytest.mark.tpu_compile) for name in SPECS),
+    ],
+)
+def test_memory_is_no_more_than_the_chunked_scan_takes(name):
+    kernels, chunked = (temporaries(SPECS[name], implementation=i) for i in ("pallas_tpu", "xla"))
+    assert kernels <= chunked
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.parametrize("chip", ["v5e", "v5p", "v6e"])
+def test_inner_loops_are_as_short_as_promised(chip):
+    table = subprocess.run(
+        [
+            *(sys.executable, "-m", "mtmamba_jax.kernel_schedule"),
+            f"--topology={chip}:{CHIPS[chip]}",
+            "--spec=stage1_t1_b1,stage2_t1_b1,stage3_t1_b1",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    rows = re.findall(r"\| stage\S+ \| (\S+), (\d+) \| \S+, \d+ \| (\S+) \|", table)
+    assert len(rows) == 3
+    for forward, spills, ratio in rows:
+        assert float(forward) <= 6
+        assert int(spills) == 0
+        assert float(ratio) <= 3
 
 
 def copies(text: str, size: int) -> collections.Counter:
