@@ -222,18 +222,24 @@ def _benchmark_model(options: argparse.Namespace, output: pathlib.Path) -> int:
     name = options.config or "synthetic"
     config = configuration.load(name)
     configuration.override(config, options.overrides)
-    what = {"step": "a training step", "inference": "the prediction"}[options.what]
-    _announce(
-        f"Timing {what} of {config.model.name} with {config.model.encoder} on random "
-        f"{config.data.size[0]}x{config.data.size[1]} images, {config.model.dtype}, "
-        f"median of {options.repeats}"
-    )
+    what = _described(options.what, config, "random ")
+    _announce(f"Timing {what}, median of {options.repeats}")
     record = model_record(options.what, config, options.repeats)
     print(f"\n{model_table(record)}")
     settings = {"repeats": options.repeats, "config_name": name}
     settings["config"] = configuration.flatten(config)
     write(output, options.what, settings, [record])
     return 0
+
+
+def _described(what: str, config, kind: str = "") -> str:
+    """A model's program in words; `kind` of images."""
+    program = {"step": "a training step", "inference": "the prediction"}[what]
+    height, width = config.data.size
+    return (
+        f"{program} of {config.model.name} with {config.model.encoder} on {kind}{height}x{width} "
+        f"images, {config.model.dtype}"
+    )
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -249,13 +255,7 @@ def _plan(options: argparse.Namespace) -> int:
         text, fits = plan_json(options.what, config, topology)
         print(text)
         return 0 if fits else 1
-    what = {"step": "a training step", "inference": "the prediction"}[options.what]
-    print(
-        f"Compiling {what} of {config.model.name} with {config.model.encoder} on "
-        f"{config.data.size[0]}x{config.data.size[1]} images, {config.model.dtype}, "
-        f"for {topology.name}",
-        flush=True,
-    )
+    print(f"Compiling {_described(options.what, config)}, for {topology.name}", flush=True)
     return 0 if report_plan(options.what, config, topology) else 1
 
 

@@ -23,7 +23,7 @@ import jax
 
 from mtmamba_jax.kernels.ss2d import DIRECTIONS, pallas_tpu, ss2d
 from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, SPECS, ArgSpec
-from mtmamba_jax.kernels.ss2d.benchmark import whole_image_scan
+from mtmamba_jax.kernels.ss2d.benchmark import of_direction, whole_image_scan, with_gradients
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.tile import RUN
 from mtmamba_jax.names import check_name
 from mtmamba_jax.sharding import create_mesh, replicated
@@ -37,26 +37,19 @@ _SPILL = re.compile(r"v(?:st|ld) \[vmem:\[#allocation\d+_spill")
 def compile_scan(topology: Topology, spec: ArgSpec, dtype, op) -> jax.stages.Compiled:
     """Compiles value and gradients of `op(*arguments)` for one device of a topology."""
     mesh = create_mesh(1, devices=topology.devices[:1])
-
-    def run(cotangent, *arrays):
-        y, pull = jax.vjp(op, *arrays)
-        return y, pull(cotangent)
-
     arrays = spec.shapes(dtype)
+    jitted = jax.jit(with_gradients(op), in_shardings=replicated(mesh))
     with jax.set_mesh(mesh):  # which tells the kernels' memory
-        return jax.jit(run, in_shardings=replicated(mesh)).lower(arrays[0], *arrays).compile()
+        return jitted.lower(arrays[0], *arrays).compile()
 
 
 def whole_image(*arrays: jax.Array) -> jax.Array:
     """The plain way: one `associative_scan` over all pixels for each direction, summed."""
-    x, dt, dt_weight, dt_bias, A, B, C, D = arrays
-    y = 0
-    for k, direction in enumerate(DIRECTIONS[: dt.shape[4]]):
-        one, next_one = slice(k, k + 1), (..., slice(k, k + 1), slice(None))
-        parameters = (dt_weight[:, one], dt_bias[:, one], A[:, one])
-        y += whole_image_scan(
-            direction, x, dt[next_one], *parameters, B[next_one], C[next_one], D[:, one]
-        )
+    x, dt, *_ = arrays
+    y = sum(
+        whole_image_scan(direction, *of_direction(k, arrays))
+        for k, direction in enumerate(DIRECTIONS[: dt.shape[4]])
+    )
     return y.astype(x.dtype)
 
 

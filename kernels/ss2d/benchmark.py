@@ -17,7 +17,7 @@ import multiprocessing
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -53,17 +53,34 @@ def whole_image_scan(direction, x, dt, dt_weight, dt_bias, A, B, C, D):
     return jnp.swapaxes(y, 2, 3) if column else y
 
 
+def of_direction(k: int, arguments: Sequence[jax.Array]) -> list[jax.Array]:
+    """The arguments of `ss2d` for its k-th direction alone."""
+    x, dt, dt_weight, dt_bias, A, B, C, D = arguments
+    one = slice(k, k + 1)
+    return [
+        *(x, dt[..., one, :], dt_weight[:, one], dt_bias[:, one]),
+        *(A[:, one], B[..., one, :], C[..., one, :], D[:, one]),
+    ]
+
+
+def with_gradients(op: Callable[..., jax.Array]) -> Callable:
+    """Returns `run(cotangent, *arrays)`: the op's value and the gradients of its arrays."""
+
+    def run(cotangent, *arrays):
+        y, pull = jax.vjp(op, *arrays)
+        return y, pull(cotangent)
+
+    return run
+
+
 def _programs(side: str, arguments) -> list[tuple[Callable, list]]:
     """The functions of one side, each with its arguments."""
     if side == CHUNKED:
         return [(functools.partial(ss2d, implementation="xla"), arguments)]
-    programs = []
-    for k, direction in enumerate(DIRECTIONS):
-        x, dt, dt_weight, dt_bias, A, B, C, D = arguments
-        one = [x, dt[..., k : k + 1, :], dt_weight[:, k : k + 1], dt_bias[:, k : k + 1]]
-        one += [A[:, k : k + 1], B[..., k : k + 1, :], C[..., k : k + 1, :], D[:, k : k + 1]]
-        programs.append((functools.partial(whole_image_scan, direction), one))
-    return programs
+    return [
+        (functools.partial(whole_image_scan, direction), of_direction(k, arguments))
+        for k, direction in enumerate(DIRECTIONS)
+    ]
 
 
 def measure(side: str, spec: str, repeats: int) -> dict[str, float | list[float]]:
@@ -73,11 +90,7 @@ def measure(side: str, spec: str, repeats: int) -> dict[str, float | list[float]
     cotangent = jnp.asarray(np.random.default_rng(1).standard_normal(shape, np.float32))
 
     def compiled(function, arguments):
-        def run(cotangent, *arrays):
-            y, pull = jax.vjp(function, *arrays)
-            return y, pull(cotangent)
-
-        return jax.jit(run).lower(cotangent, *arguments).compile(), arguments
+        return jax.jit(with_gradients(function)).lower(cotangent, *arguments).compile(), arguments
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 Array = jax.Array
 
 LOG2E = math.log2(math.e)  # kernels take exp2
+LN2 = math.log(2)
 
 
 def columns_and_reverses(directions: Sequence[str]) -> tuple[tuple[bool, ...], tuple[bool, ...]]:

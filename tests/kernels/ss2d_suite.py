@@ -55,6 +55,17 @@ def value_and_gradients(arguments, implementation, directions=DIRECTIONS, seed=1
     return _program(implementation, directions)(jnp.asarray(cotangent), *arguments)
 
 
+def over_tasks(*arrays, **options):
+    """`vmap` over the task axis, each task by itself."""
+    one = functools.partial(ss2d, **options)
+    return jax.vmap(lambda *v: one(*(a[None] for a in v))[0])(*arrays)
+
+
+def recomputed(*arrays, **options):
+    """The op under `jax.checkpoint`."""
+    return jax.checkpoint(functools.partial(ss2d, **options))(*arrays)
+
+
 def intermediates(jaxpr):
     """Every array that a program makes, those of its inner programs included."""
     for equation in jaxpr.eqns:

@@ -12,7 +12,15 @@ import pytest
 
 from mtmamba_jax.kernels.ss2d import api, pallas_gpu, ss2d
 from mtmamba_jax.kernels.ss2d.arg_specs import ODD, SPECS, ArgSpec
-from tests.kernels.ss2d_suite import TOLERANCES, SS2DSuite, cast, value_and_gradients
+from mtmamba_jax.kernels.ss2d.benchmark import with_gradients
+from tests.kernels.ss2d_suite import (
+    TOLERANCES,
+    SS2DSuite,
+    cast,
+    over_tasks,
+    recomputed,
+    value_and_gradients,
+)
 
 
 def hopper() -> bool:
@@ -53,13 +61,8 @@ class TestPallasGPU(SS2DSuite):
 def lowered(spec: ArgSpec, dtype, op=ss2d, implementation="pallas_gpu") -> str:
     """The program of value and gradients, lowered for CUDA."""
     op = functools.partial(op, implementation=implementation)
-
-    def run(cotangent, *arrays):
-        y, pull = jax.vjp(op, *arrays)
-        return y, pull(cotangent)
-
     arrays = spec.shapes(dtype)
-    traced = jax.jit(run).trace(arrays[0], *arrays)
+    traced = jax.jit(with_gradients(op)).trace(arrays[0], *arrays)
     return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
@@ -88,16 +91,6 @@ def test_lowering_for_cuda_chooses_the_kernels_and_for_a_cpu_xla():
     assert "mosaic_gpu" in lowered(ODD["prime"], jnp.float32, implementation=None)
     on_cpu = jax.jit(ss2d).trace(*ODD["prime"].shapes(jnp.float32))
     assert "mosaic_gpu" not in on_cpu.lower(lowering_platforms=("cpu",)).as_text()
-
-
-def over_tasks(*arrays, implementation):
-    """`vmap` over the task axis, each task by itself."""
-    one = functools.partial(ss2d, implementation=implementation)
-    return jax.vmap(lambda *v: one(*(a[None] for a in v))[0])(*arrays)
-
-
-def recomputed(*arrays, implementation):
-    return jax.checkpoint(functools.partial(ss2d, implementation=implementation))(*arrays)
 
 
 @pytest.mark.parametrize("op", [over_tasks, recomputed])

@@ -25,9 +25,11 @@ from mtmamba_jax.collectives import count_collectives
 from mtmamba_jax.kernels.ss2d import DIRECTIONS, ss2d
 from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, SHAPES
 from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
+from mtmamba_jax.kernels.ss2d.benchmark import with_gradients
 from mtmamba_jax.models import ss2d as ss2d_module
 from mtmamba_jax.models.blocks import MFE, MambaSettings
 from mtmamba_jax.sharding import create_mesh, replicated
+from tests.kernels.ss2d_suite import over_tasks, recomputed
 
 CHIPS = {"v4": "2x2x1", "v5e": "2x2", "v5p": "2x2x1", "v6e": "2x2", "tpu7x": "2x2x1"}
 
@@ -90,16 +92,6 @@ def test_other_sizes_compile(spec):
     assert "ss2d_backward" in compiled("v5e", spec).as_text()
 
 
-def over_tasks(*arrays, **options):
-    """`vmap` over the task axis, each task by itself."""
-    one = functools.partial(ss2d, **options)
-    return jax.vmap(lambda *v: one(*(a[None] for a in v))[0])(*arrays)
-
-
-def recomputed(*arrays, **options):
-    return jax.checkpoint(functools.partial(ss2d, **options))(*arrays)
-
-
 @pytest.mark.parametrize("op", [over_tasks, recomputed])
 def test_transformations_compile(op):
     assert "ss2d_backward" in compiled("v5e", ArgSpec(5, 20, d=8, t=2), op=op).as_text()
@@ -110,10 +102,7 @@ def test_a_batch_over_two_devices_compiles_without_gathering_it():
     whole, split = replicated(mesh), NamedSharding(mesh, PartitionSpec(None, "data"))
     shardings = [split if name in ACTIVATIONS else whole for name in SHAPES]
 
-    def run(cotangent, *arrays):
-        y, pull = jax.vjp(functools.partial(ss2d, batch_axes=("data",)), *arrays)
-        return y, pull(cotangent)
-
+    run = with_gradients(functools.partial(ss2d, batch_axes=("data",)))
     arrays = ArgSpec(5, 20, d=8, b=4).shapes(jnp.float32)
     jitted = jax.jit(run, in_shardings=(split, *shardings), out_shardings=(split, tuple(shardings)))
     with jax.set_mesh(mesh):

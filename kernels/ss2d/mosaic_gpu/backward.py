@@ -12,6 +12,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from mtmamba_jax.kernels.ss2d.fused import LN2
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     GROUPS,
     RUN,
@@ -36,7 +37,6 @@ from mtmamba_jax.kernels.ss2d.softplus import softplus_gradient
 
 Array = jax.Array
 
-LN2 = 0.6931471805599453
 # Columns of a row of sums over a thread's channels: for B, for C, and none against bank conflicts.
 PART = 3 * STATES
 

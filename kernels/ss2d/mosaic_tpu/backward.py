@@ -11,14 +11,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from mtmamba_jax.kernels.ss2d.fused import LN2
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.launch import SPARE_MEMORY, Blocks, launch
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.tile import Tile, add, block_of, product, rows_of
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.way import LANES, SUBLANES, Way
 from mtmamba_jax.kernels.ss2d.softplus import softplus_gradient
 
 Array = jax.Array
-
-LN2 = 0.6931471805599453
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -71,8 +70,7 @@ def backward(
                     after = []
                     for b, f in enumerate(blocks):
                         s, u = (tile.row(ref, f, first, p) for ref in (steps, inputs))
-                        for e, h in enumerate(carry[b]):
-                            states[b, rows_of(p * tile.states + e)] = h
+                        tile.set_registers(states, b, carry[b], p)
                         terms = zip(decay(b, s), carry[b], B, strict=True)
                         after.append([a * h + u * B for a, h, B in terms])
                     return after
@@ -89,9 +87,7 @@ def backward(
                     dB, dC, carry = [], [], ([], [], [])
                     for b, f in enumerate(blocks):
                         s, u, dy = (tile.row(ref, f, first, p) for ref in (steps, inputs, dys))
-                        before = [
-                            states[b, rows_of(p * tile.states + e)] for e in range(tile.states)
-                        ]
+                        before = tile.registers(states, b, p)
                         g = [g + dy * C for g, C in zip(adjoints[b], C, strict=True)]
                         dB.append([g * u for g in g])
                         dC.append([h * dy for h in after[b]])
@@ -107,7 +103,7 @@ def backward(
                         carry[2].append(before)
                     for which, sums in enumerate((dB, dC)):
                         for e, values in enumerate(zip(*sums, strict=True)):
-                            at = rows_of((p * 2 + which) * tile.states + e)
+                            at = rows_of(tile.column_register(p, which) + e)
                             dcolumns[at] = dcolumns[at] + add(values)
                     return carry
 

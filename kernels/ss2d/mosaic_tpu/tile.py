@@ -46,9 +46,9 @@ def block_of(f) -> pl.Slice:
     return pl.ds(pl.multiple_of(f * LANES, LANES), LANES)
 
 
-def rows_of(register) -> pl.Slice:
-    """The sublanes of a register in a stack of them."""
-    return pl.ds(pl.multiple_of(register * SUBLANES, SUBLANES), SUBLANES)
+def rows_of(register, count: int = 1) -> pl.Slice:
+    """The sublanes of a register in a stack of them, or of `count` from it on."""
+    return pl.ds(pl.multiple_of(register * SUBLANES, SUBLANES), count * SUBLANES)
 
 
 class Tile:
@@ -56,20 +56,20 @@ class Tile:
 
     Args:
       way: what is static.
-      direction: which of the way's directions.
+      k: which of the way's directions.
       i: which tile in reading order.
       part: which share of the channels.
       exact: products to float32.
     """
 
-    def __init__(self, way: Way, direction: Array, i: Array, part: Array, *, exact: bool):
+    def __init__(self, way: Way, k: Array, i: Array, part: Array, *, exact: bool):
         self.way, self.exact, self._part = way, exact, part
-        self._reverse = way.reverse(direction)
-        self._place = way.place(direction, i)
+        self._reverse = way.reverse(k)
+        self._place = way.place(k, i)
         self.states = way.states // SUBLANES  # e
+        self._many = next(n for n in (24, 16, 8) if way.piece % n == 0)  # pixels of a product
         # Of an image's tile, what `chunks` takes at a time: about 64 pixels.
         height, width = way.shape
-        self._many = next(n for n in (24, 16, 8) if way.piece % n == 0)  # pixels of a product
         self._chunk = (min(height, SUBLANES), width) if way.column else (1, way.piece)
 
     def chunks(self, use: Callable) -> None:
@@ -90,11 +90,7 @@ class Tile:
                 pixels = pl.ds(pl.multiple_of(y * width + x, SUBLANES), rows * columns)
                 use((pl.ds(y, rows), slice(x, x + columns)), pixels, valid.reshape(-1, LANES))
 
-        def whole(i, _):
-            chunk(i * rows, rows)
-            return 0
-
-        lax.fori_loop(0, height // rows, whole, 0)
+        pl.loop(0, height // rows)(lambda i: chunk(i * rows, rows))
         if height % rows:
             chunk(height // rows * rows, height % rows)
 
@@ -183,13 +179,11 @@ class Tile:
         count = lines * way.pieces
         flip = jnp.logical_xor(self._reverse, backwards)
 
-        def piece(i, _):
+        @pl.loop(0, count)
+        def _(i):
             i = jnp.where(flip, count - 1 - i, i)
             line, piece = lax.div(i, way.pieces), lax.rem(i, way.pieces)
             use(line, piece, line * across + piece * (way.piece * along))
-            return 0
-
-        lax.fori_loop(0, count, piece, 0)
 
     def selected(self, i: int) -> Array:
         """[8 c], true where a row of maps has what the i-th register's sublanes are to hold.
@@ -208,23 +202,19 @@ class Tile:
           columns: result [registers*8 128].
           first: pixel of the piece, in p.
         """
-        way, registers = self.way, 2 * self.states
-        many = self._many
+        way, registers, many = self.way, 2 * self.states, self._many
         ones = jnp.ones((way.maps, LANES), jnp.float32)
         selected = [self.selected(i) for i in range(registers)]
 
-        def some(i, _):
+        @pl.loop(0, way.piece // many)
+        def _(i):
             left = []
             for j in range(many):
                 row = rows[pl.ds(first + (i * many + j) * way.strides[1], 1)]
                 row = jnp.broadcast_to(row, (SUBLANES, way.maps))
                 left += [jnp.where(lane, row, 0.0) for lane in selected]
-            size = many * registers * SUBLANES
-            at = pl.ds(pl.multiple_of(i * size, SUBLANES), size)
+            at = rows_of(i * (many * registers), many * registers)
             columns[at] = product(jnp.concatenate(left), ones, (1, 0), exact=self.exact)
-            return 0
-
-        lax.fori_loop(0, way.piece // many, some, 0)
 
     def gather(self, columns, parts) -> None:
         """Adds columns over their lanes into rows of maps: the gradient of `spread`.
@@ -233,14 +223,13 @@ class Tile:
           columns: [registers*8 128] of a piece's pixels.
           parts: result [c/128 pixels*8 128], to be added over each pixel's sublanes (`collect`).
         """
-        way, registers = self.way, 2 * self.states
-        many = self._many
+        way, registers, many = self.way, 2 * self.states, self._many
         ones = jnp.ones((LANES, way.maps), jnp.float32)
         selected = [self.selected(i) for i in range(registers)]
 
-        def some(i, _):
-            size = many * registers * SUBLANES
-            at = pl.ds(pl.multiple_of(i * size, SUBLANES), size)
+        @pl.loop(0, way.piece // many)
+        def _(i):
+            at = rows_of(i * (many * registers), many * registers)
             sums = product(columns[at], ones, (1, 0), exact=self.exact)
             for j in range(many):
                 values = (
@@ -250,19 +239,12 @@ class Tile:
                 row = add(values)
                 for m in range(parts.shape[0]):
                     parts[m, rows_of(i * many + j)] = row[:, m * LANES :][:, :LANES]
-            return 0
-
-        lax.fori_loop(0, way.piece // many, some, 0)
 
     def groups(self, use: Callable) -> None:
         """Calls `use(blocks)` for each group of blocks of channels."""
         group = self.way.group
 
-        def some(g, _):
-            use([g * group + b for b in range(group)])
-            return 0
-
-        lax.fori_loop(0, self.way.groups, some, 0)
+        pl.loop(0, self.way.groups)(lambda g: use([g * group + b for b in range(group)]))
 
     def walk(self, use: Callable, carry, *, backwards: bool = False):
         """Returns carry = use(pixel, carry) after a piece's pixels in reading order.
@@ -290,17 +272,21 @@ class Tile:
 
     def column(self, columns, pixel: Array, which: int) -> list[Array]:
         """B (0) or C (1) of a pixel, e registers."""
-        first = (pixel * 2 + which) * self.states
+        first = self.column_register(pixel, which)
         return [columns[rows_of(first + e)] for e in range(self.states)]
 
-    def registers(self, ref, f) -> list[Array]:
-        """The f-th block of channels of [f n 128], e registers."""
-        return [ref[f, rows_of(e)] for e in range(self.states)]
+    def column_register(self, pixel: Array, which: int) -> Array:
+        """The first of a pixel's e registers of B (0) or C (1), in the columns of a piece."""
+        return (pixel * 2 + which) * self.states
 
-    def set_registers(self, ref, f, values: Sequence[Array]) -> None:
+    def registers(self, ref, f, pixel: Array | int = 0) -> list[Array]:
+        """A pixel's states of the f-th block of channels, e registers of [f pixels*n 128]."""
+        return [ref[f, rows_of(pixel * self.states + e)] for e in range(self.states)]
+
+    def set_registers(self, ref, f, values: Sequence[Array], pixel: Array | int = 0) -> None:
         """Inverse of `registers`."""
         for e, value in enumerate(values):
-            ref[f, rows_of(e)] = value
+            ref[f, rows_of(pixel * self.states + e)] = value
 
     def collect(self, parts, to, first: Array) -> None:
         """Adds each pixel's sublanes: `parts` [pixels*8 128] to its piece's pixels of `to`."""

@@ -111,18 +111,18 @@ class Way:
         """Place in the call's arrays of the way's k-th direction, of two at most."""
         return self.which[0] + k * (self.which[-1] - self.which[0])
 
-    def reverse(self, direction: Array) -> Array:
-        """Whether a direction walks from the last pixel to the first."""
-        flags = [direction == i for i, flag in enumerate(self.reverses) if flag]
-        return functools.reduce(jnp.logical_or, flags) if flags else direction < 0
+    def reverse(self, k: Array) -> Array:
+        """Whether the way's k-th direction walks from the last pixel to the first."""
+        flags = [k == i for i, flag in enumerate(self.reverses) if flag]
+        return functools.reduce(jnp.logical_or, flags) if flags else k < 0
 
-    def tile(self, direction: Array, i: Array) -> Array:
-        """Which tile, counted along the way, is the i-th in a direction's reading order."""
-        return jnp.where(self.reverse(direction), self.tiles - 1 - i, i)
+    def tile(self, k: Array, i: Array) -> Array:
+        """Which tile, counted along the way, is the i-th in the k-th direction's reading order."""
+        return jnp.where(self.reverse(k), self.tiles - 1 - i, i)
 
-    def place(self, direction: Array, i: Array) -> tuple[Array, Array]:
+    def place(self, k: Array, i: Array) -> tuple[Array, Array]:
         """Row and column of that tile in `grid`."""
-        tile = self.tile(direction, i)
+        tile = self.tile(k, i)
         return lax.div(tile, self.grid[1]), lax.rem(tile, self.grid[1])
 
 
