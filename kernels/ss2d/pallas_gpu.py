@@ -21,7 +21,7 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     SHARERS,
     STATES,
     TILE,
-    WARPS,
+    WIDE,
     Scan,
 )
 
@@ -29,11 +29,15 @@ Array = jax.Array
 
 # Measured on an H200, 132 multiprocessors. Segments cost a second pass over the exponentials, so
 # they pay only where programs are few, and then it takes many of them.
-ENOUGH = 160  # programs that go without segments
+ENOUGH_FORWARD = 96  # programs that go without segments
+ENOUGH_BACKWARD = 160
 FULL = 1056  # programs to cut towards
 MOST_SEGMENTS = 32
 SHORTEST = 4  # tiles of a segment, on average
-NARROW = 264  # fewer programs than this scan half the channels each
+NARROW = 264  # fewer programs than this, without segments, scan half the channels each
+# Pixels unrolled in the forward pass where lines are whole runs, by channels of a group.
+LONG_RUNS = {4: (8,), 2: (16, 8)}
+FEW = 396  # programs, three a multiprocessor: with a long run's registers no more fit
 
 SHARED_BYTES = 227 * 1024 - 2048  # of a program, less than the GPU has by what the compiler adds
 
@@ -49,8 +53,10 @@ class _Plan(NamedTuple):
     reverses: tuple[bool, ...]
 
 
-def _scan_of(plan: _Plan, x: Array, states: int, rank: int) -> Scan:
+def _scan_of(plan: _Plan, x: Array, states: int, rank: int, *, backward_pass: bool) -> Scan:
     """Cuts the work so that the chip is full, with as few programs as do that.
+
+    Both passes pad channels alike: the backward one reads the states that the forward one saved.
 
     Raises:
       NotImplementedError: step sizes of too high a rank for the shared memory.
@@ -69,13 +75,19 @@ def _scan_of(plan: _Plan, x: Array, states: int, rank: int) -> Scan:
     )
     programs = -(-d // scan.channels) * scan.programs
     narrow = dataclasses.replace(scan, own=2)
-    if ENOUGH <= programs < NARROW or _shared_bytes(scan, x.dtype, rank) > SHARED_BYTES:
+    one_width = backward_pass or d % scan.channels
+    enough = ENOUGH_BACKWARD if one_width else ENOUGH_FORWARD
+    if enough <= programs < NARROW or _shared_bytes(scan, x.dtype, rank) > SHARED_BYTES:
         scan = narrow
     if _shared_bytes(scan, x.dtype, rank) > SHARED_BYTES:
         raise NotImplementedError(f"step sizes of rank {rank} take too much shared memory")
-    if programs < ENOUGH:
+    if programs < enough:
         most = min(MOST_SEGMENTS, h * w // (SHORTEST * TILE))
         scan = dataclasses.replace(scan, segments=max(1, min(FULL // programs, most)))
+    programs = -(-d // scan.channels) * scan.programs * scan.segments
+    if programs <= FEW and not backward_pass:
+        whole = (run for run in LONG_RUNS[scan.own] if h % run == w % run == 0)
+        scan = dataclasses.replace(scan, run=next(whole, scan.run))
     return scan
 
 
@@ -117,17 +129,17 @@ def _from_images(scan: Scan, v: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _states_of(scan: Scan, A: Array) -> Array:
-    """A [t k d n] to [t*k*split e 4 lanes*own], times log2(e)."""
+    """A [t k d n] to [t*k*split e 4 128], times log2(e)."""
     t, k, _, n = A.shape
     A = jnp.pad(_pad_channels(A, scan, 2), [(0, 0)] * 3 + [(0, scan.states_split * STATES - n)])
-    A = (A * LOG2E).reshape(t * k, -1, GROUPS, scan.own, scan.states_split, SHARERS, OWN_STATES)
+    A = (A * LOG2E).reshape(t * k, -1, GROUPS, WIDE, scan.states_split, SHARERS, OWN_STATES)
     return A.transpose(0, 4, 1, 6, 2, 5, 3).reshape(-1, A.shape[1], *scan.stored[1:])
 
 
 def _from_states(scan: Scan, v: Array, like: Array) -> Array:
     """Inverse of `_states_of`, without the factor."""
     t, k, d, n = like.shape
-    v = v.reshape(t * k, scan.states_split, -1, OWN_STATES, GROUPS, SHARERS, scan.own)
+    v = v.reshape(t * k, scan.states_split, -1, OWN_STATES, GROUPS, SHARERS, WIDE)
     v = v.transpose(0, 2, 4, 6, 1, 5, 3)
     return v.reshape(t, k, -1, scan.states_split * STATES)[:, :, :d, :n]
 
@@ -148,7 +160,7 @@ def _from_maps(scan: Scan, v: Array, like: Array, blocks: int) -> tuple[Array, A
     """Gradients of B and C from those of `_maps_of` by block of channels, [q h w blocks*32]."""
     t, b, h, w, k, n = like.shape
     v = v[:, :h, :w, : blocks * 2 * STATES].reshape(*v.shape[:1], h, w, blocks, 2 * STATES)
-    v = jnp.sum(v, 3).reshape(t, k, scan.states_split, b, h, w, 2, STATES)
+    v = jnp.sum(v, 3, dtype=jnp.float32).reshape(t, k, scan.states_split, b, h, w, 2, STATES)
     v = v.transpose(6, 0, 3, 4, 5, 1, 2, 7).reshape(2, t, b, h, w, k, -1)[..., :n]
     return v[0], v[1]
 
@@ -157,7 +169,7 @@ def _carry(scan: Scan, ends: Array, time: Array, A: Array, *, reverse: bool) -> 
     """The state before each segment, from what each adds to it (`summaries.summaries`)."""
     shape = (-1, scan.segments - 1, *A.shape[1:])
     matrices = A[:, None].repeat(scan.images, 1).reshape(-1, 1, *A.shape[1:])
-    time = time.reshape(*shape[:3], 1, GROUPS, 1, scan.own).repeat(SHARERS, 5)
+    time = time.reshape(*shape[:3], 1, GROUPS, 1, WIDE).repeat(SHARERS, 5)
     decay = jnp.exp2(time.reshape(*shape[:3], 1, shape[4]) * matrices)
 
     def combine(left, right):
@@ -192,7 +204,7 @@ def _prepare(scan: Scan, x, dt, dt_weight, dt_bias, A, B, C) -> _Arrays:
 
 def _scan(plan, x, dt, dt_weight, dt_bias, A, B, C, *, save):
     """y in float32 and, if saved, the states that the backward pass starts from."""
-    scan = _scan_of(plan, x, A.shape[-1], dt.shape[-1])
+    scan = _scan_of(plan, x, A.shape[-1], dt.shape[-1], backward_pass=False)
     args = _prepare(scan, x, dt, dt_weight, dt_bias, A, B, C)
     start = None
     if scan.segments > 1:
@@ -203,7 +215,7 @@ def _scan(plan, x, dt, dt_weight, dt_bias, A, B, C, *, save):
 
 
 def _gradients(plan, x, dt, dt_weight, dt_bias, A, B, C, saved, dy):
-    scan = _scan_of(plan, x, A.shape[-1], dt.shape[-1])
+    scan = _scan_of(plan, x, A.shape[-1], dt.shape[-1], backward_pass=True)
     args = _prepare(scan, x, dt, dt_weight, dt_bias, A, B, C)
     dy_images = _to_images(dy, scan)
     end = None
@@ -217,7 +229,7 @@ def _gradients(plan, x, dt, dt_weight, dt_bias, A, B, C, saved, dy):
     dx = jnp.sum(_from_images(scan, dx, x.shape), 1, dtype=jnp.float32)
     dz = _from_images(scan, dz, x.shape).reshape(t, k, split, b, h, w, d)
     dz = dz[:, :, 0] if split == 1 else jnp.sum(dz, 2)
-    dB, dC = _from_maps(scan, dmaps, B, args.A.shape[1] // WARPS)
+    dB, dC = _from_maps(scan, dmaps, B, args.A.shape[1] // scan.stored[0])
     dA = jnp.sum(dA.reshape(t * k * split, b * scan.segments, *dA.shape[1:]), 1)
     exact = lax.Precision.HIGHEST
     ddt = _einsum("tkbhwd,tkrd->tbhwkr", dz, dt_weight.astype(dz.dtype), precision=exact)
@@ -264,5 +276,7 @@ def ss2d_pallas_gpu(
             f"has; this is {capability}"
         )
     plan = _Plan(*columns_and_reverses(directions))
-    _scan_of(plan, x, A.shape[-1], dt.shape[-1])  # refuses at once, not in the backward pass
+    _scan_of(
+        plan, x, A.shape[-1], dt.shape[-1], backward_pass=True
+    )  # refuses at once, not in the backward pass
     return _ss2d(plan, x, dt, dt_weight, dt_bias, A, B, C, D)

@@ -15,23 +15,33 @@ from tests.kernels.ss2d_suite import relative_error
 PLAN = pallas_gpu._Plan((False, True, False, True), (False, False, True, True))
 
 
-def scan_of(spec: ArgSpec, dtype=jnp.bfloat16):
+def scan_of(spec: ArgSpec, dtype=jnp.bfloat16, backward_pass=True):
     x = jax.ShapeDtypeStruct((spec.t, spec.b, spec.h, spec.w, spec.d), dtype)
-    return pallas_gpu._scan_of(PLAN, x, spec.n, spec.r)
+    return pallas_gpu._scan_of(PLAN, x, spec.n, spec.r, backward_pass=backward_pass)
 
 
 @pytest.mark.parametrize(
-    ("name", "own", "segments"),
+    ("name", "forward", "backward"),
     [
-        ("stage3_t4_b8", 4, 1),  # 384 programs of 128 channels
-        ("stage2_t1_b8", 2, 1),  # 192: half the channels each
-        ("stage3_t1_b8", 4, 11),  # 96: pieces
-        ("stage1_t1_b1", 4, 15),  # 48: no piece under four tiles on average
+        ("stage2_t4_b8", (4, 1, 4), (4, 1, 4)),  # 768 programs of 128 channels
+        ("stage3_t4_b8", (4, 1, 8), (4, 1, 4)),  # 384: registers for runs of 8 pixels
+        ("stage1_t4_b8", (4, 1, 4), (4, 1, 4)),  # a line is not whole runs of 8
+        ("stage2_t1_b8", (2, 1, 8), (2, 1, 4)),  # 192: half the channels each
+        ("stage3_t1_b8", (2, 1, 16), (4, 11, 4)),  # 96: pieces in the backward pass
+        ("stage1_t1_b1", (4, 15, 4), (4, 15, 4)),  # 48: no piece under four tiles on average
     ],
 )
-def test_programs_that_are_few_are_made_more(name, own, segments):
-    scan = scan_of(DECODER[name])
-    assert (scan.own, scan.segments) == (own, segments)
+def test_programs_that_are_few_are_made_more(name, forward, backward):
+    for wanted, backward_pass in ((forward, False), (backward, True)):
+        scan = scan_of(DECODER[name], backward_pass=backward_pass)
+        assert (scan.own, scan.segments, scan.run) == wanted
+
+
+def test_both_passes_pad_channels_alike():
+    for d in (16, 64, 96, 192, 384, 400):
+        spec = ArgSpec(112, 144, d=d, b=8)
+        padded = {-(-d // c) * c for c in (scan_of(spec, backward_pass=p).channels for p in (0, 1))}
+        assert len(padded) == 1, d
 
 
 def test_a_high_rank_halves_the_channels_then_is_refused():
@@ -86,14 +96,15 @@ def test_segments_start_with_what_the_others_leave(reverse):
         jax.ShapeDtypeStruct((1, 1, 12, 16, 64), jnp.float32),
         16,
         1,
+        backward_pass=True,
     )
     assert scan.segments == 3
     rng = np.random.default_rng(0)
-    A = -rng.uniform(0.5, 1.5, (1, 4, *scan.stored[1:])).astype(np.float32)
+    A = -rng.uniform(0.5, 1.5, (1, *scan.stored)).astype(np.float32)
     ends = rng.standard_normal((2, *A.shape[1:])).astype(np.float32)
-    time = rng.uniform(0.1, 1.0, (2, 4, 8 * scan.own)).astype(np.float32)
+    time = rng.uniform(0.1, 1.0, (2, scan.channels)).astype(np.float32)
     got = pallas_gpu._carry(scan, *map(jnp.asarray, (ends, time, A)), reverse=reverse)
-    by_channel = time.reshape(2, 4, 1, 8, 1, scan.own).repeat(4, 4).reshape(2, 4, 1, -1)
+    by_channel = time.reshape(2, 2, 1, 8, 1, 4).repeat(4, 4).reshape(2, 2, 1, -1)
     decay = np.exp2(by_channel * A)
     none = np.zeros_like(ends[0])
     if reverse:

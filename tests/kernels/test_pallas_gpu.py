@@ -37,11 +37,16 @@ class TestPallasGPU(SS2DSuite):
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     @pytest.mark.parametrize("programs", [1, 10**6])
     def test_one_segment_and_many_give_the_same(self, monkeypatch, programs, dtype):
-        monkeypatch.setattr(pallas_gpu, "ENOUGH", programs)
-        monkeypatch.setattr(pallas_gpu, "FULL", programs)
+        for name in ("ENOUGH_FORWARD", "ENOUGH_BACKWARD", "FULL"):
+            monkeypatch.setattr(pallas_gpu, name, programs)
         monkeypatch.setattr(pallas_gpu, "NARROW", programs)  # programs of 128 channels
         jax.clear_caches()  # of programs cut otherwise
         arguments = ArgSpec(40, 52, d=128, b=2, t=2, r=4).arguments()
+        self.check(cast(arguments, dtype), tolerance=TOLERANCES[dtype])
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_half_the_channels_a_program_in_the_forward_pass_alone(self, dtype):
+        arguments = ArgSpec(16, 24, d=384, b=8, r=4).arguments()  # 96 programs of 128 channels
         self.check(cast(arguments, dtype), tolerance=TOLERANCES[dtype])
 
     @pytest.mark.parametrize("n", [17, 64])

@@ -28,7 +28,6 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     meet,
     meet_in_warp,
     out_image,
-    runs_of,
     store,
 )
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.registers import keep, kept, over_own, over_states
@@ -58,13 +57,13 @@ def backward(
     Args:
       scan, x, dt, weight, maps, A: as in `forward`.
       dy: [g h w d], in x's dtype.
-      saved: [q*m e 4 lanes*own], in x's dtype.
-      end: decay times adjoint of the pixel after each segment [q*s e 4 lanes*own]; None for
+      saved: [q*m e 4 128], in x's dtype.
+      end: decay times adjoint of the pixel after each segment [q*s e 4 128]; None for
         zeros and one segment.
 
     Returns:
-      dx [q h w d] and the gradient before softplus [q h w d], in x's dtype; those of B and C by
-      block of channels [q h w blocks*32]; of A, without its factor, [q*s e 4 lanes*own].
+      dx [q h w d], the gradient before softplus [q h w d] and those of B and C by block of channels
+      [q h w blocks*32], in x's dtype; of A, without its factor, [q*s e 4 128].
     """
     f32, c = jnp.float32, scan.channels
     given, exact = end is not None, x.dtype == jnp.float32
@@ -77,7 +76,7 @@ def backward(
         threads, program, steps = Threads(scan), Program(scan), Steps(scan, rest, exact=exact)
         buffers = (x_s, steps.values, dy_s, dstep_s.at[:, pl.ds(0, c)])
         x_v, step_v, dy_v, dstep_v = (by_thread(v, scan) for v in buffers)
-        block_s = pool_s.at[pl.ds(0, WARPS)]  # until the first run, and after the last
+        block_s = pool_s.at[pl.ds(0, scan.stored[0])]  # until the first run, and after the last
         parts_s = pool_s.reshape(RUN, WARPS, GROUPS, PART)
         _, step_w, dy_w, dstep_w = (by_warp(v, scan) for v in buffers)
         # Sums over all channels: a warp a pixel, a lane a state of B or C.
@@ -95,16 +94,16 @@ def backward(
             images = [(x_g, x_s), (dy_g, dy_s.at[:, pl.ds(0, TILE)])]
             program.fetch(order(i), slot, images, (dt_g, steps.dt), (maps_g, maps_s), ready)
             index, *_ = program.tile(order(i))
-            plgpu.copy_gmem_to_smem(saved_g.at[index, program.warps], start_s, ready.at[slot])
+            plgpu.copy_gmem_to_smem(saved_g.at[index, program.rows], start_s, ready.at[slot])
 
         steps.load_weight(weight_g.at[program.weight, program.channels], once)
-        plgpu.copy_gmem_to_smem(A_g.at[program.matrix, program.warps], block_s, once)
+        plgpu.copy_gmem_to_smem(A_g.at[program.matrix, program.rows], block_s, once)
         plgpu.barrier_wait(once)
         A = kept(threads, block_s)
         adjoint = threads.zeros()
         if given:
             plgpu.commit_smem()
-            plgpu.copy_gmem_to_smem(end_g.at[program.piece, program.warps], block_s, once)
+            plgpu.copy_gmem_to_smem(end_g.at[program.piece, program.rows], block_s, once)
             plgpu.barrier_wait(once)
             adjoint = kept(threads, block_s)
         plgpu.commit_smem()
@@ -113,7 +112,7 @@ def backward(
         def tile(i, carry):
             slot = lax.rem(i, 2)
             _, line, first, pixels = program.tile(order(i))
-            runs = runs_of(pixels)
+            runs = program.runs(pixels)
             plgpu.barrier_wait(ready.at[slot])
             steps.make(slot, pixels)
 
@@ -198,7 +197,8 @@ def backward(
             finish(last)()
             meet(met)
             shares = (shares_s.at[:, warp] for warp in range(WARPS))
-            dmaps_s[...] = _sum(plgpu.layout_cast(share[...], sums) for share in shares)
+            dmaps = _sum(plgpu.layout_cast(share[...], sums) for share in shares)
+            store(dmaps_s, dmaps.astype(dmaps_s.dtype))
             plgpu.commit_smem()
 
             def send(pixels):
@@ -218,7 +218,7 @@ def backward(
         _, dA = lax.fori_loop(0, program.count, tile, (adjoint, threads.zeros()))
         keep(threads, block_s, dA)
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(block_s, dA_g.at[program.piece, program.warps])
+        plgpu.copy_smem_to_gmem(block_s, dA_g.at[program.piece, program.rows])
         plgpu.wait_smem_to_gmem(0)
 
     q, d = scan.programs, x.shape[-1]
@@ -229,7 +229,7 @@ def backward(
         (
             out_image(scan, q, d, c, x.dtype),
             out_image(scan, q, d, c, x.dtype),
-            out_image(scan, q, d // c * 2 * STATES, 2 * STATES),
+            out_image(scan, q, d // c * 2 * STATES, 2 * STATES, x.dtype),
             jax.ShapeDtypeStruct((q * scan.segments, *A.shape[1:]), f32),
         ),
         memory(scan, x.dtype, dt.shape[-1]),
@@ -255,7 +255,7 @@ def memory(scan: Scan, dtype, columns: int) -> tuple:
         plgpu.SMEM((parts // math.prod(scan.stored[1:]), *scan.stored[1:]), f32),
         plgpu.SMEM((RUN, c + scan.spare), f32),
         plgpu.SMEM((TILE, WARPS, 2 * STATES), f32),
-        plgpu.SMEM((TILE, 2 * STATES), f32),
+        plgpu.SMEM((TILE, 2 * STATES), dtype),
         plgpu.Barrier(num_arrivals=5, num_barriers=2),
         plgpu.Barrier(),
         plgpu.Barrier(),

@@ -11,7 +11,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
-    RUN,
     STATES,
     TILE,
     Program,
@@ -20,7 +19,6 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     by_thread,
     launch,
     out_image,
-    runs_of,
     store,
 )
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.registers import keep, kept, over_states
@@ -48,12 +46,12 @@ def forward(
       x: [g h w d].
       dt, weight: `steps.operands`, [t*k*b h w columns] and [t*k d columns].
       maps: B and C, [q h w 2*16] float32.
-      A: [t*k*split e 4 lanes*own], times log2(e).
-      start: states before each segment [q*s e 4 lanes*own]; None for zeros and one segment.
+      A: [t*k*split e 4 128], times log2(e).
+      start: states before each segment [q*s e 4 128]; None for zeros and one segment.
       save: whether to return the states too.
 
     Returns:
-      y [q h w d] and, if saved, the states before each tile [q*m e 4 lanes*own], in x's dtype.
+      y [q h w d] and, if saved, the states before each tile [q*m e 4 128], in x's dtype.
     """
     f32, c = jnp.float32, scan.channels
     given, exact = start is not None, x.dtype == jnp.float32
@@ -74,20 +72,20 @@ def forward(
 
         pl.when(program.count > 0)(lambda: fetch(0, 0))
         steps.load_weight(weight_g.at[program.weight, program.channels], once)
-        plgpu.copy_gmem_to_smem(A_g.at[program.matrix, program.warps], state_s, once)
+        plgpu.copy_gmem_to_smem(A_g.at[program.matrix, program.rows], state_s, once)
         plgpu.barrier_wait(once)
         A = kept(threads, state_s)
         plgpu.commit_smem()
         state = threads.zeros()
         if given:
-            plgpu.copy_gmem_to_smem(start_g.at[program.piece, program.warps], state_s, once)
+            plgpu.copy_gmem_to_smem(start_g.at[program.piece, program.rows], state_s, once)
             plgpu.barrier_wait(once)
             state = kept(threads, state_s)
 
         def tile(i, state):
             slot = lax.rem(i, 2)
             index, line, first, pixels = program.tile(program.first + i)
-            runs = runs_of(pixels)
+            runs = TILE // scan.run if scan.full else program.runs(pixels)
             plgpu.barrier_wait(ready.at[slot])
             steps.make(slot, pixels)
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last tile has left its slot
@@ -95,10 +93,10 @@ def forward(
             if save:
                 keep(threads, save_s, state)
                 plgpu.commit_smem()
-                plgpu.copy_smem_to_gmem(save_s, saved_g.at[index, program.warps])
+                plgpu.copy_smem_to_gmem(save_s, saved_g.at[index, program.rows])
 
             def run(j, state):
-                places = [program.pixel(j * RUN + u, runs) for u in range(RUN)]
+                places = [program.pixel(j * scan.run + u, runs) for u in range(scan.run)]
                 ys = []
                 for p in places:
                     s = threads.channels(step_v.at[p])

@@ -30,9 +30,11 @@ STATES = 16  # of a program
 WARPS = 4  # of a program, each with channels of its own
 GROUPS = 8  # of channels in a warp
 SHARERS = 4  # threads of a group, each with its share of the states
+WIDE = 4  # channels of a group, at most
+ROW = GROUPS * WIDE  # channels of a row of states in memory
 OWN_STATES = STATES // SHARERS
 TILE = 16  # pixels whose inputs are in shared memory, and from one saved state to the next
-RUN = 4  # pixels unrolled; the backward pass keeps their states in registers
+RUN = 4  # pixels unrolled in the backward pass, which keeps their states in registers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +46,9 @@ class Scan:
       height, width: of the map, in pixels; arrays may hold more, see `padded`.
       columns, reverses: for each direction, whether it reads down columns and backwards.
       states_split: programs that share one direction's states, 16 each.
-      own: channels of a group, 4 or 2; fewer make more programs.
+      own: channels of a group, WIDE or half of it, which makes more programs.
       segments: pieces of the reading order that run side by side.
+      run: pixels unrolled.
     """
 
     tasks: int
@@ -57,6 +60,7 @@ class Scan:
     states_split: int
     own: int
     segments: int
+    run: int = RUN
 
     @property
     def programs(self) -> int:
@@ -75,6 +79,11 @@ class Scan:
             (self.width, pl.cdiv(self.height, TILE)),
             (self.height, pl.cdiv(self.width, TILE)),
         )
+
+    @property
+    def full(self) -> bool:
+        """Whether every tile is."""
+        return self.height % TILE == self.width % TILE == 0
 
     def padded(self, multiple: int = 1) -> tuple[int, int]:
         """Height and width of the arrays, `multiple` dividing what is read in tiles.
@@ -111,8 +120,12 @@ class Scan:
 
     @property
     def stored(self) -> tuple[int, int, int]:
-        """Shape of a block's states in memory: in the order of a warp's threads."""
-        return (WARPS, OWN_STATES, GROUPS * SHARERS * self.own)
+        """Shape of a block's states in memory.
+
+        A row is of 32 channels in the order of a warp's threads with 4 channels each, so that it
+        means the same to programs of any width.
+        """
+        return (self.channels // ROW, OWN_STATES, ROW * SHARERS)
 
 
 class Threads:
@@ -166,11 +179,6 @@ class Threads:
         return plgpu.layout_cast(lax.broadcast_in_dim(v, self.shape, dims), self.block)
 
 
-def runs_of(pixels) -> Array:
-    """How many runs hold so many pixels."""
-    return lax.div(pixels + RUN - 1, RUN)
-
-
 def store(ref, value: Array) -> None:
     """Writes to shared memory, whatever the bank conflicts."""
     if hasattr(plgpu, "store"):  # since jax 0.12, where plain assignment refuses conflicts
@@ -203,7 +211,7 @@ class Program:
       image, weight, dt, matrix: where its image, projection of the step sizes, low-rank step sizes
         and A are in their arrays.
       piece: where what belongs to its segment is.
-      channels, warps: which channels and warps are its own, in arrays of all blocks.
+      channels, rows: which channels and rows of states are its own, in arrays of all blocks.
       column, reverse: whether it reads down columns, and backwards.
       first, count: its first tile in reading order and how many there are, maybe none.
     """
@@ -224,7 +232,8 @@ class Program:
         segment = lax.axis_index("segment") if segment is None else segment
         self.piece = self.q * scan.segments + segment
         self.channels = pl.ds(self.block * scan.channels, scan.channels)
-        self.warps = pl.ds(self.block * WARPS, WARPS)
+        rows = scan.stored[0]
+        self.rows = pl.ds(self.block * rows, rows)
         self.column = _any_of(direction, scan.columns)
         self.reverse = _any_of(direction, scan.reverses)
         self.length = jnp.where(self.column, scan.height, scan.width)
@@ -245,13 +254,17 @@ class Program:
         start = jnp.where(self.column, place, row[1]) * TILE
         return self.q * self.scan.tiles + index, line, start, jnp.minimum(self.length - start, TILE)
 
+    def runs(self, pixels) -> Array:
+        """How many runs hold so many pixels."""
+        return lax.div(pixels + self.scan.run - 1, self.scan.run)
+
     def pixel(self, j, runs) -> Array:
         """Where in its tile of `runs` the j-th pixel in reading order is.
 
         Step sizes past the line are zero and such a step changes nothing, so runs are always read
         whole.
         """
-        return jnp.where(self.reverse, runs * RUN - 1 - j, j)
+        return jnp.where(self.reverse, runs * self.scan.run - 1 - j, j)
 
     def each_way(self, copy: Callable) -> None:
         """Calls `copy(pixels)`, `pixels(line, start)` being a tile's index, for either way."""
@@ -304,7 +317,7 @@ def launch(scan: Scan, body, arrays, outputs, scratch, segments: int | None = No
         body,
         out_type=outputs,
         scratch_types=scratch,
-        grid=(arrays[-1].shape[1] // WARPS, scan.programs, segments or scan.segments),
+        grid=(arrays[-1].shape[1] // scan.stored[0], scan.programs, segments or scan.segments),
         grid_names=("block", "q", "segment"),
         compiler_params=plgpu.CompilerParams(
             approx_math=True,  # ex2.approx: 2 units in the last place

@@ -18,6 +18,8 @@ from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, llvm, vector
 from jaxlib.mlir.dialects import math as mlir_math
 
+from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import ROW, SHARERS, WIDE
+
 Array = jax.Array
 
 MULTIPLY = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
@@ -95,13 +97,17 @@ def kept(threads, ref) -> Array:
 
 
 def _place(i: int, threads) -> list[ir.Value]:
-    """Of the i-th state of the calling thread's channels."""
-    index = ir.IndexType.get()
-    thread = mosaic.utils.thread_idx()
-    warp = arith.shrui(thread, _integer(5))
-    first = arith.muli(arith.andi(thread, _integer(31)), _integer(threads.row[-1]))
-    warp, first = (arith.index_cast(index, v) for v in (warp, first))
-    return [warp, arith.constant(index, i), first]
+    """Of the i-th state of the calling thread's channels: row, state, place in the row."""
+    index, thread = ir.IndexType.get(), mosaic.utils.thread_idx()
+    channel = arith.muli(arith.divui(thread, _integer(SHARERS)), _integer(threads.row[-1]))
+    row, channel = (f(channel, _integer(ROW)) for f in (arith.divui, arith.remui))
+    group, channel = (f(channel, _integer(WIDE)) for f in (arith.divui, arith.remui))
+    sharer = arith.addi(
+        arith.muli(group, _integer(SHARERS)), arith.remui(thread, _integer(SHARERS))
+    )
+    place = arith.addi(arith.muli(sharer, _integer(WIDE)), channel)
+    row, place = (arith.index_cast(index, v) for v in (row, place))
+    return [row, arith.constant(index, i), place]
 
 
 def _chain(left, right) -> ir.Value:

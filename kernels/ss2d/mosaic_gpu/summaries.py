@@ -11,17 +11,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
-    GROUPS,
-    RUN,
     STATES,
     TILE,
-    WARPS,
     Program,
     Scan,
     Threads,
     by_thread,
     launch,
-    runs_of,
     store,
 )
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.registers import keep, kept
@@ -43,7 +39,7 @@ def summaries(
 
     Returns:
       The state, or decay times adjoint, that a segment ends with if it starts from zero
-      [q*(s-1) e 4 lanes*own], and its step sizes' sum [q*(s-1) e groups*own], for all segments but
+      [q*(s-1) e 4 128], and its step sizes' sum [q*(s-1) d], for all segments but
       the one that is read last.
     """
     f32, c, exact = jnp.float32, scan.channels, source.dtype == jnp.float32
@@ -66,7 +62,7 @@ def summaries(
 
         pl.when(program.count > 0)(lambda: fetch(0, 0))
         steps.load_weight(weight_g.at[program.weight, program.channels], once)
-        plgpu.copy_gmem_to_smem(A_g.at[program.matrix, program.warps], A_s, once)
+        plgpu.copy_gmem_to_smem(A_g.at[program.matrix, program.rows], A_s, once)
         plgpu.barrier_wait(once)
         A = kept(threads, A_s)
 
@@ -74,15 +70,15 @@ def summaries(
             slot = lax.rem(i, 2)
             pl.when(i + 1 < program.count)(lambda: fetch(i + 1, 1 - slot))
             *_, pixels = program.tile(order(i))
-            runs = runs_of(pixels)
+            runs = program.runs(pixels)
             plgpu.barrier_wait(ready.at[slot])
             steps.make(slot, pixels)
 
             def run(j, carry):
                 value, time = carry
-                for u in range(RUN):
-                    th = j * RUN + u
-                    p = program.pixel(runs * RUN - 1 - th if adjoint else th, runs)
+                for u in range(scan.run):
+                    th = j * scan.run + u
+                    p = program.pixel(runs * scan.run - 1 - th if adjoint else th, runs)
                     s = threads.channels(step_v.at[p])
                     v = threads.channels(source_v.at[slot, p])
                     decay = jnp.exp2(threads.spread(s) * A)
@@ -103,10 +99,10 @@ def summaries(
             0, program.count, tile, (threads.zeros(), threads.zeros_by_channel())
         )
         keep(threads, A_s, value)
-        store(time_s.reshape(*scan.row), time)
+        store(by_thread(time_s, scan), time)
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(A_s, end_g.at[piece, program.warps])
-        plgpu.copy_smem_to_gmem(time_s, time_g.at[piece, program.warps])
+        plgpu.copy_smem_to_gmem(A_s, end_g.at[piece, program.rows])
+        plgpu.copy_smem_to_gmem(time_s, time_g.at[piece, program.channels])
         plgpu.wait_smem_to_gmem(0)
 
     tile, pieces = (2, TILE, c), scan.programs * segments
@@ -116,13 +112,13 @@ def summaries(
         (source, dt, weight, maps, A),
         (
             jax.ShapeDtypeStruct((pieces, *A.shape[1:]), f32),
-            jax.ShapeDtypeStruct((pieces, A.shape[1], GROUPS * scan.own), f32),
+            jax.ShapeDtypeStruct((pieces, source.shape[-1]), f32),
         ),
         (
             plgpu.SMEM(tile, source.dtype),
             plgpu.SMEM((2, TILE, 2 * STATES), f32),
             plgpu.SMEM(scan.stored, f32),
-            plgpu.SMEM((WARPS, GROUPS * scan.own), f32),
+            plgpu.SMEM((c,), f32),
             plgpu.Barrier(num_arrivals=3, num_barriers=2),
             plgpu.Barrier(),
             *scratch(scan, dt.shape[-1]),
