@@ -1,6 +1,6 @@
-"""How the TPU compiler schedules the scan's inner loops, and what the scan takes of HBM.
+"""How the TPU compiler schedules the scan's inner loops.
 
-    python -m mtmamba_jax.kernel_schedule [--topology v5e:2x2] [--spec stage3_t1_b1] [--memory]
+    python -m mtmamba_jax.kernel_schedule [--topology v5e:2x2] [--spec stage3_t1_b1]
 
 No TPU is needed. A TPU core issues one bundle of instructions a cycle, unless it waits, so bundles
 of an inner loop over what it does in one pass are cycles that it takes at least: static figures,
@@ -11,7 +11,6 @@ that a pass through an inner loop writes to memory or reads back.
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import pathlib
 import re
@@ -21,36 +20,17 @@ from collections.abc import Iterator
 
 import jax
 
-from mtmamba_jax.kernels.ss2d import DIRECTIONS, pallas_tpu, ss2d
-from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, SPECS, ArgSpec
-from mtmamba_jax.kernels.ss2d.benchmark import of_direction, whole_image_scan, with_gradients
+from mtmamba_jax.compiled_scan import compile_scan, scan_of
+from mtmamba_jax.kernels.ss2d import DIRECTIONS, pallas_tpu
+from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, SPECS
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.tile import RUN
 from mtmamba_jax.names import check_name
-from mtmamba_jax.sharding import create_mesh, replicated
+from mtmamba_jax.sharding import create_mesh
 from mtmamba_jax.topology import Topology, find
 
 # An address or number, labels such as LB (loop begin), one `>` for each loop that it is in.
 _BUNDLE = re.compile(r"\s*(?:0x[0-9a-f]+|\d+)\s*(\S*)\s*:\s*(>*)")
 _SPILL = re.compile(r"v(?:st|ld) \[vmem:\[#allocation\d+_spill")
-
-
-def compile_scan(topology: Topology, spec: ArgSpec, dtype, op) -> jax.stages.Compiled:
-    """Compiles value and gradients of `op(*arguments)` for one device of a topology."""
-    mesh = create_mesh(1, devices=topology.devices[:1])
-    arrays = spec.shapes(dtype)
-    jitted = jax.jit(with_gradients(op), in_shardings=replicated(mesh))
-    with jax.set_mesh(mesh):  # which tells the kernels' memory
-        return jitted.lower(arrays[0], *arrays).compile()
-
-
-def whole_image(*arrays: jax.Array) -> jax.Array:
-    """The plain way: one `associative_scan` over all pixels for each direction, summed."""
-    x, dt, *_ = arrays
-    y = sum(
-        whole_image_scan(direction, *of_direction(k, arrays))
-        for k, direction in enumerate(DIRECTIONS[: dt.shape[4]])
-    )
-    return y.astype(x.dtype)
 
 
 def loops(text: str) -> Iterator[list[str]]:
@@ -95,9 +75,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--topology", default="v5e:2x2")
     parser.add_argument("--spec", default=",".join(DECODER), help="names, separated by commas")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    parser.add_argument(
-        "--memory", action="store_true", help="temporaries too, beside the XLA ways': slow"
-    )
     options = parser.parse_args(arguments)
     names = options.spec.split(",")
     for name in names:
@@ -107,16 +84,14 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {dump}"
         topology = find(options.topology)
         print(f"{options.topology}, {options.dtype}; bundles a step of 128 channels, spills")
-        print("| spec | forward | backward | backward / forward |", end="")
-        print(" MiB: kernels | chunked XLA | whole image |" if options.memory else "")
-        print("|---|---|---|---|" + ("---|---|---|" if options.memory else ""))
+        print("| spec | forward | backward | backward / forward |")
+        print("|---|---|---|---|")
         for name in names:
-            print(_row(topology, name, options.dtype, pathlib.Path(folder), options.memory))
-            sys.stdout.flush()
+            print(_row(topology, name, options.dtype, pathlib.Path(folder)), flush=True)
     return 0
 
 
-def _row(topology: Topology, name: str, dtype: str, folder: pathlib.Path, memory: bool) -> str:
+def _row(topology: Topology, name: str, dtype: str, folder: pathlib.Path) -> str:
     spec = SPECS[name]
 
     def found(which, way):
@@ -125,10 +100,7 @@ def _row(topology: Topology, name: str, dtype: str, folder: pathlib.Path, memory
     for path in folder.iterdir():
         if path.is_file():
             path.unlink()
-    op = functools.partial(ss2d, directions=DIRECTIONS[: spec.k])
-    program = compile_scan(
-        topology, spec, dtype, functools.partial(op, implementation="pallas_tpu")
-    )
+    compile_scan(topology, spec, dtype, scan_of(spec, "pallas_tpu"))
     with jax.set_mesh(create_mesh(1, devices=topology.devices[:1])):
         ways = pallas_tpu.ways_of(DIRECTIONS[: spec.k], spec.shapes(dtype)[0], spec.n, spec.r)
     figures = [
@@ -137,21 +109,7 @@ def _row(topology: Topology, name: str, dtype: str, folder: pathlib.Path, memory
     ]
     cells = [name, *(f"{bundles:.2f}, {spills}" for bundles, spills in figures)]
     cells.append(f"{figures[1][0] / figures[0][0]:.2f}")
-    if memory:
-        cells.append(_mebibytes(program))
-        for other in (functools.partial(op, implementation="xla"), whole_image):
-            try:
-                cells.append(_mebibytes(compile_scan(topology, spec, dtype, other)))
-            except jax.errors.JaxRuntimeError as error:
-                needs = re.search(r"Used (\S+) of (\S+) hbm", str(error))
-                if not needs:
-                    raise
-                cells.append(f"{needs[1]}, does not fit")
     return f"| {' | '.join(cells)} |"
-
-
-def _mebibytes(program: jax.stages.Compiled) -> str:
-    return f"{program.memory_analysis().temp_size_in_bytes / 2**20:.1f}"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
 from mtmamba_jax.kernels.ss2d.fused import LOG2E, columns_and_reverses, fused
-from mtmamba_jax.kernels.ss2d.mosaic_tpu import backward, forward
+from mtmamba_jax.kernels.ss2d.mosaic_tpu import backward, forward, memory
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.way import SUBLANES, Way, cut
 
 Array = jax.Array
@@ -38,7 +38,7 @@ def ways_of(directions: Sequence[str], x: Array, states: int, rank: int) -> tupl
         way = cut(
             *(h, w, d, column, which, tuple(reverses[i] for i in which)),
             *(-(-states // SUBLANES) * SUBLANES, rank),
-            lambda way: backward.vector_memory(way, x.dtype) <= room,
+            lambda way: memory.vector_memory(way, x.dtype) <= room,
         )
         if way is None:
             raise NotImplementedError(

@@ -75,7 +75,7 @@ class TestPallasTPU(SS2DSuite):
         def needed(cut, dtype):
             return 0 if cut.parts > 1 else 2**40
 
-        monkeypatch.setattr(pallas_tpu.backward, "vector_memory", needed)
+        monkeypatch.setattr(pallas_tpu.memory, "vector_memory", needed)
         self.check(ArgSpec(2, 3, d=140, n=3).arguments())
 
     def test_lines_that_a_tile_does_not_hold(self, monkeypatch, other_cuts):
@@ -109,5 +109,5 @@ def test_a_small_memory_shares_out_the_channels(monkeypatch):
     spec, cuts = decoder_cuts(monkeypatch, "stage3_t1_b1", "float32", 16 * 2**20)
     for cut in cuts:
         assert cut.parts * cut.lanes >= spec.d
-        assert pallas_tpu.backward.vector_memory(cut, "float32") < 16 * 2**20
+        assert pallas_tpu.memory.vector_memory(cut, "float32") < 16 * 2**20
     assert cuts[1].parts > 1

@@ -20,8 +20,9 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mtmamba_jax import kernel_schedule, topology
+from mtmamba_jax import kernel_memory, topology
 from mtmamba_jax.collectives import count_collectives
+from mtmamba_jax.compiled_scan import compile_scan
 from mtmamba_jax.kernels.ss2d import DIRECTIONS, ss2d
 from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, SHAPES
 from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
@@ -56,7 +57,7 @@ def no_cache():
 
 def compiled(chip, spec, dtype="bfloat16", op=ss2d, **options):
     op = functools.partial(op, directions=DIRECTIONS[: spec.k], **options)
-    return kernel_schedule.compile_scan(devices(chip), spec, jnp.dtype(dtype), op)
+    return compile_scan(devices(chip), spec, jnp.dtype(dtype), op)
 
 
 @pytest.mark.parametrize(
@@ -118,10 +119,6 @@ def test_columns_too_long_for_the_memory_take_the_xla_path():
         compiled("v5e", spec, implementation="pallas_tpu")
 
 
-def temporaries(spec, **options):
-    return compiled("v5e", spec, **options).memory_analysis().temp_size_in_bytes
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -129,9 +126,11 @@ def temporaries(spec, **options):
         *(pytest.param(name, marks=pytest.mark.tpu_compile) for name in SPECS),
     ],
 )
-def test_memory_is_no_more_than_the_chunked_scan_takes(name):
-    kernels, chunked = (temporaries(SPECS[name], implementation=i) for i in ("pallas_tpu", "xla"))
+def test_memory_is_a_fifth_of_a_whole_image_scan_and_no_more_than_the_chunked(name):
+    found = [kernel_memory.temporaries(devices("v5e"), SPECS[name], w) for w in kernel_memory.WAYS]
+    kernels, chunked, whole = found
     assert kernels <= chunked
+    assert kernels <= whole / 5
 
 
 @pytest.mark.tpu_compile

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from mtmamba_jax.kernels.ss2d.fused import LN2
-from mtmamba_jax.kernels.ss2d.mosaic_tpu.launch import SPARE_MEMORY, Blocks, launch
+from mtmamba_jax.kernels.ss2d.mosaic_tpu.launch import Blocks, launch
+from mtmamba_jax.kernels.ss2d.mosaic_tpu.memory import backward_scratch
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.tile import Tile, add, block_of, product, rows_of
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.way import LANES, SUBLANES, Way
 from mtmamba_jax.kernels.ss2d.softplus import softplus_gradient
@@ -164,35 +163,6 @@ def backward(
             ((t, k, b, 1, d), f32, blocks.sums(1)),
             ((t, k, b, way.states, d), f32, blocks.sums(way.states)),
         ],
-        scratch(way),
+        backward_scratch(way),
         (x, maps, weight, bias, A, dy, saved),
-        vector_memory(way, x.dtype),
     )
-
-
-def scratch(way: Way) -> list[pltpu.MemoryRef]:
-    """Memory of a program beside its blocks."""
-
-    def memory(*shape):
-        return pltpu.VMEM(shape, jnp.float32)
-
-    pixels = memory(way.blocks, way.pixels, LANES)
-    column, lanes = memory(way.piece * 2 * way.states, LANES), way.maps // LANES
-    part = memory(way.group, way.piece * SUBLANES, LANES)
-    state = memory(way.blocks, way.states, LANES)
-    return [
-        *(pixels, pixels, pixels, memory(way.pixels, way.maps)),
-        *(memory(lanes, way.pixels, LANES), column, column),
-        memory(way.group, way.piece * way.states, LANES),
-        *(part, part, memory(lanes, way.piece * SUBLANES, LANES), state, state),
-    ]
-
-
-def vector_memory(way: Way, dtype) -> int:
-    """Bytes of a program, more than of `forward`: scratch, blocks in two slots, what is spare."""
-    scratched = sum(4 * math.prod(v.shape) for v in scratch(way))
-    size, pixels = jnp.dtype(dtype).itemsize, math.prod(way.shape)
-    images, maps = 3 * pixels * way.lanes * size, pixels * way.maps * (4 + 4)
-    saved = way.lines * way.pieces * way.states * way.lanes * size
-    parameters = 2 * (way.maps + way.states + SUBLANES) * way.lanes * 4
-    return scratched + 2 * (images + maps + saved + parameters) + SPARE_MEMORY

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from mtmamba_jax.kernels.ss2d.mosaic_tpu.backward import vector_memory
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.launch import Blocks, launch, saved_shape
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.tile import Tile, add, block_of, rows_of
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.way import LANES, SUBLANES, Way
@@ -111,5 +110,4 @@ def forward(
             pltpu.VMEM((way.blocks, way.states, LANES), f32),
         ],
         (x, maps, weight, bias, A),
-        vector_memory(way, x.dtype),
     )

@@ -13,12 +13,12 @@ import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from mtmamba_jax.kernels.ss2d.mosaic_tpu.memory import vector_memory
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.way import Way
 
 Array = jax.Array
 
 SEMANTICS = ("parallel",) * 4 + ("arbitrary",)  # of the grid's axes
-SPARE_MEMORY = 3 * 2**20  # bytes of vector memory that the compiler takes beside what is asked for
 
 
 class Blocks:
@@ -92,7 +92,6 @@ def launch(
     outputs: Sequence[tuple[tuple[int, ...], object, pl.BlockSpec]],
     scratch: Sequence,
     arrays: Sequence[Array],
-    memory: int,
 ) -> list[Array]:
     """Runs a kernel in every program.
 
@@ -104,7 +103,6 @@ def launch(
       outputs: shape, dtype and block of each result.
       scratch: memory of a program.
       arrays: x and the others.
-      memory: bytes of vector memory that a program may take.
     """
     t, b = arrays[0].shape[:2]
     axes = jax.typeof(arrays[0]).manual_axis_type  # of the mesh, inside shard_map
@@ -120,6 +118,6 @@ def launch(
         scratch_shapes=scratch,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=SEMANTICS,
-            vmem_limit_bytes=memory,
+            vmem_limit_bytes=vector_memory(way, arrays[0].dtype),
         ),
     )(*arrays)
