@@ -17,6 +17,10 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of the weights, the order of the data, augmentation and drop path
 
+    config.mesh = ConfigDict()  # of devices: data x fsdp of them, each with its part of a batch
+    config.mesh.data = -1  # parts that hold all of the weights; -1: all devices that there are
+    config.mesh.fsdp = 1  # devices that share one copy of weights and optimizer state
+
     config.tasks = ConfigDict()
     config.tasks.set = "nyudv2"  # key of tasks.TASK_SETS
     config.tasks.names = ()  # some of the set's tasks; () is all of them

@@ -20,7 +20,7 @@ from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, PLATFORMS, SHAPES
 from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
 from mtmamba_jax.models.norm import TaskLayerNorm
 from mtmamba_jax.names import check_name
-from mtmamba_jax.sharding import compiler_options, create_mesh, put_batch, replicated
+from mtmamba_jax.sharding import compiler_options, create_mesh, put_batch, split_state
 from mtmamba_jax.tasks import Task, select
 from mtmamba_jax.timing import (
     Timing,
@@ -211,12 +211,14 @@ def model_record(what: str, config: ConfigDict, repeats: int) -> Record:
 
 def _train_program(config, tasks):
     size = config.train.batch_size
-    mesh = create_mesh(size // config.train.microbatches)
+    mesh = create_mesh(size // config.train.microbatches, **config.mesh)
     graph, parameters = build(config, tasks)
     optimizer = create_optimizer(config.optimizer, config.train.steps)
-    state = jax.device_put(initial_state(parameters, optimizer), replicated(mesh))
+    state = initial_state(parameters, optimizer)
+    layout = split_state(state, mesh)
+    state = jax.device_put(state, layout)
     batch = put_batch(random_batch(tasks, size, config.data.size), mesh)
-    step = create_train_step(config, graph, tasks, optimizer, mesh)
+    step = create_train_step(config, graph, tasks, optimizer, mesh, layout)
     program, compiling = compile_timed(step.lower, state, batch)
 
     def call():
@@ -229,9 +231,9 @@ def _train_program(config, tasks):
 
 def _predict_program(config, tasks):
     size = config.eval.batch_size
-    mesh = create_mesh(size)
+    mesh = create_mesh(size, **config.mesh)
     graph, parameters = build(config, tasks)
-    parameters = jax.device_put(parameters, replicated(mesh))
+    parameters = jax.device_put(parameters, split_state(parameters, mesh))
     images = put_batch(random_batch((), size, config.data.size), mesh)["images"]
     step = create_predict_step(graph, mesh)
     program, compiling = compile_timed(step.lower, parameters, images)

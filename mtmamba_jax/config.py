@@ -19,6 +19,8 @@ from mtmamba_jax.losses import REDUCTIONS, SCHEMES
 from mtmamba_jax.names import check_name, nearest
 
 FREE_KEYS = (
+    "mesh.data",
+    "mesh.fsdp",
     "data.num_workers",
     "data.cache_gib",
     "model.scan_implementation",
@@ -33,6 +35,7 @@ FREE_KEYS = (
 
 
 AT_LEAST_ONE = (
+    "mesh.fsdp",
     "data.train_examples",
     "data.test_examples",
     "model.expansion",
@@ -176,6 +179,11 @@ def check(config: ConfigDict, task_names: Sequence[str]) -> None:
     for key, valid in CHOICES.items():
         if flat[key] not in valid:
             check_name(f"value of config key {key!r},", flat[key], filter(None, valid))
+    if config.mesh.data < 1 and config.mesh.data != -1:
+        raise ValueError(
+            f"Config key 'mesh.data' must be at least 1, or -1 for all devices that there are; got "
+            f"{config.mesh.data}."
+        )
     if config.train.batch_size % config.train.microbatches:
         raise ValueError(
             f"train.batch_size={config.train.batch_size} does not split into "

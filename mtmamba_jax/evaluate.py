@@ -116,13 +116,16 @@ def create_constant_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
 
 
 def create_predict_step(graph: nnx.GraphDef, mesh: Mesh) -> Callable:
-    """Returns `step(parameters, images [b h w 3]) -> {task: logits}`."""
+    """Returns `step(parameters, images [b h w 3]) -> {task: logits}`.
+
+    Parameters lie on the devices as they are given.
+    """
 
     def step(parameters: Mapping, images: jax.Array) -> dict[str, jax.Array]:
         return nnx.merge(graph, parameters)(images)
 
-    whole, split = replicated(mesh), split_batch(mesh)
-    return jit_on(mesh, step, in_shardings=(whole, split), out_shardings=split)
+    split = split_batch(mesh)
+    return jit_on(mesh, step, in_shardings=(None, split), out_shardings=split)
 
 
 def _local(array: jax.Array) -> np.ndarray:

@@ -18,7 +18,7 @@ from mtmamba_jax.benchmark import MODEL_PROGRAMS, Record, random_batch
 from mtmamba_jax.collectives import count_collectives, count_loops
 from mtmamba_jax.evaluate import create_predict_step
 from mtmamba_jax.names import check_name
-from mtmamba_jax.sharding import create_mesh, on_device
+from mtmamba_jax.sharding import create_mesh, on_device, split_state
 from mtmamba_jax.tasks import Task, select
 from mtmamba_jax.timing import program_memory
 from mtmamba_jax.topology import Topology
@@ -46,7 +46,9 @@ class Saving:
 
 SAVINGS = (
     Saving("model.dtype", "bfloat16", ("float32",), MODEL_PROGRAMS),  # also faster
+    Saving("mesh.fsdp", 2, programs=MODEL_PROGRAMS),  # weights are sent to where they are needed
     Saving("train.microbatches", 2),  # smaller products, the same work
+    Saving("mesh.fsdp", 8, programs=MODEL_PROGRAMS),
     Saving("model.remat", "dots", ("none",)),  # all but the matrix products done twice
     Saving("model.remat", "full", ("none", "dots")),  # forward done twice
     *(Saving("train.microbatches", parts) for parts in (4, 8, 16, 32)),
@@ -110,6 +112,8 @@ def _applies(saving: Saving, what: str, config: ConfigDict, devices: int) -> boo
     current = configuration.flatten(config)[saving.key]
     if saving.instead_of is not None:
         return current in saving.instead_of
+    if saving.key == "mesh.fsdp":
+        return current < saving.value and devices % saving.value == 0
     # Parts of a batch: whole images on each device, and a loss that is a mean over images.
     return (
         current < saving.value
@@ -121,7 +125,8 @@ def _applies(saving: Saving, what: str, config: ConfigDict, devices: int) -> boo
 def _record(what, config, tasks, topology, changed) -> Record:
     start = time.perf_counter()
     lower = {"step": _lower_step, "inference": _lower_prediction}[what]
-    lowered = lower(config, tasks, create_mesh(batch_of(what, config)[1], devices=topology.devices))
+    mesh = create_mesh(batch_of(what, config)[1], devices=topology.devices, **config.mesh)
+    lowered = lower(config, tasks, mesh)
     try:
         program, refusal = lowered.compile(compiler_options=topology.compiler_options), None
     except jax.errors.JaxRuntimeError as error:
@@ -170,11 +175,17 @@ def _lower_step(config, tasks, mesh) -> jax.stages.Lowered:
     optimizer = create_optimizer(config.optimizer, config.train.steps)
     state = jax.eval_shape(lambda parameters: initial_state(parameters, optimizer), parameters)
     batch = abstract_batch(tasks, config.train.batch_size, config.data.size)
-    return create_train_step(config, graph, tasks, optimizer, mesh).lower(state, batch)
+    layout = split_state(state, mesh)
+    return create_train_step(config, graph, tasks, optimizer, mesh, layout).lower(state, batch)
 
 
 def _lower_prediction(config, tasks, mesh) -> jax.stages.Lowered:
     graph, parameters = abstract_build(config, tasks)
+    parameters = jax.tree.map(
+        lambda v, place: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=place),
+        parameters,
+        split_state(parameters, mesh),
+    )
     images = abstract_batch((), config.eval.batch_size, config.data.size)["images"]
     return create_predict_step(graph, mesh).lower(parameters, images)
 

@@ -1,10 +1,11 @@
-"""Which devices hold what: the batch is split over all of them, the state is on each."""
+"""Which devices hold what: the batch is split over all, large arrays of the state over some."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -13,7 +14,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mtmamba_jax.array_types import Batch
 
-DATA_AXIS = "data"
+BATCH_AXES = DATA_AXIS, FSDP_AXIS = ("data", "fsdp")
+"""Of a mesh: the batch is split over both, the state over the second."""
 
 GPU_OPTIONS = {
     # A bfloat16 result that is read twice is written as bfloat16, not as a wider float32.
@@ -30,20 +32,37 @@ def compiler_options(platform: str) -> dict[str, bool | str]:
     return GPU_OPTIONS if platform == "gpu" else {}
 
 
-def create_mesh(*batch_sizes: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh of as many devices as divide each of the batch sizes.
+def create_mesh(
+    *batch_sizes: int,
+    data: int = -1,
+    fsdp: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """Returns a mesh `BATCH_AXES` of data x fsdp devices.
 
     Args:
       batch_sizes: of all batches that will be split over the mesh.
+      data: parts that only the batch is split into; -1 is as many as there are devices for and as
+        divide each of the batch sizes.
+      fsdp: parts that the state is split into, and the batch too.
       devices: to take them from; None is all that there are.
 
     Raises:
-      ValueError: several processes, and a batch does not split over all their devices.
+      ValueError: too few devices, a batch that does not split over them, or several processes and
+        a batch that does not split over all their devices.
     """
     devices = jax.devices() if devices is None else devices
     common = math.gcd(*batch_sizes)
-    count = max(n for n in range(1, len(devices) + 1) if common % n == 0)
     sizes = " and ".join(map(str, sorted(set(batch_sizes))))
+    wanted = [data] if data > 0 else range(1, len(devices) // fsdp + 1)
+    data = max((n for n in wanted if common % (n * fsdp) == 0), default=0)
+    count = data * fsdp
+    if not 0 < count <= len(devices):
+        raise ValueError(
+            f"mesh.data={wanted[0] if len(wanted) == 1 else -1} and mesh.fsdp={fsdp} do not fit: "
+            f"there are {len(devices)} devices, and batches of {sizes} must be multiples of "
+            "data x fsdp."
+        )
     if count < len(devices):
         if jax.process_count() > 1:
             raise ValueError(
@@ -54,27 +73,64 @@ def create_mesh(*batch_sizes: int, devices: Sequence[jax.Device] | None = None) 
             "Using %d of %d devices: batches of %s split over no more.", count, len(devices), sizes
         )
     # Auto: the compiler places what is in between. Explicit axes reject Swin's window reshape.
-    return jax.make_mesh(
-        (count,), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices[:count]
-    )
+    types = (AxisType.Auto,) * len(BATCH_AXES)
+    return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=types, devices=devices[:count])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the layout of state and scalars: whole on every device."""
+    """Returns the layout of what is whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def split_longest(shape: Sequence[int], parts: int) -> PartitionSpec:
+    """Splits the longest axis that divides; none where there is none."""
+    axes = [i for i, size in enumerate(shape) if size % parts == 0]
+    if parts == 1 or not axes:
+        return PartitionSpec()
+    longest = max(axes, key=lambda i: shape[i])
+    return PartitionSpec(*[None] * longest, FSDP_AXIS)
+
+
+def keep_whole(shape: Sequence[int], parts: int) -> PartitionSpec:
+    """Splits nothing: small arrays would cost more in messages than they take in memory."""
+    del shape, parts
+    return PartitionSpec()
+
+
+STATE_RULES: tuple[tuple[str, Callable[[Sequence[int], int], PartitionSpec]], ...] = (
+    (r"(kernel|projection|in_proj_shared|step_weight|log_a)$", split_longest),
+    (r"", keep_whole),
+)
+"""How arrays of the state are split over FSDP_AXIS, by the path's end; the first match counts."""
+
+
+def split_state(tree, mesh: Mesh):
+    """Returns the layout of each array of a state, parameters or optimizer state.
+
+    Args:
+      tree: of arrays or their shapes.
+      mesh: of `create_mesh`.
+    """
+
+    def place(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        rule = next(rule for pattern, rule in STATE_RULES if re.search(pattern, name))
+        return NamedSharding(mesh, rule(leaf.shape, mesh.shape[FSDP_AXIS]))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
 
 
 def split_batch(mesh: Mesh) -> NamedSharding:
     """Returns the layout of a batch: its leading axis split over the devices."""
-    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def batch_axes() -> tuple[str, ...]:
     """Returns the axes of the mesh in context that a batch is split over, none outside `jit_on`."""
     mesh = jax.sharding.get_abstract_mesh()
     types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    # Inside a shard_map the axis is Manual: what is seen there is one device's share already.
-    return (DATA_AXIS,) if types.get(DATA_AXIS) == AxisType.Auto else ()
+    # Inside a shard_map an axis is Manual: what is seen there is one device's share already.
+    return tuple(axis for axis in BATCH_AXES if types.get(axis) == AxisType.Auto)
 
 
 def jit_on(mesh: Mesh, function: Callable, **options) -> Callable:

@@ -134,13 +134,14 @@ def test_settings_are_tried_until_one_fits(pixel_model):
     assert [record["settings"] for record in found] == [
         {},
         {"model.dtype": "bfloat16"},
-        {"model.dtype": "bfloat16", "train.microbatches": 2},
+        {"model.dtype": "bfloat16", "mesh.fsdp": 2},
+        {"model.dtype": "bfloat16", "mesh.fsdp": 2, "train.microbatches": 2},
     ]
-    assert [record["fits"] for record in found] == [False, False, True]
+    assert [record["fits"] for record in found] == [False, False, False, True]
 
 
 def test_each_setting_keeps_those_before_it_and_batches_stay_whole(pixel_model):
-    config = pixel_config(model__dtype="bfloat16", train__microbatches="2")
+    config = pixel_config(model__dtype="bfloat16", mesh__fsdp="2", train__microbatches="2")
     found = records("step", config, 1)
     assert [record["settings"] for record in found] == [
         {},
@@ -153,11 +154,15 @@ def test_each_setting_keeps_those_before_it_and_batches_stay_whole(pixel_model):
 
 def test_prediction_has_no_batch_to_split_nor_anything_to_keep(pixel_model):
     found = records("inference", pixel_config(), 1)
-    assert [record["settings"] for record in found] == [{}, {"model.dtype": "bfloat16"}]
+    assert [record["settings"] for record in found] == [
+        {},
+        {"model.dtype": "bfloat16"},
+        {"model.dtype": "bfloat16", "mesh.fsdp": 2},
+    ]
 
 
 def test_loss_over_a_batch_is_not_split(pixel_model):
-    config = pixel_config(model__dtype="bfloat16", loss__reduction="batch")
+    config = pixel_config(model__dtype="bfloat16", mesh__fsdp="2", loss__reduction="batch")
     settings = [record["settings"] for record in records("step", config, 1)]
     assert settings == [{}, {"model.remat": "dots"}, {"model.remat": "full"}]
 
@@ -213,7 +218,8 @@ def test_program_that_does_not_fit_ends_with_1_and_settings_that_do(
     assert "\nDoes not fit: " in captured.out
     assert "--config.model.dtype=bfloat16: Does not fit" in captured.out
     assert captured.out.endswith(
-        "Fits with --config.model.dtype=bfloat16 --config.train.microbatches=2\n"
+        "Fits with --config.model.dtype=bfloat16 --config.mesh.fsdp=2 "
+        "--config.train.microbatches=2\n"
     )
 
 

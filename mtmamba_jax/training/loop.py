@@ -19,7 +19,7 @@ from mtmamba_jax.data_pipelines.transforms import AugmentSettings
 from mtmamba_jax.evaluate import Evaluator, Scores, score_table
 from mtmamba_jax.metrics.multitask import delta_m, headline
 from mtmamba_jax.panels import example_panel, write_panels
-from mtmamba_jax.sharding import create_mesh, put_batch, replicated
+from mtmamba_jax.sharding import create_mesh, put_batch, split_state
 from mtmamba_jax.tasks import select
 from mtmamba_jax.training.checkpoints import Checkpoints, holds_checkpoints
 from mtmamba_jax.training.optimizer import create_optimizer, learning_rate
@@ -68,17 +68,19 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Result:
     train_source = open_source(config.data, tasks, "train")
     check_same_run(config, workdir)
     part = config.train.batch_size // config.train.microbatches
-    mesh = create_mesh(part, config.eval.batch_size)
+    mesh = create_mesh(part, config.eval.batch_size, **config.mesh)
     graph, parameters = build(config, tasks)
     optimizer = create_optimizer(config.optimizer, config.train.steps)
-    train_step = create_train_step(config, graph, tasks, optimizer, mesh)
+    state = initial_state(parameters, optimizer)
+    layout = split_state(state, mesh)
+    train_step = create_train_step(config, graph, tasks, optimizer, mesh, layout)
     evaluator = Evaluator(config, graph, tasks, mesh)
     workdir.mkdir(parents=True, exist_ok=True)
 
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
         stack.callback(checkpoints.close)
-        state = jax.device_put(initial_state(parameters, optimizer), replicated(mesh))
+        state = jax.device_put(state, layout)
         if checkpoints.step("latest") is not None:
             state = checkpoints.state(like=state)
             checkpoints.forget_best_after(int(state.step))

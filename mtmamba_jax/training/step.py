@@ -26,10 +26,19 @@ def create_train_step(
     tasks: Sequence[Task],
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
+    layout: TrainState,
 ) -> TrainStep:
     """Returns `step(state, batch) -> (state, numbers)`; the given state's memory is reused.
 
     Numbers: `loss` (the total), `loss/<task>`, `gradient_norm`; float32 scalars.
+
+    Args:
+      config: loss, microbatches and seed.
+      graph: the model's structure.
+      tasks: that have labels in the batch.
+      optimizer: that made the state.
+      mesh: of devices.
+      layout: of the state on it, `sharding.split_state`.
 
     Raises:
       ValueError: the batch does not split into `config.train.microbatches`, or its loss does not.
@@ -72,9 +81,12 @@ def create_train_step(
         numbers["gradient_norm"] = optax.tree.norm(gradients)
         return TrainState(state.step + 1, parameters, optimizer_state), numbers
 
-    whole, split = replicated(mesh), split_batch(mesh)
     return jit_on(
-        mesh, step, in_shardings=(whole, split), out_shardings=(whole, whole), donate_argnums=0
+        mesh,
+        step,
+        in_shardings=(layout, split_batch(mesh)),
+        out_shardings=(layout, replicated(mesh)),
+        donate_argnums=0,
     )
 
 

@@ -1,16 +1,17 @@
 """The training step: one device or many, one part or several, the same numbers."""
 
+import math
+
 import jax
 import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import AxisType
 
 from mtmamba_jax.models.layers import drop_path
-from mtmamba_jax.sharding import DATA_AXIS, create_mesh, put_batch, replicated
+from mtmamba_jax.sharding import create_mesh, put_batch, split_state
 from mtmamba_jax.tasks import select
-from mtmamba_jax.training.state import build, initial_state
+from mtmamba_jax.training.state import abstract_build, build, initial_state
 from mtmamba_jax.training.step import create_train_step
 from tests.tiny import tiny_config
 
@@ -54,16 +55,16 @@ def build_pixel_model(config, tasks):
     return graph, nnx.to_pure_dict(parameters)
 
 
-def run(config, devices, build=build):
+def run(config, devices, build=build, fsdp=1):
     """Returns the numbers of a few steps with plain gradient descent, which forgives nothing."""
     tasks = select(config.tasks.set, config.tasks.names)
     graph, parameters = build(config, tasks)
-    mesh = jax.make_mesh(
-        (devices,), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
-    )
+    mesh = create_mesh(devices, fsdp=fsdp, devices=jax.devices()[:devices])
     optimizer = optax.sgd(0.05)
-    state = jax.device_put(initial_state(parameters, optimizer), replicated(mesh))
-    step = create_train_step(config, graph, tasks, optimizer, mesh)
+    state = initial_state(parameters, optimizer)
+    layout = split_state(state, mesh)
+    state = jax.device_put(state, layout)
+    step = create_train_step(config, graph, tasks, optimizer, mesh, layout)
     history = []
     for batch in make_batches(config, tasks):
         state, numbers = step(state, put_batch(batch, mesh))
@@ -85,6 +86,24 @@ def test_eight_devices_give_the_losses_of_one():
     assert_same_history(run(config, devices=8), run(config, devices=1), rtol=1e-5)
 
 
+def test_a_state_in_parts_gives_the_losses_of_a_whole_one():
+    config = tiny_config(train__batch_size="8")
+    assert_same_history(run(config, 4, fsdp=2), run(config, 1), rtol=1e-5)
+
+
+def test_devices_that_share_a_state_hold_little_more_than_their_share():
+    config = tiny_config(model__encoder="swin_tiny")
+    _, parameters = abstract_build(config, select(config.tasks.set, config.tasks.names))
+    state = jax.eval_shape(lambda p: initial_state(p, optax.adamw(1e-4)), parameters)
+    layout = split_state(state, create_mesh(8, fsdp=4))
+    leaves = jax.tree.leaves(state)
+    places = jax.tree.leaves(layout)
+    held = sum(
+        math.prod(place.shard_shape(v.shape)) for v, place in zip(leaves, places, strict=True)
+    )
+    assert held < 0.27 * sum(v.size for v in leaves)
+
+
 def test_microbatches_give_the_losses_of_the_whole_batch():
     config = tiny_config(train__batch_size="8", model__decoder_drop_path_rate="0.0")
     whole = run(config, 1, build_pixel_model)
@@ -104,7 +123,7 @@ def test_training_drops_paths():
 def test_batch_that_does_not_split_is_refused():
     config = tiny_config(train__microbatches="3")
     with pytest.raises(ValueError, match=r"batch_size=2 does not split into train\.microbatches=3"):
-        create_train_step(config, None, (), None, create_mesh(4))
+        create_train_step(config, None, (), None, create_mesh(4), None)
 
 
 def test_mesh_takes_as_many_devices_as_divide_the_batch(caplog):
@@ -113,3 +132,14 @@ def test_mesh_takes_as_many_devices_as_divide_the_batch(caplog):
     assert "Using 6 of 8 devices: batches of 6 split" in caplog.text
     assert create_mesh(16, 8).size == 8
     assert create_mesh(16, 4).size == 4
+
+
+def test_mesh_of_two_axes():
+    assert dict(create_mesh(8, fsdp=2).shape) == {"data": 4, "fsdp": 2}
+    assert dict(create_mesh(8, data=2, fsdp=2).shape) == {"data": 2, "fsdp": 2}
+    assert dict(create_mesh(6, fsdp=2).shape) == {"data": 3, "fsdp": 2}
+    for wrong in ({"fsdp": 3}, {"fsdp": 16}, {"data": 16}, {"data": 4, "fsdp": 4}):
+        with pytest.raises(
+            ValueError, match=r"mesh\.data=.* and mesh\.fsdp=.* do not fit: there are 8"
+        ):
+            create_mesh(8, **wrong)
