@@ -45,8 +45,14 @@ class TestPallasGPU(SS2DSuite):
         self.check(cast(arguments, dtype), tolerance=TOLERANCES[dtype])
 
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-    def test_half_the_channels_a_program_in_the_forward_pass_alone(self, dtype):
-        arguments = ArgSpec(16, 24, d=384, b=8, r=4).arguments()  # 96 programs of 128 channels
+    @pytest.mark.parametrize("width", [24, 32])  # with tiles that are not full, and without
+    def test_half_the_channels_a_program_in_the_forward_pass_alone(self, width, dtype):
+        arguments = ArgSpec(16, width, d=384, b=8, r=4).arguments()  # 96 programs of 128 channels
+        self.check(cast(arguments, dtype), tolerance=TOLERANCES[dtype])
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_full_tiles_in_one_segment(self, dtype):
+        arguments = ArgSpec(16, 32, d=384, b=8, t=2, r=4).arguments()  # 192 programs
         self.check(cast(arguments, dtype), tolerance=TOLERANCES[dtype])
 
     @pytest.mark.parametrize("n", [17, 64])

@@ -67,6 +67,9 @@ def backward(
     """
     f32, c = jnp.float32, scan.channels
     given, exact = end is not None, x.dtype == jnp.float32
+    # Measured on an H200: unrolling a tile's runs makes 2 % less time of eleven segments, and 13 %
+    # more of one (`stage3_t1_b8`, `stage3_t4_b8`).
+    unrolled = scan.full and scan.segments > 1
 
     def ss2d_backward(x_g, dt_g, weight_g, maps_g, dy_g, saved_g, *rest):
         end_g = rest[0] if given else None
@@ -112,7 +115,7 @@ def backward(
         def tile(i, carry):
             slot = lax.rem(i, 2)
             _, line, first, pixels = program.tile(order(i))
-            runs = program.runs(pixels)
+            runs = TILE // RUN if unrolled else program.runs(pixels)
             plgpu.barrier_wait(ready.at[slot])
             steps.make(slot, pixels)
 
@@ -136,7 +139,12 @@ def backward(
                 return state
 
             start = kept(threads, start_s)
-            last = lax.fori_loop(0, runs - 1, advance, start)
+            last = start
+            if unrolled:
+                for j in range(runs - 1):
+                    last = advance(j, last)
+            else:
+                last = lax.fori_loop(0, runs - 1, advance, start)
             keep(threads, states_s.at[runs - 1], last)
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last tile has left its slot
             pl.when(i + 1 < program.count)(lambda: fetch(i + 1, 1 - slot))
