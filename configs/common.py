@@ -18,7 +18,8 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of the weights, the order of the data, augmentation and drop path
 
     config.mesh = ConfigDict()  # of devices: data x fsdp of them, each with its part of a batch
-    config.mesh.data = -1  # parts that hold all of the weights; -1: all devices that there are
+    # Copies of the weights; -1: as many as there are devices for and as divide the batches.
+    config.mesh.data = -1
     config.mesh.fsdp = 1  # devices that share one copy of weights and optimizer state
 
     config.tasks = ConfigDict()

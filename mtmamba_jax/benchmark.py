@@ -30,7 +30,7 @@ from mtmamba_jax.timing import (
     time_calls,
 )
 from mtmamba_jax.training.optimizer import create_optimizer
-from mtmamba_jax.training.state import build, initial_state
+from mtmamba_jax.training.state import build, create_state
 from mtmamba_jax.training.step import create_train_step
 
 DTYPES = ("bfloat16", "float32")
@@ -183,7 +183,7 @@ def _numbers(timing: Timing, compiling: Record, program) -> Record:
 def model_record(what: str, config: ConfigDict, repeats: int) -> Record:
     """Times the whole training step or the whole prediction of a configuration's model.
 
-    The batch is random and already on the devices, which are as many as divide it. A step is
+    The batch is random and already on the devices of `config.mesh`. A step is
     forward, backward and update, one after another from the initial weights.
 
     Args:
@@ -212,11 +212,8 @@ def model_record(what: str, config: ConfigDict, repeats: int) -> Record:
 def _train_program(config, tasks):
     size = config.train.batch_size
     mesh = create_mesh(size // config.train.microbatches, **config.mesh)
-    graph, parameters = build(config, tasks)
     optimizer = create_optimizer(config.optimizer, config.train.steps)
-    state = initial_state(parameters, optimizer)
-    layout = split_state(state, mesh)
-    state = jax.device_put(state, layout)
+    graph, state, layout = create_state(config, tasks, optimizer, mesh)
     batch = put_batch(random_batch(tasks, size, config.data.size), mesh)
     step = create_train_step(config, graph, tasks, optimizer, mesh, layout)
     program, compiling = compile_timed(step.lower, state, batch)
@@ -233,9 +230,10 @@ def _predict_program(config, tasks):
     size = config.eval.batch_size
     mesh = create_mesh(size, **config.mesh)
     graph, parameters = build(config, tasks)
-    parameters = jax.device_put(parameters, split_state(parameters, mesh))
+    layout = split_state(parameters, mesh)
+    parameters = jax.device_put(parameters, layout)
     images = put_batch(random_batch((), size, config.data.size), mesh)["images"]
-    step = create_predict_step(graph, mesh)
+    step = create_predict_step(graph, mesh, layout)
     program, compiling = compile_timed(step.lower, parameters, images)
     return size, mesh.size, program, compiling, lambda: program(parameters, images)
 

@@ -14,8 +14,8 @@ from mtmamba_jax.sharding import create_mesh, replicated
 from mtmamba_jax.topology import Topology
 
 
-def scan_of(spec: ArgSpec, implementation: str | None = None) -> Callable[..., jax.Array]:
-    """The op in a spec's directions, by a backend; None is the one the platform picks."""
+def scan_of(spec: ArgSpec, implementation: str) -> Callable[..., jax.Array]:
+    """The op in a spec's directions, by a backend."""
     return functools.partial(ss2d, directions=DIRECTIONS[: spec.k], implementation=implementation)
 
 

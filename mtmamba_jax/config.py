@@ -181,7 +181,7 @@ def check(config: ConfigDict, task_names: Sequence[str]) -> None:
             check_name(f"value of config key {key!r},", flat[key], filter(None, valid))
     if config.mesh.data < 1 and config.mesh.data != -1:
         raise ValueError(
-            f"Config key 'mesh.data' must be at least 1, or -1 for all devices that there are; got "
+            "Config key 'mesh.data' must be at least 1, or -1 for as many as there are; got "
             f"{config.mesh.data}."
         )
     if config.train.batch_size % config.train.microbatches:

@@ -30,13 +30,21 @@ class Evaluator:
       graph: the model's structure.
       tasks: to score.
       mesh: devices that a batch is split over.
+      layout: of the parameters, `sharding.split_state`; None is whole on every device.
     """
 
-    def __init__(self, config: ConfigDict, graph: nnx.GraphDef, tasks: Sequence[Task], mesh: Mesh):
+    def __init__(
+        self,
+        config: ConfigDict,
+        graph: nnx.GraphDef,
+        tasks: Sequence[Task],
+        mesh: Mesh,
+        layout: dict | None = None,
+    ):
         self._data, self._tasks, self._mesh = config.data, tasks, mesh
         self._batch_size = config.eval.batch_size
         self._source = open_source(config.data, tasks, "test")
-        self._predict = create_predict_step(graph, mesh)
+        self._predict = create_predict_step(graph, mesh, layout)
         self._measure = create_measure_step(tasks, mesh)
         self._measure_constant = create_constant_step(tasks, mesh)
 
@@ -115,17 +123,20 @@ def create_constant_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
     return jax.jit(step, in_shardings=split_batch(mesh), out_shardings=replicated(mesh))
 
 
-def create_predict_step(graph: nnx.GraphDef, mesh: Mesh) -> Callable:
+def create_predict_step(graph: nnx.GraphDef, mesh: Mesh, layout: dict | None = None) -> Callable:
     """Returns `step(parameters, images [b h w 3]) -> {task: logits}`.
 
-    Parameters lie on the devices as they are given.
+    Args:
+      graph: the model's structure.
+      mesh: devices that the images are split over.
+      layout: of the parameters, `sharding.split_state`; None is whole on every device.
     """
 
     def step(parameters: Mapping, images: jax.Array) -> dict[str, jax.Array]:
         return nnx.merge(graph, parameters)(images)
 
-    split = split_batch(mesh)
-    return jit_on(mesh, step, in_shardings=(None, split), out_shardings=split)
+    layout, split = layout or replicated(mesh), split_batch(mesh)
+    return jit_on(mesh, step, in_shardings=(layout, split), out_shardings=split)
 
 
 def _local(array: jax.Array) -> np.ndarray:

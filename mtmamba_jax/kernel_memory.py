@@ -10,9 +10,10 @@ advantage: a single direction where the others have all.
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import jax
 
@@ -23,45 +24,51 @@ from mtmamba_jax.kernels.ss2d.benchmark import of_direction, whole_image_scan
 from mtmamba_jax.names import check_name
 from mtmamba_jax.topology import Topology, find
 
-WAYS = ("pallas_tpu", "xla", "whole image, 1 direction")
-
 # How libtpu words it (0.0.42).
 _NEEDS = re.compile(r"memory required for HLO temporaries \(([\d.]+)([KMG])\)")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
-def whole_image(*arrays: jax.Array) -> jax.Array:
+def _whole_image(spec: ArgSpec) -> Callable[..., jax.Array]:
     """The plain way of the first direction alone: one `associative_scan` over all pixels."""
-    x = arrays[0]
-    return whole_image_scan(DIRECTIONS[0], *of_direction(0, arrays)).astype(x.dtype)
+    del spec
+    return lambda x, *rest: whole_image_scan(DIRECTIONS[0], *of_direction(0, (x, *rest))).astype(
+        x.dtype
+    )
 
 
-def temporaries(topology: Topology, spec: ArgSpec, way: str, dtype: str = "bfloat16") -> float:
-    """Returns the bytes of a program's temporaries, more than the device has where it says so.
+WAYS = {
+    "kernels": functools.partial(scan_of, implementation="pallas_tpu"),
+    "chunked XLA": functools.partial(scan_of, implementation="xla"),
+    "whole image, 1 direction": _whole_image,
+}
+"""The op of a spec, in each of the three ways."""
+
+
+def temporaries(topology: Topology, spec: ArgSpec, way: str) -> tuple[float, bool]:
+    """Returns the bytes of a program's temporaries, and whether they fit the device.
 
     Args:
       topology: whose device it is for.
-      spec: of the call.
+      spec: of the call; activations are bfloat16.
       way: one of `WAYS`.
-      dtype: of the activations.
     """
-    op = whole_image if way == WAYS[-1] else scan_of(spec, way)
     try:
-        program = compile_scan(topology, spec, dtype, op)
+        program = compile_scan(topology, spec, "bfloat16", WAYS[way](spec))
     except jax.errors.JaxRuntimeError as error:
         needs = _NEEDS.search(str(error))
         if not needs:
             raise
-        return float(needs[1]) * _UNITS[needs[2]]
-    return program.memory_analysis().temp_size_in_bytes
+        return float(needs[1]) * _UNITS[needs[2]], False
+    return program.memory_analysis().temp_size_in_bytes, True
 
 
-def rows(topology: Topology, names: list[str]) -> Iterator[tuple[str, ...]]:
-    """Yields the cells of each named shape: its name, MiB of each way, the first over the last."""
-    for name in names:
-        found = [temporaries(topology, SPECS[name], way) for way in WAYS]
-        share = f"{found[0] / found[-1]:.3f}" if found[-1] else "-"  # all fits in vector memory
-        yield name, *(f"{v / 2**20:.1f}" for v in found), share
+def _row(topology: Topology, name: str) -> str:
+    cells = [name]
+    for way in WAYS:
+        size, fits = temporaries(topology, SPECS[name], way)
+        cells.append(f"{size / 2**20:.1f}" + ("" if fits else ", does not fit"))
+    return f"| {' | '.join(cells)} |"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,10 +82,10 @@ def main(arguments: list[str] | None = None) -> int:
         check_name("spec", name, SPECS)
     topology = find(options.topology)
     print(f"{options.topology}, bfloat16; temporaries of SS2D, forward and backward, in MiB")
-    print(f"| spec | {' | '.join(WAYS)} | share |")
-    print("|---|" + "---|" * (len(WAYS) + 1))
-    for cells in rows(topology, names):
-        print(f"| {' | '.join(cells)} |", flush=True)
+    print(f"| spec | {' | '.join(WAYS)} |")
+    print("|---|" + "---|" * len(WAYS))
+    for name in names:
+        print(_row(topology, name), flush=True)
     return 0
 
 

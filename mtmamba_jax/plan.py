@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 from ml_collections import ConfigDict
@@ -34,24 +34,52 @@ class Saving:
     Attributes:
       key: of the configuration.
       value: that saves.
-      instead_of: the values that it is taken in place of; None: any lower number.
+      applies: whether it can be set, given the configuration and the number of devices.
       programs: of `MODEL_PROGRAMS`, that it changes.
     """
 
     key: str
     value: object
-    instead_of: tuple[str, ...] | None = None
-    programs: tuple[str, ...] = ("step",)
+    applies: Callable[[ConfigDict, int], bool]
+    programs: Sequence[str] = ("step",)
+
+
+def _in_place_of(key: str, value: str, others: Sequence[str], programs=("step",)) -> Saving:
+    return Saving(
+        key, value, lambda config, _: configuration.flatten(config)[key] in others, programs
+    )
+
+
+def _microbatches(parts: int) -> Saving:
+    """Whole images on each device, and a loss that is a mean over images."""
+
+    def applies(config, devices):
+        return (
+            config.train.microbatches < parts
+            and config.train.batch_size % (devices * parts) == 0
+            and config.loss.reduction == "image"
+        )
+
+    return Saving("train.microbatches", parts, applies)
+
+
+def _shared_state(parts: int) -> Saving:
+    def applies(config, devices):
+        free = config.mesh.data == -1
+        return free and config.mesh.fsdp < parts and devices % parts == 0
+
+    return Saving("mesh.fsdp", parts, applies, MODEL_PROGRAMS)
 
 
 SAVINGS = (
-    Saving("model.dtype", "bfloat16", ("float32",), MODEL_PROGRAMS),  # also faster
-    Saving("mesh.fsdp", 2, programs=MODEL_PROGRAMS),  # weights are sent to where they are needed
-    Saving("train.microbatches", 2),  # smaller products, the same work
-    Saving("mesh.fsdp", 8, programs=MODEL_PROGRAMS),
-    Saving("model.remat", "dots", ("none",)),  # all but the matrix products done twice
-    Saving("model.remat", "full", ("none", "dots")),  # forward done twice
-    *(Saving("train.microbatches", parts) for parts in (4, 8, 16, 32)),
+    _in_place_of("model.dtype", "bfloat16", ("float32",), MODEL_PROGRAMS),  # also faster
+    _shared_state(4),  # weights are sent to where they are needed
+    _shared_state(2),
+    _microbatches(2),  # smaller products, the same work
+    _in_place_of("model.remat", "dots", ("none",)),  # all but the matrix products done twice
+    _in_place_of("model.remat", "full", ("none", "dots")),  # forward done twice
+    *(_microbatches(parts) for parts in (4, 8, 16, 32)),
+    _shared_state(16),
 )
 """What to try when a program does not fit, cheapest in speed first."""
 
@@ -59,7 +87,7 @@ SAVINGS = (
 def plan_records(what: str, config: ConfigDict, topology: Topology) -> Iterator[Record]:
     """Yields the record of a program and, where it does not fit, of settings with which it may.
 
-    Each of these keeps those before it; the last fits if any does.
+    Each of these keeps those before it that took less; the last fits if any does.
 
     Args:
       what: one of `MODEL_PROGRAMS`: the training step, or the prediction of a batch.
@@ -73,22 +101,37 @@ def plan_records(what: str, config: ConfigDict, topology: Topology) -> Iterator[
     check_name("program", what, MODEL_PROGRAMS)
     tasks = select(config.tasks.set, config.tasks.names)
     configuration.check(config, [task.name for task in tasks])
+    count = len(topology.devices)
     _check_batch(what, config, topology)
     record = _record(what, config, tasks, topology, {})
     yield record
-    config, changed = config.copy_and_resolve_references(), {}
+    config = config.copy_and_resolve_references()
     for saving in SAVINGS:
         if record["fits"]:
             return
-        if _applies(saving, what, config, len(topology.devices)):
-            changed[saving.key] = saving.value
-            configuration.override(config, {saving.key: str(saving.value)})
-            record = _record(what, config, tasks, topology, dict(changed))
-            yield record
+        if what in saving.programs and saving.applies(config, count):
+            tried = config.copy_and_resolve_references()
+            configuration.override(tried, {saving.key: str(saving.value)})
+            settings = record["settings"] | {saving.key: saving.value}
+            found = _record(what, tried, tasks, topology, settings)
+            yield found
+            if _peak(found) <= _peak(record):
+                config, record = tried, found
+
+
+def _peak(record: Record) -> float:
+    """Bytes that a program takes; one that the compiler refused takes more than any other."""
+    return float("inf") if record["refusal"] else record["memory_bytes"]["peak"]
 
 
 def _check_batch(what: str, config: ConfigDict, topology: Topology) -> None:
-    count = len(topology.devices)
+    count, mesh = len(topology.devices), config.mesh
+    wanted = mesh.fsdp * (count // mesh.fsdp if mesh.data == -1 else mesh.data)
+    if wanted != count:
+        raise ValueError(
+            f"mesh.data={mesh.data} and mesh.fsdp={mesh.fsdp} do not make the {count} devices of "
+            f"{topology.name}."
+        )
     parts = config.train.microbatches if what == "step" else 1
     key, size = batch_of(what, config)
     if size % (count * parts):
@@ -104,22 +147,6 @@ def batch_of(what: str, config: ConfigDict) -> tuple[str, int]:
     if what == "step":
         return "train.batch_size", config.train.batch_size
     return "eval.batch_size", config.eval.batch_size
-
-
-def _applies(saving: Saving, what: str, config: ConfigDict, devices: int) -> bool:
-    if what not in saving.programs:
-        return False
-    current = configuration.flatten(config)[saving.key]
-    if saving.instead_of is not None:
-        return current in saving.instead_of
-    if saving.key == "mesh.fsdp":
-        return current < saving.value and devices % saving.value == 0
-    # Parts of a batch: whole images on each device, and a loss that is a mean over images.
-    return (
-        current < saving.value
-        and config.train.batch_size % (devices * saving.value) == 0
-        and config.loss.reduction == "image"
-    )
 
 
 def _record(what, config, tasks, topology, changed) -> Record:
@@ -181,13 +208,9 @@ def _lower_step(config, tasks, mesh) -> jax.stages.Lowered:
 
 def _lower_prediction(config, tasks, mesh) -> jax.stages.Lowered:
     graph, parameters = abstract_build(config, tasks)
-    parameters = jax.tree.map(
-        lambda v, place: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=place),
-        parameters,
-        split_state(parameters, mesh),
-    )
     images = abstract_batch((), config.eval.batch_size, config.data.size)["images"]
-    return create_predict_step(graph, mesh).lower(parameters, images)
+    layout = split_state(parameters, mesh)
+    return create_predict_step(graph, mesh, layout).lower(parameters, images)
 
 
 def abstract_batch(

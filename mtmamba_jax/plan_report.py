@@ -33,7 +33,7 @@ def report_plan(what: str, config: ConfigDict, topology: Topology) -> bool:
 
 
 def _report_savings(records: Iterator[Record]) -> None:
-    print("\nSettings that take less, each with those above it:", flush=True)
+    print("\nSettings that may take less, each with those above it that do:", flush=True)
     record, before = None, {}
     for record in records:
         new = {k: v for k, v in record["settings"].items() if before.get(k) != v}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mtmamba_jax.array_types import Batch
@@ -42,39 +43,41 @@ def create_mesh(
 
     Args:
       batch_sizes: of all batches that will be split over the mesh.
-      data: parts that only the batch is split into; -1 is as many as there are devices for and as
-        divide each of the batch sizes.
+      data: parts that only the batch is split into; -1 is the most that there are devices for and
+        that, times fsdp, divide each of the batch sizes.
       fsdp: parts that the state is split into, and the batch too.
       devices: to take them from; None is all that there are.
 
     Raises:
       ValueError: too few devices, a batch that does not split over them, or several processes and
-        a batch that does not split over all their devices.
+        devices that are left out.
     """
     devices = jax.devices() if devices is None else devices
     common = math.gcd(*batch_sizes)
     sizes = " and ".join(map(str, sorted(set(batch_sizes))))
-    wanted = [data] if data > 0 else range(1, len(devices) // fsdp + 1)
-    data = max((n for n in wanted if common % (n * fsdp) == 0), default=0)
-    count = data * fsdp
+    wanted = range(1, len(devices) // fsdp + 1) if data == -1 else [data]
+    found = max((n for n in wanted if common % (n * fsdp) == 0), default=0)
+    count = found * fsdp
     if not 0 < count <= len(devices):
         raise ValueError(
-            f"mesh.data={wanted[0] if len(wanted) == 1 else -1} and mesh.fsdp={fsdp} do not fit: "
-            f"there are {len(devices)} devices, and batches of {sizes} must be multiples of "
-            "data x fsdp."
+            f"mesh.data={data} and mesh.fsdp={fsdp} do not fit {len(devices)} devices and batches "
+            f"of {sizes}: data x fsdp must be at most the first and divide the others."
         )
     if count < len(devices):
-        if jax.process_count() > 1:
-            raise ValueError(
-                f"Batches of {sizes} do not split over {len(devices)} devices of "
-                f"{jax.process_count()} processes. Use multiples of {len(devices)}."
-            )
-        logging.getLogger(__name__).warning(
-            "Using %d of %d devices: batches of %s split over no more.", count, len(devices), sizes
+        left = (
+            f"{count} of {len(devices)} devices: batches of {sizes} split over no more"
+            if data == -1
+            else f"{count} of {len(devices)} devices, as mesh.data and mesh.fsdp say"
         )
+        if jax.process_count() > 1:
+            raise ValueError(f"{jax.process_count()} processes would use {left}. All must be used.")
+        logging.getLogger(__name__).warning("Using %s.", left)
+    # Slices of TPUs are tori of two or three axes, of which `fsdp` may be a part of one.
+    grid = mesh_utils.create_device_mesh(
+        (found, fsdp), devices[:count], allow_split_physical_axes=True
+    )
     # Auto: the compiler places what is in between. Explicit axes reject Swin's window reshape.
-    types = (AxisType.Auto,) * len(BATCH_AXES)
-    return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=types, devices=devices[:count])
+    return Mesh(grid, BATCH_AXES, axis_types=(AxisType.Auto,) * len(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -92,16 +95,16 @@ def split_longest(shape: Sequence[int], parts: int) -> PartitionSpec:
 
 
 def keep_whole(shape: Sequence[int], parts: int) -> PartitionSpec:
-    """Splits nothing: small arrays would cost more in messages than they take in memory."""
+    """Splits nothing: what is small costs more in messages than it takes in memory."""
     del shape, parts
     return PartitionSpec()
 
 
 STATE_RULES: tuple[tuple[str, Callable[[Sequence[int], int], PartitionSpec]], ...] = (
-    (r"(kernel|projection|in_proj_shared|step_weight|log_a)$", split_longest),
+    (r"(^|/)(kernel|projection|in_proj_shared|step_weight|log_a)$", split_longest),
     (r"", keep_whole),
 )
-"""How arrays of the state are split over FSDP_AXIS, by the path's end; the first match counts."""
+"""How arrays of the state are split over FSDP_AXIS, by their name; the first match counts."""
 
 
 def split_state(tree, mesh: Mesh):

@@ -21,6 +21,10 @@ from mtmamba_jax.tasks import TASK_SETS
 from mtmamba_jax.topology import Topology
 from tests.pixel_model import build_pixel_model
 
+needs_libtpu = pytest.mark.skipif(
+    not importlib.util.find_spec("libtpu"), reason="libtpu is not installed"
+)
+
 CHIP = Chip(hbm=1e9, flops=1e12, bytes=1e11)
 BATCH = {"train.batch_size": "8", "eval.batch_size": "8", "data.size": "(32, 64)"}
 
@@ -134,8 +138,8 @@ def test_settings_are_tried_until_one_fits(pixel_model):
     assert [record["settings"] for record in found] == [
         {},
         {"model.dtype": "bfloat16"},
-        {"model.dtype": "bfloat16", "mesh.fsdp": 2},
-        {"model.dtype": "bfloat16", "mesh.fsdp": 2, "train.microbatches": 2},
+        {"model.dtype": "bfloat16", "mesh.fsdp": 2},  # its weights are few: it takes more
+        {"model.dtype": "bfloat16", "train.microbatches": 2},
     ]
     assert [record["fits"] for record in found] == [False, False, False, True]
 
@@ -165,6 +169,36 @@ def test_loss_over_a_batch_is_not_split(pixel_model):
     config = pixel_config(model__dtype="bfloat16", mesh__fsdp="2", loss__reduction="batch")
     settings = [record["settings"] for record in records("step", config, 1)]
     assert settings == [{}, {"model.remat": "dots"}, {"model.remat": "full"}]
+
+
+def test_shares_of_the_state_divide_the_devices(pixel_model):
+    def tried(**overrides):
+        config = pixel_config(model__dtype="bfloat16", **overrides)
+        return [r["settings"].get("mesh.fsdp") for r in records("inference", config, 1, count=4)]
+
+    assert tried() == [None, 4]
+    assert tried(mesh__data="4") == [None]  # the user's
+
+
+def test_mesh_that_leaves_devices_out_is_refused(pixel_model):
+    with pytest.raises(
+        ValueError, match=r"mesh\.data=1 and mesh\.fsdp=2 do not make the 4 devices"
+    ):
+        records("step", pixel_config(mesh__data="1", mesh__fsdp="2"), 1, count=4)
+
+
+@needs_libtpu
+@pytest.mark.parametrize("name", ["v5e:4x4", "v6e:4x4", "v5p:4x4x4"])
+def test_a_state_can_be_shared_on_any_torus(name):
+    # In a process of its own: the topology keeps JAX on the CPU.
+    run = (
+        "from mtmamba_jax import sharding, topology;"
+        f"devices = topology.find({name!r}).devices;"
+        "print(*(sharding.create_mesh(len(devices), fsdp=n, devices=devices).devices.shape[1]"
+        " for n in (2, 4, 16)))"
+    )
+    found = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True)
+    assert found.stdout.split() == ["2", "4", "16"], found.stderr
 
 
 def refuse(message):
@@ -218,8 +252,7 @@ def test_program_that_does_not_fit_ends_with_1_and_settings_that_do(
     assert "\nDoes not fit: " in captured.out
     assert "--config.model.dtype=bfloat16: Does not fit" in captured.out
     assert captured.out.endswith(
-        "Fits with --config.model.dtype=bfloat16 --config.mesh.fsdp=2 "
-        "--config.train.microbatches=2\n"
+        "Fits with --config.model.dtype=bfloat16 --config.train.microbatches=2\n"
     )
 
 
@@ -310,11 +343,6 @@ def run_command(*arguments):
     return subprocess.run(
         [sys.executable, "-c", run, "plan", *arguments], capture_output=True, text=True
     )
-
-
-needs_libtpu = pytest.mark.skipif(
-    not importlib.util.find_spec("libtpu"), reason="libtpu is not installed"
-)
 
 
 @needs_libtpu

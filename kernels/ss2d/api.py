@@ -94,8 +94,8 @@ def ss2d(
 
     Returns:
       y [t b h w d] in x's dtype; states, decays and sums are float32. With bfloat16 activations
-      fused kernels round dt_weight, the states they keep and each direction's results to bfloat16,
-      and those for TPUs what they add up to the gradients of B and C.
+      fused kernels round dt_weight, the states they keep, each direction's results and what they
+      add up to the gradients of B and C to bfloat16.
 
     Raises:
       ValueError: an unknown direction, implementation or mesh axis, an array of the wrong shape or

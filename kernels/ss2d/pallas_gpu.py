@@ -21,6 +21,7 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     SHARERS,
     STATES,
     TILE,
+    WARPS,
     WIDE,
     Scan,
 )
@@ -36,8 +37,10 @@ MOST_SEGMENTS = 32
 SHORTEST = 4  # tiles of a segment, on average
 NARROW = 264  # fewer programs than this, without segments, scan half the channels each
 # Pixels unrolled in the forward pass where lines are whole runs, by channels of a group.
-LONG_RUNS = {4: (8,), 2: (16, 8)}
+LONG_RUNS = {WIDE: (8,), WIDE // 2: (16, 8)}
 FEW = 396  # programs, three a multiprocessor: with a long run's registers no more fit
+
+NARROW_CHANNELS = WARPS * GROUPS * WIDE // 2  # of a program that scans half the channels
 
 SHARED_BYTES = 227 * 1024 - 2048  # of a program, less than the GPU has by what the compiler adds
 
@@ -70,13 +73,13 @@ def _scan_of(plan: _Plan, x: Array, states: int, rank: int, *, backward_pass: bo
         columns=plan.columns,
         reverses=plan.reverses,
         states_split=-(-states // STATES),
-        own=4 if d > 64 else 2,
+        own=WIDE if d > NARROW_CHANNELS else WIDE // 2,
         segments=1,
     )
     programs = -(-d // scan.channels) * scan.programs
-    narrow = dataclasses.replace(scan, own=2)
-    one_width = backward_pass or d % scan.channels
-    enough = ENOUGH_BACKWARD if one_width else ENOUGH_FORWARD
+    narrow = dataclasses.replace(scan, own=WIDE // 2)
+    as_backward = backward_pass or d % scan.channels != 0  # else its channels are padded otherwise
+    enough = ENOUGH_BACKWARD if as_backward else ENOUGH_FORWARD
     if enough <= programs < NARROW or _shared_bytes(scan, x.dtype, rank) > SHARED_BYTES:
         scan = narrow
     if _shared_bytes(scan, x.dtype, rank) > SHARED_BYTES:
@@ -276,7 +279,6 @@ def ss2d_pallas_gpu(
             f"has; this is {capability}"
         )
     plan = _Plan(*columns_and_reverses(directions))
-    _scan_of(
-        plan, x, A.shape[-1], dt.shape[-1], backward_pass=True
-    )  # refuses at once, not in the backward pass
+    # Refuses at once, not in the backward pass.
+    _scan_of(plan, x, A.shape[-1], dt.shape[-1], backward_pass=True)
     return _ss2d(plan, x, dt, dt_weight, dt_bias, A, B, C, D)

@@ -19,13 +19,13 @@ from mtmamba_jax.data_pipelines.transforms import AugmentSettings
 from mtmamba_jax.evaluate import Evaluator, Scores, score_table
 from mtmamba_jax.metrics.multitask import delta_m, headline
 from mtmamba_jax.panels import example_panel, write_panels
-from mtmamba_jax.sharding import create_mesh, put_batch, split_state
+from mtmamba_jax.sharding import create_mesh, put_batch
 from mtmamba_jax.tasks import select
 from mtmamba_jax.training.checkpoints import Checkpoints, holds_checkpoints
 from mtmamba_jax.training.optimizer import create_optimizer, learning_rate
 from mtmamba_jax.training.report import Report
 from mtmamba_jax.training.run import CONFIG_FILE
-from mtmamba_jax.training.state import TrainState, build, initial_state
+from mtmamba_jax.training.state import TrainState, create_state
 from mtmamba_jax.training.step import create_train_step
 
 
@@ -69,18 +69,15 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Result:
     check_same_run(config, workdir)
     part = config.train.batch_size // config.train.microbatches
     mesh = create_mesh(part, config.eval.batch_size, **config.mesh)
-    graph, parameters = build(config, tasks)
     optimizer = create_optimizer(config.optimizer, config.train.steps)
-    state = initial_state(parameters, optimizer)
-    layout = split_state(state, mesh)
+    graph, state, layout = create_state(config, tasks, optimizer, mesh)
     train_step = create_train_step(config, graph, tasks, optimizer, mesh, layout)
-    evaluator = Evaluator(config, graph, tasks, mesh)
+    evaluator = Evaluator(config, graph, tasks, mesh, layout.parameters)
     workdir.mkdir(parents=True, exist_ok=True)
 
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
         stack.callback(checkpoints.close)
-        state = jax.device_put(state, layout)
         if checkpoints.step("latest") is not None:
             state = checkpoints.state(like=state)
             checkpoints.forget_best_after(int(state.step))

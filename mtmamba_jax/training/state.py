@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mtmamba_jax.models.mtmamba import abstract_model, create_model
+from mtmamba_jax.sharding import FSDP_AXIS, split_state
 from mtmamba_jax.tasks import Task
 
 
@@ -51,6 +53,31 @@ def abstract_build(config: ConfigDict, tasks: Sequence[Task]) -> tuple[nnx.Graph
 def _split(model: nnx.Module) -> tuple[nnx.GraphDef, dict]:
     graph, parameters = nnx.split(model, nnx.Param)
     return graph, nnx.to_pure_dict(parameters)
+
+
+def create_state(
+    config: ConfigDict,
+    tasks: Sequence[Task],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> tuple[nnx.GraphDef, TrainState, TrainState]:
+    """Returns the model's structure, the state before the first step, and its layout on a mesh.
+
+    The layout has a sharding in place of each array. Where a state is split over devices it is
+    made in parts: no device ever holds all of it.
+
+    Raises:
+      ValueError: a name in `config.model` is unknown.
+    """
+    graph, parameters = abstract_build(config, tasks)
+    layout = split_state(jax.eval_shape(lambda p: initial_state(p, optimizer), parameters), mesh)
+
+    def make():
+        return initial_state(build(config, tasks)[1], optimizer)
+
+    if mesh.shape[FSDP_AXIS] > 1:
+        return graph, jax.jit(make, out_shardings=layout)(), layout
+    return graph, jax.device_put(make(), layout), layout  # nothing to compile
 
 
 def initial_state(parameters: dict, optimizer: optax.GradientTransformation) -> TrainState:

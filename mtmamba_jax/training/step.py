@@ -38,7 +38,7 @@ def create_train_step(
       tasks: that have labels in the batch.
       optimizer: that made the state.
       mesh: of devices.
-      layout: of the state on it, `sharding.split_state`.
+      layout: a sharding in place of each array of the state, `sharding.split_state`.
 
     Raises:
       ValueError: the batch does not split into `config.train.microbatches`, or its loss does not.

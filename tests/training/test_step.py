@@ -7,11 +7,12 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from mtmamba_jax.models.layers import drop_path
-from mtmamba_jax.sharding import create_mesh, put_batch, split_state
+from mtmamba_jax.sharding import create_mesh, put_batch, split_longest, split_state
 from mtmamba_jax.tasks import select
-from mtmamba_jax.training.state import abstract_build, build, initial_state
+from mtmamba_jax.training.state import abstract_build, create_state, initial_state
 from mtmamba_jax.training.step import create_train_step
 from tests.tiny import tiny_config
 
@@ -49,26 +50,27 @@ class PixelModel(nnx.Module):
         return {name: projection(x) for name, projection in self.projections.items()}
 
 
-def build_pixel_model(config, tasks):
+def create_pixel_state(config, tasks, optimizer, mesh):
     model = PixelModel(tasks, config.model.decoder_drop_path_rate)
     graph, parameters = nnx.split(model, nnx.Param)
-    return graph, nnx.to_pure_dict(parameters)
+    state = initial_state(nnx.to_pure_dict(parameters), optimizer)
+    layout = split_state(state, mesh)
+    return graph, jax.device_put(state, layout), layout
 
 
-def run(config, devices, build=build, fsdp=1):
+def run(config, devices, create=create_state, fsdp=1):
     """Returns the numbers of a few steps with plain gradient descent, which forgives nothing."""
     tasks = select(config.tasks.set, config.tasks.names)
-    graph, parameters = build(config, tasks)
     mesh = create_mesh(devices, fsdp=fsdp, devices=jax.devices()[:devices])
     optimizer = optax.sgd(0.05)
-    state = initial_state(parameters, optimizer)
-    layout = split_state(state, mesh)
-    state = jax.device_put(state, layout)
+    graph, state, layout = create(config, tasks, optimizer, mesh)
     step = create_train_step(config, graph, tasks, optimizer, mesh, layout)
     history = []
     for batch in make_batches(config, tasks):
         state, numbers = step(state, put_batch(batch, mesh))
         history.append({name: float(value) for name, value in numbers.items()})
+    for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(layout), strict=True):
+        assert leaf.addressable_shards[0].data.shape == place.shard_shape(leaf.shape)
     return history
 
 
@@ -91,7 +93,7 @@ def test_a_state_in_parts_gives_the_losses_of_a_whole_one():
     assert_same_history(run(config, 4, fsdp=2), run(config, 1), rtol=1e-5)
 
 
-def test_devices_that_share_a_state_hold_little_more_than_their_share():
+def test_layout_of_a_shared_state_gives_each_device_little_more_than_its_share():
     config = tiny_config(model__encoder="swin_tiny")
     _, parameters = abstract_build(config, select(config.tasks.set, config.tasks.names))
     state = jax.eval_shape(lambda p: initial_state(p, optax.adamw(1e-4)), parameters)
@@ -106,15 +108,15 @@ def test_devices_that_share_a_state_hold_little_more_than_their_share():
 
 def test_microbatches_give_the_losses_of_the_whole_batch():
     config = tiny_config(train__batch_size="8", model__decoder_drop_path_rate="0.0")
-    whole = run(config, 1, build_pixel_model)
+    whole = run(config, 1, create_pixel_state)
     config.train.microbatches = 4
     # Losses are means over images, so parts add up to the whole but for rounding.
-    assert_same_history(run(config, 2, build_pixel_model), whole, rtol=1e-5)
+    assert_same_history(run(config, 2, create_pixel_state), whole, rtol=1e-5)
 
 
 def test_training_drops_paths():
     off, on = (
-        run(tiny_config(model__decoder_drop_path_rate=rate), 1, build_pixel_model)
+        run(tiny_config(model__decoder_drop_path_rate=rate), 1, create_pixel_state)
         for rate in ("0.0", "0.5")
     )
     assert off[0]["loss"] != on[0]["loss"]
@@ -139,7 +141,19 @@ def test_mesh_of_two_axes():
     assert dict(create_mesh(8, data=2, fsdp=2).shape) == {"data": 2, "fsdp": 2}
     assert dict(create_mesh(6, fsdp=2).shape) == {"data": 3, "fsdp": 2}
     for wrong in ({"fsdp": 3}, {"fsdp": 16}, {"data": 16}, {"data": 4, "fsdp": 4}):
-        with pytest.raises(
-            ValueError, match=r"mesh\.data=.* and mesh\.fsdp=.* do not fit: there are 8"
-        ):
+        given = {"data": -1, "fsdp": 1} | wrong
+        message = f"mesh.data={given['data']} and mesh.fsdp={given['fsdp']} do not fit 8 devices"
+        with pytest.raises(ValueError, match=message):
             create_mesh(8, **wrong)
+
+
+def test_devices_that_the_mesh_leaves_out_are_told_with_the_reason(caplog):
+    assert create_mesh(8, data=2).size == 2
+    assert "Using 2 of 8 devices, as mesh.data and mesh.fsdp say." in caplog.text
+
+
+def test_odd_arrays_stay_whole():
+    assert split_longest((6, 4), 4) == PartitionSpec(None, "fsdp")
+    assert split_longest((8, 4), 4) == PartitionSpec("fsdp")
+    for shape in ((6, 3), ()):
+        assert split_longest(shape, 4) == PartitionSpec()

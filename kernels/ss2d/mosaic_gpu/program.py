@@ -82,7 +82,7 @@ class Scan:
 
     @property
     def full(self) -> bool:
-        """Whether every tile is."""
+        """Whether every tile has TILE pixels, in rows and in columns."""
         return self.height % TILE == self.width % TILE == 0
 
     def padded(self, multiple: int = 1) -> tuple[int, int]:
