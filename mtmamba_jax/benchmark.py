@@ -183,8 +183,8 @@ def _numbers(timing: Timing, compiling: Record, program) -> Record:
 def model_record(what: str, config: ConfigDict, repeats: int) -> Record:
     """Times the whole training step or the whole prediction of a configuration's model.
 
-    The batch is random and already on the devices of `config.mesh`. A step is
-    forward, backward and update, one after another from the initial weights.
+    The batch is random and already on the devices of `config.mesh`. A step is forward, backward and
+    update, one after another from the initial weights.
 
     Args:
       what: one of `MODEL_PROGRAMS`.

@@ -9,7 +9,6 @@ advantage: a single direction where the others have all.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import re
 import sys
@@ -17,11 +16,10 @@ from collections.abc import Callable
 
 import jax
 
-from mtmamba_jax.compiled_scan import compile_scan, scan_of
+from mtmamba_jax.compiled_scan import compile_scan, create_parser, scan_of, spec_names
 from mtmamba_jax.kernels.ss2d import DIRECTIONS
 from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
 from mtmamba_jax.kernels.ss2d.benchmark import of_direction, whole_image_scan
-from mtmamba_jax.names import check_name
 from mtmamba_jax.topology import Topology, find
 
 # How libtpu words it (0.0.42).
@@ -29,18 +27,16 @@ _NEEDS = re.compile(r"memory required for HLO temporaries \(([\d.]+)([KMG])\)")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
-def _whole_image(spec: ArgSpec) -> Callable[..., jax.Array]:
+def whole_image(*arrays: jax.Array) -> jax.Array:
     """The plain way of the first direction alone: one `associative_scan` over all pixels."""
-    del spec
-    return lambda x, *rest: whole_image_scan(DIRECTIONS[0], *of_direction(0, (x, *rest))).astype(
-        x.dtype
-    )
+    x, *_ = arrays
+    return whole_image_scan(DIRECTIONS[0], *of_direction(0, arrays)).astype(x.dtype)
 
 
-WAYS = {
+WAYS: dict[str, Callable[[ArgSpec], Callable[..., jax.Array]]] = {
     "kernels": functools.partial(scan_of, implementation="pallas_tpu"),
     "chunked XLA": functools.partial(scan_of, implementation="xla"),
-    "whole image, 1 direction": _whole_image,
+    "whole image, 1 direction": lambda spec: whole_image,
 }
 """The op of a spec, in each of the three ways."""
 
@@ -73,13 +69,8 @@ def _row(topology: Topology, name: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints a table, one line a named shape."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--topology", default="v5e:2x2")
-    parser.add_argument("--spec", default=",".join(SPECS), help="names, separated by commas")
-    options = parser.parse_args(arguments)
-    names = options.spec.split(",")
-    for name in names:
-        check_name("spec", name, SPECS)
+    options = create_parser(__doc__, SPECS).parse_args(arguments)
+    names = spec_names(options)
     topology = find(options.topology)
     print(f"{options.topology}, bfloat16; temporaries of SS2D, forward and backward, in MiB")
     print(f"| spec | {' | '.join(WAYS)} |")

@@ -10,7 +10,6 @@ that a pass through an inner loop writes to memory or reads back.
 
 from __future__ import annotations
 
-import argparse
 import os
 import pathlib
 import re
@@ -20,11 +19,10 @@ from collections.abc import Iterator
 
 import jax
 
-from mtmamba_jax.compiled_scan import compile_scan, scan_of
+from mtmamba_jax.compiled_scan import compile_scan, create_parser, scan_of, spec_names
 from mtmamba_jax.kernels.ss2d import DIRECTIONS, pallas_tpu
 from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, SPECS
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.tile import RUN
-from mtmamba_jax.names import check_name
 from mtmamba_jax.sharding import create_mesh
 from mtmamba_jax.topology import Topology, find
 
@@ -71,14 +69,10 @@ def schedule(folder: pathlib.Path, kernel: str, steps: int) -> tuple[float, int]
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints a table, one line a named shape."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--topology", default="v5e:2x2")
-    parser.add_argument("--spec", default=",".join(DECODER), help="names, separated by commas")
+    parser = create_parser(__doc__, DECODER)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     options = parser.parse_args(arguments)
-    names = options.spec.split(",")
-    for name in names:
-        check_name("spec", name, SPECS)
+    names = spec_names(options)
     with tempfile.TemporaryDirectory() as folder:
         dump = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
         os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {dump}"

@@ -23,7 +23,7 @@ from mtmamba_jax.tasks import Task, select
 from mtmamba_jax.timing import program_memory
 from mtmamba_jax.topology import Topology
 from mtmamba_jax.training.optimizer import create_optimizer
-from mtmamba_jax.training.state import abstract_build, initial_state
+from mtmamba_jax.training.state import abstract_build, abstract_state
 from mtmamba_jax.training.step import create_train_step
 
 
@@ -200,9 +200,8 @@ def _numbers(program: jax.stages.Compiled, topology: Topology) -> Record:
 def _lower_step(config, tasks, mesh) -> jax.stages.Lowered:
     graph, parameters = abstract_build(config, tasks)
     optimizer = create_optimizer(config.optimizer, config.train.steps)
-    state = jax.eval_shape(lambda parameters: initial_state(parameters, optimizer), parameters)
+    state, layout = abstract_state(parameters, optimizer, mesh)
     batch = abstract_batch(tasks, config.train.batch_size, config.data.size)
-    layout = split_state(state, mesh)
     return create_train_step(config, graph, tasks, optimizer, mesh, layout).lower(state, batch)
 
 

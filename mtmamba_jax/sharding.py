@@ -15,7 +15,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mtmamba_jax.array_types import Batch
 
-BATCH_AXES = DATA_AXIS, FSDP_AXIS = ("data", "fsdp")
+FSDP_AXIS = "fsdp"
+BATCH_AXES = ("data", FSDP_AXIS)
 """Of a mesh: the batch is split over both, the state over the second."""
 
 GPU_OPTIONS = {

@@ -76,7 +76,7 @@ def _scan_of(plan: _Plan, x: Array, states: int, rank: int, *, backward_pass: bo
         own=WIDE if d > NARROW_CHANNELS else WIDE // 2,
         segments=1,
     )
-    programs = -(-d // scan.channels) * scan.programs
+    programs = _programs(scan, d)
     narrow = dataclasses.replace(scan, own=WIDE // 2)
     as_backward = backward_pass or d % scan.channels != 0  # else its channels are padded otherwise
     enough = ENOUGH_BACKWARD if as_backward else ENOUGH_FORWARD
@@ -87,11 +87,15 @@ def _scan_of(plan: _Plan, x: Array, states: int, rank: int, *, backward_pass: bo
     if programs < enough:
         most = min(MOST_SEGMENTS, h * w // (SHORTEST * TILE))
         scan = dataclasses.replace(scan, segments=max(1, min(FULL // programs, most)))
-    programs = -(-d // scan.channels) * scan.programs * scan.segments
-    if programs <= FEW and not backward_pass:
+    if _programs(scan, d) <= FEW and not backward_pass:
         whole = (run for run in LONG_RUNS[scan.own] if h % run == w % run == 0)
         scan = dataclasses.replace(scan, run=next(whole, scan.run))
     return scan
+
+
+def _programs(scan: Scan, channels: int) -> int:
+    """How many programs a launch has."""
+    return -(-channels // scan.channels) * scan.programs * scan.segments
 
 
 def _shared_bytes(scan: Scan, dtype, rank: int) -> int:

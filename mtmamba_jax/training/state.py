@@ -69,15 +69,26 @@ def create_state(
     Raises:
       ValueError: a name in `config.model` is unknown.
     """
+    if mesh.shape[FSDP_AXIS] == 1:  # whole everywhere, and nothing to compile
+        graph, parameters = build(config, tasks)
+        state = initial_state(parameters, optimizer)
+        layout = split_state(state, mesh)
+        return graph, jax.device_put(state, layout), layout
     graph, parameters = abstract_build(config, tasks)
-    layout = split_state(jax.eval_shape(lambda p: initial_state(p, optimizer), parameters), mesh)
+    _, layout = abstract_state(parameters, optimizer, mesh)
 
     def make():
         return initial_state(build(config, tasks)[1], optimizer)
 
-    if mesh.shape[FSDP_AXIS] > 1:
-        return graph, jax.jit(make, out_shardings=layout)(), layout
-    return graph, jax.device_put(make(), layout), layout  # nothing to compile
+    return graph, jax.jit(make, out_shardings=layout)(), layout
+
+
+def abstract_state(
+    parameters: dict, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> tuple[TrainState, TrainState]:
+    """Returns the shapes of `initial_state`'s arrays and their layout on a mesh."""
+    state = jax.eval_shape(lambda parameters: initial_state(parameters, optimizer), parameters)
+    return state, split_state(state, mesh)
 
 
 def initial_state(parameters: dict, optimizer: optax.GradientTransformation) -> TrainState:

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from mtmamba_jax.models.layers import drop_path
 from mtmamba_jax.sharding import create_mesh, put_batch, split_longest, split_state
 from mtmamba_jax.tasks import select
-from mtmamba_jax.training.state import abstract_build, create_state, initial_state
+from mtmamba_jax.training.state import abstract_build, abstract_state, create_state, initial_state
 from mtmamba_jax.training.step import create_train_step
 from tests.tiny import tiny_config
 
@@ -96,8 +96,7 @@ def test_a_state_in_parts_gives_the_losses_of_a_whole_one():
 def test_layout_of_a_shared_state_gives_each_device_little_more_than_its_share():
     config = tiny_config(model__encoder="swin_tiny")
     _, parameters = abstract_build(config, select(config.tasks.set, config.tasks.names))
-    state = jax.eval_shape(lambda p: initial_state(p, optax.adamw(1e-4)), parameters)
-    layout = split_state(state, create_mesh(8, fsdp=4))
+    state, layout = abstract_state(parameters, optax.adamw(1e-4), create_mesh(8, fsdp=4))
     leaves = jax.tree.leaves(state)
     places = jax.tree.leaves(layout)
     held = sum(

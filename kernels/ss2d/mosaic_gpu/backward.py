@@ -138,13 +138,12 @@ def backward(
                     state = jnp.exp2(threads.spread(s) * A) * state + added * B
                 return state
 
-            start = kept(threads, start_s)
-            last = start
+            last = kept(threads, start_s)
             if unrolled:
                 for j in range(runs - 1):
                     last = advance(j, last)
             else:
-                last = lax.fori_loop(0, runs - 1, advance, start)
+                last = lax.fori_loop(0, runs - 1, advance, last)
             keep(threads, states_s.at[runs - 1], last)
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last tile has left its slot
             pl.when(i + 1 < program.count)(lambda: fetch(i + 1, 1 - slot))

@@ -39,8 +39,8 @@ def summaries(
 
     Returns:
       The state, or decay times adjoint, that a segment ends with if it starts from zero
-      [q*(s-1) e 4 128], and its step sizes' sum [q*(s-1) d], for all segments but
-      the one that is read last.
+      [q*(s-1) e 4 128], and its step sizes' sum [q*(s-1) d], for all segments but the one that is
+      read last.
     """
     f32, c, exact = jnp.float32, scan.channels, source.dtype == jnp.float32
     segments = scan.segments - 1  # nothing starts from what the one read last ends with
