@@ -1,0 +1,103 @@
+"""What a dataset's published layout is: a source of raw examples with the files they come from."""
+
+from __future__ import annotations
+
+import abc
+import pathlib
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+
+from mtmamba_jax.data_pipelines.builders.files import DataError, read_rgb, subfolders
+from mtmamba_jax.data_pipelines.transforms import Example
+from mtmamba_jax.tasks import Task
+
+
+class Layout(abc.ABC):
+    """One split of a dataset as its authors publish it: raw examples (`batch.py`) by index.
+
+    Reading checks: `DataError` names the file, what is wrong with it and the remedy.
+
+    Attributes:
+      TASKS: the labels that it has.
+      COUNTS: published number of examples of each split, "train" and "val".
+      PARTS: folders that hold it; some or all lie together.
+      ARCHIVES: patterns of the published archives' names.
+      folders: where each of `PARTS` is.
+      split: "train" or "val".
+      ids: of its examples, in the published order.
+    """
+
+    TASKS: ClassVar[tuple[Task, ...]]
+    COUNTS: ClassVar[Mapping[str, int]]
+    PARTS: ClassVar[tuple[str, ...]]
+    ARCHIVES: ClassVar[tuple[str, ...]]
+
+    def __init__(self, folders: Mapping[str, pathlib.Path], split: str):
+        self.folders, self.split = dict(folders), split
+        self.ids = self._read_ids()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Example:
+        files = self.files(index)
+        image = self._read_image(files["image"])
+        return {
+            "image": image,
+            "id": self.ids[index],
+            **self._read_labels(index, files, image.shape[:2]),
+        }
+
+    def _read_image(self, path: pathlib.Path) -> np.ndarray:
+        return read_rgb(path)
+
+    @classmethod
+    @abc.abstractmethod
+    def split_file(cls, folders: Mapping[str, pathlib.Path], split: str) -> pathlib.Path:
+        """Returns what must exist for a split: its list, or the folder of its images."""
+
+    @abc.abstractmethod
+    def _read_ids(self) -> tuple[str, ...]: ...
+
+    @abc.abstractmethod
+    def files(self, index: int) -> dict[str, pathlib.Path]:
+        """Returns the files that an example is read from; "image" among them."""
+
+    @abc.abstractmethod
+    def _read_labels(
+        self, index: int, files: Mapping[str, pathlib.Path], size: tuple[int, int]
+    ) -> dict[str, np.ndarray]: ...
+
+
+def locate(
+    roots: list[pathlib.Path], parts: tuple[str, ...], what: str
+) -> dict[str, pathlib.Path]:
+    """Returns where a dataset's folders are.
+
+    Args:
+      roots: folders to look in, and in theirs.
+      parts: names of the folders; one that holds them all is preferred.
+      what: the dataset, for the message.
+
+    Raises:
+      DataError: not all are there.
+    """
+    candidates = [folder for root in roots for folder in subfolders(root, depth=2)]
+    for folder in candidates:
+        if all((folder / part).is_dir() for part in parts):
+            return {part: folder / part for part in parts}
+    found = {
+        part: folder / part
+        for part in parts
+        for folder in reversed(candidates)
+        if (folder / part).is_dir()
+    }
+    missing = [part for part in parts if part not in found]
+    if missing:
+        raise DataError(
+            f"{', '.join(map(str, roots))}: no folder {', '.join(missing)} of {what}. Wanted, "
+            f"there or below: {', '.join(parts)}, or the published archives."
+        )
+    return found

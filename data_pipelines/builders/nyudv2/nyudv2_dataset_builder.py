@@ -1,0 +1,15 @@
+"""NYUDv2 as a TFDS dataset."""
+
+from etils import epath
+
+from mtmamba_jax.data_pipelines.builders.base import DenseBuilder
+from mtmamba_jax.data_pipelines.builders.nyudv2.layout import NYUDv2
+
+
+class Builder(DenseBuilder):
+    """NYUDv2 with semantics, depth, boundaries and surface normals."""
+
+    pkg_dir_path = epath.Path(__file__).parent
+    LAYOUT = NYUDv2
+    HOMEPAGE = "https://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html"
+    LICENSE = "No license is stated; the authors ask to cite the paper."

@@ -1,0 +1,15 @@
+"""PASCAL-Context as a TFDS dataset."""
+
+from etils import epath
+
+from mtmamba_jax.data_pipelines.builders.base import DenseBuilder
+from mtmamba_jax.data_pipelines.builders.pascal_context.layout import PASCALContext
+
+
+class Builder(DenseBuilder):
+    """PASCAL-Context with semantics, human parts, saliency, boundaries and surface normals."""
+
+    pkg_dir_path = epath.Path(__file__).parent
+    LAYOUT = PASCALContext
+    HOMEPAGE = "https://cs.stanford.edu/~roozbeh/pascal-context/"
+    LICENSE = "Images: Flickr's terms of use. Annotations: no license is stated."

@@ -1,0 +1,113 @@
+"""Prepared datasets: raw examples from the records that TFDS builders wrote.
+
+Needs the extra "data" (tensorflow-datasets, array_record), not TensorFlow.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pathlib
+from collections.abc import Sequence
+
+from mtmamba_jax.data_pipelines.transforms import Example
+from mtmamba_jax.names import check_name
+from mtmamba_jax.tasks import Task
+
+DATASETS = ("nyudv2", "pascal_context", "cityscapes")
+"""Those with a builder, `builders/NAME`."""
+
+_PREPARE = "python launch.py prepare --dataset={} --source=PUBLISHED_FILES"
+
+
+def default_data_dir() -> str:
+    """Returns where TFDS keeps datasets: $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    return os.environ.get("TFDS_DATA_DIR", os.path.join("~", "tensorflow_datasets"))
+
+
+def create_builder(name: str, data_dir: str | os.PathLike | None = None, **options):
+    """Returns the TFDS builder of a dataset.
+
+    Args:
+      name: one of `DATASETS`.
+      data_dir: that holds, or is to hold, datasets; None is TFDS's own.
+      **options: of `builders.base.DenseBuilder`.
+
+    Raises:
+      ValueError: an unknown name.
+      ModuleNotFoundError: the extra "data" is not installed.
+    """
+    check_name("dataset", name, DATASETS)
+    module = f"mtmamba_jax.data_pipelines.builders.{name}.{name}_dataset_builder"
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f'{error}. Reading prepared datasets needs: pip install -e ".[data]"'
+        ) from error
+    return found.Builder(data_dir=os.path.expanduser(data_dir or default_data_dir()), **options)
+
+
+class Records:
+    """A random-access source (for grain) of raw examples; see `batch` for the labels' values.
+
+    Args:
+      name: one of `DATASETS`.
+      data_dir: as given to `prepare`; None is TFDS's own.
+      split: as published, "train" or "val".
+      tasks: whose labels each example holds.
+
+    Raises:
+      ValueError: it is not prepared there, or has no label for a task.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        data_dir: str | os.PathLike | None,
+        split: str,
+        tasks: Sequence[Task],
+    ):
+        import tensorflow_datasets as tfds
+
+        from mtmamba_jax.data_pipelines.builders import encoding
+
+        self._arguments = (name, data_dir, split, tuple(tasks))
+        builder = create_builder(name, data_dir)
+        for task in tasks:
+            if task not in builder.LAYOUT.TASKS:
+                names = ", ".join(t.name for t in builder.LAYOUT.TASKS)
+                raise ValueError(
+                    f"{name} has no label for task {task.name!r} with {task.channels} channels. "
+                    f"It has {names}; take --config.tasks.set={name}."
+                )
+        if not builder.is_prepared():
+            raise ValueError(
+                f"{name} is not prepared in {pathlib.Path(builder.data_dir).parent.parent}. "
+                f"Prepare it there ({_PREPARE.format(name)}), or give its place: "
+                "--config.data.dir=DIR."
+            )
+        if split not in builder.info.splits:
+            raise ValueError(
+                f"{name} in {builder.data_dir} was prepared without the split {split!r}: it holds "
+                f"{', '.join(builder.info.splits)}."
+            )
+        self._decode, self._tasks = encoding.decode, tuple(tasks)
+        wanted = {"image", "id", *(task.name for task in tasks)}
+        unused = set(builder.info.features) - wanted
+        skip = {key: tfds.decode.SkipDecoding() for key in sorted(unused)}
+        self._records = builder.as_data_source(split, decoders=skip or None)
+
+    def __reduce__(self):
+        return Records, self._arguments
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._decode(self._records[index], self._tasks)
+
+    def __repr__(self) -> str:
+        name, data_dir, split, tasks = self._arguments
+        names = "+".join(task.name for task in tasks)
+        return f"Records({name!r}, {data_dir!r}, {split!r}, {names})"
