@@ -35,15 +35,15 @@ def create_builder(name: str, data_dir: str | os.PathLike | None = None, **optio
 
     Raises:
       ValueError: an unknown name.
-      ModuleNotFoundError: the extra "data" is not installed.
+      RuntimeError: the extra "data" is not installed.
     """
     check_name("dataset", name, DATASETS)
     module = f"mtmamba_jax.data_pipelines.builders.{name}.{name}_dataset_builder"
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f'{error}. Reading prepared datasets needs: pip install -e ".[data]"'
+        raise RuntimeError(
+            f'Prepared datasets need the extra "data": pip install -e ".[data]" ({error}).'
         ) from error
     return found.Builder(data_dir=os.path.expanduser(data_dir or default_data_dir()), **options)
 
@@ -55,7 +55,7 @@ class Records:
       name: one of `DATASETS`.
       data_dir: as given to `prepare`; None is TFDS's own.
       split: as published, "train" or "val".
-      tasks: whose labels each example holds.
+      tasks: whose labels each example holds; an attribute too.
 
     Raises:
       ValueError: it is not prepared there, or has no label for a task.
@@ -68,12 +68,13 @@ class Records:
         split: str,
         tasks: Sequence[Task],
     ):
+        self._arguments = (name, data_dir, split, tuple(tasks))
+        builder = create_builder(name, data_dir)  # says what is missing where it is not installed
+
         import tensorflow_datasets as tfds
 
         from mtmamba_jax.data_pipelines.builders import encoding
 
-        self._arguments = (name, data_dir, split, tuple(tasks))
-        builder = create_builder(name, data_dir)
         for task in tasks:
             if task not in builder.LAYOUT.TASKS:
                 names = ", ".join(t.name for t in builder.LAYOUT.TASKS)
@@ -92,7 +93,7 @@ class Records:
                 f"{name} in {builder.data_dir} was prepared without the split {split!r}: it holds "
                 f"{', '.join(builder.info.splits)}."
             )
-        self._decode, self._tasks = encoding.decode, tuple(tasks)
+        self._decode, self.tasks = encoding.decode, tuple(tasks)
         wanted = {"image", "id", *(task.name for task in tasks)}
         unused = set(builder.info.features) - wanted
         skip = {key: tfds.decode.SkipDecoding() for key in sorted(unused)}
@@ -105,7 +106,7 @@ class Records:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        return self._decode(self._records[index], self._tasks)
+        return self._decode(self._records[index], self.tasks)
 
     def __repr__(self) -> str:
         name, data_dir, split, tasks = self._arguments

@@ -1,7 +1,7 @@
 """Where raw examples come from: the table of data sources, and a wrapper that keeps them in memory.
 
 To add a source, write a class with `len(source)` and `source[i]` (a raw example of `batch.py`)
-that pickles, and name it in `SOURCES`.
+that pickles, and a function in `SOURCES` that makes it from `config.data`.
 """
 
 from __future__ import annotations
@@ -12,38 +12,35 @@ from collections.abc import Callable, Sequence
 from ml_collections import ConfigDict
 
 from mtmamba_jax.data_pipelines.pipeline import Source
+from mtmamba_jax.data_pipelines.records import DATASETS, Records
 from mtmamba_jax.data_pipelines.synthetic import SyntheticScenes
 from mtmamba_jax.data_pipelines.transforms import Example
 from mtmamba_jax.names import check_name
 from mtmamba_jax.tasks import Task
 
-SOURCES: dict[str, Callable[..., Source]] = {"synthetic": SyntheticScenes}
+SPLITS = {"train": "train", "test": "val"}
+"""The published name of each split."""
 
 
-def make_source(
-    name: str,
-    tasks: Sequence[Task],
-    *,
-    size: tuple[int, int],
-    split: str,
-    num_examples: int,
-    seed: int,
-) -> Source:
-    """Returns the named data source.
+def _synthetic(data: ConfigDict, tasks: Sequence[Task], split: str) -> Source:
+    return SyntheticScenes(
+        tasks,
+        size=data.size,
+        split=split,
+        num_examples=data.train_examples if split == "train" else data.test_examples,
+        seed=0,  # the set is the same for every seed of a run
+    )
 
-    Args:
-      name: a key of `SOURCES`.
-      tasks: whose labels each example holds.
-      size: height and width of the images.
-      split: "train" or "test"; the two have no example in common.
-      num_examples: how many examples.
-      seed: chooses the set of examples.
 
-    Raises:
-      ValueError: an unknown name; the message gives the valid ones.
-    """
-    check_name("data source", name, SOURCES)
-    return SOURCES[name](tasks, size=size, split=split, num_examples=num_examples, seed=seed)
+def _records(data: ConfigDict, tasks: Sequence[Task], split: str) -> Source:
+    return Records(data.name, data.dir, SPLITS[split], tasks)
+
+
+SOURCES: dict[str, Callable[[ConfigDict, Sequence[Task], str], Source]] = {
+    "synthetic": _synthetic,
+    **dict.fromkeys(DATASETS, _records),
+}
+"""(config.data, tasks, "train" or "test") -> source, for each `config.data.name`."""
 
 
 class CachedSource:
@@ -95,15 +92,13 @@ def open_source(data: ConfigDict, tasks: Sequence[Task], split: str) -> Source:
     Args:
       data: `config.data`.
       tasks: whose labels each example holds.
-      split: "train" or "test".
+      split: "train" or "test"; the two have no example in common.
+
+    Raises:
+      ValueError: an unknown name (the message gives the valid ones), or data that is not there.
     """
-    source = make_source(
-        data.name,
-        tasks,
-        size=data.size,
-        split=split,
-        num_examples=data.train_examples if split == "train" else data.test_examples,
-        seed=0,  # the set is the same for every seed of a run
-    )
+    check_name("data source", data.name, SOURCES)
+    check_name("split", split, SPLITS)
+    source = SOURCES[data.name](data, tasks, split)
     cache = int(data.cache_gib * 2**30)
     return CachedSource(source, cache) if cache else source

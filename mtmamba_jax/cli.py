@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import pathlib
 import sys
 import time
@@ -259,6 +260,28 @@ def _plan(options: argparse.Namespace) -> int:
     return 0 if report_plan(options.what, config, topology) else 1
 
 
+def _prepare(options: argparse.Namespace) -> int:
+    from mtmamba_jax.prepare import SHEET_FILE, check, prepare, summary
+
+    folder = prepare(
+        options.dataset,
+        options.source,
+        options.data_dir,
+        allow_partial=options.allow_partial,
+        num_workers=options.workers,
+    )
+    if options.check:
+        print(f"All {check(options.dataset, options.data_dir, options.workers)} records are right.")
+    place = f" --config.data.dir={options.data_dir}" if options.data_dir else ""
+    print(
+        f"\n{summary(options.dataset, options.data_dir)}\n"
+        f"In {folder}\n"
+        f"\nNext: look at {folder / SHEET_FILE}, some examples with all their labels"
+        f"\n  {_program()} train --config={options.dataset}{place}"
+    )
+    return 0
+
+
 def _program() -> str:
     """Returns how this process was called, for commands that are proposed."""
     name = pathlib.Path(sys.argv[0]).name
@@ -291,6 +314,7 @@ COMMANDS = {
     "predict": _predict,
     "benchmark": _benchmark,
     "plan": _plan,
+    "prepare": _prepare,
 }
 CONFIGURED = ("train", "benchmark", "plan")  # these take --config.key=value
 
@@ -345,6 +369,18 @@ def _parser() -> argparse.ArgumentParser:
         "--config", help="step, inference: NAME or NAME:VARIANT of configs/ (synthetic)"
     )
     _add_config_key(benchmark)
+
+    prepare = command("prepare", "Turn a dataset's published files into records to train from.")
+    prepare.add_argument("--dataset", required=True, help="nyudv2, pascal_context or cityscapes")
+    prepare.add_argument("--source", help="the published archives, or a folder of what is in them")
+    prepare.add_argument("--data_dir", help="where to write (where TFDS keeps datasets)")
+    prepare.add_argument(
+        "--allow_partial", action="store_true", help="take fewer examples than were published"
+    )
+    prepare.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes that convert (all cores)"
+    )
+    prepare.add_argument("--check", action="store_true", help="read every record back")
 
     plan = command("plan", "Compile for an accelerator that is not here: does it fit?")
     plan.add_argument(

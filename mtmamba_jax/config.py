@@ -21,6 +21,7 @@ from mtmamba_jax.names import check_name, nearest
 FREE_KEYS = (
     "mesh.data",
     "mesh.fsdp",
+    "data.dir",
     "data.num_workers",
     "data.cache_gib",
     "model.scan_implementation",

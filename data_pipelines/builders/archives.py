@@ -96,11 +96,15 @@ def _checked(opened, archive: pathlib.Path) -> Iterable[tuple[object, int]]:
         name = member.filename if is_zip else member.name
         parts = pathlib.PurePosixPath(name.replace("\\", "/")).parts
         if name.startswith(("/", "\\")) or ".." in parts or (parts and ":" in parts[0]):
-            raise DataError(f"{archive} holds {name!r}, which leads out of its folder. It is not "
-                            "the published archive; do not use it.")
+            raise DataError(
+                f"{archive} holds {name!r}, which leads out of its folder. It is not "
+                "the published archive; do not use it."
+            )
         if not is_zip and not (member.isfile() or member.isdir()):
-            raise DataError(f"{archive} holds {name!r}, neither file nor folder. It is not the "
-                            "published archive; do not use it.")
+            raise DataError(
+                f"{archive} holds {name!r}, neither file nor folder. It is not the "
+                "published archive; do not use it."
+            )
         yield member, member.file_size if is_zip else member.size
 
 

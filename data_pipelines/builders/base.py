@@ -7,14 +7,11 @@ was stopped finds its shards and goes on; an error leaves nothing in place.
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
 import functools
 import hashlib
-import multiprocessing
 import os
 import pathlib
 import shutil
@@ -31,6 +28,7 @@ from mtmamba_jax.data_pipelines.batch import check_example
 from mtmamba_jax.data_pipelines.builders import archives, encoding
 from mtmamba_jax.data_pipelines.builders.files import DataError
 from mtmamba_jax.data_pipelines.builders.layout import Layout, locate
+from mtmamba_jax.data_pipelines.parallel import in_order
 
 EXAMPLES_PER_SHARD = 64
 _MESSAGES = 20  # of bad examples that are shown
@@ -100,6 +98,12 @@ class DenseBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
             self.info.set_splits(self._move(layouts, shards, place))
             shutil.rmtree(staging)
 
+    def _log_download_bytes(self) -> None:
+        """Nothing: TFDS would announce a download of unknown size."""
+
+    def _log_download_done(self) -> None:
+        """Nothing: TFDS would say that it was downloaded."""
+
     def staging_folder(self) -> pathlib.Path:
         """Returns where unfinished work is kept."""
         root = pathlib.Path(self.data_dir_root).expanduser()
@@ -164,8 +168,10 @@ def open_layouts(
         if found != wanted:
             message = f"{path} names {found} examples, the published {split} split has {wanted}."
             if not allow_partial:
-                raise DataError(f"{message} Extract the archive again, or take what is there "
-                                "with --allow_partial.")
+                raise DataError(
+                    f"{message} Extract the archive again, or take what is there "
+                    "with --allow_partial."
+                )
             tqdm.tqdm.write(f"warning: {message}")
         if found:
             layouts.append(kind(folders, split))
@@ -233,7 +239,7 @@ def _write_all(
     """
     work = [(shard.layout, index) for shard in shards for index in shard.indices]
     errors = []
-    with contextlib.closing(_in_order(convert, work, num_workers)) as results:
+    with contextlib.closing(in_order(convert, work, num_workers)) as results:
         for shard in shards:
             records = []
             for _ in shard.indices:
@@ -249,27 +255,6 @@ def _write_all(
             f"{len(errors)} of {len(work)} examples are wrong:\n  {shown}{more}\n"
             "Mend them and run the same command again: what is done is kept."
         )
-
-
-def _in_order(function, work: Sequence[tuple], num_workers: int) -> Iterator:
-    """Yields function(*arguments) for all of `work`, in order, some ahead in other processes."""
-    if num_workers == 0:
-        yield from (function(*arguments) for arguments in work)
-        return
-    # Spawned: a forked process would share the threads' locks of the libraries imported here.
-    pool = concurrent.futures.ProcessPoolExecutor(
-        num_workers, mp_context=multiprocessing.get_context("spawn")
-    )
-    running, rest = collections.deque(), iter(work)
-    try:
-        for arguments in rest:
-            running.append(pool.submit(function, *arguments))
-            if len(running) == 4 * num_workers:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _convert(tasks, layout: Layout, index: int) -> bytes | DataError:

@@ -242,8 +242,10 @@ def class_label(
 
 def _some(values: Sequence[int]) -> str:
     shown = ", ".join(map(str, values[:5]))
-    return f"the value {shown}" if len(values) == 1 else f"the values {shown}" + (
-        ", ..." if len(values) > 5 else ""
+    return (
+        f"the value {shown}"
+        if len(values) == 1
+        else f"the values {shown}" + (", ..." if len(values) > 5 else "")
     )
 
 

@@ -71,9 +71,7 @@ class Layout(abc.ABC):
     ) -> dict[str, np.ndarray]: ...
 
 
-def locate(
-    roots: list[pathlib.Path], parts: tuple[str, ...], what: str
-) -> dict[str, pathlib.Path]:
+def locate(roots: list[pathlib.Path], parts: tuple[str, ...], what: str) -> dict[str, pathlib.Path]:
     """Returns where a dataset's folders are.
 
     Args:

@@ -4,8 +4,9 @@ import threading
 import numpy as np
 import pytest
 
+from mtmamba_jax.configs import common
 from mtmamba_jax.data_pipelines.batch import check_example
-from mtmamba_jax.data_pipelines.sources import SOURCES, CachedSource, make_source
+from mtmamba_jax.data_pipelines.sources import CachedSource, open_source
 from mtmamba_jax.tasks import DEPTH, NYUDV2
 from tests.data_pipelines.random_examples import RandomExamples
 
@@ -30,17 +31,26 @@ def bytes_of(example):
     return example["image"].nbytes + example["depth"].nbytes
 
 
-def test_every_named_source_returns_valid_examples():
-    for name in SOURCES:
-        source = make_source(name, NYUDV2, size=(48, 64), split="train", num_examples=2, seed=0)
-        assert len(source) == 2
-        for index in range(2):
-            check_example(source[index], NYUDV2)
+def data_config(**changed):
+    config = common.get_config().data
+    config.update({"size": (48, 64), "train_examples": 2, "test_examples": 3} | changed)
+    return config
+
+
+def test_the_synthetic_source_has_as_many_examples_as_the_configuration_says():
+    for split, count in (("train", 2), ("test", 3)):
+        source = open_source(data_config(), NYUDV2, split)
+        assert len(source) == count
+        check_example(source[1], NYUDV2)
 
 
 def test_an_unknown_source_is_refused_with_the_nearest_name():
     with pytest.raises(ValueError, match=r"'sinthetic'\. Did you mean 'synthetic'\?"):
-        make_source("sinthetic", NYUDV2, size=(48, 64), split="train", num_examples=2, seed=0)
+        open_source(data_config(name="sinthetic"), NYUDV2, "train")
+
+
+def test_a_source_is_kept_in_memory_as_far_as_the_configuration_says():
+    assert isinstance(open_source(data_config(cache_gib=0.1), NYUDV2, "train"), CachedSource)
 
 
 def test_a_cached_example_is_read_once_and_equal(source):

@@ -1,0 +1,1 @@
+"""Cityscapes: its published files, and the TFDS builder that reads them."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class Cityscapes(Layout):
     """Cityscapes, 2,975 training and 500 validation images; Cordts et al., CVPR 2016."""
 
     TASKS = CITYSCAPES
-    COUNTS = {"train": 2975, "val": 500}
+    COUNTS: ClassVar = {"train": 2975, "val": 500}
     PARTS = ("leftImg8bit", "gtFine", "disparity")
     ARCHIVES = ("leftImg8bit*", "gtFine*", "disparity*")
 

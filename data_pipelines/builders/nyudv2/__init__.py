@@ -1,0 +1,1 @@
+"""NYUDv2: its published files, and the TFDS builder that reads them."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class NYUDv2(Layout):
     """NYUDv2, 795 training and 654 test images; Silberman et al., ECCV 2012."""
 
     TASKS = NYUDV2
-    COUNTS = {"train": 795, "val": 654}
+    COUNTS: ClassVar = {"train": 795, "val": 654}
     PARTS = ("images", "segmentation", "edge", "normals", "depth", "gt_sets")
     ARCHIVES = ("*NYUD*",)
 

@@ -1,0 +1,1 @@
+"""PASCAL-Context: its published files, and the TFDS builder that reads them."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Mapping
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -41,9 +42,7 @@ from mtmamba_jax.tasks import IGNORE, PASCAL_CONTEXT, VOC_CLASSES
 
 _PERSON = VOC_CLASSES.index("person")
 _PART_INDEX = {
-    part: index
-    for index, parts in enumerate(HUMAN_PART_GROUPS.values(), start=1)
-    for part in parts
+    part: index for index, parts in enumerate(HUMAN_PART_GROUPS.values(), start=1) for part in parts
 }
 
 
@@ -51,7 +50,7 @@ class PASCALContext(Layout):
     """PASCAL-Context, 4,998 training and 5,105 validation images; Mottaghi et al., CVPR 2014."""
 
     TASKS = PASCAL_CONTEXT
-    COUNTS = {"train": 4998, "val": 5105}
+    COUNTS: ClassVar = {"train": 4998, "val": 5105}
     PARTS = (
         "JPEGImages",
         "semseg",
@@ -128,8 +127,10 @@ class PASCALContext(Layout):
 def _read_context(path: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
     context = read_mat(path, "LabelMap")
     if context.ndim != 2 or context.dtype.kind not in "ui":
-        raise DataError(f"{path}: LabelMap is {context.dtype} {list(context.shape)}, wanted "
-                        f"whole numbers [h w]. {AGAIN}")
+        raise DataError(
+            f"{path}: LabelMap is {context.dtype} {list(context.shape)}, wanted "
+            f"whole numbers [h w]. {AGAIN}"
+        )
     return check_size(context, size, path)
 
 

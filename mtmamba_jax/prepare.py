@@ -1,0 +1,157 @@
+"""The command `prepare`: a dataset's published files -> records, verified and shown."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+
+import numpy as np
+import tqdm
+
+from mtmamba_jax.data_pipelines.batch import check_example
+from mtmamba_jax.data_pipelines.parallel import in_order
+from mtmamba_jax.data_pipelines.records import Records, create_builder
+from mtmamba_jax.data_pipelines.transforms import Example
+from mtmamba_jax.tasks import Task
+from mtmamba_jax.visualize import label_value, panel, to_picture, write_png
+
+SHEET_FILE = "samples.png"
+_SAMPLES = 8
+
+
+def prepare(
+    name: str,
+    source: str | None,
+    data_dir: str | None,
+    *,
+    allow_partial: bool = False,
+    num_workers: int = 0,
+) -> pathlib.Path:
+    """Writes a dataset's records and a contact sheet, unless they are there already.
+
+    Args:
+      name: one of `records.DATASETS`.
+      source: the published archives, or what was in them; not needed for what is prepared.
+      data_dir: where to write; None is TFDS's own place.
+      allow_partial: fewer examples than published are a warning, not an error.
+      num_workers: processes that convert; 0 converts in this one.
+
+    Returns:
+      The folder of the records.
+
+    Raises:
+      ValueError: an unknown name, no source; files that are missing or wrong (`DataError`).
+      OSError: no space, or another process that prepares the same.
+    """
+    builder = create_builder(
+        name, data_dir, source=source, allow_partial=allow_partial, num_workers=num_workers
+    )
+    folder = pathlib.Path(builder.data_dir)
+    if builder.is_prepared():
+        print(f"{name} is prepared already. To prepare it anew, delete {folder} first.")
+    elif source is None:
+        raise ValueError(
+            f"{name} is not prepared in {folder.parent.parent}. Give the published archives, or "
+            "a folder of what was in them: --source=PATH."
+        )
+    else:
+        # TFDS makes this folder, though nothing is downloaded.
+        downloads = builder.staging_folder() / "downloads"
+        builder.download_and_prepare(download_dir=downloads)
+    sheet = folder / SHEET_FILE
+    if not sheet.exists():
+        write_png(sheet, contact_sheet(name, data_dir))
+    return folder
+
+
+def summary(name: str, data_dir: str | None) -> str:
+    """Returns what is prepared, a line for each split."""
+    builder = create_builder(name, data_dir)
+    tasks = ", ".join(task.name for task in builder.LAYOUT.TASKS)
+    lines = [f"{name}: {tasks}"]
+    for split, info in builder.info.splits.items():
+        size = f"{info.num_bytes / 1e6:,.1f} MB in {info.num_shards} files"
+        published = builder.LAYOUT.COUNTS[split]
+        part = "" if info.num_examples == published else f" of {published}"
+        lines.append(f"  {split:<6} {info.num_examples:>6}{part} examples, {size}")
+    return "\n".join(lines)
+
+
+def contact_sheet(name: str, data_dir: str | None) -> np.ndarray:
+    """Draws some random examples with all labels, a row for each: uint8 RGB."""
+    builder = create_builder(name, data_dir)
+    tasks = builder.LAYOUT.TASKS
+    sources = [Records(name, data_dir, split, tasks) for split in builder.info.splits]
+    places = [(source, index) for source in sources for index in range(len(source))]
+    chosen = np.random.default_rng(0).permutation(len(places))[:_SAMPLES]
+    examples = [places[i][0][places[i][1]] for i in sorted(chosen)]
+    size = np.max([example["image"].shape[:2] for example in examples], axis=0)
+    return panel([_pictures(example, tasks, size) for example in examples])
+
+
+def _pictures(example: Example, tasks: tuple[Task, ...], size: np.ndarray) -> dict:
+    """Returns {title: picture} of an example; pictures are put on white of one size."""
+    pictures = {example["id"]: example["image"]}
+    for task in tasks:
+        pictures[task.name] = to_picture(task, label_value(task, example[task.name]))
+    return {title: _on_white(picture, size) for title, picture in pictures.items()}
+
+
+def _on_white(picture: np.ndarray, size: np.ndarray) -> np.ndarray:
+    white = np.full((*size, 3), 255, np.uint8)
+    white[: picture.shape[0], : picture.shape[1]] = picture
+    return white
+
+
+def check(name: str, data_dir: str | None, num_workers: int = 0) -> int:
+    """Reads every record back.
+
+    Returns:
+      How many were read.
+
+    Raises:
+      ValueError: one cannot be read or breaks the contract; names it.
+    """
+    builder = create_builder(name, data_dir)
+    work = [
+        (name, data_dir, split, index)
+        for split, info in builder.info.splits.items()
+        for index in range(info.num_examples)
+    ]
+    results = in_order(_check_record, work, num_workers)
+    for _ in tqdm.tqdm(results, total=len(work), desc=f"Checking {name}", unit="example"):
+        pass
+    return len(work)
+
+
+def _check_record(name: str, data_dir: str | None, split: str, index: int) -> None:
+    try:
+        records = _open(name, data_dir, split)
+        example = records[index]
+        check_example(example, records.tasks)
+        for task in records.tasks:
+            _check_values(task, example[task.name])
+    except Exception as error:
+        raise ValueError(
+            f"{name}, {split} record {index} is wrong ({error}). Delete the folder and prepare the "
+            "dataset again."
+        ) from error
+
+
+@functools.cache
+def _open(name: str, data_dir: str | None, split: str) -> Records:
+    return Records(name, data_dir, split, create_builder(name, data_dir).LAYOUT.TASKS)
+
+
+def _check_values(task: Task, label: np.ndarray) -> None:
+    """Checks that a label holds classes of its task, or finite numbers.
+
+    Raises:
+      ValueError: it does not.
+    """
+    if task.label_dtype == "int32":
+        wrong = (label != task.ignore) & ((label < 0) | (label >= (len(task.class_names) or 2)))
+    else:
+        wrong = ~np.isfinite(label)
+    if wrong.any():
+        raise ValueError(f"{task.name} holds {wrong.sum()} values that it cannot have")
