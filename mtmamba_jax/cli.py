@@ -37,8 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.overrides = _overrides(unknown, options.command, parser)
         return COMMANDS[options.command](options)
     except KeyboardInterrupt:
-        going_on = " The same command goes on from the last checkpoint, if there is one."
-        return _fail(f"Interrupted.{going_on if options.command == 'train' else ''}", 130)
+        return _fail(f"Interrupted.{GOING_ON.get(options.command, '')}", 130)
     except ModuleNotFoundError as error:  # also kernels, configs, ... of a plain checkout
         return _fail(f"{error}. Install the package first: pip install -e .", 1)
     except (ValueError, OSError, RuntimeError) as error:
@@ -315,6 +314,10 @@ COMMANDS = {
     "benchmark": _benchmark,
     "plan": _plan,
     "prepare": _prepare,
+}
+GOING_ON = {  # said when these are interrupted
+    "train": " The same command goes on from the last checkpoint, if there is one.",
+    "prepare": " The same command goes on with what is not done yet.",
 }
 CONFIGURED = ("train", "benchmark", "plan")  # these take --config.key=value
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import os
 import pathlib
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Sequence
 
 import tqdm
 
-from mtmamba_jax.data_pipelines.builders.files import DataError
+from mtmamba_jax.data_pipelines.builders.files import DataError, check_space
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 
@@ -46,33 +49,35 @@ def extract(archive: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        with _open(archive) as opened:
-            members = list(_checked(opened, archive))
-            needed = sum(size for _, size in members)
-            free = shutil.disk_usage(folder).free
-            if needed > free:
-                raise OSError(
-                    f"Extracting {archive} needs {needed / 1e9:.1f} GB below {folder}, where "
-                    f"{free / 1e9:.1f} GB are free. Free some, or give another --data_dir."
-                )
-            for member, _ in tqdm.tqdm(members, desc=f"Extracting {archive.name}", unit="file"):
-                _extract_member(opened, member, partial)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError) as error:
+        # What is in them is compressed already, so they hardly grow.
+        check_space(status.st_size, folder, f"Extracting {archive}")
+        _check_kind(archive)
+        _extract_all(archive, partial)
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, DataError):
-            raise
-        raise DataError(
-            f"{archive} is damaged or cut off after {status.st_size} bytes ({error}). "
-            "Download it again."
-        ) from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, _DAMAGED) and not isinstance(error, DataError):
+            raise DataError(
+                f"{archive} is damaged or cut off after {status.st_size} bytes ({error}). "
+                "Download it again."
+            ) from error
         raise
     os.replace(partial, target)
     return target
 
 
-def _open(archive: pathlib.Path) -> tarfile.TarFile | zipfile.ZipFile:
+_DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    ValueError,
+    RuntimeError,  # an encrypted zip
+)
+_GZIP, _BLOCK = b"\x1f\x8b", 2**20
+
+
+def _check_kind(archive: pathlib.Path) -> None:
     with archive.open("rb") as file:
         start = file.read(64).lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
@@ -80,38 +85,44 @@ def _open(archive: pathlib.Path) -> tarfile.TarFile | zipfile.ZipFile:
             f"{archive} is a web page, not an archive: the download was answered with a page to "
             "log in or to agree. Download it in a browser."
         )
-    if archive.name.endswith(".zip"):
-        return zipfile.ZipFile(archive)
-    return tarfile.open(archive)
 
 
-def _checked(opened, archive: pathlib.Path) -> Iterable[tuple[object, int]]:
-    """Yields the archive's files and folders with their sizes.
+def _extract_all(archive: pathlib.Path, folder: pathlib.Path) -> None:
+    with (
+        archive.open("rb") as file,
+        tqdm.tqdm.wrapattr(
+            file, "read", total=archive.stat().st_size, desc=f"Extracting {archive.name}"
+        ) as read,
+    ):
+        if archive.name.endswith(".zip"):
+            with zipfile.ZipFile(read) as opened:
+                for member in opened.infolist():
+                    _check_name(member.filename, archive)
+                    opened.extract(member, folder)  # checks the file's checksum
+            return
+        packed = read.peek(2)[:2] == _GZIP
+        with (
+            gzip.open(read) if packed else contextlib.nullcontext(read) as stream,
+            tarfile.open(fileobj=stream, mode="r|") as opened,
+        ):
+            for member in opened:
+                _check_name(member.name, archive)
+                if not (member.isfile() or member.isdir()):
+                    raise DataError(
+                        f"{archive} holds {member.name!r}, neither file nor folder. {_STRANGE}"
+                    )
+                # Python 3.11.0 to 3.11.3 have no filter; name and kind are checked above.
+                safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+                opened.extract(member, folder, **safe)
+            if packed:  # to its end, where the checksum is
+                while stream.read(_BLOCK):
+                    pass
 
-    Raises:
-      DataError: one is neither, or would land elsewhere.
-    """
-    is_zip = isinstance(opened, zipfile.ZipFile)
-    for member in opened.infolist() if is_zip else opened:
-        name = member.filename if is_zip else member.name
-        parts = pathlib.PurePosixPath(name.replace("\\", "/")).parts
-        if name.startswith(("/", "\\")) or ".." in parts or (parts and ":" in parts[0]):
-            raise DataError(
-                f"{archive} holds {name!r}, which leads out of its folder. It is not "
-                "the published archive; do not use it."
-            )
-        if not is_zip and not (member.isfile() or member.isdir()):
-            raise DataError(
-                f"{archive} holds {name!r}, neither file nor folder. It is not the "
-                "published archive; do not use it."
-            )
-        yield member, member.file_size if is_zip else member.size
+
+_STRANGE = "It is not the published archive; do not use it."
 
 
-def _extract_member(opened, member, folder: pathlib.Path) -> None:
-    if isinstance(opened, zipfile.ZipFile):
-        opened.extract(member, folder)  # checks the file's checksum
-    elif hasattr(tarfile, "data_filter"):
-        opened.extract(member, folder, filter="data")
-    else:  # Python 3.11.0 to 3.11.3; names and kinds are checked above
-        opened.extract(member, folder)
+def _check_name(name: str, archive: pathlib.Path) -> None:
+    parts = pathlib.PurePosixPath(name.replace("\\", "/")).parts
+    if name.startswith(("/", "\\")) or ".." in parts or (parts and ":" in parts[0]):
+        raise DataError(f"{archive} holds {name!r}, which leads out of its folder. {_STRANGE}")

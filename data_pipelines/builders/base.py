@@ -26,7 +26,7 @@ from tensorflow_datasets.core import splits as tfds_splits
 
 from mtmamba_jax.data_pipelines.batch import check_example
 from mtmamba_jax.data_pipelines.builders import archives, encoding
-from mtmamba_jax.data_pipelines.builders.files import DataError
+from mtmamba_jax.data_pipelines.builders.files import DataError, check_space
 from mtmamba_jax.data_pipelines.builders.layout import Layout, locate
 from mtmamba_jax.data_pipelines.parallel import in_order
 
@@ -81,12 +81,16 @@ class DenseBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         staging = self.staging_folder()
         source = pathlib.Path(self._source or dl_manager.manual_dir).expanduser()
         with _locked(staging):
+            for left in place.parent.glob(f"incomplete.*_{self.version}"):  # by a killed run
+                if left != place:
+                    shutil.rmtree(left)
             layouts = open_layouts(
                 self.LAYOUT, self.name, source, staging, allow_partial=self._allow_partial
             )
             shards = [shard for layout in layouts for shard in _shards(layout, staging)]
             missing = [shard for shard in shards if not shard.path.exists()]
-            _check_space(missing, staging)
+            needed = sum(shard.source_bytes() for shard in missing)
+            check_space(needed, staging, f"Writing the records of {self.name}")
             convert = functools.partial(_convert, self.LAYOUT.TASKS)
             with tqdm.tqdm(
                 total=sum(len(shard.indices) for shard in shards),
@@ -188,9 +192,14 @@ class _Shard:
     indices: range
     path: pathlib.Path
 
-    def files(self) -> Iterator[pathlib.Path]:
-        for index in self.indices:
-            yield from self.layout.files(index).values()
+    def source_bytes(self) -> int:
+        """Returns the size of the files that it is made of; its records are as large."""
+        return sum(
+            path.stat().st_size
+            for index in self.indices
+            for path in self.layout.files(index).values()
+            if path.exists()
+        )
 
 
 def _shards(layout: Layout, staging: pathlib.Path) -> Iterator[_Shard]:
@@ -213,17 +222,6 @@ def _digest(layout: Layout, indices: Iterable[int]) -> str:
                 seen = f"{status.st_size} {status.st_mtime_ns}"
             digest.update(f"{layout.ids[index]} {key} {seen}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def _check_space(shards: Sequence[_Shard], staging: pathlib.Path) -> None:
-    """Checks that the records, about as large as their files, fit on the disk."""
-    needed = sum(path.stat().st_size for shard in shards for path in shard.files() if path.exists())
-    free = shutil.disk_usage(staging).free
-    if needed > free:
-        raise OSError(
-            f"The records need about {needed / 1e9:.1f} GB below {staging.parent}, where "
-            f"{free / 1e9:.1f} GB are free. Free some, or give another --data_dir."
-        )
 
 
 def _write_all(
@@ -271,7 +269,8 @@ def _convert(tasks, layout: Layout, index: int) -> bytes | DataError:
 def serialize(tasks, record) -> bytes:
     """Returns the bytes of `encoding.encode`'s record."""
     features, serializer = _serializer(tasks)
-    return serializer.serialize_example(features.encode_example(record))
+    message = serializer.get_tf_example(features.encode_example(record))
+    return message.SerializeToString(deterministic=True)  # else keys are in any order
 
 
 @functools.cache
@@ -288,18 +287,16 @@ def _write(records: Sequence[bytes], path: pathlib.Path) -> None:
         for record in records:
             writer.write(record)
         writer.close()
-        # The writer reports no error of the disk.
-        reader = array_record_module.ArrayRecordReader(os.fspath(partial))
-        found = reader.num_records()
-        reader.close()
-        if found != len(records):
-            raise OSError(f"{partial} holds {found} of {len(records)} records.")
         with partial.open("rb") as file:
             os.fsync(file.fileno())
-    except BaseException:
+        os.replace(partial, path)
+    except RuntimeError as error:  # of the writer
+        raise OSError(
+            f"Writing records failed ({error}). If the disk is full, free some or give another "
+            "--data_dir; then run the same command again: what is done is kept."
+        ) from error
+    finally:
         partial.unlink(missing_ok=True)
-        raise
-    os.replace(partial, path)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pathlib
+import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -134,6 +135,9 @@ def read_depth(path: pathlib.Path, size: Sequence[int]) -> np.ndarray:
         raise DataError(f"{path} holds no array of real numbers. Save metres as float32 [h w].")
     if depth.ndim == 3 and depth.shape[-1] == 1:
         depth = depth[..., 0]
+    if depth.ndim != 2:
+        shape = "x".join(map(str, depth.shape))
+        raise DataError(f"{path} is {shape}, wanted [h w]. Save one distance for each pixel.")
     check_size(depth, size, path)
     bad = ~np.isfinite(depth) | (depth < 0)
     if bad.any():
@@ -255,6 +259,25 @@ def classes_table(number: int) -> np.ndarray:
     table[:number] = np.arange(number)
     table[IGNORE] = IGNORE
     return table
+
+
+def check_space(needed: int, folder: pathlib.Path, what: str) -> None:
+    """Checks that a disk has room.
+
+    Args:
+      needed: bytes.
+      folder: on the disk.
+      what: needs them, for the message.
+
+    Raises:
+      OSError: it has not.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"{what} needs about {needed / 1e6:,.0f} MB below {folder}, where {free / 1e6:,.0f} MB "
+            "are free. Free some, or give another --data_dir."
+        )
 
 
 def subfolders(folder: pathlib.Path, depth: int) -> Iterator[pathlib.Path]:

@@ -1,0 +1,228 @@
+"""Trees with one thing wrong: each is refused with a message that names the file and the remedy."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import scipy.io
+
+from mtmamba_jax.data_pipelines.builders.files import DataError
+from tests.data_pipelines.dummy_trees import copy_tree, prepare, visible
+
+
+def delete(path):
+    path.unlink()
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def cut(path):
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3])
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(bytes(data))
+
+
+def web_page(path):
+    path.write_text("<!DOCTYPE html><html><body>Sign in</body></html>")
+
+
+def make_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def smaller(path):
+    if path.suffix == ".npy":
+        np.save(path, np.load(path)[:-1])
+    else:
+        cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[:-1])
+
+
+def write(value):
+    """Writes a value at one pixel."""
+
+    def corrupt(path):
+        if path.suffix == ".npy":
+            array = np.load(path)
+            array[1, 1] = value
+            np.save(path, array)
+        else:
+            array = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+            array[1, 1] = value
+            cv2.imwrite(str(path), array)
+
+    return corrupt
+
+
+def colours(path):
+    cv2.imwrite(str(path), cv2.cvtColor(cv2.imread(str(path), 0), cv2.COLOR_GRAY2BGR))
+
+
+def grey(path):
+    cv2.imwrite(str(path), cv2.imread(str(path), 0))
+
+
+def transparent(path):
+    cv2.imwrite(str(path), cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2BGRA))
+
+
+def text(content):
+    return lambda path: path.write_text(content)
+
+
+def array(value):
+    def corrupt(path):
+        with path.open("wb") as file:
+            np.save(file, value, allow_pickle=True)
+
+    return corrupt
+
+
+def mat(**variables):
+    return lambda path: scipy.io.savemat(path, variables)
+
+
+def rename_part(path):
+    annotation = scipy.io.loadmat(path)["anno"]
+    annotation[0, 0]["objects"][0, 0]["parts"][0, 0]["part_name"] = "wing"
+    scipy.io.savemat(path, {"anno": annotation})
+
+
+def cut_mask(path):
+    annotation = scipy.io.loadmat(path)["anno"]
+    part = annotation[0, 0]["objects"][0, 0]["parts"][0, 0]
+    part["mask"] = part["mask"][:-1]
+    scipy.io.savemat(path, {"anno": annotation})
+
+
+def old_archive(path):
+    cv2.imwrite(str(path), np.zeros((480, 640, 3), np.uint8))
+
+
+def turned(path):
+    from PIL import Image
+
+    image = Image.open(path)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(path, exif=exif)
+
+
+AGAIN = r"Extract or copy it again"
+NYUDV2 = (
+    ("images/0002.png", delete, rf"is missing\. {AGAIN}"),
+    ("images/0002.png", empty, rf"is empty\. {AGAIN}"),
+    ("images/0002.png", cut, rf"is cut off after \d+ bytes\. {AGAIN}"),
+    ("images/0002.png", flip_a_bit, rf"is damaged .*\. {AGAIN}"),
+    ("images/0002.png", web_page, rf"is an HTML page\. {AGAIN}"),
+    ("images/0002.png", text("photo"), rf"is no PNG or JPEG\. {AGAIN}"),
+    ("images/0002.png", make_folder, rf"cannot be read .*\. {AGAIN}"),
+    ("images/0002.png", grey, r"of mode L, wanted 8-bit RGB\. Save it as RGB"),
+    ("images/0002.png", transparent, r"of mode RGBA, wanted 8-bit RGB\. Save it as RGB"),
+    ("images/0002.png", old_archive, r"480x640: this is an older .*425x560; get the archive"),
+    ("segmentation/0002.png", delete, r"is missing"),
+    ("segmentation/0002.png", cut, r"is cut off"),
+    ("segmentation/0002.png", smaller, r"is 39x56 .*, its image 40x56.*another version"),
+    ("segmentation/0002.png", write(41), r"holds the value 41; wanted 0 \(no class\) to 40\. Is"),
+    ("segmentation/0002.png", colours, r"of mode RGB, wanted one channel .*not colours"),
+    ("edge/0002.png", delete, r"is missing"),
+    ("edge/0002.png", write(128), r"holds the value 128; wanted 0 and 255"),
+    ("edge/0002.png", smaller, r"is 39x56"),
+    ("normals/0002.png", flip_a_bit, r"is damaged"),
+    ("normals/0002.png", smaller, r"is 39x56"),
+    ("normals/0002.png", grey, r"of mode L, wanted 8-bit RGB"),
+    ("depth/0002.npy", delete, r"is missing"),
+    ("depth/0002.npy", cut, r"no readable \.npy array"),
+    ("depth/0002.npy", write(np.nan), r"1 values that are NaN.*metres; write 0"),
+    ("depth/0002.npy", write(np.inf), r"1 values that are NaN, infinite"),
+    ("depth/0002.npy", write(-1), r"1 values that are NaN, infinite or negative"),
+    ("depth/0002.npy", smaller, r"is 39x56"),
+    ("depth/0002.npy", array(np.array(["far"] * 3)), r"no array of real numbers\. Save metres"),
+    ("depth/0002.npy", array(np.array([{}], object)), r"no readable \.npy array"),
+    ("depth/0002.npy", array(np.ones((40, 56, 3), np.float32)), r"is 40x56x3, wanted \[h w\]"),
+    ("gt_sets/val.txt", empty, r"is empty"),
+    ("gt_sets/val.txt", text("0001\n0002\n0001\n"), r"names '0001' twice\. Remove one"),
+    ("gt_sets/val.txt", text("0001\n../0002\n"), r"names '../0002', which is no plain name"),
+    ("gt_sets/val.txt", text("0001\n0004\n"), r"images/0004\.png is missing"),
+    ("gt_sets/val.txt", lambda path: path.write_bytes(b"\xff\xfe\x00"), r"is no text file"),
+)
+PASCAL = (
+    ("JPEGImages/2008_000003.jpg", delete, r"is missing"),
+    ("JPEGImages/2008_000003.jpg", cut, rf"is damaged .*\. {AGAIN}"),
+    ("JPEGImages/2008_000003.jpg", turned, r"is stored turned .*Save it upright"),
+    ("JPEGImages/2008_000003.jpg", grey, r"of mode L, wanted 8-bit RGB"),
+    ("semseg/VOC12/2008_000003.png", write(21), r"holds the value 21; wanted 0 to 20 and 255"),
+    ("semseg/VOC12/2008_000003.png", delete, r"pascal-context/2008_000003\.png is missing"),
+    ("pascal-context/trainval/2008_000003.mat", delete, r"is missing"),
+    ("pascal-context/trainval/2008_000003.mat", cut, r"no readable MATLAB file"),
+    ("pascal-context/trainval/2008_000003.mat", web_page, r"no readable MATLAB file"),
+    ("pascal-context/trainval/2008_000003.mat", mat(Labels=1), r"holds no variable 'LabelMap'"),
+    ("pascal-context/trainval/2008_000003.mat", mat(LabelMap="x"), r"LabelMap is .*wanted whole"),
+    (
+        "pascal-context/trainval/2008_000003.mat",
+        mat(LabelMap=np.ones((9, 9), np.uint16)),
+        r"is 9x9",
+    ),
+    ("human_parts/2008_000003.mat", delete, r"is missing"),
+    ("human_parts/2008_000003.mat", cut, r"no readable MATLAB file"),
+    ("human_parts/2008_000003.mat", mat(anno=np.ones(3)), r"anno is not laid out as published"),
+    ("human_parts/2008_000003.mat", rename_part, r"'wing' is no part of a person"),
+    ("human_parts/2008_000003.mat", cut_mask, r"is 43x56"),
+    ("normals_distill/2008_000003.png", smaller, r"is 43x56 .*its image 44x56"),
+    ("sal_distill/2008_000003.png", smaller, r"is 43x56"),
+    ("sal_distill/2008_000003.png", colours, r"of mode RGB"),
+    ("ImageSets/Parts/val.txt", text("{"), r"no readable JSON"),
+    ("ImageSets/Parts/val.txt", text("[]"), r"holds no object of image names"),
+)
+
+
+def cases():
+    for name, rows in (("nyudv2", NYUDV2), ("pascal_context", PASCAL)):
+        for number, (file, corrupt, message) in enumerate(rows):
+            yield pytest.param(name, file, corrupt, message, id=f"{name}-{number}-{file}")
+
+
+@pytest.mark.parametrize(("name", "file", "corrupt", "message"), list(cases()))
+def test_a_bad_file_is_named_with_what_to_do_and_nothing_is_written(
+    tmp_path, name, file, corrupt, message
+):
+    tree = copy_tree(name, tmp_path / "tree")
+    corrupt(tree / file)
+    with pytest.raises(DataError, match=message) as raised:
+        prepare(name, tree, tmp_path / "data")
+    named = file.split("/")[-1]
+    if "missing" not in message:
+        assert named in str(raised.value)
+    assert visible(tmp_path / "data") == []
+
+
+def test_all_bad_files_are_named_at_once_and_what_is_right_is_kept(tmp_path):
+    tree = copy_tree("nyudv2", tmp_path / "tree")
+    contents = {file: (tree / file).read_bytes() for file in ("edge/0001.png", "depth/0003.npy")}
+    for file in contents:
+        cut(tree / file)
+    with pytest.raises(DataError, match=r"2 of 3 examples(.|\n)*0001\.png(.|\n)*0003\.npy"):
+        prepare("nyudv2", tree, tmp_path / "data")
+    for file, content in contents.items():
+        (tree / file).write_bytes(content)
+    builder = prepare("nyudv2", tree, tmp_path / "data")
+    assert builder.info.splits["val"].num_examples == 3
+
+
+def test_a_part_list_without_a_person_leaves_its_annotation_unread(tmp_path):
+    tree = copy_tree("pascal_context", tmp_path / "tree")
+    objects = tree / "ImageSets/Parts/val.txt"
+    without = {name: [12] for name in json.loads(objects.read_text())}
+    objects.write_text(json.dumps(without))
+    for path in (tree / "human_parts").glob("*.mat"):
+        cut(path)
+    builder = prepare("pascal_context", tree, tmp_path / "data")
+    assert all((record["human_parts"] == 0).all() for record in builder.as_data_source("val"))
