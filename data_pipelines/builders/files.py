@@ -51,7 +51,7 @@ def decode_image(data: bytes, path: pathlib.Path) -> Image.Image:
       path: for messages.
 
     Raises:
-      DataError: no image, a damaged one, or one that is to be shown turned.
+      DataError: no image, or a damaged one.
     """
     if data.startswith(_PNG_SIGNATURE):
         _check_png(data, path)
@@ -64,11 +64,6 @@ def decode_image(data: bytes, path: pathlib.Path) -> Image.Image:
         raise DataError(f"{path} is {what}. {AGAIN}") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error}). {AGAIN}") from error
-    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
-        raise DataError(
-            f"{path} is stored turned (EXIF orientation), so labels may not lie on it. "
-            "Save it upright, without EXIF data."
-        )
     return image
 
 
@@ -96,12 +91,31 @@ def read_rgb(path: pathlib.Path, size: Sequence[int] | None = None) -> np.ndarra
       size: height and width that it must have; None takes any.
 
     Raises:
-      DataError: unreadable, not 8-bit RGB, or of another size.
+      DataError: unreadable, not 8-bit RGB, to be shown turned, or of another size.
     """
     image = decode_image(read_bytes(path), path)
     if image.mode != "RGB":
         raise DataError(f"{path} is of mode {image.mode}, wanted 8-bit RGB. Save it as RGB.")
+    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+        raise DataError(
+            f"{path} is stored turned (EXIF orientation), so labels may not lie on it. "
+            "Save it upright, without EXIF data."
+        )
     return check_size(np.asarray(image), size, path)
+
+
+def read_photo(path: pathlib.Path) -> np.ndarray:
+    """Returns a published photo, uint8 [h w 3], RGB: the pixels as stored, grey ones as RGB.
+
+    Labels were made for the pixels as stored, whatever EXIF data says.
+
+    Raises:
+      DataError: unreadable, or neither grey nor RGB.
+    """
+    image = decode_image(read_bytes(path), path)
+    if image.mode not in ("RGB", "L"):
+        raise DataError(f"{path} is of mode {image.mode}, wanted 8-bit RGB. {AGAIN}")
+    return np.asarray(image.convert("RGB"))
 
 
 def read_grey(path: pathlib.Path, size: Sequence[int] | None = None) -> np.ndarray:

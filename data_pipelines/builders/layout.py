@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from mtmamba_jax.data_pipelines.builders.files import DataError, read_rgb, subfolders
+from mtmamba_jax.data_pipelines.builders.files import DataError, read_photo, subfolders
 from mtmamba_jax.data_pipelines.transforms import Example
 from mtmamba_jax.tasks import Task
 
@@ -51,7 +51,7 @@ class Layout(abc.ABC):
         }
 
     def _read_image(self, path: pathlib.Path) -> np.ndarray:
-        return read_rgb(path)
+        return read_photo(path)
 
     @classmethod
     @abc.abstractmethod

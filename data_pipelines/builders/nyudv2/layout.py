@@ -23,7 +23,7 @@ from mtmamba_jax.data_pipelines.builders.files import (
     read_grey,
     read_list,
     read_normals,
-    read_rgb,
+    read_photo,
 )
 from mtmamba_jax.data_pipelines.builders.layout import Layout
 from mtmamba_jax.tasks import IGNORE, NYUDV2
@@ -62,7 +62,7 @@ class NYUDv2(Layout):
         }
 
     def _read_image(self, path):
-        image = read_rgb(path)
+        image = read_photo(path)
         if image.shape[:2] == _OLD_SIZE:
             raise DataError(
                 f"{path} is 480x640: this is an older NYUDv2 archive. The published protocol "
