@@ -94,10 +94,8 @@ class Records:
                 f"{', '.join(builder.info.splits)}."
             )
         self._decode, self.tasks = encoding.decode, tuple(tasks)
-        wanted = {"image", "id", *(task.name for task in tasks)}
-        unused = set(builder.info.features) - wanted
-        skip = {key: tfds.decode.SkipDecoding() for key in sorted(unused)}
-        self._records = builder.as_data_source(split, decoders=skip or None)
+        skip = {key: tfds.decode.SkipDecoding() for key in builder.info.features}
+        self._records = builder.as_data_source(split, decoders=skip)
 
     def __reduce__(self):
         return Records, self._arguments
