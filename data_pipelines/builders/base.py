@@ -1,37 +1,29 @@
-"""What the TFDS builders share: published files -> ArrayRecord shards, in parallel, resumable.
+"""What the TFDS builders share: published files -> records, in parallel, resumable.
 
-Each shard is written beside the dataset's place, under a name that holds a hash of all that it is
-made of, and renamed when it is whole; the last step moves all of them to their place. A run that
-was stopped finds its shards and goes on; an error leaves nothing in place.
+Shards are written beside the dataset's place; the last step moves all of them there. A run that
+was stopped finds what is done and goes on; an error leaves nothing in place.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
-import functools
-import hashlib
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import ClassVar
 
 import tensorflow_datasets as tfds
 import tqdm
-from array_record.python import array_record_module
-from tensorflow_datasets.core import dataset_builder, example_serializer
+from tensorflow_datasets.core import dataset_builder
 from tensorflow_datasets.core import splits as tfds_splits
 
-from mtmamba_jax.data_pipelines.batch import check_example
-from mtmamba_jax.data_pipelines.builders import archives, encoding
-from mtmamba_jax.data_pipelines.builders.files import DataError, check_space
-from mtmamba_jax.data_pipelines.builders.layout import Layout, locate
-from mtmamba_jax.data_pipelines.parallel import in_order
-
-EXAMPLES_PER_SHARD = 64
-_MESSAGES = 20  # of bad examples that are shown
+from mtmamba_jax.data_pipelines.builders import encoding
+from mtmamba_jax.data_pipelines.builders.files import check_space
+from mtmamba_jax.data_pipelines.builders.layout import Layout
+from mtmamba_jax.data_pipelines.builders.opening import open_layouts
+from mtmamba_jax.data_pipelines.builders.shards import split, write_all
 
 
 class DenseBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
@@ -90,19 +82,25 @@ class DenseBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
             layouts = open_layouts(
                 self.LAYOUT, self.name, source, staging, allow_partial=self._allow_partial
             )
-            shards = [shard for layout in layouts for shard in _shards(layout, staging)]
+            shards = [
+                shard for layout in layouts for shard in split(layout, staging, str(self.version))
+            ]
             missing = [shard for shard in shards if not shard.path.exists()]
             needed = sum(shard.source_bytes() for shard in missing)
             check_space(needed * 11 // 10, staging, f"Writing the records of {self.name}")
-            convert = functools.partial(_convert, self.LAYOUT.TASKS)
             with tqdm.tqdm(
                 total=sum(len(shard.indices) for shard in shards),
                 initial=sum(len(shard.indices) for shard in shards if shard not in missing),
                 desc=f"Converting {self.name}",
                 unit="example",
             ) as bar:
-                options = f"group_size:1,{self.COMPRESSION}"  # one record: random access
-                _write_all(missing, convert, options, self._num_workers, bar.update)
+                write_all(
+                    missing,
+                    self.LAYOUT.TASKS,
+                    compression=self.COMPRESSION,
+                    num_workers=self._num_workers,
+                    advance=bar.update,
+                )
             self.info.set_splits(self._move(layouts, shards, place))
             shutil.rmtree(staging)
 
@@ -136,172 +134,6 @@ class DenseBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
                 )
             )
         return tfds_splits.SplitDict(infos)
-
-
-def open_layouts(
-    kind: type[Layout],
-    name: str,
-    source: pathlib.Path,
-    staging: pathlib.Path,
-    *,
-    allow_partial: bool,
-) -> list[Layout]:
-    """Opens every split of a dataset's published files, and checks their numbers.
-
-    Args:
-      kind: the layout.
-      name: of the dataset, for messages.
-      source: an archive, or a folder with archives or with what was in them.
-      staging: where archives are extracted.
-      allow_partial: fewer examples, or one split alone, are a warning.
-
-    Raises:
-      DataError: something is missing; names it.
-    """
-    if not source.exists():
-        raise DataError(f"{source} does not exist. Give the folder or archive of {name}.")
-    roots = [source]
-    if source.is_file():
-        roots = [archives.extract(source, staging / "extracted")]
-    else:
-        roots += [
-            archives.extract(archive, staging / "extracted")
-            for archive in archives.find(source, kind.ARCHIVES)
-        ]
-    folders = locate(roots, kind.PARTS, name)
-    layouts = []
-    for split, wanted in kind.COUNTS.items():
-        path = kind.split_file(folders, split)
-        found = len(kind(folders, split)) if path.exists() else 0
-        if found != wanted:
-            message = f"{path} names {found} examples, the published {split} split has {wanted}."
-            if not allow_partial:
-                raise DataError(
-                    f"{message} Extract the archive again, or take what is there "
-                    "with --allow_partial."
-                )
-            tqdm.tqdm.write(f"warning: {message}")
-        if found:
-            layouts.append(kind(folders, split))
-    if not layouts:
-        raise DataError(f"{source} holds no example of {name}.")
-    return layouts
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shard:
-    """Some examples of a split, and the file that they are written to."""
-
-    layout: Layout
-    indices: range
-    path: pathlib.Path
-
-    def source_bytes(self) -> int:
-        """Returns the size of the files that it is made of; its records are as large."""
-        return sum(
-            path.stat().st_size
-            for index in self.indices
-            for path in self.layout.files(index).values()
-            if path.exists()
-        )
-
-
-def _shards(layout: Layout, staging: pathlib.Path) -> Iterator[_Shard]:
-    for start in range(0, len(layout), EXAMPLES_PER_SHARD):
-        indices = range(start, min(start + EXAMPLES_PER_SHARD, len(layout)))
-        digest = _digest(layout, indices)
-        yield _Shard(layout, indices, staging / f"{layout.split}-{start:06d}-{digest}")
-
-
-def _digest(layout: Layout, indices: Iterable[int]) -> str:
-    """Returns a hash of the examples' names and of their files' sizes and times."""
-    digest = hashlib.sha256(str(DenseBuilder.VERSION).encode())
-    for index in indices:
-        for key, path in layout.files(index).items():
-            try:
-                status = path.stat()
-            except OSError:
-                seen = "missing"  # which converting it will tell
-            else:
-                seen = f"{status.st_size} {status.st_mtime_ns}"
-            digest.update(f"{layout.ids[index]} {key} {seen}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def _write_all(
-    shards: Sequence[_Shard],
-    convert: Callable[[Layout, int], bytes | DataError],
-    options: str,
-    num_workers: int,
-    advance: Callable[[], object],
-) -> None:
-    """Writes every shard without a bad example.
-
-    Raises:
-      DataError: all that is wrong with the examples of the others.
-    """
-    work = [(shard.layout, index) for shard in shards for index in shard.indices]
-    errors = []
-    with contextlib.closing(in_order(convert, work, num_workers)) as results:
-        for shard in shards:
-            records = []
-            for _ in shard.indices:
-                result = next(results)
-                (errors if isinstance(result, DataError) else records).append(result)
-                advance()
-            if len(records) == len(shard.indices):
-                _write(records, shard.path, options)
-    if errors:
-        shown = "\n  ".join(map(str, errors[:_MESSAGES]))
-        more = f"\n  and {len(errors) - _MESSAGES} more" if len(errors) > _MESSAGES else ""
-        raise DataError(
-            f"{len(errors)} of {len(work)} examples are wrong:\n  {shown}{more}\n"
-            "Mend them and run the same command again: what is done is kept."
-        )
-
-
-def _convert(tasks, layout: Layout, index: int) -> bytes | DataError:
-    """Returns an example's record, or what is wrong with its files."""
-    try:
-        example = layout[index]
-        check_example(example, tasks)
-        image = layout.files(index)["image"].read_bytes()
-        return serialize(tasks, encoding.encode(example, image, tasks))
-    except DataError as error:
-        return error
-
-
-def serialize(tasks, record) -> bytes:
-    """Returns the bytes of `encoding.encode`'s record."""
-    features, serializer = _serializer(tasks)
-    message = serializer.get_tf_example(features.encode_example(record))
-    return message.SerializeToString(deterministic=True)  # else keys are in any order
-
-
-@functools.cache
-def _serializer(tasks):
-    features = encoding.features(tasks)
-    return features, example_serializer.ExampleSerializer(features.get_serialized_info())
-
-
-def _write(records: Sequence[bytes], path: pathlib.Path, options: str) -> None:
-    """Writes a shard, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        writer = array_record_module.ArrayRecordWriter(os.fspath(partial), options)
-        for record in records:
-            writer.write(record)
-        writer.close()
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except RuntimeError as error:  # of the writer
-        raise OSError(
-            f"Writing records failed ({error}). If the disk is full, free some or give another "
-            "--data_dir; then run the same command again: what is done is kept."
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

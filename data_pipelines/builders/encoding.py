@@ -6,8 +6,8 @@
 | normals, float32 [h w 3]   | uint8 PNG [h w 4]: (n + 1) / 2 * 255, and 255, or 0 for ignore    |
 | measures, float32 [h w 1]  | float32 [h w 1]                                                   |
 
-The image is the published file's own bytes. TFDS can decode all of it, but takes longer than
-`decode`, which the input pipeline uses.
+The image is the published file's own bytes, or a PNG of its pixels where those would be decoded to
+others. TFDS can decode all of it, but takes longer than `decode`, which the input pipeline uses.
 """
 
 from __future__ import annotations
@@ -76,6 +76,9 @@ def encode(example: Example, image: bytes, tasks: Sequence[Task]) -> dict[str, A
       image: the published file that its image was read from.
       tasks: whose labels are kept.
     """
+    if not np.array_equal(_decode_photo(image), example["image"]):
+        # Stored turned or grey, or unpacked a little differently by OpenCV.
+        image = _png(example["image"][..., ::-1], (cv2.IMWRITE_PNG_COMPRESSION, 1))
     record = {"image": image, "id": example["id"]}
     for task in tasks:
         label = example[task.name]
@@ -98,8 +101,7 @@ def decode(record: Mapping[str, Any], tasks: Sequence[Task]) -> Example:
       record: as TFDS reads it, with `SkipDecoding` for every feature.
       tasks: whose labels are decoded; the others cost nothing.
     """
-    image = _unpack(record["image"], cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    example = {"image": cv2.cvtColor(image, cv2.COLOR_BGR2RGB), "id": record["id"].decode()}
+    example = {"image": _decode_photo(record["image"]), "id": record["id"].decode()}
     for task in tasks:
         value = record[task.name]
         if _is_classes(task):
@@ -110,6 +112,11 @@ def decode(record: Mapping[str, Any], tasks: Sequence[Task]) -> Example:
             label = np.frombuffer(value["value"], np.float32).reshape(value["shape"])
         example[task.name] = label
     return example
+
+
+def _decode_photo(data: bytes) -> np.ndarray:
+    """Returns uint8 RGB [h w 3]."""
+    return cv2.cvtColor(_unpack(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
 def _decode_normals(levels: np.ndarray, ignore: int) -> np.ndarray:

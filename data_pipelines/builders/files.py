@@ -7,7 +7,7 @@ import pathlib
 import shutil
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -292,16 +292,3 @@ def check_space(needed: int, folder: pathlib.Path, what: str) -> None:
             f"{what} needs about {needed / 1e6:,.0f} MB below {folder}, where {free / 1e6:,.0f} MB "
             "are free. Free some, or give another --data_dir."
         )
-
-
-def subfolders(folder: pathlib.Path, depth: int) -> Iterator[pathlib.Path]:
-    """Yields a folder and those in it, the shallowest first, down to `depth` below it."""
-    level = [folder]
-    for _ in range(depth + 1):
-        yield from level
-        level = [
-            child
-            for parent in level
-            for child in sorted(parent.iterdir())
-            if child.is_dir() and not child.name.startswith(".")
-        ]

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from mtmamba_jax.data_pipelines.builders.files import DataError, read_photo, subfolders
+from mtmamba_jax.data_pipelines.builders.files import read_photo
 from mtmamba_jax.data_pipelines.transforms import Example
 from mtmamba_jax.tasks import Task
 
@@ -69,33 +69,3 @@ class Layout(abc.ABC):
     def _read_labels(
         self, index: int, files: Mapping[str, pathlib.Path], size: tuple[int, int]
     ) -> dict[str, np.ndarray]: ...
-
-
-def locate(roots: list[pathlib.Path], parts: tuple[str, ...], what: str) -> dict[str, pathlib.Path]:
-    """Returns where a dataset's folders are.
-
-    Args:
-      roots: folders to look in, and in theirs.
-      parts: names of the folders; one that holds them all is preferred.
-      what: the dataset, for the message.
-
-    Raises:
-      DataError: not all are there.
-    """
-    candidates = [folder for root in roots for folder in subfolders(root, depth=2)]
-    for folder in candidates:
-        if all((folder / part).is_dir() for part in parts):
-            return {part: folder / part for part in parts}
-    found = {
-        part: folder / part
-        for part in parts
-        for folder in reversed(candidates)
-        if (folder / part).is_dir()
-    }
-    missing = [part for part in parts if part not in found]
-    if missing:
-        raise DataError(
-            f"{', '.join(map(str, roots))}: no folder {', '.join(missing)} of {what}. Wanted, "
-            f"there or below: {', '.join(parts)}, or the published archives."
-        )
-    return found

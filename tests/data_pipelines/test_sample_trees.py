@@ -10,7 +10,7 @@ import scipy.io
 from PIL import Image
 
 from mtmamba_jax.data_pipelines.batch import check_example
-from mtmamba_jax.data_pipelines.builders.layout import locate
+from mtmamba_jax.data_pipelines.builders.opening import locate
 from mtmamba_jax.data_pipelines.builders.pascal_context.classes import NORMALS_CLASSES
 from mtmamba_jax.data_pipelines.builders.sample_trees import WRITERS
 from mtmamba_jax.data_pipelines.records import DATASETS

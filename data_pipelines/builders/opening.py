@@ -1,0 +1,106 @@
+"""Opening published files: from archives or a folder to a layout for each split."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator
+
+import tqdm
+
+from mtmamba_jax.data_pipelines.builders import archives
+from mtmamba_jax.data_pipelines.builders.files import DataError
+from mtmamba_jax.data_pipelines.builders.layout import Layout
+
+
+def open_layouts(
+    kind: type[Layout],
+    name: str,
+    source: pathlib.Path,
+    staging: pathlib.Path,
+    *,
+    allow_partial: bool,
+) -> list[Layout]:
+    """Opens every split of a dataset's published files, and checks their numbers.
+
+    Args:
+      kind: the layout.
+      name: of the dataset, for messages.
+      source: an archive, or a folder with archives or with what was in them.
+      staging: where archives are extracted.
+      allow_partial: fewer examples, or one split alone, are a warning.
+
+    Raises:
+      DataError: something is missing; names it.
+    """
+    if not source.exists():
+        raise DataError(f"{source} does not exist. Give the folder or archive of {name}.")
+    roots = [source]
+    if source.is_file():
+        roots = [archives.extract(source, staging / "extracted")]
+    else:
+        roots += [
+            archives.extract(archive, staging / "extracted")
+            for archive in archives.find(source, kind.ARCHIVES)
+        ]
+    folders = locate(roots, kind.PARTS, name)
+    layouts = []
+    for split, wanted in kind.COUNTS.items():
+        path = kind.split_file(folders, split)
+        layout = kind(folders, split) if path.exists() else ()
+        found = len(layout)
+        if found != wanted:
+            message = f"{path} names {found} examples, the published {split} split has {wanted}."
+            if not allow_partial:
+                raise DataError(
+                    f"{message} Extract the archive again, or take what is there "
+                    "with --allow_partial."
+                )
+            tqdm.tqdm.write(f"warning: {message}")
+        if found:
+            layouts.append(layout)
+    if not layouts:
+        raise DataError(f"{source} holds no example of {name}.")
+    return layouts
+
+
+def locate(roots: list[pathlib.Path], parts: tuple[str, ...], what: str) -> dict[str, pathlib.Path]:
+    """Returns where a dataset's folders are.
+
+    Args:
+      roots: folders to look in, and in theirs.
+      parts: names of the folders; one that holds them all is preferred.
+      what: the dataset, for the message.
+
+    Raises:
+      DataError: not all are there.
+    """
+    candidates = [folder for root in roots for folder in _subfolders(root, depth=2)]
+    for folder in candidates:
+        if all((folder / part).is_dir() for part in parts):
+            return {part: folder / part for part in parts}
+    found = {
+        part: folder / part
+        for part in parts
+        for folder in reversed(candidates)
+        if (folder / part).is_dir()
+    }
+    missing = [part for part in parts if part not in found]
+    if missing:
+        raise DataError(
+            f"{', '.join(map(str, roots))}: no folder {', '.join(missing)} of {what}. Wanted, "
+            f"there or below: {', '.join(parts)}, or the published archives."
+        )
+    return found
+
+
+def _subfolders(folder: pathlib.Path, depth: int) -> Iterator[pathlib.Path]:
+    """Yields a folder and those in it, the shallowest first, down to `depth` below it."""
+    level = [folder]
+    for _ in range(depth + 1):
+        yield from level
+        level = [
+            child
+            for parent in level
+            for child in sorted(parent.iterdir())
+            if child.is_dir() and not child.name.startswith(".")
+        ]
