@@ -44,6 +44,7 @@ def get_config() -> ConfigDict:
     config.data.name = "synthetic"  # key of data_pipelines.sources.SOURCES
     config.data.dir = None  # where `prepare` wrote the dataset; None: where TFDS keeps them
     config.data.size = (448, 576)  # height and width of training crops and of evaluation
+    config.data.label_scale = 1  # labels are this many times as high and wide as the images
     config.data.train_examples = 795  # synthetic: size of the training set
     config.data.test_examples = 654  # synthetic: size of the test set
     config.data.num_workers = 0  # reading processes; 0 reads in threads of this process

@@ -5,24 +5,24 @@ A raw example, as a data source returns it, before any transform:
 | key         | dtype, shape                        | meaning                               |
 |-------------|-------------------------------------|---------------------------------------|
 | image       | uint8 [h w 3]                       | RGB                                   |
-| <task name> | as in the batch, without the axis b | one label for each task of the set    |
+| <task name> | [h w c], dtype as in the batch      | one label for each task of the set    |
 | id          | str                                 | names the example in messages, files  |
 
-A batch, on the host, after the transforms:
+A batch, on the host, after the transforms, where s is the label scale (`config.data.label_scale`):
 
 | key         | dtype, shape                        | meaning                               |
 |-------------|-------------------------------------|---------------------------------------|
 | images      | float32 [b h w 3]                   | RGB, ImageNet mean 0 and deviation 1  |
-| class tasks | int32 [b h w 1]                     | class index, 255 ignore               |
-| depth       | float32 [b h w 1]                   | metres, 255 ignore                    |
-| normals     | float32 [b h w 3]                   | unit, all three channels 255: ignore  |
+| class tasks | int32 [b h*s w*s 1]                 | class index, 255 ignore               |
+| depth       | float32 [b h*s w*s 1]               | metres, 255 ignore                    |
+| normals     | float32 [b h*s w*s 3]               | unit, all three channels 255: ignore  |
 | id          | str [b]                             | of the examples                       |
-| size        | int32 [b 2]                         | height, width without the padding     |
+| size        | int32 [b 2]                         | the image's, without the padding      |
 | mask        | bool [b]                            | False: a repeat that fills the batch  |
 
 Normals are in the camera's frame: x right, y up, z towards the camera. Padding is centred; an odd
-pixel goes to the bottom or the right (`pad_offset`). A label's channels, dtype and ignore value
-come from its row of the task table.
+pixel goes to the bottom or the right (`pad_offset`); labels have s times the image's. A label's
+channels, dtype and ignore value come from its row of the task table.
 """
 
 from __future__ import annotations
@@ -71,8 +71,13 @@ def check_example(example: Mapping[str, Any], tasks: Sequence[Task]) -> None:
         raise ValueError(f"example['id']: wanted a str, got {type(example['id']).__name__}.")
 
 
-def check_batch(batch: Mapping[str, Any], tasks: Sequence[Task]) -> None:
+def check_batch(batch: Mapping[str, Any], tasks: Sequence[Task], label_scale: int = 1) -> None:
     """Checks a host batch's keys, shapes and dtypes against the contract above.
+
+    Args:
+      batch: to check.
+      tasks: whose labels it must hold.
+      label_scale: s.
 
     Raises:
       ValueError: names the key, what was wanted and what came.
@@ -83,8 +88,9 @@ def check_batch(batch: Mapping[str, Any], tasks: Sequence[Task]) -> None:
         "size": ((count, 2), "int32"),
         "mask": ((count,), "bool"),
     }
+    label_pixels = (count, height * label_scale, width * label_scale)
     for task in tasks:
-        wanted[task.name] = ((count, height, width, task.label_channels), task.label_dtype)
+        wanted[task.name] = ((*label_pixels, task.label_channels), task.label_dtype)
     _check_arrays(batch, wanted, "batch")
     ids = np.asarray(_entry(batch, "id", "batch"))
     if ids.shape != (count,) or ids.dtype.kind != "U":

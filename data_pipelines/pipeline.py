@@ -86,6 +86,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     augment: AugmentSettings,
+    label_scale: int = 1,
     start_step: int = 0,
     num_workers: int = 0,
     process_index: int = 0,
@@ -100,6 +101,7 @@ def train_batches(
       batch_size: examples in a global batch, over all processes.
       seed: of the order and of the augmentation, in 0..2**32 - 1.
       augment: the augmentation.
+      label_scale: labels are this many times as high and wide as the images.
       start_step: number of the first batch.
       num_workers: processes that prepare batches; 0: two threads of this process. Workers are
         spawned, so a script that uses them needs the `if __name__ == "__main__":` guard.
@@ -122,7 +124,7 @@ def train_batches(
     # Grain orders epoch e by (seed + e), so neighbouring seeds would share their orders: the two
     # seeds it gets are hashes of ours.
     order_seed, augment_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
-    transforms = train_transforms(tasks, crop_size, augment)
+    transforms = train_transforms(tasks, crop_size, augment, label_scale)
     dataset = (
         grain.MapDataset.source(_Examples(source, tuple(tasks), _length(source)))
         .shuffle(seed=order_seed)
@@ -141,6 +143,7 @@ def eval_batches(
     *,
     size: tuple[int, int],
     batch_size: int,
+    label_scale: int = 1,
     num_workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -156,7 +159,7 @@ def eval_batches(
     dataset = (
         grain.MapDataset.source(_Examples(source, tuple(tasks), batches * batch_size))
         # Nothing random is drawn; random_map because transforms take an rng.
-        .random_map(_Apply(eval_transforms(tasks, size)), seed=0)
+        .random_map(_Apply(eval_transforms(tasks, size, label_scale)), seed=0)
         .batch(share, batch_fn=_Stack(tuple(tasks)))
     )
     return _iterate(dataset[process_index::process_count], min(num_workers, batches))

@@ -25,7 +25,7 @@ SPLITS = {"train": "train", "test": "val"}
 def _synthetic(data: ConfigDict, tasks: Sequence[Task], split: str) -> Source:
     return SyntheticScenes(
         tasks,
-        size=data.size,
+        size=tuple(n * data.label_scale for n in data.size),
         split=split,
         num_examples=data.train_examples if split == "train" else data.test_examples,
         seed=0,  # the set is the same for every seed of a run

@@ -2,7 +2,7 @@
 
 Examples are those of `batch.py`; `Normalise` turns the image into float32 and `Pad` adds `size`.
 What happens to a label is read from its row of the task table. The recipe is that of the official
-MTMamba code.
+MTMamba code. Image and labels are of one size up to `Shrink`, which leaves labels on a finer grid.
 """
 
 from __future__ import annotations
@@ -144,6 +144,37 @@ class RandomCrop(Transform):
 
 
 @dataclasses.dataclass(frozen=True)
+class Shrink(Transform):
+    """Makes the uint8 image `factor` times smaller, each pixel the mean of factor x factor.
+
+    Labels stay as they are, but for the last rows and columns: image and labels lose those beyond
+    a multiple of `factor`, so that labels are exactly `factor` times as high and wide.
+
+    Raises:
+      ValueError: the image has fewer rows or columns than `factor`.
+    """
+
+    tasks: tuple[Task, ...]
+    factor: int
+
+    def _apply(self, example: Example, rng: np.random.Generator) -> Example:
+        height, width = (n // self.factor for n in example["image"].shape[:2])
+        if not height or not width:
+            raise ValueError(
+                f"an image of shape {example['image'].shape} cannot be made {self.factor} times "
+                f"smaller; wanted at least {self.factor} rows and columns."
+            )
+        window = (slice(height * self.factor), slice(width * self.factor))
+        out = dict(example)
+        out["image"] = cv2.resize(
+            example["image"][window], (width, height), interpolation=cv2.INTER_AREA
+        )
+        for task in self.tasks:
+            out[task.name] = example[task.name][window]
+        return out
+
+
+@dataclasses.dataclass(frozen=True)
 class RandomFlip(Transform):
     """Mirrors left to right with the given probability; horizontal components change sign."""
 
@@ -222,9 +253,10 @@ class Normalise(Transform):
 
 @dataclasses.dataclass(frozen=True)
 class Pad(Transform):
-    """Centres image and labels in `size` = (height, width); adds `size`, the one before padding.
+    """Centres the image in `size` = (height, width); adds `size`, the image's before padding.
 
-    The normalised image is filled with 0, the mean colour; labels with their ignore value.
+    Labels, `label_scale` times as high and wide, get that many times the padding on each side. The
+    normalised image is filled with 0, the mean colour; labels with their ignore value.
 
     Raises:
       ValueError: the image is larger than `size`.
@@ -232,6 +264,7 @@ class Pad(Transform):
 
     tasks: tuple[Task, ...]
     size: tuple[int, int]
+    label_scale: int = 1
 
     def _apply(self, example: Example, rng: np.random.Generator) -> Example:
         height, width = example["image"].shape[:2]
@@ -241,29 +274,44 @@ class Pad(Transform):
                 f"{self.size[0]}x{self.size[1]}; give a size that holds every image."
             )
         out = {**example, "size": np.array((height, width), np.int32)}
-        out["image"] = self._pad(example["image"], 0)
+        offset = pad_offset((height, width), self.size)
+        out["image"] = _pad(example["image"], offset, self.size, 0)
+        offset, size = ([n * self.label_scale for n in pair] for pair in (offset, self.size))
         for task in self.tasks:
-            out[task.name] = self._pad(example[task.name], task.ignore)
+            out[task.name] = _pad(example[task.name], offset, size, task.ignore)
         return out
 
-    def _pad(self, array: np.ndarray, fill: float) -> np.ndarray:
-        height, width, channels = array.shape
-        if (height, width) == tuple(self.size):
-            return array
-        padded = np.full((*self.size, channels), fill, array.dtype)
-        top, left = pad_offset((height, width), self.size)
-        padded[top : top + height, left : left + width] = array
-        return padded
+
+def _pad(array: np.ndarray, offset: Sequence[int], size: Sequence[int], fill: float) -> np.ndarray:
+    height, width, channels = array.shape
+    if (height, width) == tuple(size):
+        return array
+    padded = np.full((*size, channels), fill, array.dtype)
+    top, left = offset
+    padded[top : top + height, left : left + width] = array
+    return padded
 
 
 def train_transforms(
-    tasks: Sequence[Task], crop_size: tuple[int, int], augment: AugmentSettings
+    tasks: Sequence[Task],
+    crop_size: tuple[int, int],
+    augment: AugmentSettings,
+    label_scale: int = 1,
 ) -> tuple[Transform, ...]:
-    """Returns the training transforms; every image comes out as `crop_size` = (height, width)."""
+    """Returns the training transforms.
+
+    Args:
+      tasks: whose labels examples hold.
+      crop_size: height and width of the images that come out.
+      augment: how strongly they are varied.
+      label_scale: labels come out this many times as high and wide.
+    """
     tasks = tuple(tasks)
+    window = (crop_size[0] * label_scale, crop_size[1] * label_scale)
     return (
         RandomScale(tasks, *augment.scale),
-        RandomCrop(tasks, crop_size, augment.crop_tries, augment.max_class_share),
+        RandomCrop(tasks, window, augment.crop_tries, augment.max_class_share),
+        *_shrink(tasks, label_scale),
         RandomFlip(tasks, augment.flip_probability),
         ColourJitter(
             augment.brightness,
@@ -273,10 +321,17 @@ def train_transforms(
             augment.jitter_probability,
         ),
         Normalise(),
-        Pad(tasks, crop_size),
+        Pad(tasks, crop_size, label_scale),
     )
 
 
-def eval_transforms(tasks: Sequence[Task], size: tuple[int, int]) -> tuple[Transform, ...]:
-    """Returns the evaluation transforms: normalise and pad to `size`, nothing random."""
-    return (Normalise(), Pad(tuple(tasks), size))
+def eval_transforms(
+    tasks: Sequence[Task], size: tuple[int, int], label_scale: int = 1
+) -> tuple[Transform, ...]:
+    """Returns the evaluation transforms, nothing random; arguments are as in `train_transforms`."""
+    tasks = tuple(tasks)
+    return (*_shrink(tasks, label_scale), Normalise(), Pad(tasks, size, label_scale))
+
+
+def _shrink(tasks: tuple[Task, ...], factor: int) -> tuple[Transform, ...]:
+    return (Shrink(tasks, factor),) if factor > 1 else ()

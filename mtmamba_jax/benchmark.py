@@ -214,7 +214,7 @@ def _train_program(config, tasks):
     mesh = create_mesh(size // config.train.microbatches, **config.mesh)
     optimizer = create_optimizer(config.optimizer, config.train.steps)
     graph, state, layout = create_state(config, tasks, optimizer, mesh)
-    batch = put_batch(random_batch(tasks, size, config.data.size), mesh)
+    batch = put_batch(random_batch(tasks, size, config.data.size, config.data.label_scale), mesh)
     step = create_train_step(config, graph, tasks, optimizer, mesh, layout)
     program, compiling = compile_timed(step.lower, state, batch)
 
@@ -238,24 +238,26 @@ def _predict_program(config, tasks):
     return size, mesh.size, program, compiling, lambda: program(parameters, images)
 
 
-def random_batch(tasks: Sequence[Task], batch_size: int, size: Sequence[int]) -> dict:
+def random_batch(
+    tasks: Sequence[Task], batch_size: int, size: Sequence[int], label_scale: int = 1
+) -> dict:
     """Returns a host batch (`data_pipelines.batch`) of random images and labels, all valid.
 
     Args:
-      tasks: that labels are made for, [b h w label_channels].
+      tasks: that labels are made for.
       batch_size: b.
-      size: height and width.
+      size: height and width of the images.
+      label_scale: labels are this many times as high and wide.
     """
     rng = np.random.default_rng(0)
-    pixels = (batch_size, *size)
     batch = {
-        "images": rng.standard_normal((*pixels, 3), np.float32),
+        "images": rng.standard_normal((batch_size, *size, 3), np.float32),
         "id": np.array([f"random{i}" for i in range(batch_size)]),
         "size": np.tile(np.asarray(size, np.int32), (batch_size, 1)),
         "mask": np.ones(batch_size, bool),
     }
     for task in tasks:
-        shape = (*pixels, task.label_channels)
+        shape = (batch_size, *(n * label_scale for n in size), task.label_channels)
         if task.label_dtype == "int32":
             label = rng.integers(0, len(task.class_names) or 2, shape)
         else:

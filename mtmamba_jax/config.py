@@ -37,6 +37,7 @@ FREE_KEYS = (
 
 AT_LEAST_ONE = (
     "mesh.fsdp",
+    "data.label_scale",
     "data.train_examples",
     "data.test_examples",
     "model.expansion",

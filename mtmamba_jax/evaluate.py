@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from mtmamba_jax.data_pipelines.pipeline import eval_batches
 from mtmamba_jax.data_pipelines.sources import open_source
+from mtmamba_jax.labels import resize_logits
 from mtmamba_jax.metrics import create_constant, create_metric
 from mtmamba_jax.metrics.base import Accumulator
 from mtmamba_jax.metrics.multitask import headline
@@ -82,6 +83,7 @@ class Evaluator:
             self._source,
             self._tasks,
             size=self._data.size,
+            label_scale=self._data.label_scale,
             batch_size=self._batch_size,
             num_workers=self._data.num_workers,
             process_index=jax.process_index(),
@@ -100,12 +102,14 @@ class Evaluator:
 
 
 def create_measure_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
-    """Returns `step(logits, batch) -> {task: counts}` of each task's metric."""
+    """Returns `step(logits, batch) -> {task: counts}` of the metrics, at the label's size."""
     metrics = {task.name: create_metric(task) for task in tasks}
 
     def step(logits, batch):
         return {
-            name: metric.measure(logits[name], batch[name], batch["mask"])
+            name: metric.measure(
+                resize_logits(logits[name], batch[name].shape[1:3]), batch[name], batch["mask"]
+            )
             for name, metric in metrics.items()
         }
 

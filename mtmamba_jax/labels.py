@@ -1,12 +1,25 @@
-"""What of a label counts: shared by losses and metrics, so that both leave out the same pixels."""
+"""Logits and labels on one grid, and what of a label counts: the same for losses and metrics."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from mtmamba_jax.array_types import Array
 from mtmamba_jax.tasks import Task
+
+
+def resize_logits(logits: Array, size: Sequence[int]) -> Array:
+    """Resizes [b h w channels] bilinearly to `size` = (height, width), with half-pixel centres.
+
+    Nothing is smoothed where it gets smaller; nothing is done where it has that size.
+    """
+    if logits.shape[1:3] == tuple(size):
+        return logits
+    shape = (logits.shape[0], *size, logits.shape[3])
+    return jax.image.resize(logits, shape, method="bilinear", antialias=False)
 
 
 def valid_pixels(task: Task, label: Array, mask: Array) -> jax.Array:

@@ -19,14 +19,17 @@ def example_panel(
 
     Args:
       tasks: the maps to draw.
-      example: an example of a batch, without the batch axis.
+      example: an example of a batch, without the batch axis. Labels on a finer grid are drawn at
+        the image's size, without the pixels in between.
       logits: {task: [h w channels]}.
     """
     photo = denormalise(example["images"])
     predicted, true = {"image": photo}, {"": np.full_like(photo, 255)}
     for task in tasks:
+        label = example[task.name]
+        step = len(label) // len(photo)
         predicted[f"{task.name}: predicted"] = to_picture(task, to_value(task, logits[task.name]))
-        true[f"{task.name}: true"] = to_picture(task, label_value(task, example[task.name]))
+        true[f"{task.name}: true"] = to_picture(task, label_value(task, label[::step, ::step]))
     size = example["size"]
     rows = [{name: remove_padding(p, size) for name, p in row.items()} for row in (predicted, true)]
     return panel(rows)

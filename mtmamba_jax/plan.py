@@ -201,7 +201,8 @@ def _lower_step(config, tasks, mesh) -> jax.stages.Lowered:
     graph, parameters = abstract_build(config, tasks)
     optimizer = create_optimizer(config.optimizer, config.train.steps)
     state, layout = abstract_state(parameters, optimizer, mesh)
-    batch = abstract_batch(tasks, config.train.batch_size, config.data.size)
+    data = config.data
+    batch = abstract_batch(tasks, config.train.batch_size, data.size, data.label_scale)
     return create_train_step(config, graph, tasks, optimizer, mesh, layout).lower(state, batch)
 
 
@@ -213,16 +214,17 @@ def _lower_prediction(config, tasks, mesh) -> jax.stages.Lowered:
 
 
 def abstract_batch(
-    tasks: Sequence[Task], batch_size: int, size: Sequence[int]
+    tasks: Sequence[Task], batch_size: int, size: Sequence[int], label_scale: int = 1
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of what `sharding.put_batch` puts on the devices.
 
     Args:
       tasks: that have labels in the batch.
       batch_size: b.
-      size: height and width.
+      size: height and width of the images.
+      label_scale: labels are this many times as high and wide.
     """
-    example = on_device(random_batch(tasks, 1, size))
+    example = on_device(random_batch(tasks, 1, size, label_scale))
     return {
         key: jax.ShapeDtypeStruct((batch_size, *value.shape[1:]), value.dtype)
         for key, value in example.items()

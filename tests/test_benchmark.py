@@ -95,11 +95,12 @@ def test_bytes_are_each_array_once_a_pass():
     assert benchmark.count_bytes(arrays, BOTH) == (inputs + y) + (inputs + y + inputs)
 
 
+@pytest.mark.parametrize("label_scale", [1, 2])
 @pytest.mark.parametrize("task_set", TASK_SETS)
-def test_random_batch_fulfils_the_contract(task_set):
+def test_random_batch_fulfils_the_contract(task_set, label_scale):
     tasks = TASK_SETS[task_set]
-    batch = benchmark.random_batch(tasks, 3, (4, 6))
-    check_batch(batch, tasks)
+    batch = benchmark.random_batch(tasks, 3, (4, 6), label_scale)
+    check_batch(batch, tasks, label_scale)
     for task in tasks:
         assert not (batch[task.name] == task.ignore).any()
         if task.class_names:

@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 
 from mtmamba_jax import metrics, tasks
+from mtmamba_jax.benchmark import random_batch
+from mtmamba_jax.evaluate import create_measure_step
 from mtmamba_jax.metrics import normals
+from mtmamba_jax.sharding import create_mesh, put_batch
+from tests.resizing import resized_by_opencv
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 KINDS = {task.metric: task for task in (*tasks.PASCAL_CONTEXT, tasks.DEPTH)}
@@ -275,6 +279,23 @@ def test_the_best_constant_does_not_depend_on_the_split(task):
         results.append(constant.compute(counts)[task.score])
     # float32 sums of one batch; depth's variance is a difference of two, 6 times as large.
     np.testing.assert_allclose(results, results[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("task_set", tasks.TASK_SETS)
+def test_labels_on_a_finer_grid_are_compared_with_enlarged_logits(task_set):
+    chosen = tasks.TASK_SETS[task_set]
+    batch = random_batch(chosen, 4, (6, 9), label_scale=2)
+    rng = np.random.default_rng(1)
+    logits = {t.name: rng.normal(size=(4, 6, 9, t.channels)).astype("f4") for t in chosen}
+    mesh = create_mesh(4)
+    counts = create_measure_step(chosen, mesh)(put_batch(logits, mesh), put_batch(batch, mesh))
+    for task in chosen:
+        metric, label = metrics.create_metric(task), batch[task.name]
+        found = metric.compute(metric.merge(metric.empty(), counts[task.name]))
+        enlarged = resized_by_opencv(logits[task.name], label.shape[1:3])
+        wanted = score(task, [(enlarged, label, batch["mask"])])
+        # Float32 rounding in another order of the interpolation and of sums over 864 pixels.
+        assert found == pytest.approx(wanted, rel=1e-5)
 
 
 def test_the_best_constant_normal_of_a_room_is_its_commonest_wall():

@@ -101,11 +101,13 @@ def test_asynchronous_collectives_count_once_with_their_results():
     assert count_loops(ASYNCHRONOUS) == 1
 
 
+@pytest.mark.parametrize("label_scale", [1, 2])
 @pytest.mark.parametrize("task_set", TASK_SETS)
-def test_abstract_batch_is_of_the_shapes_that_training_puts_on_devices(task_set):
+def test_abstract_batch_is_of_the_shapes_that_training_puts_on_devices(task_set, label_scale):
     tasks = TASK_SETS[task_set]
-    batch = sharding.put_batch(plan.random_batch(tasks, 4, (6, 8)), sharding.create_mesh(4))
-    found = plan.abstract_batch(tasks, 4, (6, 8))
+    batch = plan.random_batch(tasks, 4, (6, 8), label_scale)
+    batch = sharding.put_batch(batch, sharding.create_mesh(4))
+    found = plan.abstract_batch(tasks, 4, (6, 8), label_scale)
     assert {k: (v.shape, v.dtype) for k, v in found.items()} == {
         k: (v.shape, v.dtype) for k, v in batch.items()
     }
@@ -126,6 +128,15 @@ def test_record_is_of_one_device(what, pixel_model):
     assert record["flops_seconds"] == record["flops"] / CHIP.flops
     assert record["bytes_seconds"] == record["bytes"] / CHIP.bytes
     assert ("all-reduce" in record["collectives"]) == (what == "step")
+
+
+def test_step_takes_labels_on_a_finer_grid(pixel_model):
+    memory = [
+        records("step", pixel_config(data__label_scale=scale), 1e9)[0]["memory_bytes"]["arguments"]
+        for scale in ("1", "2")
+    ]
+    labels = 4 * 32 * 64 * 6 * 4  # of a device's 4 images: one channel of 3 tasks, 3 of normals
+    assert abs(memory[1] - memory[0] - 3 * labels) < 1000
 
 
 # The verdict, and what is tried.

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from mtmamba_jax.benchmark import random_batch
+from mtmamba_jax.panels import example_panel
 from mtmamba_jax.predict import enlarge
 from mtmamba_jax.tasks import DEPTH, NORMALS, NYUDV2, PASCAL_CONTEXT, SEMSEG_NYUDV2
 from mtmamba_jax.visualize import label_value, overlay, panel, to_picture, to_value
@@ -45,6 +47,17 @@ def test_enlarging_is_bilinear_with_half_pixel_centres_and_seamless_over_strips(
     # A linear ramp stays linear between the first and last centres.
     rows = np.clip((np.arange(800) + 0.5) / 100 - 0.5, 0, 7)
     np.testing.assert_allclose(large, np.repeat(rows[:, None], 50, 1), atol=1e-5)
+
+
+def test_panel_draws_labels_of_a_finer_grid_at_the_size_of_the_image():
+    tasks = (SEMSEG_NYUDV2, NORMALS)
+    batch = random_batch(tasks, 1, (6, 9), label_scale=3)
+    fine = {key: value[0] for key, value in batch.items()}
+    coarse = fine | {name: fine[name][::3, ::3] for name in ("semseg", "normals")}
+    logits = {task.name: np.zeros((6, 9, task.channels)) for task in tasks}
+    np.testing.assert_array_equal(
+        example_panel(tasks, fine, logits), example_panel(tasks, coarse, logits)
+    )
 
 
 def test_panel_holds_every_picture_and_overlay_keeps_size():

@@ -102,10 +102,3 @@ def _product_backward(spec, residuals, dy):
 
 
 _product.defvjp(lambda spec, x, other: (_product(spec, x, other), (x, other)), _product_backward)
-
-
-def resize(x: Array, size: tuple[int, int]) -> Array:
-    """Bilinear resize of [b h w c] to `size` with half-pixel centres; no smoothing."""
-    if x.shape[1:3] == tuple(size):
-        return x
-    return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), method="linear", antialias=False)

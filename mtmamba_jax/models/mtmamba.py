@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mtmamba_jax.array_types import Array
+from mtmamba_jax.labels import resize_logits
 from mtmamba_jax.models.blocks import MambaSettings
 from mtmamba_jax.models.decoder import MambaDecoder
-from mtmamba_jax.models.heads import ExpandHeads, resize
+from mtmamba_jax.models.heads import ExpandHeads
 from mtmamba_jax.models.initial import Parts, initialise
 from mtmamba_jax.models.layers import REMAT_POLICIES, fold
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin
@@ -82,7 +83,7 @@ class MTMamba(nnx.Module):
         features = self.encoder(images, fold(key, 0))
         logits = self.heads(self.decoder(features, fold(key, 1)))
         size = images.shape[1:3]
-        return {name: resize(value, size) for name, value in logits.items()}
+        return {name: resize_logits(value, size) for name, value in logits.items()}
 
 
 def create_model(

@@ -92,6 +92,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Result:
             batch_size=config.train.batch_size,
             seed=config.seed,
             augment=augment,
+            label_scale=config.data.label_scale,
             start_step=int(state.step),
             num_workers=config.data.num_workers,
             process_index=jax.process_index(),

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mtmamba_jax.array_types import Batch
+from mtmamba_jax.labels import resize_logits
 from mtmamba_jax.losses import multitask_loss
 from mtmamba_jax.sharding import jit_on, replicated, split_batch
 from mtmamba_jax.tasks import Task
@@ -60,7 +61,7 @@ def create_train_step(
         logits = model(batch["images"], training=True, rngs=nnx.Rngs(drop_path=key))
         total, losses = multitask_loss(
             tasks,
-            logits,
+            {t.name: resize_logits(logits[t.name], batch[t.name].shape[1:3]) for t in tasks},
             batch,
             weights=config.loss.weights,
             scheme=config.loss.scheme,

@@ -59,6 +59,20 @@ def test_batches_keep_the_contract(tasks):
         assert batch["images"].shape[0] == 4
 
 
+@pytest.mark.parametrize("tasks", [NYUDV2, PASCAL_CONTEXT, ()], ids=["nyudv2", "pascal", "none"])
+def test_batches_with_labels_on_a_finer_grid_keep_the_contract(tasks):
+    source = RandomExamples(tasks, 6, size=(41, 57))
+    trained = take(train(source, tasks, label_scale=2), 3)
+    evaluated = evaluate(source, tasks, label_scale=2)
+    for batch in trained + evaluated:
+        check_batch(batch, tasks, label_scale=2)
+    assert trained[0]["images"].shape == (4, 16, 16, 3)
+    assert evaluated[0]["images"].shape == (4, 20, 28, 3)
+    for task in tasks:
+        with pytest.raises(ValueError, match=rf"{task.name}.*wanted \w+ \[4, 16, 16"):
+            check_batch(trained[0], (task,))
+
+
 def test_check_batch_names_the_key_the_wanted_and_the_found():
     batch = take(train(RandomExamples(TASKS, 4)), 1)[0]
     with pytest.raises(ValueError, match=r"depth.*wanted float32 \[4, 16, 16, 1\], got int32"):

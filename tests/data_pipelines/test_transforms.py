@@ -12,6 +12,7 @@ from mtmamba_jax.data_pipelines.transforms import (
     RandomCrop,
     RandomFlip,
     RandomScale,
+    Shrink,
     eval_transforms,
     train_transforms,
 )
@@ -258,6 +259,37 @@ def test_padding_is_centred_with_the_odd_pixel_at_the_bottom_and_right(tasks):
         np.testing.assert_array_equal(
             batch.remove_padding(padded[task.name], padded["size"]), example[task.name]
         )
+
+
+@pytest.mark.parametrize(("size", "factor"), [((20, 28), 2), ((21, 29), 2), ((23, 29), 3)])
+def test_shrinking_takes_means_and_leaves_labels_on_the_finer_grid(tasks, size, factor):
+    example = freeze(example_of(tasks, size))
+    small = Shrink(tasks, factor)(example, rng())
+    height, width = size[0] // factor, size[1] // factor
+    window = (slice(height * factor), slice(width * factor))
+    blocks = example["image"][window].reshape(height, factor, width, factor, 3)
+    assert small["image"].dtype == np.uint8
+    # Rounded to the nearest: half a level, and float32 in a mean of at most 9 values.
+    assert np.abs(small["image"] - blocks.mean((1, 3))).max() <= 0.5 + 1e-4
+    for task in tasks:
+        np.testing.assert_array_equal(small[task.name], example[task.name][window])
+
+
+def test_shrinking_refuses_an_image_of_less_than_a_pixel():
+    with pytest.raises(ValueError, match=r"\(3, 28, 3\) .* 4 times smaller; .* 4 rows"):
+        Shrink((DEPTH,), 4)(example_of((DEPTH,), (3, 28)), rng())
+
+
+@pytest.mark.parametrize("padded", [(8, 9), (7, 8), (5, 6), (5, 9)])
+def test_padding_keeps_a_finer_label_on_the_pixels_of_the_image(padded):
+    # An image of different values whose label says, at each finer pixel, which one it lies on.
+    image = np.arange(1, 31, dtype=np.float32).reshape(5, 6, 1) * np.ones(3, np.float32)
+    label = image[..., :1].repeat(3, 0).repeat(3, 1)
+    example = Pad((DEPTH,), padded, 3)({"image": image, "depth": label}, rng())
+    assert tuple(example["size"]) == (5, 6)
+    assert example["depth"].shape == (3 * padded[0], 3 * padded[1], 1)
+    fine = example["image"][..., :1].repeat(3, 0).repeat(3, 1)
+    np.testing.assert_array_equal(example["depth"], np.where(fine == 0, IGNORE, fine))
 
 
 def test_an_image_larger_than_the_input_size_is_refused():

@@ -9,11 +9,13 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from mtmamba_jax.losses import multitask_loss
 from mtmamba_jax.models.layers import drop_path
 from mtmamba_jax.sharding import create_mesh, put_batch, split_longest, split_state
 from mtmamba_jax.tasks import select
 from mtmamba_jax.training.state import abstract_build, abstract_state, create_state, initial_state
 from mtmamba_jax.training.step import create_train_step
+from tests.resizing import resized_by_opencv
 from tests.tiny import tiny_config
 
 STEPS = 3
@@ -21,11 +23,12 @@ STEPS = 3
 
 def make_batches(config, tasks):
     random = np.random.default_rng(0)
-    shape = (config.train.batch_size, *config.data.size)
+    count = config.train.batch_size
+    shape = (count, *(n * config.data.label_scale for n in config.data.size))
     for _ in range(STEPS):
         batch = {
-            "images": random.normal(size=(*shape, 3)).astype(np.float32),
-            "mask": np.ones(shape[0], bool),
+            "images": random.normal(size=(count, *config.data.size, 3)).astype(np.float32),
+            "mask": np.ones(count, bool),
         }
         for task in tasks:
             label = random.integers(0, 2, size=(*shape, task.label_channels))
@@ -111,6 +114,38 @@ def test_microbatches_give_the_losses_of_the_whole_batch():
     config.train.microbatches = 4
     # Losses are means over images, so parts add up to the whole but for rounding.
     assert_same_history(run(config, 2, create_pixel_state), whole, rtol=1e-5)
+
+
+def test_labels_on_a_finer_grid_are_compared_with_enlarged_logits():
+    config = tiny_config(data__label_scale="2", model__decoder_drop_path_rate="0.0")
+    tasks = select(config.tasks.set, config.tasks.names)
+    batch = next(make_batches(config, tasks))
+    assert batch["depth"].shape == (2, 64, 128, 1)
+    logits = PixelModel(tasks, 0.0)(batch["images"], training=False, rngs=None)
+    total, losses = multitask_loss(
+        tasks,
+        {name: resized_by_opencv(value, (64, 128)) for name, value in logits.items()},
+        batch,
+        weights=config.loss.weights,
+        scheme=config.loss.scheme,
+        reduction=config.loss.reduction,
+    )
+    found = run(config, 1, create_pixel_state)[0]
+    # Float32 rounding in another order of the interpolation and of sums over 16,384 pixels.
+    np.testing.assert_allclose(found["loss"], total, rtol=1e-5)
+    for name, value in losses.items():
+        np.testing.assert_allclose(found[f"loss/{name}"], value, rtol=1e-5)
+
+
+def test_eight_devices_give_the_losses_of_one_with_labels_on_a_finer_grid():
+    config = tiny_config(
+        train__batch_size="8", data__label_scale="2", model__decoder_drop_path_rate="0.0"
+    )
+    one, eight, shared = (
+        run(config, devices, create_pixel_state, fsdp) for devices, fsdp in ((1, 1), (8, 1), (4, 2))
+    )
+    assert_same_history(eight, one, rtol=1e-5)
+    assert_same_history(shared, one, rtol=1e-5)
 
 
 def test_training_drops_paths():
