@@ -14,7 +14,8 @@ A batch, on the host, after the transforms, where s is the label scale (`config.
 |-------------|-------------------------------------|---------------------------------------|
 | images      | float32 [b h w 3]                   | RGB, ImageNet mean 0 and deviation 1  |
 | class tasks | int32 [b h*s w*s 1]                 | class index, 255 ignore               |
-| depth       | float32 [b h*s w*s 1]               | metres, 255 ignore                    |
+| depth       | float32 [b h*s w*s 1]               | metres or pixels (the task's unit),   |
+|             |                                     | 255 ignore                            |
 | normals     | float32 [b h*s w*s 3]               | unit, all three channels 255: ignore  |
 | id          | str [b]                             | of the examples                       |
 | size        | int32 [b 2]                         | the image's, without the padding      |

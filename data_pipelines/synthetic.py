@@ -123,3 +123,5 @@ def _check_task(task: tasks_lib.Task) -> None:
             f"Synthetic scenes have no label for task 'semseg' with {task.channels} classes "
             f"({', '.join(task.class_names[:3])}, ...). Valid: the 40 of NYUDv2, the 21 of VOC."
         )
+    if task.name == "depth" and task.unit != tasks_lib.DEPTH.unit:
+        raise ValueError(f"Synthetic scenes have depth in metres, not in {task.unit}.")

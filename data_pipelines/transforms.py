@@ -82,7 +82,8 @@ class AugmentSettings:
 class RandomScale(Transform):
     """Zooms by s, uniform in [low, high): the image linearly, labels to the nearest.
 
-    A surface twice as large on the image is taken to be half as far away: distances become d / s.
+    A surface twice as large on the image is taken to be half as far away: distances become d / s,
+    as `Task.scale_power` says.
     """
 
     tasks: tuple[Task, ...]
@@ -98,8 +99,9 @@ class RandomScale(Transform):
             label = cv2.resize(
                 example[task.name], (width, height), interpolation=_LABEL_INTERPOLATION
             ).reshape(height, width, task.label_channels)
-            if task.divide_by_scale:
-                np.divide(label, np.float32(scale), out=label, where=label != task.ignore)
+            if task.scale_power:
+                factor = np.float32(scale**task.scale_power)
+                np.multiply(label, factor, out=label, where=label != task.ignore)
             out[task.name] = label
         return out
 
@@ -292,6 +294,26 @@ def _pad(array: np.ndarray, offset: Sequence[int], size: Sequence[int], fill: fl
     return padded
 
 
+@dataclasses.dataclass(frozen=True)
+class IgnoreUnannotated(Transform):
+    """Makes all of a label ignore where it holds only background, `Task.ignore_all_background`.
+
+    As in the official code this is asked of the crop, so a person's surroundings do not count.
+    """
+
+    tasks: tuple[Task, ...]
+
+    def _apply(self, example: Example, rng: np.random.Generator) -> Example:
+        out = dict(example)
+        for task in self.tasks:
+            label = example[task.name]
+            if not task.ignore_all_background:
+                continue
+            if np.count_nonzero(label) == np.count_nonzero(label == task.ignore):
+                out[task.name] = np.full_like(label, task.ignore)
+        return out
+
+
 def train_transforms(
     tasks: Sequence[Task],
     crop_size: tuple[int, int],
@@ -322,6 +344,7 @@ def train_transforms(
         ),
         Normalise(),
         Pad(tasks, crop_size, label_scale),
+        IgnoreUnannotated(tasks),
     )
 
 
@@ -330,7 +353,12 @@ def eval_transforms(
 ) -> tuple[Transform, ...]:
     """Returns the evaluation transforms, nothing random; arguments are as in `train_transforms`."""
     tasks = tuple(tasks)
-    return (*_shrink(tasks, label_scale), Normalise(), Pad(tasks, size, label_scale))
+    return (
+        *_shrink(tasks, label_scale),
+        Normalise(),
+        Pad(tasks, size, label_scale),
+        IgnoreUnannotated(tasks),
+    )
 
 
 def _shrink(tasks: tuple[Task, ...], factor: int) -> tuple[Transform, ...]:

@@ -72,7 +72,7 @@ def edge_bce(logits, label, valid, axes):
 
 
 def l1(logits, label, valid, axes):
-    """Absolute error, in the label's unit (depth: metres)."""
+    """Absolute error, in the label's unit."""
     del valid, axes
     return jnp.abs(logits[..., 0] - label[..., 0])
 

@@ -32,8 +32,11 @@ class Task:
       label_channels: channels of the label.
       label_dtype: "int32" for classes, "float32" for measures.
       ignore: label value left out of losses and metrics.
-      divide_by_scale: the value is a distance, so an image enlarged by s holds values / s.
+      scale_power: zooming an image by s multiplies the value by s**scale_power: -1 for distances,
+        1 for disparities in pixels.
       negate_x_on_flip: the first channel is a horizontal component, so mirroring negates it.
+      ignore_all_background: a label that holds background (0) alone counts as not annotated: all
+        of it becomes ignore.
       class_names: one for each class, for class tasks.
       palette: an RGB colour for each class, for class tasks.
       display: key of `visualize.DISPLAYS`: how a prediction becomes a picture.
@@ -50,8 +53,9 @@ class Task:
     label_channels: int = 1
     label_dtype: str = "int32"
     ignore: int = IGNORE
-    divide_by_scale: bool = False
+    scale_power: int = 0
     negate_x_on_flip: bool = False
+    ignore_all_background: bool = False
     class_names: tuple[str, ...] = ()
     palette: tuple[Colour, ...] = ()
 
@@ -120,7 +124,10 @@ def _segmentation(
 SEMSEG_NYUDV2 = _segmentation("semseg", NYUDV2_CLASSES, _voc_palette(41)[1:])
 SEMSEG_VOC = _segmentation("semseg", VOC_CLASSES)
 SEMSEG_CITYSCAPES = _segmentation("semseg", CITYSCAPES_CLASSES, CITYSCAPES_PALETTE)
-HUMAN_PARTS = _segmentation("human_parts", HUMAN_PART_CLASSES)
+# Most photos show no person, and nobody looked for parts in them.
+HUMAN_PARTS = dataclasses.replace(
+    _segmentation("human_parts", HUMAN_PART_CLASSES), ignore_all_background=True
+)
 DEPTH = Task(
     name="depth",
     channels=1,
@@ -131,8 +138,10 @@ DEPTH = Task(
     display="depth",
     unit="m",
     label_dtype="float32",
-    divide_by_scale=True,
+    scale_power=-1,
 )
+# Cityscapes: (v - 1) / 256 pixels of the raw image, from a file's 16-bit v. 0 is no measurement.
+DISPARITY = dataclasses.replace(DEPTH, unit="px", scale_power=1)
 NORMALS = Task(
     name="normals",
     channels=3,
@@ -170,7 +179,7 @@ SALIENCY = Task(
 # The order is the official one: the cross-task block concatenates features in it.
 NYUDV2 = (SEMSEG_NYUDV2, DEPTH, EDGE, NORMALS)
 PASCAL_CONTEXT = (SEMSEG_VOC, HUMAN_PARTS, SALIENCY, EDGE, NORMALS)
-CITYSCAPES = (SEMSEG_CITYSCAPES, DEPTH)
+CITYSCAPES = (SEMSEG_CITYSCAPES, DISPARITY)
 TASK_SETS = {"nyudv2": NYUDV2, "pascal_context": PASCAL_CONTEXT, "cityscapes": CITYSCAPES}
 
 

@@ -40,7 +40,7 @@ def to_value(task: Task, logits: Array) -> np.ndarray:
       logits: float [h w channels].
 
     Returns:
-      classes: uint8 [h w]; depth: float32 [h w], metres; normals: float32 [h w 3], unit length;
+      classes: uint8 [h w]; depth: float32 [h w]; normals: float32 [h w 3], unit length;
       edge and saliency: float32 [h w], a probability.
     """
     value = VALUES[task.display](np.asarray(logits, np.float32))
@@ -60,10 +60,14 @@ def _draw_classes(task: Task, value: np.ndarray, ignored: np.ndarray) -> np.ndar
 
 
 def _draw_depth(task: Task, value: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    """Near is yellow, far is dark blue; from the 2nd to the 98th percentile of the map."""
+    """Near is yellow, far is dark blue; from the 2nd to the 98th percentile of the map.
+
+    Near is where values are small, or large where they grow as the image does (disparity).
+    """
     seen = value[~ignored]
     low, high = np.percentile(seen, (2, 98)) if seen.size else (0.0, 1.0)
-    nearness = np.clip((high - value) / max(high - low, 1e-6), 0.0, 1.0)
+    nearness = high - value if task.scale_power < 0 else value - low
+    nearness = np.clip(nearness / max(high - low, 1e-6), 0.0, 1.0)
     bgr = cv2.applyColorMap((255 * nearness).astype(np.uint8), cv2.COLORMAP_VIRIDIS)
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 

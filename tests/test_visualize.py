@@ -6,10 +6,18 @@ import pytest
 from mtmamba_jax.benchmark import random_batch
 from mtmamba_jax.panels import example_panel
 from mtmamba_jax.predict import enlarge
-from mtmamba_jax.tasks import DEPTH, NORMALS, NYUDV2, PASCAL_CONTEXT, SEMSEG_NYUDV2
+from mtmamba_jax.tasks import (
+    CITYSCAPES,
+    DEPTH,
+    DISPARITY,
+    NORMALS,
+    NYUDV2,
+    PASCAL_CONTEXT,
+    SEMSEG_NYUDV2,
+)
 from mtmamba_jax.visualize import label_value, overlay, panel, to_picture, to_value
 
-ALL = {task: task.name for task in (*NYUDV2, *PASCAL_CONTEXT)}
+ALL = {task: task.name for task in (*NYUDV2, *PASCAL_CONTEXT, *CITYSCAPES)}
 
 
 @pytest.mark.parametrize("task", ALL, ids=lambda task: f"{task.name}-{task.channels}")
@@ -39,6 +47,14 @@ def test_normals_have_unit_length_and_depth_keeps_metres():
     vectors = np.array([[[3.0, 0.0, 4.0], [0.0, -2.0, 0.0]]])
     np.testing.assert_allclose(to_value(NORMALS, vectors)[0, 0], [0.6, 0, 0.8], rtol=1e-6)
     np.testing.assert_allclose(to_value(DEPTH, np.full((2, 2, 1), 3.5)), 3.5)
+
+
+@pytest.mark.parametrize("task", [DEPTH, DISPARITY], ids=lambda task: task.unit)
+def test_near_is_yellow_and_far_is_blue(task):
+    nearness = np.linspace(1, 2, 100, dtype=np.float32)[None]
+    picture = to_picture(task, nearness**task.scale_power)
+    assert picture[0, 0].argmax() == 2
+    assert picture[0, -1].argmin() == 2
 
 
 def test_enlarging_is_bilinear_with_half_pixel_centres_and_seamless_over_strips():

@@ -1,4 +1,4 @@
-"""Depth: errors in metres and as ratios, sums pooled over the pixels of the set."""
+"""Depth or disparity: errors in its unit and as ratios, sums pooled over the pixels of the set."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from mtmamba_jax.metrics.base import ConstantBaseline, Metric, Scores, count, ra
 from mtmamba_jax.tasks import Task
 
 SMALLEST_DEPTH = 1e-9
-"""Metres. Predictions are raised to it before every score, as the official evaluation does."""
+"""Predictions are raised to it before every score, as the official evaluation does."""
 
 
 class Depth(Metric):
-    """RMSE (metres), log_rmse (natural logarithm), abs_rel |p - g| / g, sq_rel (p - g)^2 / g."""
+    """RMSE, log_rmse (natural logarithm), abs_rel |p - g| / g, sq_rel (p - g)^2 / g.
+
+    RMSE and sq_rel are in the task's unit.
+    """
 
     def __init__(self, task: Task):
         super().__init__(
@@ -42,7 +45,7 @@ class Depth(Metric):
         }
 
     def compute(self, counts) -> Scores:
-        """Returns RMSE in metres, log_rmse, abs_rel and sq_rel (metres)."""
+        """Returns RMSE, log_rmse, abs_rel and sq_rel."""
         pixels = counts["pixels"]
         return {
             "RMSE": ratio(counts["squared"], pixels) ** 0.5,
@@ -74,11 +77,11 @@ class DepthConstant(ConstantBaseline):
         }
 
     def logits(self, counts):
-        """Returns the mean depth, metres."""
+        """Returns the mean depth, in the task's unit."""
         return np.array([ratio(counts["depth"], counts["pixels"])])
 
     def compute(self, counts) -> Scores:
-        """Returns {"RMSE": metres}."""
+        """Returns {"RMSE": value in the task's unit}."""
         variance = ratio(counts["squared_depth"], counts["pixels"]) - self.logits(counts)[0] ** 2
         # Rounding may leave a set of one single depth a hair below 0; NaN stays NaN.
         return {"RMSE": float(np.sqrt(np.maximum(variance, 0.0)))}

@@ -29,7 +29,7 @@ class RandomExamples:
             if task.negate_x_on_flip:
                 label = rng.normal(size=shape)
                 label /= np.linalg.norm(label, axis=-1, keepdims=True)
-            elif task.divide_by_scale:
+            elif task.scale_power:
                 label = rng.uniform(0.5, 9, shape)
             else:
                 label = rng.integers(0, task.channels if task.class_names else 2, shape)

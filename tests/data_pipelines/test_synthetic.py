@@ -279,6 +279,7 @@ def test_an_index_outside_the_source_is_an_index_error(index):
         ({"size": (0, 64)}, r"size \(height, width\) of 1 or more, got \(0, 64\)"),
         ({"num_examples": 0}, "num_examples of 1 or more"),
         ({"tasks": tasks_lib.CITYSCAPES}, "no label for task 'semseg' with 19 classes.*Valid"),
+        ({"tasks": (tasks_lib.DISPARITY,)}, "depth in metres, not in px"),
     ],
 )
 def test_a_wrong_argument_is_named_with_the_valid_ones(changed, message):

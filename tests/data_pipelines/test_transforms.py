@@ -7,6 +7,7 @@ from mtmamba_jax.data_pipelines import batch
 from mtmamba_jax.data_pipelines.transforms import (
     AugmentSettings,
     ColourJitter,
+    IgnoreUnannotated,
     Normalise,
     Pad,
     RandomCrop,
@@ -16,7 +17,17 @@ from mtmamba_jax.data_pipelines.transforms import (
     eval_transforms,
     train_transforms,
 )
-from mtmamba_jax.tasks import DEPTH, IGNORE, NORMALS, NYUDV2, PASCAL_CONTEXT, SEMSEG_NYUDV2
+from mtmamba_jax.tasks import (
+    DEPTH,
+    DISPARITY,
+    HUMAN_PARTS,
+    IGNORE,
+    NORMALS,
+    NYUDV2,
+    PASCAL_CONTEXT,
+    SALIENCY,
+    SEMSEG_NYUDV2,
+)
 from tests.data_pipelines.random_examples import RandomExamples
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -62,11 +73,9 @@ def test_evaluation_transforms_give_the_official_arrays(arrays, image, tasks):
     for task in tasks:
         label = official("raw", task).astype(task.label_dtype)
         # What the dataset builders mark as ignore, and the official code marks while transforming:
-        # no depth, no normal, no person.
+        # no depth, no normal.
         if task.name in ("depth", "normals"):
             label[(label == 0).all(-1)] = IGNORE
-        if task.name == "human_parts" and not label.any():
-            label[:] = IGNORE
         example[task.name] = label
     batch.check_example(example, tasks)
     raw_size = example["image"].shape[:2]
@@ -109,17 +118,18 @@ def test_scaling_never_makes_a_new_label_value(tasks):
         example = example_of(tasks)
         scaled = RandomScale(tasks, 0.5, 2.0)(example, rng(seed))
         for task in tasks:
-            if task.divide_by_scale:
+            if task.scale_power:
                 continue
             before = {tuple(v) for v in example[task.name].reshape(-1, task.label_channels)}
             after = {tuple(v) for v in scaled[task.name].reshape(-1, task.label_channels)}
             assert after <= before
 
 
-def test_scaling_divides_depth_by_the_scale_and_keeps_ignore():
-    example = example_of((DEPTH,))
-    scaled = RandomScale((DEPTH,), 2.0, 2.0)(example, rng())["depth"]
-    expected = np.where(example["depth"] == IGNORE, IGNORE, example["depth"] / 2)
+@pytest.mark.parametrize(("task", "factor"), [(DEPTH, 0.5), (DISPARITY, 2.0)])
+def test_scaling_divides_depth_and_multiplies_disparity_and_keeps_ignore(task, factor):
+    example = example_of((task,))
+    scaled = RandomScale((task,), 2.0, 2.0)(example, rng())["depth"]
+    expected = np.where(example["depth"] == IGNORE, IGNORE, example["depth"] * factor)
     expected = expected.repeat(2, 0).repeat(2, 1)
     np.testing.assert_array_equal(scaled, expected.astype(np.float32))
 
@@ -295,6 +305,38 @@ def test_padding_keeps_a_finer_label_on_the_pixels_of_the_image(padded):
 def test_an_image_larger_than_the_input_size_is_refused():
     with pytest.raises(ValueError, match=r"20x28 .* larger than the input size 16x32"):
         Pad((DEPTH,), (16, 32))(example_of((DEPTH,)), rng())
+
+
+def test_parts_of_an_image_without_a_person_are_ignored():
+    tasks = (HUMAN_PARTS, SALIENCY)
+    example = freeze(example_of(tasks))
+    ignored = example["human_parts"] == IGNORE
+    empty = {name: np.where(ignored, IGNORE, 0).astype(np.int32) for name in example}
+    after = IgnoreUnannotated(tasks)(freeze(empty), rng())
+    assert after["human_parts"].dtype == np.int32
+    assert (after["human_parts"] == IGNORE).all()
+    np.testing.assert_array_equal(after["saliency"], empty["saliency"])
+    one = empty["human_parts"].copy()
+    one[3, 4] = 1
+    for label in (one, example["human_parts"]):
+        after = IgnoreUnannotated(tasks)({**example, "human_parts": label}, rng())
+        np.testing.assert_array_equal(after["human_parts"], label)
+
+
+def test_a_crop_beside_the_person_is_ignored():
+    example = example_of((HUMAN_PARTS,), (20, 400))
+    example["human_parts"][:, :200] = 0  # a person in the right half
+    example["human_parts"][5:15, 200:] = 2
+    seen = set()
+    for seed in range(10):
+        crop, generator = example, rng(seed)
+        settings = AugmentSettings(scale=(1.0, 1.0), max_class_share=1.0)
+        for transform in train_transforms((HUMAN_PARTS,), (20, 20), settings):
+            crop = transform(crop, generator)
+        values = set(np.unique(crop["human_parts"]))
+        seen.add("person" if values & set(range(1, 7)) else "ignored")
+        assert values != {0} and values != {0, IGNORE}
+    assert seen == {"person", "ignored"}
 
 
 @pytest.mark.parametrize(
