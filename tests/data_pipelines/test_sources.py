@@ -4,15 +4,9 @@ import threading
 import numpy as np
 import pytest
 
-<<<<<<< HEAD
 from mtmamba_jax.configs import common
 from mtmamba_jax.data_pipelines.batch import check_example
 from mtmamba_jax.data_pipelines.sources import CachedSource, open_source
-=======
-from mtmamba_jax import config as configuration
-from mtmamba_jax.data_pipelines.batch import check_example
-from mtmamba_jax.data_pipelines.sources import SOURCES, CachedSource, make_source, open_source
->>>>>>> 283b48f (Labels may lie on a finer grid than the images: data.label_scale)
 from mtmamba_jax.tasks import DEPTH, NYUDV2
 from tests.data_pipelines.random_examples import RandomExamples
 
@@ -72,8 +66,7 @@ def test_a_cached_example_is_read_once_and_equal(source):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_raw_images_are_as_large_as_the_labels_of_the_batch(split):
-    data = configuration.load("synthetic").data
-    data.size, data.label_scale = (12, 16), 3
+    data = data_config(size=(12, 16), label_scale=3)
     assert open_source(data, (DEPTH,), split)[0]["image"].shape == (36, 48, 3)
 
 
