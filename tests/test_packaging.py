@@ -7,7 +7,14 @@ import sys
 import zipfile
 
 ROOT = pathlib.Path(__file__).parents[1]
-MODULES = ("kernels.ss2d", "data_pipelines.synthetic", "configs.common", "training.loop", "cli")
+MODULES = (
+    "kernels.ss2d",
+    "data_pipelines.synthetic",
+    "data_pipelines.builders.nyudv2.layout",
+    "configs.common",
+    "training.loop",
+    "cli",
+)
 
 
 def test_wheel_has_one_top_level_name_and_imports_elsewhere(tmp_path):
@@ -22,6 +29,7 @@ def test_wheel_has_one_top_level_name_and_imports_elsewhere(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as file:
         names = {name.split("/")[0] for name in file.namelist()}
+        assert "mtmamba_jax/data_pipelines/builders/nyudv2/CITATIONS.bib" in file.namelist()
         metadata = next(name for name in file.namelist() if name.endswith("top_level.txt"))
         assert file.read(metadata).decode().split() == ["mtmamba_jax"]
     assert {name for name in names if not name.endswith(".dist-info")} == {"mtmamba_jax"}
