@@ -43,6 +43,8 @@ def prepare(
       ValueError: an unknown name, no source; files that are missing or wrong (`DataError`).
       OSError: no space, or another process that prepares the same.
     """
+    if num_workers < 0:
+        raise ValueError(f"--workers: wanted 0 or more, got {num_workers}.")
     builder = create_builder(
         name, data_dir, source=source, allow_partial=allow_partial, num_workers=num_workers
     )
