@@ -1,0 +1,61 @@
+"""The command `prepare`, as a user calls it."""
+
+import cv2
+import pytest
+
+from mtmamba_jax.cli import main
+from mtmamba_jax.data_pipelines.records import DATASETS
+from tests.data_pipelines.dummy_trees import ROOT
+
+
+def prepare(name, tmp_path, *arguments):
+    source = f"--source={ROOT / name / 'dummy_data'}"
+    fixed = ["prepare", f"--dataset={name}", f"--data_dir={tmp_path}", "--workers=0"]
+    return main([*fixed, source, "--allow_partial", *arguments])
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_prepare_says_what_it_wrote_and_draws_it(name, tmp_path, capsys):
+    assert prepare(name, tmp_path, "--check") == 0
+    text = capsys.readouterr().out
+    assert "records are right" in text
+    assert f"train --config={name} --config.data.dir={tmp_path}" in text
+    sheet = cv2.imread(str(tmp_path / name / "1.0.0" / "samples.png"))
+    assert sheet.std() > 20  # something is drawn
+
+
+def test_a_second_call_leaves_what_is_there(tmp_path, capsys):
+    prepare("nyudv2", tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert prepare("nyudv2", tmp_path) == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert "nyudv2 is prepared already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset=nyudv"], "Did you mean 'nyudv2'?"),
+        (["--dataset=nyudv2"], "not prepared in"),
+        (["--dataset=nyudv2", "--source=nowhere"], "nowhere does not exist"),
+        (["--dataset=nyudv2", "--source=.", "--workers=-1"], "--workers: wanted 0 or more"),
+    ],
+)
+def test_what_cannot_work_is_told_in_a_line(arguments, message, tmp_path, capsys):
+    assert main(["prepare", *arguments, f"--data_dir={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_check_names_a_damaged_record(tmp_path, capsys):
+    prepare("nyudv2", tmp_path)
+    (shard,) = (tmp_path / "nyudv2").rglob("*.array_record*")
+    data = bytearray(shard.read_bytes())
+    middle = data.index(b"\x89PNG") + 1000  # inside the first record
+    data[middle : middle + 50] = bytes(50)
+    shard.write_bytes(bytes(data))
+    assert prepare("nyudv2", tmp_path, "--check") == 2
+    error = capsys.readouterr().err
+    assert "nyudv2, val record 0 is wrong" in error
+    assert "prepare the dataset again" in error
