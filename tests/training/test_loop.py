@@ -131,7 +131,7 @@ class SpoiledScenes(sources.SyntheticScenes):
 
 
 def test_non_finite_loss_stops_the_run_and_names_step_and_task(tmp_path, monkeypatch):
-    monkeypatch.setitem(sources.SOURCES, "synthetic", SpoiledScenes)
+    monkeypatch.setattr(sources, "SyntheticScenes", SpoiledScenes)
     with pytest.raises(NonFiniteError, match=r"Step 1: not finite: .*loss/depth") as error:
         train(tiny_config(), tmp_path)
     assert "loss/semseg" not in str(error.value)
