@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mtmamba_jax.tasks import IGNORE
 
-AGAIN = "Extract or copy it again from the published archive."
+AGAIN = "Extract or copy it again from its source."
 """The remedy where a file is damaged."""
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -121,6 +121,8 @@ def read_photo(path: pathlib.Path) -> np.ndarray:
 def read_grey(path: pathlib.Path, size: Sequence[int] | None = None) -> np.ndarray:
     """Returns a map of one channel, uint8 or uint16 [h w]: grey levels, or a palette's indices.
 
+    A file of 1 bit gives 0 and 1.
+
     Raises:
       DataError: unreadable, of several channels, or of another size.
     """
@@ -130,14 +132,15 @@ def read_grey(path: pathlib.Path, size: Sequence[int] | None = None) -> np.ndarr
             f"{path} is of mode {image.mode}, wanted one channel of 8 or 16 bits. "
             "Save the numbers themselves, not colours."
         )
-    return check_size(np.asarray(image), size, path)
+    values = np.asarray(image)
+    return check_size(values.astype(np.uint8) if values.dtype == bool else values, size, path)
 
 
-def read_depth(path: pathlib.Path, size: Sequence[int]) -> np.ndarray:
+def read_depth(path: pathlib.Path, size: Sequence[int] | None) -> np.ndarray:
     """Returns distances in metres from .npy, float32 [h w 1]; 0, not measured, becomes ignore.
 
     Raises:
-      DataError: unreadable, no real numbers [h w], NaN, infinite or negative, or another size.
+      DataError: unreadable, no floats [h w], NaN, infinite or negative, or of another size.
     """
     try:
         depth = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
@@ -147,6 +150,11 @@ def read_depth(path: pathlib.Path, size: Sequence[int]) -> np.ndarray:
         raise DataError(f"{path} is no readable .npy array ({error}). {AGAIN}") from error
     if not isinstance(depth, np.ndarray) or depth.dtype.kind not in "fiu":
         raise DataError(f"{path} holds no array of real numbers. Save metres as float32 [h w].")
+    if depth.dtype.kind != "f":
+        raise DataError(
+            f"{path} holds whole numbers ({depth.dtype}): are they millimetres? Save metres as "
+            "float32 [h w]."
+        )
     if depth.ndim == 3 and depth.shape[-1] == 1:
         depth = depth[..., 0]
     if depth.ndim != 2:
@@ -163,7 +171,7 @@ def read_depth(path: pathlib.Path, size: Sequence[int]) -> np.ndarray:
     return np.where(depth == 0, np.float32(IGNORE), depth)
 
 
-def read_normals(path: pathlib.Path, size: Sequence[int]) -> np.ndarray:
+def read_normals(path: pathlib.Path, size: Sequence[int] | None) -> np.ndarray:
     """Returns normals from an RGB picture, 2 * v / 255 - 1, float32 [h w 3].
 
     Raises:
@@ -228,7 +236,7 @@ def check_size(array: np.ndarray, size: Sequence[int] | None, path: pathlib.Path
         shape = "x".join(map(str, found))
         raise DataError(
             f"{path} is {shape} (height x width), its image {size[0]}x{size[1]}. Both must be of "
-            "one size: is it of another version of the dataset?"
+            "one size: is it of another image, or another version of the dataset?"
         )
     return array
 
