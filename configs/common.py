@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     config.tasks = ConfigDict()
     config.tasks.set = "nyudv2"  # key of tasks.TASK_SETS
     config.tasks.names = ()  # some of the set's tasks; () is all of them
+    config.tasks.classes = ()  # names of semseg's classes, in place of the set's
     # The score that each task's gain is measured against in delta_m, by task name, in the units
     # the tables print; empty: the best constant prediction's, measured on the test set.
     config.tasks.baselines = ConfigDict()
@@ -42,7 +43,8 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.name = "synthetic"  # key of data_pipelines.sources.SOURCES
-    config.data.dir = None  # where `prepare` wrote the dataset; None: where TFDS keeps them
+    # folder: of one's own data. Prepared datasets: where `prepare` wrote them; None: TFDS's place.
+    config.data.dir = None
     config.data.size = (448, 576)  # height and width of training crops and of evaluation
     config.data.label_scale = 1  # labels are this many times as high and wide as the images
     config.data.train_examples = 795  # synthetic: size of the training set

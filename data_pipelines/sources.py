@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
+from mtmamba_jax.data_pipelines.folder import Folder
 from mtmamba_jax.data_pipelines.pipeline import Source
 from mtmamba_jax.data_pipelines.records import DATASETS, Records
 from mtmamba_jax.data_pipelines.synthetic import SyntheticScenes
@@ -36,8 +37,15 @@ def _records(data: ConfigDict, tasks: Sequence[Task], split: str) -> Source:
     return Records(data.name, data.dir, SPLITS[split], tasks)
 
 
+def _folder(data: ConfigDict, tasks: Sequence[Task], split: str) -> Source:
+    source = Folder(data.dir, SPLITS[split], tasks)
+    print(source.summary(), flush=True)
+    return source
+
+
 SOURCES: dict[str, Callable[[ConfigDict, Sequence[Task], str], Source]] = {
     "synthetic": _synthetic,
+    "folder": _folder,
     **dict.fromkeys(DATASETS, _records),
 }
 """(config.data, tasks, "train" or "test") -> source, for each `config.data.name`."""

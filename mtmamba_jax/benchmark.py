@@ -21,7 +21,7 @@ from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
 from mtmamba_jax.models.norm import TaskLayerNorm
 from mtmamba_jax.names import check_name
 from mtmamba_jax.sharding import compiler_options, create_mesh, put_batch, split_state
-from mtmamba_jax.tasks import Task, select
+from mtmamba_jax.tasks import Task
 from mtmamba_jax.timing import (
     Timing,
     check_repeats,
@@ -197,7 +197,7 @@ def model_record(what: str, config: ConfigDict, repeats: int) -> Record:
     """
     check_name("program", what, MODEL_PROGRAMS)
     check_repeats(repeats)
-    tasks = select(config.tasks.set, config.tasks.names)
+    tasks = configuration.tasks(config)
     configuration.check(config, [task.name for task in tasks])
     prepare = {"step": _train_program, "inference": _predict_program}[what]
     batch_size, devices, program, compiling, call = prepare(config, tasks)

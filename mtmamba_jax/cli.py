@@ -78,12 +78,11 @@ def _overrides(unknown: Sequence[str], command: str, parser) -> dict[str, str]:
 def _train(options: argparse.Namespace) -> int:
     from mtmamba_jax import config as configuration
     from mtmamba_jax.evaluate import score_table
-    from mtmamba_jax.tasks import select
     from mtmamba_jax.training.loop import train
 
     config = configuration.load(options.config)
     configuration.override(config, options.overrides)
-    tasks = select(config.tasks.set, config.tasks.names)
+    tasks = configuration.tasks(config)
     workdir = pathlib.Path(options.workdir or f"runs/{configuration.run_name(options.config)}")
     _announce(
         f"Training {config.model.name} with {config.model.encoder} on {config.data.name}: "

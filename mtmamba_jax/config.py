@@ -14,9 +14,11 @@ from ml_collections import ConfigDict
 
 import mtmamba_jax.configs
 from mtmamba_jax.configs import common
+from mtmamba_jax.data_pipelines.folder import find_folder, task_folders
 from mtmamba_jax.kernels.ss2d import IMPLEMENTATIONS
 from mtmamba_jax.losses import REDUCTIONS, SCHEMES
 from mtmamba_jax.names import check_name, nearest
+from mtmamba_jax.tasks import CUSTOM, Task, select
 
 FREE_KEYS = (
     "mesh.data",
@@ -136,7 +138,7 @@ def _parse(key: str, text: str, current: object) -> object:
         value = text
     if isinstance(current, tuple):
         if isinstance(value, str):
-            value = tuple(filter(None, value.split(",")))
+            value = tuple(part.strip() for part in value.split(",") if part.strip())
         value = tuple(value) if isinstance(value, list | tuple) else (value,)
         # An empty tuple gives no pattern; a full one does, element by element.
         fits = not current or len(value) == len(current)
@@ -156,6 +158,36 @@ def _parse(key: str, text: str, current: object) -> object:
             f"got {text!r}."
         )
     return value
+
+
+def tasks(config: ConfigDict) -> tuple[Task, ...]:
+    """Returns the tasks of a run.
+
+    Raises:
+      ValueError: names or classes that cannot be, or no names where the data does not give them.
+    """
+    if config.data.name == "folder" and not config.tasks.names:
+        raise ValueError(_unnamed_tasks(config.data.dir))
+    return select(config.tasks.set, config.tasks.names, config.tasks.classes)
+
+
+def _unnamed_tasks(folder: str | None) -> str:
+    if folder is None:
+        return (
+            "Config keys 'data.dir' and 'tasks.names' are not set. Give the folder of your data "
+            "and the tasks to learn, such as --config.data.dir=my_data "
+            f"--config.tasks.names=semseg,depth. Valid: {', '.join(t.name for t in CUSTOM)}."
+        )
+    found = task_folders(find_folder(folder))
+    if not found:
+        return (
+            f"{folder} has no folder of labels. Each task has one, with its name: "
+            f"{', '.join(t.name for t in CUSTOM)}."
+        )
+    return (
+        f"Config key 'tasks.names' is not set. {folder} has labels for {', '.join(found)}: take "
+        f"these or some, --config.tasks.names={','.join(found)}."
+    )
 
 
 def check(config: ConfigDict, task_names: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from mtmamba_jax.collectives import count_collectives, count_loops
 from mtmamba_jax.evaluate import create_predict_step
 from mtmamba_jax.names import check_name
 from mtmamba_jax.sharding import create_mesh, on_device, split_state
-from mtmamba_jax.tasks import Task, select
+from mtmamba_jax.tasks import Task
 from mtmamba_jax.timing import program_memory
 from mtmamba_jax.topology import Topology
 from mtmamba_jax.training.optimizer import create_optimizer
@@ -99,7 +99,7 @@ def plan_records(what: str, config: ConfigDict, topology: Topology) -> Iterator[
       ValueError: a configuration that cannot work, or a batch that does not split.
     """
     check_name("program", what, MODEL_PROGRAMS)
-    tasks = select(config.tasks.set, config.tasks.names)
+    tasks = configuration.tasks(config)
     configuration.check(config, [task.name for task in tasks])
     count = len(topology.devices)
     _check_batch(what, config, topology)

@@ -116,12 +116,17 @@ def _segmentation(
         lower_is_better=False,
         display="classes",
         class_names=class_names,
-        # NYUDv2 labels every pixel, so its palette skips VOC's black.
-        palette=palette or _voc_palette(len(class_names)),
+        palette=palette or _class_palette(class_names),
     )
 
 
-SEMSEG_NYUDV2 = _segmentation("semseg", NYUDV2_CLASSES, _voc_palette(41)[1:])
+def _class_palette(class_names: Sequence[str]) -> tuple[Colour, ...]:
+    """VOC's colours; black, that of ignored pixels, is for background alone."""
+    first = 0 if "background" in class_names[:1] else 1
+    return _voc_palette(first + len(class_names))[first:]
+
+
+SEMSEG_NYUDV2 = _segmentation("semseg", NYUDV2_CLASSES)
 SEMSEG_VOC = _segmentation("semseg", VOC_CLASSES)
 SEMSEG_CITYSCAPES = _segmentation("semseg", CITYSCAPES_CLASSES, CITYSCAPES_PALETTE)
 # Most photos show no person, and nobody looked for parts in them.
@@ -180,17 +185,71 @@ SALIENCY = Task(
 NYUDV2 = (SEMSEG_NYUDV2, DEPTH, EDGE, NORMALS)
 PASCAL_CONTEXT = (SEMSEG_VOC, HUMAN_PARTS, SALIENCY, EDGE, NORMALS)
 CITYSCAPES = (SEMSEG_CITYSCAPES, DISPARITY)
-TASK_SETS = {"nyudv2": NYUDV2, "pascal_context": PASCAL_CONTEXT, "cityscapes": CITYSCAPES}
+# For data of one's own: all tasks; the configuration names semseg's classes. Parts are a row of
+# their own: here a label of background alone counts, and an image not looked at has none.
+CUSTOM = (
+    _segmentation("semseg", ()),
+    _segmentation("human_parts", HUMAN_PART_CLASSES),
+    SALIENCY,
+    DEPTH,
+    EDGE,
+    NORMALS,
+)
+TASK_SETS = {
+    "nyudv2": NYUDV2,
+    "pascal_context": PASCAL_CONTEXT,
+    "cityscapes": CITYSCAPES,
+    "custom": CUSTOM,
+}
 
 
-def select(task_set: str, names: Sequence[str] = ()) -> tuple[Task, ...]:
-    """Returns the tasks of a set, in its order; `names` keeps only some of them.
+def select(
+    task_set: str, names: Sequence[str] = (), classes: Sequence[str] = ()
+) -> tuple[Task, ...]:
+    """Returns the tasks of a set, in its order.
+
+    Args:
+      task_set: key of `TASK_SETS`.
+      names: keeps only these tasks.
+      classes: names of semseg's classes, in place of the set's.
 
     Raises:
-      ValueError: an unknown set or task name; the message gives the valid ones.
+      ValueError: an unknown set or task name (the message gives the valid ones); classes that
+        cannot be, without semseg to have them, or a semseg without classes.
     """
     check_name("task set", task_set, TASK_SETS)
     tasks = {task.name: task for task in TASK_SETS[task_set]}
     for name in names:
         check_name("task", name, tasks)
-    return tuple(task for task in tasks.values() if not names or task.name in names)
+    chosen = {name: task for name, task in tasks.items() if not names or name in names}
+    if classes:
+        if "semseg" not in chosen:
+            raise ValueError(
+                "tasks.classes are those of task 'semseg', which this run has not: it has "
+                f"{', '.join(chosen)}."
+            )
+        _check_classes(classes)
+        chosen["semseg"] = _segmentation("semseg", tuple(classes))
+    for task in chosen.values():
+        if not task.channels:
+            raise ValueError(
+                f"Task {task.name!r} of the set {task_set!r} has no classes of its own. Name them, "
+                "in the order of the labels' numbers: --config.tasks.classes=background,crack."
+            )
+    return tuple(chosen.values())
+
+
+def _check_classes(classes: Sequence[str]) -> None:
+    wrong = [name for name in classes if not isinstance(name, str) or not name.strip()]
+    if wrong:
+        raise ValueError(f"tasks.classes wants names, such as background,crack; got {wrong[0]!r}.")
+    twice = sorted({name for name in classes if classes.count(name) > 1})
+    if twice:
+        raise ValueError(f"tasks.classes names {twice[0]!r} twice.")
+    if not 2 <= len(classes) <= IGNORE:
+        why = (
+            "What is not of that class is one too: background,crack."
+            if len(classes) == 1
+            else f"{IGNORE} in a label means not labelled."
+        )
+        raise ValueError(f"tasks.classes wants 2 to {IGNORE} names, got {len(classes)}. {why}")

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from mtmamba_jax import config as configuration
+from mtmamba_jax.tasks import select
 
 
 def test_name_with_folder_and_suffix_is_the_same_config():
@@ -34,6 +35,7 @@ def test_override_keeps_types():
             "optimizer.learning_rate": "1",
             "data.size": "[32, 64]",
             "tasks.names": "depth,edge",
+            "tasks.classes": "floor, traffic light",
             "model.scan_implementation": "xla",
             "tasks.baselines.depth": "0.5",
         },
@@ -42,6 +44,7 @@ def test_override_keeps_types():
     assert config.optimizer.learning_rate == 1.0
     assert config.data.size == (32, 64)
     assert config.tasks.names == ("depth", "edge")
+    assert config.tasks.classes == ("floor", "traffic light")
     assert config.model.scan_implementation == "xla"
     assert config.tasks.baselines.depth == 0.5
 
@@ -90,6 +93,43 @@ def test_every_config_key_is_read_somewhere():
     for key in configuration.flatten(configuration.load("common")):
         if not key.startswith(whole):
             assert key.split(".")[-1] in read, key
+
+
+@pytest.mark.parametrize("task_set", ["nyudv2", "pascal_context", "cityscapes", "custom"])
+def test_classes_of_ones_own_take_the_place_of_the_sets(task_set, tmp_path):
+    config = configuration.load("synthetic")
+    configuration.override(
+        config, {"tasks.set": task_set, "tasks.names": "semseg", "tasks.classes": "floor,crack"}
+    )
+    configuration.save(config, tmp_path / "config.json")
+    (semseg,) = configuration.tasks(configuration.read(tmp_path / "config.json"))
+    assert semseg.class_names == ("floor", "crack")
+    assert semseg.channels == 2
+    assert (0, 0, 0) not in semseg.palette  # that of ignored pixels
+
+
+def test_palette_has_a_colour_for_each_class():
+    names = [f"class {i}" for i in range(255)]
+    (semseg,) = select("custom", ["semseg"], names)
+    assert len(set(semseg.palette)) == 255
+    (semseg,) = select("custom", ["semseg"], ["background", *names[1:]])
+    assert len(set(semseg.palette)) == 255
+    assert semseg.palette[0] == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ((), "has no classes of its own"),
+        (("crack",), "wants 2 to 255 names, got 1. What is not of that class is one too"),
+        (tuple(map(str, range(256))), "wants 2 to 255 names, got 256. 255 in a label means not"),
+        (("crack", "floor", "crack"), "names 'crack' twice"),
+        (("crack", 3), "wants names, such as background,crack; got 3"),
+    ],
+)
+def test_classes_that_cannot_be_are_refused(classes, message):
+    with pytest.raises(ValueError, match=message):
+        select("custom", ["semseg"], classes)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from mtmamba_jax.evaluate import Evaluator, Scores, score_table
 from mtmamba_jax.metrics.multitask import delta_m, headline
 from mtmamba_jax.panels import example_panel, write_panels
 from mtmamba_jax.sharding import create_mesh, put_batch
-from mtmamba_jax.tasks import select
 from mtmamba_jax.training.checkpoints import Checkpoints, holds_checkpoints
 from mtmamba_jax.training.optimizer import create_optimizer, learning_rate
 from mtmamba_jax.training.report import Report
@@ -62,7 +61,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Result:
       NonFiniteError: a loss or the gradient was not finite.
     """
     # What a user can get wrong comes first: the model takes a while to build.
-    tasks = select(config.tasks.set, config.tasks.names)
+    tasks = configuration.tasks(config)
     configuration.check(config, [task.name for task in tasks])
     augment = AugmentSettings(**config.augment)
     train_source = open_source(config.data, tasks, "train")

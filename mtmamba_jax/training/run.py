@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from mtmamba_jax import config as configuration
 from mtmamba_jax.sharding import create_mesh, replicated
-from mtmamba_jax.tasks import Task, select
+from mtmamba_jax.tasks import Task
 from mtmamba_jax.training.checkpoints import Checkpoints
 from mtmamba_jax.training.state import abstract_build
 
@@ -58,7 +58,7 @@ def load_run(workdir: pathlib.Path, checkpoint: str, *, batch_size: int | None =
             f"--workdir={workdir}, makes one."
         )
     config = configuration.read(path)
-    tasks = select(config.tasks.set, config.tasks.names)
+    tasks = configuration.tasks(config)
     graph, abstract = abstract_build(config, tasks)
     mesh = create_mesh(batch_size or config.eval.batch_size)
     checkpoints = Checkpoints(workdir, read_only=True)
