@@ -13,7 +13,7 @@ import jax
 
 import mtmamba_jax
 from mtmamba_jax.benchmark import BOTH, SPECS, Record, ss2d_records
-from mtmamba_jax.tables import gib, percent, short, two_columns
+from mtmamba_jax.tables import gib, percent, row, rule, short, two_columns
 from mtmamba_jax.timing import WARM_UPS, device_peak
 
 # Column titles with the widths of what stands below them.
@@ -52,11 +52,7 @@ def report_ss2d(
     """
     settings = {"specs": specs, "implementations": implementations, "dtype": dtype}
     settings["repeats"] = repeats
-    rule = (
-        "-" * (width - 1) + (":" if title in _NUMBERS else "-")
-        for title, width in _SS2D_COLUMNS.items()
-    )
-    print(f"\n{_row(_SS2D_COLUMNS)}\n{_row(rule)}", flush=True)
+    print(f"\n{_row(_SS2D_COLUMNS)}\n{rule(_SS2D_COLUMNS, _NUMBERS)}", flush=True)
     records, errors = [], []
     for record in ss2d_records(specs, implementations, dtype, repeats):
         records.append(record)
@@ -87,11 +83,7 @@ def _ss2d_row(record: Record) -> str:
 
 
 def _row(cells: Iterable[str]) -> str:
-    padded = (
-        f"{cell:{'>' if title in _NUMBERS else '<'}{width}}"
-        for cell, (title, width) in zip(cells, _SS2D_COLUMNS.items(), strict=True)
-    )
-    return f"| {' | '.join(padded)} |"
+    return row(cells, _SS2D_COLUMNS, _NUMBERS)
 
 
 def model_table(record: Record) -> str:
@@ -129,9 +121,14 @@ def write(path: pathlib.Path, what: str, settings: Mapping, records: Sequence[Re
     path.write_text(document(what, device, {"warm_ups": WARM_UPS, **settings}, records) + "\n")
 
 
-def document(what: str, device: Mapping, settings: Mapping, records: Sequence[Record]) -> str:
-    """Returns records as JSON, with the date, the versions and what they were made of."""
-    packages = ("jax", "jaxlib", "flax")
+def document(
+    what: str,
+    device: Mapping,
+    settings: Mapping,
+    records: Sequence[Record],
+    packages: Sequence[str] = ("jax", "jaxlib", "flax"),
+) -> str:
+    """Returns records as JSON, with the date, the packages' versions and what they are of."""
     return json.dumps(
         {
             "what": what,

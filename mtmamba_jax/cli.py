@@ -186,12 +186,14 @@ def _benchmark(options: argparse.Namespace) -> int:
         "ss2d": (_benchmark_ss2d, ("spec", "implementation", "dtype")),
         "step": (_benchmark_model, ("config",)),
         "inference": (_benchmark_model, ("config",)),
+        "input": (_benchmark_input, ("spec",)),
     }[options.what]
     for name in ("spec", "implementation", "dtype", "config"):
         if name not in allowed and getattr(options, name) is not None:
             raise ValueError(f"--{name} does not go with --what={options.what}.")
     if options.overrides and "config" not in allowed:
-        raise ValueError(f"--config.{next(iter(options.overrides))} does not go with --what=ss2d.")
+        key = next(iter(options.overrides))
+        raise ValueError(f"--config.{key} does not go with --what={options.what}.")
     code = run(options, output)
     print(f"\nWrote {output} (every number)")
     return code
@@ -228,6 +230,21 @@ def _benchmark_model(options: argparse.Namespace, output: pathlib.Path) -> int:
     settings = {"repeats": options.repeats, "config_name": name}
     settings["config"] = configuration.flatten(config)
     write(output, options.what, settings, [record])
+    return 0
+
+
+def _benchmark_input(options: argparse.Namespace, output: pathlib.Path) -> int:
+    from mtmamba_jax.benchmark_input import EXAMPLES, check_input, report_input
+    from mtmamba_jax.data_pipelines.records import DATASETS
+
+    names = options.spec.split(",") if options.spec else list(DATASETS)
+    check_input(names, options.repeats)
+    print(
+        f"Timing training batches of {', '.join(names)}: {EXAMPLES} made-up examples of the "
+        f"published size each, median of {options.repeats}",
+        flush=True,
+    )
+    report_input(names, options.repeats, output)
     return 0
 
 
@@ -356,12 +373,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--size", help="HEIGHTxWIDTH photos are fitted into (that of training)")
     sub.add_argument("--overlay", action="store_true", help="also draw classes over the photo")
 
-    benchmark = command("benchmark", "Time the scan, a training step or inference.")
-    benchmark.add_argument("--what", required=True, choices=("ss2d", "step", "inference"))
+    benchmark = command("benchmark", "Time the scan, a training step, inference or the input.")
+    benchmark.add_argument("--what", required=True, choices=("ss2d", "step", "inference", "input"))
     benchmark.add_argument("--repeats", type=int, default=20, help="samples of each time (20)")
     benchmark.add_argument("--output", help="JSON of every number (benchmark_WHAT.json)")
     benchmark.add_argument(
-        "--spec", metavar="NAME,...", help="ss2d: of arg_specs.py (all decoder stages)"
+        "--spec",
+        metavar="NAME,...",
+        help="ss2d: of arg_specs.py (all decoder stages); input: datasets (all)",
     )
     benchmark.add_argument(
         "--implementation", metavar="NAME,...", help="ss2d: side by side (the platform's choice)"

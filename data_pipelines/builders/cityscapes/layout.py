@@ -24,9 +24,9 @@ from mtmamba_jax.tasks import CITYSCAPES, IGNORE
 
 # Label IDs of the 19 training classes, in their order; the 15 others are not trained
 # (Cordts et al., CVPR 2016, and its label definitions).
-_TRAINED_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+TRAINED_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 _SEMSEG = np.full(34, IGNORE, np.int32)
-_SEMSEG[list(_TRAINED_IDS)] = np.arange(len(_TRAINED_IDS))
+_SEMSEG[list(TRAINED_IDS)] = np.arange(len(TRAINED_IDS))
 _MAX_DISPARITY = 80  # pixels; larger ones are not scored
 _IMAGE_SUFFIX = "_leftImg8bit.png"
 

@@ -1,0 +1,110 @@
+"""The benchmark of the input: both ways make the same arrays. No time is asserted."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mtmamba_jax import benchmark_input, tables
+from mtmamba_jax.data_pipelines.batch import check_batch
+from mtmamba_jax.data_pipelines.pipeline import eval_batches
+from mtmamba_jax.data_pipelines.records import DATASETS, Records
+from mtmamba_jax.data_pipelines.transforms import AugmentSettings
+from mtmamba_jax.plain_input import plain_batches
+from mtmamba_jax.tasks import TASK_SETS
+
+UNCHANGED = AugmentSettings(
+    scale=(1.0, 1.0), max_class_share=1.0, flip_probability=0.0, jitter_probability=0.0
+)
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    root = tmp_path_factory.mktemp("input")
+    found = {
+        name: benchmark_input.Dataset(name, root / name, root / "prepared") for name in DATASETS
+    }
+    for dataset in found.values():
+        dataset.write(3, (48, 64))
+    return found
+
+
+def make_plain(dataset, **arguments):
+    given = {"crop_size": (64, 80), "batch_size": 3, "seed": 0, "augment": AugmentSettings()}
+    batches = plain_batches(dataset.name, dataset.layout(), **(given | arguments))
+    batch = next(batches)
+    return batch | {"id": np.array(["?"] * 3), "mask": np.ones(3, bool)}
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_the_plain_way_without_its_random_part_equals_the_records(name, datasets):
+    tasks = TASK_SETS[name]
+    source = Records(name, datasets[name].prepared, "train", tasks)
+    ours = next(eval_batches(source, tasks, size=(64, 80), batch_size=3))
+    order = np.random.default_rng(0).permutation(3)  # as `plain_batches` draws it
+    plain = make_plain(datasets[name], augment=UNCHANGED)
+    check_batch(plain, tasks)
+    np.testing.assert_array_equal(plain["size"], ours["size"][order])
+    # Normalised values reach 2.7, where float32 values are 2.4e-7 apart: a few roundings.
+    np.testing.assert_allclose(plain["images"], ours["images"][order], rtol=0, atol=1e-6)
+    for task in tasks:
+        for mine, other in zip(plain[task.name], ours[task.name][order], strict=True):
+            if task.name == "human_parts" and (mine == task.ignore).all():
+                continue  # without a person the plain way makes all of it ignore at once
+            np.testing.assert_array_equal(mine, other)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_the_plain_way_fulfils_the_contract(name, datasets):
+    tasks = TASK_SETS[name]
+    for seed in range(5):
+        batch = make_plain(datasets[name], crop_size=(32, 48), seed=seed)
+        check_batch(batch, tasks)
+        for task in tasks:
+            label = batch[task.name][batch[task.name] != task.ignore]
+            if task.class_names and label.size:
+                assert label.min() >= 0 and label.max() < task.channels
+        if "normals" in batch:
+            valid = batch["normals"][(batch["normals"] != 255).all(-1)]
+            # 8 bits: half a level is 0.004.
+            np.testing.assert_allclose(np.linalg.norm(valid, axis=-1), 1, atol=0.01)
+
+
+def test_the_plain_way_can_leave_labels_on_a_finer_grid(datasets):
+    batch = make_plain(datasets["cityscapes"], crop_size=(16, 24), label_scale=2)
+    assert batch["images"].shape == (3, 16, 24, 3)
+    assert batch["semseg"].shape == batch["depth"].shape == (3, 32, 48, 1)
+
+
+def test_workers_are_tried_in_powers_of_two_up_to_the_cores():
+    assert benchmark_input.worker_counts(1) == [0, 1]
+    assert benchmark_input.worker_counts(2) == [0, 1, 2]
+    assert benchmark_input.worker_counts(6) == [0, 1, 2, 4, 6]
+    assert benchmark_input.worker_counts(8) == [0, 1, 2, 4, 8]
+
+
+def test_each_way_has_a_line_and_a_record(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark_input, "worker_counts", lambda cores: [0, 1])
+    output = tmp_path / "out.json"
+    benchmark_input.report_input(["nyudv2"], 2, output, examples=2, size=(48, 64))
+    document = json.loads(output.read_text())
+    assert document["what"] == "input"
+    assert document["device"]["cores"] >= 1
+    assert {"numpy", "grain", "python"} <= document["versions"].keys()
+    ways = [(r["dataset"], r["way"], r["workers"]) for r in document["records"]]
+    assert ways == [("nyudv2", "plain", 0), ("nyudv2", "records", 0), ("nyudv2", "records", 1)]
+    plain = document["records"][0]["images_per_core"]
+    for record in document["records"]:
+        assert len(record["sample_seconds_per_image"]) == 2
+        assert record["images_per_second"] > 0
+        assert record["of_plain"] == pytest.approx(record["images_per_core"] / plain)
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 3
+    assert len({len(line) for line in table}) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+
+
+def test_a_table_has_its_numbers_to_the_right():
+    columns = {"name": 6, "n": 3}
+    assert tables.row(("ab", "1"), columns, ("n",)) == "| ab     |   1 |"
+    assert tables.rule(columns, ("n",)) == "| ------ | --: |"
