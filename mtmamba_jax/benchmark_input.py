@@ -19,7 +19,8 @@ import cv2
 
 from mtmamba_jax import config as configuration
 from mtmamba_jax.benchmark_report import document
-from mtmamba_jax.data_pipelines.builders.layout import Layout, locate
+from mtmamba_jax.data_pipelines.builders.layout import Layout
+from mtmamba_jax.data_pipelines.builders.opening import locate
 from mtmamba_jax.data_pipelines.pipeline import train_batches
 from mtmamba_jax.data_pipelines.records import DATASETS, Records, create_builder
 from mtmamba_jax.data_pipelines.transforms import AugmentSettings

@@ -99,7 +99,7 @@ def test_bytes_are_each_array_once_a_pass():
 
 
 @pytest.mark.parametrize("label_scale", [1, 2])
-@pytest.mark.parametrize("task_set", TASK_SETS)
+@pytest.mark.parametrize("task_set", ["nyudv2", "pascal_context", "cityscapes"])
 def test_random_batch_fulfils_the_contract(task_set, label_scale):
     tasks = TASK_SETS[task_set]
     batch = benchmark.random_batch(tasks, 3, (4, 6), label_scale)

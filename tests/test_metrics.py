@@ -281,7 +281,7 @@ def test_the_best_constant_does_not_depend_on_the_split(task):
     np.testing.assert_allclose(results, results[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("task_set", tasks.TASK_SETS)
+@pytest.mark.parametrize("task_set", ["nyudv2", "pascal_context", "cityscapes"])
 def test_labels_on_a_finer_grid_are_compared_with_enlarged_logits(task_set):
     chosen = tasks.TASK_SETS[task_set]
     batch = random_batch(chosen, 4, (6, 9), label_scale=2)

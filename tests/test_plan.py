@@ -102,7 +102,7 @@ def test_asynchronous_collectives_count_once_with_their_results():
 
 
 @pytest.mark.parametrize("label_scale", [1, 2])
-@pytest.mark.parametrize("task_set", TASK_SETS)
+@pytest.mark.parametrize("task_set", ["nyudv2", "pascal_context", "cityscapes"])
 def test_abstract_batch_is_of_the_shapes_that_training_puts_on_devices(task_set, label_scale):
     tasks = TASK_SETS[task_set]
     batch = plan.random_batch(tasks, 4, (6, 8), label_scale)
