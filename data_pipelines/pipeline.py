@@ -10,10 +10,11 @@ epochs: an epoch is `len(source)` examples, each once, in an order of its own.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import cv2
 import grain
@@ -24,6 +25,7 @@ from mtmamba_jax.data_pipelines.batch import check_example
 from mtmamba_jax.data_pipelines.transforms import (
     AugmentSettings,
     Example,
+    NormaliseAndPad,
     Transform,
     eval_transforms,
     train_transforms,
@@ -124,14 +126,14 @@ def train_batches(
     # Grain orders epoch e by (seed + e), so neighbouring seeds would share their orders: the two
     # seeds it gets are hashes of ours.
     order_seed, augment_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
-    transforms = train_transforms(tasks, crop_size, augment, label_scale)
+    *transforms, last = train_transforms(tasks, crop_size, augment, label_scale)
     dataset = (
         grain.MapDataset.source(_Examples(source, tuple(tasks), _length(source)))
         .shuffle(seed=order_seed)
         .repeat(_ENDLESS // len(source))
         # Its rng is a function of the seed and the position in the endless sequence.
-        .random_map(_Apply(transforms), seed=augment_seed)
-        .batch(share, batch_fn=_Stack(tuple(tasks)))
+        .random_map(_Apply(tuple(transforms)), seed=augment_seed)
+        .batch(share, batch_fn=_Stack(last))
     )
     first = start_step * process_count + process_index
     return _iterate(dataset[first::process_count], num_workers)
@@ -156,11 +158,12 @@ def eval_batches(
     """
     share = _share(batch_size, process_index, process_count)
     batches = -(-_length(source) // batch_size)
+    *transforms, last = eval_transforms(tasks, size, label_scale)
     dataset = (
         grain.MapDataset.source(_Examples(source, tuple(tasks), batches * batch_size))
         # Nothing random is drawn; random_map because transforms take an rng.
-        .random_map(_Apply(eval_transforms(tasks, size, label_scale)), seed=0)
-        .batch(share, batch_fn=_Stack(tuple(tasks)))
+        .random_map(_Apply(tuple(transforms)), seed=0)
+        .batch(share, batch_fn=_Stack(last))
     )
     return _iterate(dataset[process_index::process_count], min(num_workers, batches))
 
@@ -233,15 +236,20 @@ class _Apply:
     transforms: tuple[Transform, ...]
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        identity = example["id"]
-        try:
+        with _naming(example["id"]):
             for transform in self.transforms:
                 example = transform(example, rng)
-        except Exception as error:
-            raise ExampleError(
-                f"Example {identity!r} could not be transformed: {_cause(error)}"
-            ) from error
         return example
+
+
+@contextlib.contextmanager
+def _naming(identity: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise ExampleError(
+            f"Example {identity!r} could not be transformed: {_cause(error)}"
+        ) from error
 
 
 def _cause(error: Exception) -> str:
@@ -251,15 +259,18 @@ def _cause(error: Exception) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Stack:
-    tasks: tuple[Task, ...]
+    """Makes a batch; the last transform writes each example to its place there."""
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        def stack(key: str) -> np.ndarray:
-            return np.stack([example[key] for example in examples])
+    last: NormaliseAndPad
 
-        batch = {"images": stack("image"), "size": stack("size")}
-        for task in self.tasks:
-            batch[task.name] = stack(task.name)
-        batch["id"] = np.array([example["id"] for example in examples])
-        batch["mask"] = np.array([example["mask"] for example in examples])
-        return batch
+    def __call__(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
+        arrays = self.last.empty(len(examples))
+        for index, example in enumerate(examples):
+            with _naming(example["id"]):
+                self.last.write(example, {key: value[index] for key, value in arrays.items()})
+        return {
+            "images": arrays.pop("image"),
+            **arrays,
+            "id": np.array([example["id"] for example in examples]),
+            "mask": np.array([example["mask"] for example in examples]),
+        }

@@ -1,28 +1,33 @@
 """Transforms of one example: augmentation for training; normalising and padding for evaluation.
 
-Examples are those of `batch.py`; `Normalise` turns the image into float32 and `Pad` adds `size`.
-What happens to a label is read from its row of the task table. The recipe is that of the official
-MTMamba code. Image and labels are of one size up to `Shrink`, which leaves labels on a finer grid.
+Examples are those of `batch.py`; image and labels are of one size up to `Shrink`, which leaves
+labels on a finer grid, and the image is uint8 up to `NormaliseAndPad`, which comes last. What
+happens to a label is read from its row of the task table. The recipe is that of the official
+MTMamba code.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 
 from mtmamba_jax.data_pipelines.batch import MEAN, STD, pad_offset
+from mtmamba_jax.data_pipelines.pixels import (
+    Window,
+    frame,
+    multiply,
+    negate_x,
+    zoom_image,
+    zoom_label,
+)
 from mtmamba_jax.tasks import Task
 
 Example = dict[str, Any]
-
-# Never mixes a label with its neighbour. It has the half-pixel-centre rule of cv2.INTER_LINEAR, so
-# labels stay on the image's pixels (INTER_NEAREST samples at corners, up to half a pixel away).
-_LABEL_INTERPOLATION = cv2.INTER_NEAREST_EXACT
 
 
 class Transform(abc.ABC):
@@ -79,36 +84,12 @@ class AugmentSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomScale(Transform):
-    """Zooms by s, uniform in [low, high): the image linearly, labels to the nearest.
+class RandomZoomCrop(Transform):
+    """Zooms by s, uniform in [low, high), and cuts out `size`, or less where the image is smaller.
 
-    A surface twice as large on the image is taken to be half as far away: distances become d / s,
-    as `Task.scale_power` says.
-    """
-
-    tasks: tuple[Task, ...]
-    low: float
-    high: float
-
-    def _apply(self, example: Example, rng: np.random.Generator) -> Example:
-        scale = rng.uniform(self.low, self.high)
-        height, width = (max(1, round(n * scale)) for n in example["image"].shape[:2])
-        out = dict(example)
-        out["image"] = cv2.resize(example["image"], (width, height), interpolation=cv2.INTER_LINEAR)
-        for task in self.tasks:
-            label = cv2.resize(
-                example[task.name], (width, height), interpolation=_LABEL_INTERPOLATION
-            ).reshape(height, width, task.label_channels)
-            if task.scale_power:
-                factor = np.float32(scale**task.scale_power)
-                np.multiply(label, factor, out=label, where=label != task.ignore)
-            out[task.name] = label
-        return out
-
-
-@dataclasses.dataclass(frozen=True)
-class RandomCrop(Transform):
-    """Cuts out `size` = (height, width), or less where the image is smaller.
+    The image is zoomed linearly, labels to the nearest pixel; only what is cut out is computed. A
+    surface twice as large on the image is taken to be half as far away: distances become d / s, as
+    `Task.scale_power` says.
 
     Of up to `tries` places, takes the first whose largest class covers at most `max_share` of its
     valid pixels, else the last. Counted on the set's first class task, which is the semantic one
@@ -116,33 +97,41 @@ class RandomCrop(Transform):
     """
 
     tasks: tuple[Task, ...]
+    low: float
+    high: float
     size: tuple[int, int]
     tries: int
     max_share: float
 
     def _apply(self, example: Example, rng: np.random.Generator) -> Example:
-        height, width = example["image"].shape[:2]
-        rows, columns = min(height, self.size[0]), min(width, self.size[1])
-        if (rows, columns) == (height, width):
-            return example
-        for _ in range(self.tries):
-            top = int(rng.integers(height - rows + 1))
-            left = int(rng.integers(width - columns + 1))
-            window = (slice(top, top + rows), slice(left, left + columns))
-            if self._is_varied(example, window):
-                break
+        scale = rng.uniform(self.low, self.high)
+        zoomed = tuple(max(1, round(n * scale)) for n in example["image"].shape[:2])
+        window = self._draw_window(example, zoomed, rng)
         out = dict(example)
-        for key in ("image", *(task.name for task in self.tasks)):
-            out[key] = example[key][window]
+        out["image"] = zoom_image(example["image"], zoomed, window)
+        for task in self.tasks:
+            out[task.name] = zoom_label(example[task.name], zoomed, window)
+            if task.scale_power:
+                multiply(out[task.name], scale**task.scale_power, task.ignore)
         return out
 
-    def _is_varied(self, example: Example, window: tuple[slice, slice]) -> bool:
+    def _draw_window(self, example, zoomed, rng) -> Window:
+        size = tuple(min(n, wanted) for n, wanted in zip(zoomed, self.size, strict=True))
         task = next((task for task in self.tasks if task.class_names), None)
-        if task is None:
-            return True
-        counts = np.bincount(example[task.name][window].ravel(), minlength=task.ignore + 1)
-        counts[task.ignore] = 0
-        return 0 < counts.max() <= self.max_share * counts.sum()
+        if task and size != zoomed:
+            # Classes and the ignore value fit in 8 bits, of which OpenCV makes histograms.
+            classes = example[task.name].astype(np.uint8)
+        for _ in range(self.tries):
+            start = [int(rng.integers(n - m + 1)) for n, m in zip(zoomed, size, strict=True)]
+            window = tuple(slice(first, first + m) for first, m in zip(start, size, strict=True))
+            if not task or size == zoomed:
+                break
+            seen = zoom_label(classes, zoomed, window)
+            counts = cv2.calcHist([seen], [0], None, [256], [0, 256])
+            counts[task.ignore] = 0
+            if 0 < counts.max() <= self.max_share * counts.sum():
+                break
+        return window
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,8 +180,7 @@ class RandomFlip(Transform):
         for task in self.tasks:
             label = cv2.flip(example[task.name], 1).reshape(example[task.name].shape)
             if task.negate_x_on_flip:
-                x = label[..., 0]
-                np.negative(x, out=x, where=x != task.ignore)
+                negate_x(label, task.ignore)
             out[task.name] = label
         return out
 
@@ -241,59 +229,6 @@ def _to_uint8(levels: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
 
 
-# (v / 255 - mean) / std of every uint8 value v: exact, and faster than arithmetic on pixels.
-_NORMALISED = ((np.arange(256, dtype=np.float32)[:, None] / 255 - MEAN) / STD)[None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Normalise(Transform):
-    """Turns the uint8 RGB image into float32 with ImageNet's mean and deviation."""
-
-    def _apply(self, example: Example, rng: np.random.Generator) -> Example:
-        return {**example, "image": cv2.LUT(example["image"], _NORMALISED)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Pad(Transform):
-    """Centres the image in `size` = (height, width); adds `size`, the image's before padding.
-
-    Labels, `label_scale` times as high and wide, get that many times the padding on each side. The
-    normalised image is filled with 0, the mean colour; labels with their ignore value.
-
-    Raises:
-      ValueError: the image is larger than `size`.
-    """
-
-    tasks: tuple[Task, ...]
-    size: tuple[int, int]
-    label_scale: int = 1
-
-    def _apply(self, example: Example, rng: np.random.Generator) -> Example:
-        height, width = example["image"].shape[:2]
-        if height > self.size[0] or width > self.size[1]:
-            raise ValueError(
-                f"the image is {height}x{width} (height x width), larger than the input size "
-                f"{self.size[0]}x{self.size[1]}; give a size that holds every image."
-            )
-        out = {**example, "size": np.array((height, width), np.int32)}
-        offset = pad_offset((height, width), self.size)
-        out["image"] = _pad(example["image"], offset, self.size, 0)
-        offset, size = ([n * self.label_scale for n in pair] for pair in (offset, self.size))
-        for task in self.tasks:
-            out[task.name] = _pad(example[task.name], offset, size, task.ignore)
-        return out
-
-
-def _pad(array: np.ndarray, offset: Sequence[int], size: Sequence[int], fill: float) -> np.ndarray:
-    height, width, channels = array.shape
-    if (height, width) == tuple(size):
-        return array
-    padded = np.full((*size, channels), fill, array.dtype)
-    top, left = offset
-    padded[top : top + height, left : left + width] = array
-    return padded
-
-
 @dataclasses.dataclass(frozen=True)
 class IgnoreUnannotated(Transform):
     """Makes all of a label ignore where it holds only background, `Task.ignore_all_background`.
@@ -314,6 +249,61 @@ class IgnoreUnannotated(Transform):
         return out
 
 
+# (v / 255 - mean) / std of every uint8 value v: exact, and faster than arithmetic on pixels.
+_NORMALISED = ((np.arange(256, dtype=np.float32)[:, None] / 255 - MEAN) / STD)[None]
+
+
+@dataclasses.dataclass(frozen=True)
+class NormaliseAndPad(Transform):
+    """Normalises the uint8 RGB image with ImageNet's mean and deviation; centres all in `size`.
+
+    Labels, `label_scale` times as high and wide, get that many times the padding on each side. The
+    normalised image is filled with 0, the mean colour; labels with their ignore value. Adds `size`:
+    the image's height and width without the padding.
+
+    Raises:
+      ValueError: the image is larger than `size`.
+    """
+
+    tasks: tuple[Task, ...]
+    size: tuple[int, int]
+    label_scale: int = 1
+
+    def empty(self, *leading: int) -> dict[str, np.ndarray]:
+        """Returns uninitialised arrays for what `write` writes, with leading axes."""
+        arrays = {
+            "image": np.empty((*leading, *self.size, 3), np.float32),
+            "size": np.empty((*leading, 2), np.int32),
+        }
+        size = [n * self.label_scale for n in self.size]
+        for task in self.tasks:
+            shape = (*leading, *size, task.label_channels)
+            arrays[task.name] = np.empty(shape, task.label_dtype)
+        return arrays
+
+    def write(self, example: Example, arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes image, size and labels, for instance into their place in a batch."""
+        height, width = example["image"].shape[:2]
+        if height > self.size[0] or width > self.size[1]:
+            raise ValueError(
+                f"the image is {height}x{width} (height x width), larger than the input size "
+                f"{self.size[0]}x{self.size[1]}; give a size that holds every image."
+            )
+        arrays["size"][:] = height, width
+        offset = pad_offset((height, width), self.size)
+        inside = frame(arrays["image"], offset, (height, width), 0)
+        cv2.LUT(example["image"], _NORMALISED, inside)
+        offset = [n * self.label_scale for n in offset]
+        for task in self.tasks:
+            label = example[task.name]
+            frame(arrays[task.name], offset, label.shape, task.ignore)[:] = label
+
+    def _apply(self, example: Example, rng: np.random.Generator) -> Example:
+        arrays = self.empty()
+        self.write(example, arrays)
+        return {**example, **arrays}
+
+
 def train_transforms(
     tasks: Sequence[Task],
     crop_size: tuple[int, int],
@@ -331,8 +321,7 @@ def train_transforms(
     tasks = tuple(tasks)
     window = (crop_size[0] * label_scale, crop_size[1] * label_scale)
     return (
-        RandomScale(tasks, *augment.scale),
-        RandomCrop(tasks, window, augment.crop_tries, augment.max_class_share),
+        RandomZoomCrop(tasks, *augment.scale, window, augment.crop_tries, augment.max_class_share),
         *_shrink(tasks, label_scale),
         RandomFlip(tasks, augment.flip_probability),
         ColourJitter(
@@ -342,9 +331,8 @@ def train_transforms(
             augment.hue,
             augment.jitter_probability,
         ),
-        Normalise(),
-        Pad(tasks, crop_size, label_scale),
         IgnoreUnannotated(tasks),
+        NormaliseAndPad(tasks, crop_size, label_scale),
     )
 
 
@@ -355,9 +343,8 @@ def eval_transforms(
     tasks = tuple(tasks)
     return (
         *_shrink(tasks, label_scale),
-        Normalise(),
-        Pad(tasks, size, label_scale),
         IgnoreUnannotated(tasks),
+        NormaliseAndPad(tasks, size, label_scale),
     )
 
 
