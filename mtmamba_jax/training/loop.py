@@ -131,14 +131,25 @@ def check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 class _Clock:
-    """Measures steps from when it is made."""
+    """Measures steps from when it is made, and how long they waited for their batches."""
 
     def __init__(self, step: int):
-        self._start, self._step = time.monotonic(), step
+        self._start, self._step, self._waited = time.monotonic(), step, 0.0
 
-    def seconds_per_step(self, step: int) -> float:
-        """Returns the mean time of the steps since."""
-        return (time.monotonic() - self._start) / (step - self._step)
+    def next(self, batches: Batches) -> dict[str, np.ndarray]:
+        """Returns the next batch; the time that it takes counts as waiting."""
+        start = time.monotonic()
+        batch = next(batches)
+        self._waited += time.monotonic() - start
+        return batch
+
+    def numbers(self, step: int) -> dict[str, float]:
+        """Returns the mean time of the steps since, and the share of it that was waiting."""
+        seconds = time.monotonic() - self._start
+        return {
+            "seconds_per_step": seconds / (step - self._step),
+            "input_wait": self._waited / seconds,
+        }
 
 
 class _Run:
@@ -162,7 +173,7 @@ class _Run:
         first = step = int(state.step)
         pending, clock = None, _Clock(step)
         while step < settings.steps:
-            state, numbers = train_step(state, put_batch(next(batches), mesh))
+            state, numbers = train_step(state, put_batch(clock.next(batches), mesh))
             step += 1
             # One step late, so that the device is never idle for it.
             loss = self._check(*pending) if pending else None
@@ -178,8 +189,7 @@ class _Run:
             if log:
                 values = {name: float(value) for name, value in numbers.items()}
                 values["learning_rate"] = float(rate(step - 1))  # counts the steps before
-                values["seconds_per_step"] = clock.seconds_per_step(step)
-                self._report.numbers(step, "train", values)
+                self._report.numbers(step, "train", values | clock.numbers(step))
             if evaluate:
                 self._evaluate(step, state)
             if save:

@@ -56,7 +56,8 @@ class Report:
         if kind == "train" and not self._live:
             print(
                 f"step {step}/{self._bar.total}: loss {values['loss']:.3f}, "
-                f"{values['seconds_per_step']:.2f} s a step",
+                f"{values['seconds_per_step']:.2f} s a step, "
+                f"{100 * values['input_wait']:.0f} % waiting for input",
                 flush=True,
             )
 

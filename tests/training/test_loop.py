@@ -14,10 +14,13 @@ import pytest
 
 from mtmamba_jax.data_pipelines import sources
 from mtmamba_jax.tasks import select
+from mtmamba_jax.training import loop, state
 from mtmamba_jax.training.checkpoints import Checkpoints
 from mtmamba_jax.training.loop import NonFiniteError, train
 from mtmamba_jax.training.report import read_metrics
 from mtmamba_jax.training.state import abstract_build
+from mtmamba_jax.training.step import create_train_step
+from tests.pixel_model import build_pixel_model
 from tests.tiny import tiny_config
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -71,7 +74,8 @@ def test_run_killed_at_a_random_step_ends_with_the_same_bits(finished, tmp_path)
 
     def numbers(path):
         lines = read_metrics(path)
-        return [{k: v for k, v in line.items() if k != "seconds_per_step"} for line in lines]
+        measured = ("seconds_per_step", "input_wait")
+        return [{k: v for k, v in line.items() if k not in measured} for line in lines]
 
     assert numbers(workdir) == numbers(whole)
 
@@ -118,6 +122,38 @@ def test_other_configuration_is_refused_with_the_keys_that_differ(finished):
 def test_resuming_may_change_how_a_run_is_watched(finished):
     workdir, result = finished
     assert train(tiny_config(train__log_every="2"), workdir).step == result.step
+
+
+class SlowScenes(sources.SyntheticScenes):
+    """Scenes that take long to read while training."""
+
+    def __getitem__(self, index):
+        if self.split == "train":
+            time.sleep(0.2)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("slow", ["source", "step"])
+def test_waiting_for_input_is_logged(slow, tmp_path, monkeypatch, capsys):
+    def create_slow_step(*arguments):
+        step = create_train_step(*arguments)
+
+        def slow_step(*arguments):
+            time.sleep(0.2)
+            return step(*arguments)
+
+        return slow_step
+
+    monkeypatch.setattr(state, "build", build_pixel_model)
+    if slow == "source":
+        monkeypatch.setitem(sources.SOURCES, "synthetic", SlowScenes)
+    else:
+        monkeypatch.setattr(loop, "create_train_step", create_slow_step)
+    train(tiny_config(train__steps="9", train__log_every="4", train__eval_every="9"), tmp_path)
+    lines = [line for line in read_metrics(tmp_path) if line["kind"] == "train"]
+    share = lines[1]["input_wait"]  # of steps 5 to 8: step 1 compiles
+    assert 0.6 < share <= 1 if slow == "source" else 0 <= share < 0.4
+    assert f", {100 * share:.0f} % waiting for input" in capsys.readouterr().out
 
 
 class SpoiledScenes(sources.SyntheticScenes):
