@@ -86,6 +86,7 @@ class Dataset:
         config = configuration.load(self.name)
         arguments = {
             "crop_size": config.data.size,
+            "label_scale": config.data.label_scale,
             "batch_size": config.train.batch_size,
             "seed": config.seed,
             "augment": AugmentSettings(**config.augment),
