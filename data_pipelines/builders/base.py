@@ -49,6 +49,8 @@ class DenseBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
     # ArrayRecord's compression of a record. Pictures are compressed already and depth hardly can
     # be: NYUDv2's records would be a quarter smaller and take twice as long to read.
     COMPRESSION: ClassVar = "uncompressed"
+    # Photos as PNGs that are not compressed: larger, and read in a tenth of the time.
+    UNPACK_PHOTOS: ClassVar = False
     HOMEPAGE: ClassVar[str]
     LICENSE: ClassVar[str]
 
@@ -87,7 +89,7 @@ class DenseBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
             ]
             missing = [shard for shard in shards if not shard.path.exists()]
             needed = sum(shard.source_bytes() for shard in missing)
-            check_space(needed * 11 // 10, staging, f"Writing the records of {self.name}")
+            check_space(needed * 3 // 2, staging, f"Writing the records of {self.name}")
             with tqdm.tqdm(
                 total=sum(len(shard.indices) for shard in shards),
                 initial=sum(len(shard.indices) for shard in shards if shard not in missing),
@@ -98,6 +100,7 @@ class DenseBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
                     missing,
                     self.LAYOUT.TASKS,
                     compression=self.COMPRESSION,
+                    unpack_photos=self.UNPACK_PHOTOS,
                     num_workers=self._num_workers,
                     advance=bar.update,
                 )

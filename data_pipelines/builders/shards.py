@@ -37,7 +37,7 @@ class Shard:
     path: pathlib.Path
 
     def source_bytes(self) -> int:
-        """Returns the size of the files that it is made of; its records are as large."""
+        """Returns the size of the files that it is made of."""
         return sum(
             path.stat().st_size
             for index in self.indices
@@ -80,6 +80,7 @@ def write_all(
     tasks: Sequence[Task],
     *,
     compression: str,
+    unpack_photos: bool,
     num_workers: int,
     advance: Callable[[], object],
 ) -> None:
@@ -89,6 +90,7 @@ def write_all(
       shards: those to write.
       tasks: whose labels are kept.
       compression: of a record, as ArrayRecord names it.
+      unpack_photos: keep photos as PNGs that are not compressed.
       num_workers: processes that convert; 0 converts in this one.
       advance: called after each example.
 
@@ -96,7 +98,7 @@ def write_all(
       DataError: all that is wrong with the examples of the others.
       OSError: the disk is full, for instance.
     """
-    convert = functools.partial(_convert, tuple(tasks))
+    convert = functools.partial(_convert, tuple(tasks), unpack_photos)
     options = f"group_size:1,{compression}"  # a group is read whole: one record is random access
     work = [(shard.layout, index) for shard in shards for index in shard.indices]
     errors = []
@@ -118,13 +120,15 @@ def write_all(
         )
 
 
-def _convert(tasks: tuple[Task, ...], layout: Layout, index: int) -> bytes | DataError:
+def _convert(
+    tasks: tuple[Task, ...], unpack_photo: bool, layout: Layout, index: int
+) -> bytes | DataError:
     """Returns an example's record, or what is wrong with its files."""
     try:
         example = layout[index]
         check_example(example, tasks)
         photo = layout.files(index)["image"].read_bytes()
-        record = encoding.encode(example, photo, tasks)
+        record = encoding.encode(example, photo, tasks, unpack_photo=unpack_photo)
     except DataError as error:
         return error
     features, serializer = _serializer(tasks)

@@ -11,5 +11,6 @@ class Builder(DenseBuilder):
 
     pkg_dir_path = epath.Path(__file__).parent
     LAYOUT = NYUDv2
+    UNPACK_PHOTOS = True  # 0.4 GB more of 2.5
     HOMEPAGE = "https://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html"
     LICENSE = "No license is stated; the authors ask to cite the paper."
