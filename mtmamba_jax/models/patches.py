@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mtmamba_jax.array_types import Array
+from mtmamba_jax.models import initial
 from mtmamba_jax.models.layers import TaskLinear, linear
 from mtmamba_jax.models.norm import LayerNorm, TaskLayerNorm
 
@@ -44,6 +45,10 @@ class PatchEmbed(nnx.Module):
     def __init__(self, features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         # A convolution of stride 4 with a 4x4 kernel is a matrix product on 4x4 patches.
         self.projection = linear(self.patch**2 * 3, features, dtype=dtype, rngs=rngs)
+        # PyTorch's start of a convolution. With zeros, padding would stay zero through norm after
+        # norm, and each multiplies a gradient by 1 / sqrt(epsilon) there.
+        bound = (self.patch**2 * 3) ** -0.5
+        self.projection.bias[...] = initial.uniform(rngs.params(), (features,), -bound, bound)
         self.norm = LayerNorm(features, dtype=dtype)
 
     def __call__(self, images: Array) -> Array:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -52,6 +53,21 @@ def test_every_encoder_gives_a_map_for_each_task(encoder):
     assert {name: value.shape for name, value in logits.items()} == {
         task.name: (2, 64, 96, task.channels) for task in NYUDV2
     }
+
+
+def test_the_first_gradient_of_a_padded_image_is_that_of_a_whole_one(model):
+    """Zeros that reach norm after norm multiply it by 1 / sqrt(epsilon), 300, each time."""
+
+    @nnx.jit
+    def gradient_norm(model, image):
+        def loss(model):
+            return sum(jnp.abs(y[:, 16:48, 16:48]).mean() for y in model(image).values())
+
+        return optax.tree.norm(nnx.state(nnx.grad(loss)(model)))
+
+    whole = images(64, 64)
+    padded = jnp.zeros_like(whole).at[:, 16:48, 16:48].set(whole[:, 16:48, 16:48])
+    assert gradient_norm(model, padded) < 5 * gradient_norm(model, whole)
 
 
 @pytest.mark.parametrize("size", [(33, 50), (1, 1)])
