@@ -10,6 +10,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+from mtmamba_jax.data_pipelines import mirror
 from mtmamba_jax.data_pipelines.transforms import Example
 from mtmamba_jax.names import check_name
 from mtmamba_jax.tasks import Task
@@ -37,15 +38,19 @@ def create_builder(name: str, data_dir: str | os.PathLike | None = None, **optio
       ValueError: an unknown name.
       RuntimeError: the extra "data" is not installed.
     """
+    data_dir = os.path.expanduser(data_dir or default_data_dir())
+    return _builder_class(name)(data_dir=data_dir, **options)
+
+
+def _builder_class(name: str):
     check_name("dataset", name, DATASETS)
     module = f"mtmamba_jax.data_pipelines.builders.{name}.{name}_dataset_builder"
     try:
-        found = importlib.import_module(module)
+        return importlib.import_module(module).Builder
     except ModuleNotFoundError as error:
         raise RuntimeError(
             f'Prepared datasets need the extra "data": pip install -e ".[data]" ({error}).'
         ) from error
-    return found.Builder(data_dir=os.path.expanduser(data_dir or default_data_dir()), **options)
 
 
 class Records:
@@ -53,12 +58,14 @@ class Records:
 
     Args:
       name: one of `DATASETS`.
-      data_dir: as given to `prepare`; None is TFDS's own.
+      data_dir: as given to `prepare`; None is TFDS's own. One on remote storage (gs://...) is
+        copied to this host first: see `mirror`.
       split: as published, "train" or "val".
       tasks: whose labels each example holds; an attribute too.
 
     Raises:
       ValueError: it is not prepared there, or has no label for a task.
+      OSError: it cannot be copied from remote storage.
     """
 
     def __init__(
@@ -68,8 +75,13 @@ class Records:
         split: str,
         tasks: Sequence[Task],
     ):
+        version = _builder_class(name).VERSION  # says what is missing where it is not installed
+        if mirror.is_remote(data_dir or default_data_dir()):
+            place = os.fspath(data_dir or default_data_dir())
+            data_dir = mirror.fetch(place, name, str(version))
+        # Workers, which get these, open the copy without a look at the remote place.
         self._arguments = (name, data_dir, split, tuple(tasks))
-        builder = create_builder(name, data_dir)  # says what is missing where it is not installed
+        builder = create_builder(name, data_dir)
 
         import tensorflow_datasets as tfds
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import pathlib
 
 import jax
+
+from mtmamba_jax.user_cache import cache_folder
 
 
 def keep_programs() -> None:
@@ -32,15 +33,3 @@ def keep_programs() -> None:
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-def cache_folder() -> pathlib.Path:
-    """Returns `mtmamba_jax` in the user's cache folder.
-
-    Raises:
-      RuntimeError: the user has no home.
-    """
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    # A relative one is to be ignored (XDG Base Directory Specification).
-    base = pathlib.Path(given) if os.path.isabs(given) else pathlib.Path.home() / ".cache"
-    return base / "mtmamba_jax"

@@ -9,8 +9,9 @@ import numpy as np
 import tqdm
 
 from mtmamba_jax.data_pipelines.batch import check_example
+from mtmamba_jax.data_pipelines.mirror import how_to_upload, is_remote
 from mtmamba_jax.data_pipelines.parallel import in_order
-from mtmamba_jax.data_pipelines.records import Records, create_builder
+from mtmamba_jax.data_pipelines.records import Records, create_builder, default_data_dir
 from mtmamba_jax.data_pipelines.transforms import Example
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.visualize import label_value, panel, to_picture, write_png
@@ -40,11 +41,18 @@ def prepare(
       The folder of the records.
 
     Raises:
-      ValueError: an unknown name, no source; files that are missing or wrong (`DataError`).
+      ValueError: an unknown name, no source, a remote place to write to; files that are missing
+        or wrong (`DataError`).
       OSError: no space, or another process that prepares the same.
     """
     if num_workers < 0:
         raise ValueError(f"--workers: wanted 0 or more, got {num_workers}.")
+    place = data_dir or default_data_dir()
+    if is_remote(place):
+        raise ValueError(
+            f"Records are written to a local disk, and {place} is none. "
+            f"{how_to_upload(name, place)}. Then --config.data.dir={place} reads them."
+        )
     builder = create_builder(
         name, data_dir, source=source, allow_partial=allow_partial, num_workers=num_workers
     )

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mtmamba_jax import cli, compilation_cache
+from mtmamba_jax import cli, compilation_cache, user_cache
 from mtmamba_jax.timing import compile_timed
 
 
@@ -31,7 +31,7 @@ def test_folder_is_in_the_home_where_no_other_is_given(given, tmp_path, monkeypa
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     if given is not None:
         monkeypatch.setenv("XDG_CACHE_HOME", given)
-    assert compilation_cache.cache_folder() == tmp_path / ".cache" / "mtmamba_jax"
+    assert user_cache.cache_folder() == tmp_path / ".cache" / "mtmamba_jax"
 
 
 def test_folder_that_jax_was_given_stays(no_folder, tmp_path):
