@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 
 import tqdm
 
+from mtmamba_jax.data_pipelines.builders.files import check_space
 from mtmamba_jax.user_cache import cache_folder
 
 _MARKER = "dataset_info.json"  # TFDS takes a folder with it for prepared, so it comes last
@@ -61,8 +62,10 @@ def fetch(data_dir: str, name: str, version: str) -> str:
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         missing = {key: size for key, size in sizes.items() if not (folder / key).exists()}
-        _check_space(sum(missing.values()), folder, name)
         total = sum(missing.values())
+        check_space(
+            total, folder, f"Copying {name}", "name a folder of another disk in XDG_CACHE_HOME"
+        )
         print(f"Copying {name}, {total / 1e6:,.1f} MB, from {root} to {folder}", flush=True)
         _copy_all(system, path, missing, folder, name)
     return str(local)
@@ -113,15 +116,6 @@ def _present(folder: pathlib.Path) -> dict[str, int]:
     if not folder.is_dir():
         return {}
     return {path.name: path.stat().st_size for path in folder.iterdir() if path.suffix != _PARTIAL}
-
-
-def _check_space(needed: int, folder: pathlib.Path, name: str) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(
-            f"{name} needs {needed / 1e9:.1f} GB below {folder.parent}, where {free / 1e9:.1f} GB "
-            "are free. Free some, or name a folder on another disk in XDG_CACHE_HOME."
-        )
 
 
 def _copy_all(system, path: str, sizes: Mapping[str, int], folder: pathlib.Path, name: str) -> None:

@@ -283,13 +283,16 @@ def classes_table(number: int) -> np.ndarray:
     return table
 
 
-def check_space(needed: int, folder: pathlib.Path, what: str) -> None:
+def check_space(
+    needed: int, folder: pathlib.Path, what: str, instead: str = "give another --data_dir"
+) -> None:
     """Checks that a disk has room.
 
     Args:
       needed: bytes.
       folder: on the disk.
       what: needs them, for the message.
+      instead: what to do where none can be freed.
 
     Raises:
       OSError: it has not.
@@ -298,5 +301,5 @@ def check_space(needed: int, folder: pathlib.Path, what: str) -> None:
     if needed > free:
         raise OSError(
             f"{what} needs about {needed / 1e6:,.0f} MB below {folder}, where {free / 1e6:,.0f} MB "
-            "are free. Free some, or give another --data_dir."
+            f"are free. Free some, or {instead}."
         )

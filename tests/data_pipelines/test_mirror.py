@@ -13,7 +13,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from mtmamba_jax import cli
-from mtmamba_jax.data_pipelines import builders, mirror
+from mtmamba_jax.data_pipelines import builders
 from mtmamba_jax.data_pipelines.records import Records
 from mtmamba_jax.prepare import prepare
 from mtmamba_jax.tasks import NYUDV2
@@ -160,8 +160,8 @@ def test_processes_that_open_it_at_once_copy_it_once(bucket):
 
 def test_a_full_disk_is_told_before_anything_is_copied(bucket, monkeypatch):
     usage = collections.namedtuple("usage", "free")
-    monkeypatch.setattr(mirror.shutil, "disk_usage", lambda path: usage(1000))
-    with pytest.raises(OSError, match=r"nyudv2 needs .* GB .* are free.*XDG_CACHE_HOME"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1000))
+    with pytest.raises(OSError, match=r"nyudv2 needs .* MB .* are free.*XDG_CACHE_HOME"):
         open_remote()
     assert not Bucket.copied
 
