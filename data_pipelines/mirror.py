@@ -22,6 +22,7 @@ from mtmamba_jax.user_cache import cache_folder
 
 _MARKER = "dataset_info.json"  # TFDS takes a folder with it for prepared, so it comes last
 _PARTIAL = ".partial"
+_ELSEWHERE = "name a folder of another disk in XDG_CACHE_HOME"
 _THREADS = 8  # a bucket gives one stream a small part of what the network can do
 
 
