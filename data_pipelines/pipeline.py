@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -36,6 +37,9 @@ from mtmamba_jax.tasks import Task
 # Batches kept ready in this process, or by each worker. A batch of 8 NYUDv2 examples is 74 MB.
 _BUFFERED_BATCHES = 2
 _THREADS = 2
+# A batch that something still holds when the program ends, such as jax, which may use its memory, is
+# freed by Python's resource tracker, which would warn of it. It takes its filters from here.
+_QUIET_TRACKER = "ignore:resource_tracker:UserWarning"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 # "Without end", in examples. Grain's own endless repeat overflows for batches of one example.
 _ENDLESS = 2**40
@@ -200,6 +204,8 @@ def _iterate(dataset: grain.MapDataset, num_workers: int) -> Batches:
         # before somebody has parsed the command line. Ours sets none: their defaults hold.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
+        if _QUIET_TRACKER not in sys.warnoptions:
+            sys.warnoptions.append(_QUIET_TRACKER)
         options = grain.MultiprocessingOptions(num_workers, _BUFFERED_BATCHES)
         # A worker is a loop of its own that works ahead; threads in it would only add memory.
         own_loop = dataset.to_iter_dataset(grain.ReadOptions(0, 0))

@@ -1,5 +1,9 @@
 import itertools
 import multiprocessing
+import os
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ from mtmamba_jax.data_pipelines.transforms import AugmentSettings
 from mtmamba_jax.tasks import DEPTH, NORMALS, NYUDV2, PASCAL_CONTEXT
 from tests.data_pipelines.random_examples import RandomExamples
 
+ROOT = pathlib.Path(__file__).parents[2]
 TASKS = (DEPTH, NORMALS)
 STILL = AugmentSettings(scale=(1.0, 1.0), flip_probability=0.0, jitter_probability=0.0)
 
@@ -109,6 +114,25 @@ def test_closing_ends_the_workers_and_the_batches():
     batches.close()
     assert not set(multiprocessing.active_children()) - others
     assert list(batches) == []
+
+
+def test_a_program_that_holds_a_batch_of_workers_ends_quietly(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from tests.data_pipelines.test_pipeline import RandomExamples, train\n"
+        "if __name__ == '__main__':\n"
+        "    batches = train(RandomExamples((), 9), (), num_workers=1)\n"
+        "    held = next(batches)\n"
+        "    batches.close()\n"
+    )
+    found = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert "leaked" not in found.stderr
 
 
 def test_worker_processes_give_the_evaluation_batches_of_threads():
