@@ -37,8 +37,8 @@ from mtmamba_jax.tasks import Task
 # Batches kept ready in this process, or by each worker. A batch of 8 NYUDv2 examples is 74 MB.
 _BUFFERED_BATCHES = 2
 _THREADS = 2
-# A batch that something still holds when the program ends, such as jax, which may use its memory, is
-# freed by Python's resource tracker, which would warn of it. It takes its filters from here.
+# A batch that something holds when the program ends (jax may use its memory) is freed by Python's
+# resource tracker, which would warn of it. It takes its filters from here.
 _QUIET_TRACKER = "ignore:resource_tracker:UserWarning"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 # "Without end", in examples. Grain's own endless repeat overflows for batches of one example.
