@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import fcntl
 import os
 import pathlib
 import shutil
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import tqdm
 
 from mtmamba_jax.data_pipelines.builders.files import check_space
+from mtmamba_jax.data_pipelines.locks import locked
 from mtmamba_jax.user_cache import cache_folder
 
 _MARKER = "dataset_info.json"  # TFDS takes a folder with it for prepared, so it comes last
@@ -54,7 +54,7 @@ def fetch(data_dir: str, name: str, version: str) -> str:
     # One name for a folder, that tells the place and cannot clash with another one's.
     local = cache_folder() / "datasets" / urllib.parse.quote(data_dir, safe="")
     folder = local / name / version
-    with _locked(folder.with_name(f".{version}.lock")):
+    with locked(folder.with_name(f".{version}.lock"), f"copies {name}", wait=True):
         found = _present(folder)
         if found == sizes:
             return str(local)
@@ -159,16 +159,3 @@ def _copy(system, source: str, size: int, target: pathlib.Path) -> int:
         os.fsync(file.fileno())
     os.replace(partial, target)
     return size
-
-
-@contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
-    """Lets one process of this host go on at a time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"Waiting for another process that copies to {path.parent}", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -6,12 +6,9 @@ was stopped finds what is done and goes on; an error leaves nothing in place.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
 from typing import ClassVar
 
 import tensorflow_datasets as tfds
@@ -24,6 +21,7 @@ from mtmamba_jax.data_pipelines.builders.files import check_space
 from mtmamba_jax.data_pipelines.builders.layout import Layout
 from mtmamba_jax.data_pipelines.builders.opening import open_layouts
 from mtmamba_jax.data_pipelines.builders.shards import split, write_all
+from mtmamba_jax.data_pipelines.locks import locked
 
 
 class DenseBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
@@ -77,7 +75,7 @@ class DenseBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         place = pathlib.Path(self.data_dir)  # TFDS renames it when all is done
         staging = self.staging_folder()
         source = pathlib.Path(self._source or dl_manager.manual_dir).expanduser()
-        with _locked(staging):
+        with locked(staging / "lock", "prepares this dataset", wait=False):
             for left in place.parent.glob(f"incomplete.*_{self.version}"):  # by a killed run
                 if left != place:
                     shutil.rmtree(left)
@@ -137,17 +135,3 @@ class DenseBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
                 )
             )
         return tfds_splits.SplitDict(infos)
-
-
-@contextlib.contextmanager
-def _locked(folder: pathlib.Path) -> Iterator[None]:
-    """Keeps a second process out of a folder, which is made if need be."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise OSError(
-                f"Another process is preparing this dataset in {folder.parent}. Wait for it."
-            ) from None
-        yield

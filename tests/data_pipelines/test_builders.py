@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 from mtmamba_jax.data_pipelines.batch import check_example
 from mtmamba_jax.data_pipelines.builders import archives
 from mtmamba_jax.data_pipelines.builders.files import DataError
+from mtmamba_jax.data_pipelines.locks import locked
 from mtmamba_jax.data_pipelines.pipeline import train_batches
 from mtmamba_jax.data_pipelines.records import DATASETS, Records, create_builder
 from mtmamba_jax.data_pipelines.transforms import AugmentSettings
@@ -158,12 +159,10 @@ def test_counts_other_than_the_published_are_refused_or_warned_of(tree, tmp_path
 
 
 def test_a_second_process_is_kept_out(tree, tmp_path):
-    from mtmamba_jax.data_pipelines.builders.base import _locked
-
     builder = create_builder("nyudv2", tmp_path, source=tree, allow_partial=True)
     with (
-        _locked(builder.staging_folder()),
-        pytest.raises(OSError, match=r"Another process is preparing .* Wait for it"),
+        locked(builder.staging_folder() / "lock", "prepares", wait=False),
+        pytest.raises(OSError, match=r"Another process prepares .* Wait for it"),
     ):
         builder.download_and_prepare()
 

@@ -1,0 +1,39 @@
+"""One process at a time: locks on files, freed when their process ends, however it does."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path, what: str, *, wait: bool) -> Iterator[None]:
+    """Holds the lock `path` of a file, whose folder is made if need be.
+
+    Args:
+      path: of the lock, which stays as an empty file.
+      what: another process does while it holds the lock, for messages.
+      wait: for it, or raise.
+
+    Raises:
+      OSError: another process holds it, or the file system has no locks.
+    """
+    import fcntl  # not on Windows, where only those who prepare or mirror datasets miss it
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"Another process {what} in {path.parent}"
+            if not wait:
+                raise OSError(f"{message}. Wait for it.") from None
+            print(f"{message}: waiting for it.", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise OSError(
+                f"{path.parent} cannot be locked ({error.strerror}): its file system has no locks. "
+                "Choose a folder on another disk."
+            ) from error
+        yield
