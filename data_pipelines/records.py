@@ -18,6 +18,7 @@ from mtmamba_jax.tasks import Task
 DATASETS = ("nyudv2", "pascal_context", "cityscapes")
 """Those with a builder, `builders/NAME`."""
 
+_SHOWN = 3  # files in a message
 _PREPARE = "python launch.py prepare --dataset={} --source=PUBLISHED_FILES"
 
 
@@ -64,7 +65,7 @@ class Records:
       tasks: whose labels each example holds; an attribute too.
 
     Raises:
-      ValueError: it is not prepared there, or has no label for a task.
+      ValueError: it is not prepared there, lacks files, or has no label for a task.
       OSError: it cannot be copied from remote storage.
     """
 
@@ -105,6 +106,7 @@ class Records:
                 f"{name} in {builder.data_dir} was prepared without the split {split!r}: it holds "
                 f"{', '.join(builder.info.splits)}."
             )
+        _check_files(name, builder.info.splits[split])
         self._decode, self.tasks = encoding.decode, tuple(tasks)
         skip = {key: tfds.decode.SkipDecoding() for key in builder.info.features}
         self._records = builder.as_data_source(split, decoders=skip)
@@ -122,3 +124,20 @@ class Records:
         name, data_dir, split, tasks = self._arguments
         names = "+".join(task.name for task in tasks)
         return f"Records({name!r}, {data_dir!r}, {split!r}, {names})"
+
+
+def _check_files(name: str, split) -> None:
+    """Checks that each file of a split (TFDS's `SplitInfo`) is there.
+
+    Raises:
+      ValueError: names those that are not.
+    """
+    paths = [pathlib.Path(path) for path in split.filepaths]
+    missing = [path.name for path in paths if not path.exists()]
+    if missing:
+        more = ", ..." if len(missing) > _SHOWN else ""
+        raise ValueError(
+            f"{name} in {paths[0].parent} lacks {len(missing)} of the {len(paths)} files of its "
+            f"split {split.name!r}: {', '.join(missing[:_SHOWN])}{more}. Copy the folder again "
+            f"from where it is whole, or delete it and prepare it again ({_PREPARE.format(name)})."
+        )

@@ -1,6 +1,7 @@
 """Prepared datasets: from published files through records to the official code's arrays."""
 
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -77,3 +78,12 @@ def test_a_record_holds_the_tasks_that_were_asked_for(name, data_dir):
         assert set(example) == {"image", "id", task.name}
         for key, value in example.items():
             np.testing.assert_array_equal(value, whole[0][key])
+
+
+def test_a_file_that_is_missing_is_named_with_what_to_do(data_dir, tmp_path):
+    shutil.copytree(f"{data_dir}/nyudv2", tmp_path / "nyudv2")
+    (shard,) = (tmp_path / "nyudv2" / "1.0.0").glob("*-val.*")
+    shard.unlink()
+    wanted = rf"lacks 1 of the 1 files of its split 'val': {shard.name}\. Copy the folder again"
+    with pytest.raises(ValueError, match=wanted):
+        Records("nyudv2", str(tmp_path), "val", TASK_SETS["nyudv2"])
