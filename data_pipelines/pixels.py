@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -30,24 +30,37 @@ def zoom_image(image: np.ndarray, zoomed: tuple[int, int], window: Window) -> np
 
 
 def zoom_label(label: np.ndarray, zoomed: tuple[int, int], window: Window) -> np.ndarray:
-    """Returns a window of a label [h w c] that is zoomed to the nearest pixel, as a new array.
+    """Returns a window of a label [h w c] that is zoomed to the nearest pixel; not a view of it.
 
     Args:
       label: any dtype.
       zoomed: height and width of the whole.
       window: of the zoomed label.
     """
+    return label_windows(label, zoomed, [part.stop - part.start for part in window])(window)
+
+
+def label_windows(
+    label: np.ndarray, zoomed: tuple[int, int], size: Sequence[int]
+) -> Callable[[Window], np.ndarray]:
+    """Returns a function that gives `zoom_label` of any window of one size.
+
+    What the windows have in common is computed once.
+    """
     height, width, channels = label.shape
-    wanted = math.prod(part.stop - part.start for part in window)
     # OpenCV makes two pixels in the time in which numpy picks one.
-    if math.prod(zoomed) <= 2 * wanted:
+    if math.prod(zoomed) <= 2 * math.prod(size):
         whole = cv2.resize(label, zoomed[::-1], interpolation=_NEAREST)
-        return whole.reshape(*zoomed, channels)[window]
-    rows = _nearest(height, zoomed[0])[window[0]]
-    columns = _nearest(width, zoomed[1])[window[1]]
-    # Pixels first, then whole rows, which are quickly repeated.
-    part = label[rows[0] : rows[-1] + 1].take(columns, axis=1)
-    return part.take(rows - rows[0], axis=0)
+        return whole.reshape(*zoomed, channels).__getitem__
+    every_row, every_column = _nearest(height, zoomed[0]), _nearest(width, zoomed[1])
+
+    def pick(window):
+        rows, columns = every_row[window[0]], every_column[window[1]]
+        # Pixels first, then whole rows, which are quickly repeated.
+        part = label[rows[0] : rows[-1] + 1].take(columns, axis=1)
+        return part.take(rows - rows[0], axis=0)
+
+    return pick
 
 
 def _nearest(old: int, new: int) -> np.ndarray:

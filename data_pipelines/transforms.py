@@ -20,6 +20,7 @@ from mtmamba_jax.data_pipelines.batch import MEAN, STD, pad_offset
 from mtmamba_jax.data_pipelines.pixels import (
     Window,
     frame,
+    label_windows,
     multiply,
     negate_x,
     zoom_image,
@@ -120,14 +121,13 @@ class RandomZoomCrop(Transform):
         task = next((task for task in self.tasks if task.class_names), None)
         if task and size != zoomed:
             # Classes and the ignore value fit in 8 bits, of which OpenCV makes histograms.
-            classes = example[task.name].astype(np.uint8)
+            look = label_windows(example[task.name].astype(np.uint8), zoomed, size)
         for _ in range(self.tries):
             start = [int(rng.integers(n - m + 1)) for n, m in zip(zoomed, size, strict=True)]
             window = tuple(slice(first, first + m) for first, m in zip(start, size, strict=True))
             if not task or size == zoomed:
                 break
-            seen = zoom_label(classes, zoomed, window)
-            counts = cv2.calcHist([seen], [0], None, [256], [0, 256])
+            counts = cv2.calcHist([look(window)], [0], None, [256], [0, 256])
             counts[task.ignore] = 0
             if 0 < counts.max() <= self.max_share * counts.sum():
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import pathlib
@@ -65,6 +66,9 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Result:
     configuration.check(config, [task.name for task in tasks])
     augment = AugmentSettings(**config.augment)
     train_source = open_source(config.data, tasks, "train")
+    # The order of examples follows from their number: a resumed run must find the same one.
+    config = config.copy_and_resolve_references()
+    config.data.train_examples = len(train_source)
     check_same_run(config, workdir)
     part = config.train.batch_size // config.train.microbatches
     mesh = create_mesh(part, config.eval.batch_size, **config.mesh)
@@ -131,17 +135,31 @@ def check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 class _Clock:
-    """Measures steps from when it is made, and how long they waited for their batches."""
+    """Measures steps from when it is made, and how long the devices had none for want of a batch.
 
-    def __init__(self, step: int):
+    Args:
+      step: the last one before.
+      watcher: one thread, which waits for steps to end.
+    """
+
+    def __init__(self, step: int, watcher: concurrent.futures.Executor):
         self._start, self._step, self._waited = time.monotonic(), step, 0.0
+        self._watcher, self._end = watcher, None
 
     def next(self, batches: Batches) -> dict[str, np.ndarray]:
-        """Returns the next batch; the time that it takes counts as waiting."""
+        """Returns the next batch; the devices wait for it once the step before has ended."""
         start = time.monotonic()
         batch = next(batches)
-        self._waited += time.monotonic() - start
+        arrived = time.monotonic()
+        if self._end is None:
+            self._waited += arrived - start
+        elif self._end.done():
+            self._waited += max(0.0, arrived - max(start, self._end.result()))
         return batch
+
+    def started(self, numbers: object) -> None:
+        """Notes a step that was given to the devices, and the numbers that come out of it."""
+        self._end = self._watcher.submit(_end_of, numbers)
 
     def numbers(self, step: int) -> dict[str, float]:
         """Returns the mean time of the steps since, and the share of it that was waiting."""
@@ -150,6 +168,11 @@ class _Clock:
             "seconds_per_step": seconds / (step - self._step),
             "input_wait": self._waited / seconds,
         }
+
+
+def _end_of(numbers: object) -> float:
+    jax.block_until_ready(numbers)
+    return time.monotonic()
 
 
 class _Run:
@@ -165,15 +188,17 @@ class _Run:
             report.numbers(0, "constant", self.constants)
         has_best = checkpoints.step("best") is not None
         self._best = checkpoints.details("best")["delta_m"] if has_best else np.nan
+        self._watcher = concurrent.futures.ThreadPoolExecutor(1)
 
     def steps(self, state: TrainState, train_step, batches: Batches, mesh) -> TrainState:
         """Trains to the last step."""
         settings = self._config.train
         rate = learning_rate(self._config.optimizer, settings.steps)
         first = step = int(state.step)
-        pending, clock = None, _Clock(step)
+        pending, clock = None, _Clock(step, self._watcher)
         while step < settings.steps:
             state, numbers = train_step(state, put_batch(clock.next(batches), mesh))
+            clock.started(numbers)
             step += 1
             # One step late, so that the device is never idle for it.
             loss = self._check(*pending) if pending else None
@@ -195,7 +220,7 @@ class _Run:
             if save:
                 self._checkpoints.save_latest(state)
             if log or evaluate or save or step == first + 1:  # the first step compiles
-                clock = _Clock(step)
+                clock = _Clock(step, self._watcher)
         return state
 
     def _check(self, step: int, numbers: Mapping[str, jax.Array]) -> float:

@@ -1,5 +1,6 @@
 """A run: killed and gone on with, refused, stopped on a non-finite loss."""
 
+import concurrent.futures
 import json
 import pathlib
 import random
@@ -146,7 +147,7 @@ def test_waiting_for_input_is_logged(slow, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(state, "build", build_pixel_model)
     if slow == "source":
-        monkeypatch.setitem(sources.SOURCES, "synthetic", SlowScenes)
+        monkeypatch.setattr(sources, "SyntheticScenes", SlowScenes)
     else:
         monkeypatch.setattr(loop, "create_train_step", create_slow_step)
     train(tiny_config(train__steps="9", train__log_every="4", train__eval_every="9"), tmp_path)
@@ -154,6 +155,39 @@ def test_waiting_for_input_is_logged(slow, tmp_path, monkeypatch, capsys):
     share = lines[1]["input_wait"]  # of steps 5 to 8: step 1 compiles
     assert 0.6 < share <= 1 if slow == "source" else 0 <= share < 0.4
     assert f", {100 * share:.0f} % waiting for input" in capsys.readouterr().out
+
+
+class Running:
+    """Numbers of a step that devices work on for some seconds."""
+
+    def __init__(self, seconds):
+        self._end = time.monotonic() + seconds
+
+    def block_until_ready(self):
+        time.sleep(max(0, self._end - time.monotonic()))
+        return self
+
+
+@pytest.mark.parametrize(
+    ("step", "batch", "share"), [(0.4, 0.3, 0), (0.3, 0.6, 0.5), (0.01, 0.3, 1)]
+)
+def test_waiting_counts_only_while_devices_have_nothing_to_do(step, batch, share):
+    def slow_batches():
+        while True:
+            time.sleep(batch)
+            yield {}
+
+    batches = slow_batches()
+    with concurrent.futures.ThreadPoolExecutor(1) as watcher:
+        next(batches)
+        clock = loop._Clock(0, watcher)
+        for _ in range(3):
+            numbers = Running(step)
+            clock.started(numbers)
+            clock.next(batches)
+            numbers.block_until_ready()  # as the loop, which is one step ahead at most
+        found = clock.numbers(3)["input_wait"]
+    assert abs(found - share) < 0.2  # a busy machine wakes threads late
 
 
 class SpoiledScenes(sources.SyntheticScenes):
