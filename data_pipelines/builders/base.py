@@ -1,11 +1,13 @@
 """What the TFDS builders share: published files -> records, in parallel, resumable.
 
-Shards are written beside the dataset's place; the last step moves all of them there. A run that
-was stopped finds what is done and goes on; an error leaves nothing in place.
+Shards are written beside the dataset's place; TFDS then puts links to all of them there at once.
+Only after that they are discarded, so a run that was stopped, whenever that was, finds what is done
+and goes on; an error leaves nothing in place.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -71,39 +73,50 @@ class DenseBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
             license=self.LICENSE,
         )
 
+    def download_and_prepare(self, **kwargs) -> None:
+        """Prepares the dataset, unless it is there; see TFDS for its arguments."""
+        # Holds the lock till TFDS has put the result in place and what is unfinished is discarded.
+        with contextlib.ExitStack() as self._held:
+            super().download_and_prepare(**kwargs)
+
     def _download_and_prepare(self, dl_manager, download_config=None) -> None:
         place = pathlib.Path(self.data_dir)  # TFDS renames it when all is done
         staging = self.staging_folder()
         source = pathlib.Path(self._source or dl_manager.manual_dir).expanduser()
-        with locked(staging / "lock", "prepares this dataset", wait=False):
-            for left in place.parent.glob(f"incomplete.*_{self.version}"):  # by a killed run
-                if left != place:
-                    shutil.rmtree(left)
-            layouts = open_layouts(
-                self.LAYOUT, self.name, source, staging, allow_partial=self._allow_partial
+        lock = locked(staging / "lock", "prepares this dataset", wait=False)
+        self._held.enter_context(lock)
+        shutil.rmtree(self._discarded_folder(), ignore_errors=True)
+        for left in place.parent.glob(f"incomplete.*_{self.version}"):  # by a killed run
+            if left != place:
+                shutil.rmtree(left)
+        layouts = open_layouts(
+            self.LAYOUT, self.name, source, staging, allow_partial=self._allow_partial
+        )
+        shards = [
+            shard for layout in layouts for shard in split(layout, staging, str(self.version))
+        ]
+        missing = [shard for shard in shards if not shard.path.exists()]
+        needed = sum(shard.source_bytes() for shard in missing)
+        check_space(needed * 3 // 2, staging, f"Writing the records of {self.name}")
+        with tqdm.tqdm(
+            total=sum(len(shard.indices) for shard in shards),
+            initial=sum(len(shard.indices) for shard in shards if shard not in missing),
+            desc=f"Converting {self.name}",
+            unit="example",
+        ) as bar:
+            write_all(
+                missing,
+                self.LAYOUT.TASKS,
+                compression=self.COMPRESSION,
+                unpack_photos=self.UNPACK_PHOTOS,
+                num_workers=self._num_workers,
+                advance=bar.update,
             )
-            shards = [
-                shard for layout in layouts for shard in split(layout, staging, str(self.version))
-            ]
-            missing = [shard for shard in shards if not shard.path.exists()]
-            needed = sum(shard.source_bytes() for shard in missing)
-            check_space(needed * 3 // 2, staging, f"Writing the records of {self.name}")
-            with tqdm.tqdm(
-                total=sum(len(shard.indices) for shard in shards),
-                initial=sum(len(shard.indices) for shard in shards if shard not in missing),
-                desc=f"Converting {self.name}",
-                unit="example",
-            ) as bar:
-                write_all(
-                    missing,
-                    self.LAYOUT.TASKS,
-                    compression=self.COMPRESSION,
-                    unpack_photos=self.UNPACK_PHOTOS,
-                    num_workers=self._num_workers,
-                    advance=bar.update,
-                )
-            self.info.set_splits(self._move(layouts, shards, place))
-            shutil.rmtree(staging)
+        self.info.set_splits(self._link(layouts, shards, place))
+
+    def _post_download_and_prepare_hook(self) -> None:
+        """Called by TFDS when the result is in its place."""
+        self.discard_staging()
 
     def _log_download_bytes(self) -> None:
         """Nothing: TFDS would announce a download of unknown size."""
@@ -116,8 +129,23 @@ class DenseBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         root = pathlib.Path(self.data_dir_root).expanduser()
         return root / self.name / f".{self.version}.unfinished"
 
-    def _move(self, layouts, shards, place: pathlib.Path) -> tfds_splits.SplitDict:
-        """Moves finished shards to their place and returns what TFDS notes of them."""
+    def discard_staging(self) -> None:
+        """Deletes unfinished work; for a dataset that is prepared.
+
+        It is renamed first: were this killed half-way, the next run would take the rest of an
+        extracted archive for all of it.
+        """
+        discarded = self._discarded_folder()
+        shutil.rmtree(discarded, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self.staging_folder(), discarded)
+        shutil.rmtree(discarded, ignore_errors=True)  # the next run tries again
+
+    def _discarded_folder(self) -> pathlib.Path:
+        return self.staging_folder().with_name(f".{self.version}.discarded")
+
+    def _link(self, layouts, shards, place: pathlib.Path) -> tfds_splits.SplitDict:
+        """Links finished shards to their place and returns what TFDS notes of them."""
         infos = []
         for layout in layouts:
             own = [shard for shard in shards if shard.layout is layout]
@@ -125,7 +153,10 @@ class DenseBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
             num_bytes = sum(shard.path.stat().st_size for shard in own)
             for i, shard in enumerate(own):
                 target = template.sharded_filepath(shard_index=i, num_shards=len(own))
-                os.replace(shard.path, place / target.name)
+                try:
+                    os.link(shard.path, place / target.name)
+                except OSError:  # a file system without links
+                    shutil.copy2(shard.path, place / target.name)
             infos.append(
                 tfds_splits.SplitInfo(
                     name=layout.split,
