@@ -8,7 +8,8 @@ human_parts/ID.mat                     anno: objects with masks of their parts
 normals_distill/ID.png                 RGB = (normal + 1) / 2 * 255, of a network
 sal_distill/ID.png                     saliency * 255, of a network
 ImageSets/Context/{train,val}.txt
-ImageSets/Parts/{train,val}.txt        JSON: {ID: classes of its objects}; may be missing
+ImageSets/Parts/{train,val}.txt        JSON: {ID: classes of its objects}; it, or some IDs, may be
+                                       missing: their annotation is read
 """
 
 from __future__ import annotations
@@ -82,6 +83,11 @@ class PASCALContext(Layout):
             raise DataError(f"{path} is no readable JSON ({error}). {AGAIN}") from error
         if not isinstance(objects, dict):
             raise DataError(f"{path} holds no object of image names. {AGAIN}")
+        for name, classes in objects.items():
+            if not isinstance(classes, list) or any(type(c) not in (int, float) for c in classes):
+                raise DataError(
+                    f"{path} holds {classes!r} for {name!r}, wanted a list of numbers. {AGAIN}"
+                )
         return objects
 
     def files(self, index: int) -> dict[str, pathlib.Path]:
@@ -97,7 +103,7 @@ class PASCALContext(Layout):
             "normals": self.folders["normals_distill"] / f"{name}.png",
             "saliency": self.folders["sal_distill"] / f"{name}.png",
         }
-        if self._objects is None or _PERSON in self._objects.get(name, ()):
+        if self._objects is None or _PERSON in self._objects.get(name, (_PERSON,)):
             files["human_parts"] = self.folders["human_parts"] / f"{name}.mat"
         return files
 
@@ -138,7 +144,9 @@ def _boundaries(context: np.ndarray) -> np.ndarray:
     """Returns where the classes change, one pixel thin, int32 [h w 1]."""
     from skimage.morphology import thin  # with the extra "data" only
 
-    return thin(np.abs(cv2.Laplacian(context, cv2.CV_64F)) > 0).astype(np.int32)[..., None]
+    # As float64: OpenCV takes no 32-bit integers, which some archives hold.
+    changes = cv2.Laplacian(context.astype(np.float64), cv2.CV_64F)
+    return thin(np.abs(changes) > 0).astype(np.int32)[..., None]
 
 
 def _read_human_parts(path: pathlib.Path | None, size: tuple[int, int]) -> np.ndarray:
