@@ -23,6 +23,7 @@ class Layout(abc.ABC):
       TASKS: the labels that it has.
       COUNTS: published number of examples of each split, "train" and "val".
       PARTS: folders that hold it; some or all lie together.
+      INSIDE: folders of which each part holds one or more; () for any.
       ARCHIVES: patterns of the published archives' names.
       folders: where each of `PARTS` is.
       split: "train" or "val".
@@ -32,6 +33,7 @@ class Layout(abc.ABC):
     TASKS: ClassVar[tuple[Task, ...]]
     COUNTS: ClassVar[Mapping[str, int]]
     PARTS: ClassVar[tuple[str, ...]]
+    INSIDE: ClassVar[tuple[str, ...]] = ()
     ARCHIVES: ClassVar[tuple[str, ...]]
 
     def __init__(self, folders: Mapping[str, pathlib.Path], split: str):
@@ -49,6 +51,10 @@ class Layout(abc.ABC):
             "id": self.ids[index],
             **self._read_labels(index, files, image.shape[:2]),
         }
+
+    def leave_out(self) -> str:
+        """Returns what to do to have a dataset without some examples."""
+        return f"take their names out of {self.split_file(self.folders, self.split)}"
 
     def _read_image(self, path: pathlib.Path) -> np.ndarray:
         return read_photo(path)

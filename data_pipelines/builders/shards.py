@@ -19,7 +19,7 @@ from tensorflow_datasets.core import example_serializer
 
 from mtmamba_jax.data_pipelines.batch import check_example
 from mtmamba_jax.data_pipelines.builders import encoding
-from mtmamba_jax.data_pipelines.builders.files import DataError
+from mtmamba_jax.data_pipelines.builders.files import AGAIN, DataError
 from mtmamba_jax.data_pipelines.builders.layout import Layout
 from mtmamba_jax.data_pipelines.parallel import in_order
 from mtmamba_jax.tasks import Task
@@ -101,7 +101,7 @@ def write_all(
     convert = functools.partial(_convert, tuple(tasks), unpack_photos)
     options = f"group_size:1,{compression}"  # a group is read whole: one record is random access
     work = [(shard.layout, index) for shard in shards for index in shard.indices]
-    errors = []
+    errors, layouts = [], []
     with contextlib.closing(in_order(convert, work, num_workers)) as results:
         for shard in shards:
             records = []
@@ -111,12 +111,16 @@ def write_all(
                 advance()
             if len(records) == len(shard.indices):
                 _write(records, shard.path, options)
+            elif shard.layout not in layouts:
+                layouts.append(shard.layout)
     if errors:
         shown = "\n  ".join(map(str, errors[:_MESSAGES]))
         more = f"\n  and {len(errors) - _MESSAGES} more" if len(errors) > _MESSAGES else ""
+        leave_out = " and ".join(dict.fromkeys(layout.leave_out() for layout in layouts))
         raise DataError(
             f"{len(errors)} of {len(work)} examples are wrong:\n  {shown}{more}\n"
-            "Mend them and run the same command again: what is done is kept."
+            "Mend them and run the same command again: what is done is kept in "
+            f"{shards[0].path.parent}. Or {leave_out}, and take the rest with --allow_partial."
         )
 
 
@@ -124,16 +128,24 @@ def _convert(
     tasks: tuple[Task, ...], unpack_photo: bool, layout: Layout, index: int
 ) -> bytes | DataError:
     """Returns an example's record, or what is wrong with its files."""
+    files = layout.files(index)
     try:
         example = layout[index]
         check_example(example, tasks)
-        photo = layout.files(index)["image"].read_bytes()
+        photo = files["image"].read_bytes()
         record = encoding.encode(example, photo, tasks, unpack_photo=unpack_photo)
+        features, serializer = _serializer(tasks)
+        message = serializer.get_tf_example(features.encode_example(record))
+        return message.SerializeToString(deterministic=True)  # else keys are in any order
     except DataError as error:
         return error
-    features, serializer = _serializer(tasks)
-    message = serializer.get_tf_example(features.encode_example(record))
-    return message.SerializeToString(deterministic=True)  # else keys are in any order
+    except MemoryError:
+        raise
+    except Exception as error:  # of a library, for files that no check has refused
+        return DataError(
+            f"{files['image']} and its labels cannot be converted ({type(error).__name__}: "
+            f"{error}). {AGAIN}"
+        )
 
 
 @functools.cache

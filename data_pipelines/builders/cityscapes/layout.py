@@ -37,7 +37,8 @@ class Cityscapes(Layout):
     TASKS = CITYSCAPES
     COUNTS: ClassVar = {"train": 2975, "val": 500}
     PARTS = ("leftImg8bit", "gtFine", "disparity")
-    ARCHIVES = ("leftImg8bit*", "gtFine*", "disparity*")
+    INSIDE = ("train", "val")
+    ARCHIVES = ("leftImg8bit_trainvaltest*", "gtFine_trainvaltest*", "disparity_trainvaltest*")
 
     @classmethod
     def split_file(cls, folders, split):
@@ -52,6 +53,10 @@ class Cityscapes(Layout):
         return tuple(
             path.relative_to(folder).as_posix().removesuffix(_IMAGE_SUFFIX) for path in paths
         )
+
+    def leave_out(self):
+        """Returns how to take a subset: there are no lists."""
+        return "remove their images"
 
     def files(self, index: int) -> dict[str, pathlib.Path]:
         """Returns the image and the label files of an example."""
