@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Iterator
 
@@ -42,7 +43,7 @@ def open_layouts(
             archives.extract(archive, staging / "extracted")
             for archive in archives.find(source, kind.ARCHIVES)
         ]
-    folders = locate(roots, kind.PARTS, name)
+    folders = locate(roots, kind.PARTS, name, kind.INSIDE)
     layouts = []
     for split, wanted in kind.COUNTS.items():
         path = kind.split_file(folders, split)
@@ -63,27 +64,31 @@ def open_layouts(
     return layouts
 
 
-def locate(roots: list[pathlib.Path], parts: tuple[str, ...], what: str) -> dict[str, pathlib.Path]:
+def locate(
+    roots: list[pathlib.Path], parts: tuple[str, ...], what: str, inside: tuple[str, ...] = ()
+) -> dict[str, pathlib.Path]:
     """Returns where a dataset's folders are.
 
     Args:
       roots: folders to look in, and in theirs.
       parts: names of the folders; one that holds them all is preferred.
       what: the dataset, for the message.
+      inside: folders of which a part should hold one or more; others of its name, which archives
+        that are not wanted may hold, come after it.
 
     Raises:
       DataError: not all are there.
     """
     candidates = [folder for root in roots for folder in _subfolders(root, depth=2)]
-    for folder in candidates:
-        if all((folder / part).is_dir() for part in parts):
-            return {part: folder / part for part in parts}
-    found = {
-        part: folder / part
-        for part in parts
-        for folder in reversed(candidates)
-        if (folder / part).is_dir()
-    }
+    found = {}
+    for suits in (lambda path: any((path / name).is_dir() for name in inside), pathlib.Path.is_dir):
+        for folder in candidates:
+            if not found and all(suits(folder / part) for part in parts):
+                return {part: folder / part for part in parts}
+        for part in parts:
+            for folder in candidates:
+                if suits(folder / part):
+                    found.setdefault(part, folder / part)
     missing = [part for part in parts if part not in found]
     if missing:
         raise DataError(
@@ -97,10 +102,15 @@ def _subfolders(folder: pathlib.Path, depth: int) -> Iterator[pathlib.Path]:
     """Yields a folder and those in it, the shallowest first, down to `depth` below it."""
     level = [folder]
     for _ in range(depth + 1):
-        yield from level
-        level = [
-            child
-            for parent in level
-            for child in sorted(parent.iterdir())
-            if child.is_dir() and not child.name.startswith(".")
-        ]
+        below = []
+        for parent in level:
+            try:
+                with os.scandir(parent) as entries:
+                    names = sorted(entry.name for entry in entries if entry.is_dir())
+            except PermissionError:
+                if parent == folder:
+                    raise
+                continue  # somebody else's, beside the dataset
+            yield parent
+            below += [parent / name for name in names if not name.startswith(".")]
+        level = below
