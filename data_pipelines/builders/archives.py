@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import os
 import pathlib
@@ -49,12 +50,22 @@ def extract(archive: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        # What is in them is compressed already, so they hardly grow.
-        check_space(status.st_size, folder, f"Extracting {archive}")
         _check_kind(archive)
+        check_space(_unpacked_size(archive), folder, f"Extracting {archive}")
         _extract_all(archive, partial)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, NotImplementedError):
+            raise DataError(
+                f"{archive} is packed in a way that cannot be unpacked here ({error}). Extract it "
+                "with another program and give the folder."
+            ) from error
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise OSError(
+                error.errno,
+                f"Extracting {archive} below {folder} failed ({error.strerror}). Free some of the "
+                "disk, or give another --data_dir; then run the same command again.",
+            ) from error
         if isinstance(error, _DAMAGED) and not isinstance(error, DataError):
             raise DataError(
                 f"{archive} is damaged or cut off after {status.st_size} bytes ({error}). "
@@ -74,6 +85,7 @@ _DAMAGED = (
     ValueError,
     RuntimeError,  # an encrypted zip
 )
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _GZIP, _BLOCK = b"\x1f\x8b", 2**20
 
 
@@ -85,6 +97,14 @@ def _check_kind(archive: pathlib.Path) -> None:
             f"{archive} is a web page, not an archive: the download was answered with a page to "
             "log in or to agree. Download it in a browser."
         )
+
+
+def _unpacked_size(archive: pathlib.Path) -> int:
+    """Returns how many bytes it will take, or about as many."""
+    if archive.name.endswith(".zip"):
+        with zipfile.ZipFile(archive) as opened:
+            return sum(member.file_size for member in opened.infolist())
+    return archive.stat().st_size  # what is in it is compressed already, so it hardly grows
 
 
 def _extract_all(archive: pathlib.Path, folder: pathlib.Path) -> None:
@@ -117,6 +137,17 @@ def _extract_all(archive: pathlib.Path, folder: pathlib.Path) -> None:
             if packed:  # to its end, where the checksum is
                 while stream.read(_BLOCK):
                     pass
+            else:
+                _check_end(archive, opened.offset)
+
+
+def _check_end(archive: pathlib.Path, offset: int) -> None:
+    """Checks that what tarfile took for the end of a .tar, be it a cut or a bad header, is it."""
+    end = bytes(2 * tarfile.BLOCKSIZE)
+    with archive.open("rb") as file:
+        file.seek(offset)
+        if file.read(len(end)) != end:
+            raise tarfile.ReadError("its end is missing")
 
 
 _STRANGE = "It is not the published archive; do not use it."
