@@ -210,7 +210,8 @@ def read_list(path: pathlib.Path) -> tuple[str, ...]:
       DataError: unreadable, without a name, with one twice, or with one that leaves its folder.
     """
     try:
-        names = [line.strip() for line in read_bytes(path).decode().splitlines() if line.strip()]
+        text = read_bytes(path).decode("utf-8-sig")  # editors of Windows put a mark before it
+        names = [line.strip() for line in text.splitlines() if line.strip()]
     except UnicodeDecodeError:
         raise DataError(f"{path} is no text file. {AGAIN}") from None
     if not names:
