@@ -1,6 +1,7 @@
 """Datasets on remote storage: copied once, whole or not at all, and equal to local ones."""
 
 import collections
+import hashlib
 import os
 import pathlib
 import pickle
@@ -20,6 +21,7 @@ from mtmamba_jax.tasks import NYUDV2
 from mtmamba_jax.user_cache import cache_folder
 
 PLACE = "gs://bucket/datasets"
+DUMMY = pathlib.Path(builders.__file__).parent / "nyudv2" / "dummy_data"
 
 
 class Bucket(LocalFileSystem):
@@ -47,8 +49,7 @@ class Bucket(LocalFileSystem):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
-    source = pathlib.Path(builders.__file__).parent / "nyudv2" / "dummy_data"
-    prepare("nyudv2", str(source), str(folder), allow_partial=True)
+    prepare("nyudv2", str(DUMMY), str(folder), allow_partial=True)
     return folder
 
 
@@ -81,7 +82,7 @@ def files(folder):
 
 
 def mirrored():
-    (folder,) = (cache_folder() / "datasets").glob("*/nyudv2/1.0.0")
+    (folder,) = (cache_folder() / "datasets").glob("*/*/nyudv2/1.0.0")
     return folder
 
 
@@ -131,13 +132,87 @@ def test_a_file_of_another_size_than_was_listed_is_refused(bucket, monkeypatch):
     assert not files(mirrored())
 
 
-def test_a_changed_dataset_is_fetched_anew(bucket, capsys):
-    open_remote()
-    (bucket / "samples.png").write_bytes(b"another")
-    open_remote()
+@pytest.fixture(scope="module")
+def deeper(tmp_path_factory):
+    """The same dataset with every depth a metre larger: files of the same sizes."""
+    root = tmp_path_factory.mktemp("deeper")
+    shutil.copytree(DUMMY, root / "source")
+    for path in (root / "source" / "depth").rglob("*.npy"):
+        np.save(path, np.load(path) + np.float32(1))
+    prepare("nyudv2", str(root / "source"), str(root / "prepared"), allow_partial=True)
+    return root / "prepared"
+
+
+def test_other_contents_of_the_same_size_are_fetched_beside_the_old_copy(
+    bucket, prepared, deeper, capsys
+):
+    before = open_remote()
+    old = mirrored()
+    (shard,) = (deeper / "nyudv2" / "1.0.0").glob("*-val.*")
+    assert shard.stat().st_size == (bucket / shard.name).stat().st_size
+    shutil.copy2(shard, bucket)
+    capsys.readouterr()
+    after = open_remote()
     assert set(Bucket.copied.values()) == {2}
-    assert (mirrored() / "samples.png").read_bytes() == b"another"
-    assert "has changed" in capsys.readouterr().out
+    # What has the old copy open, or opens it now, goes on.
+    check_equal(before, prepared)
+    check_equal(pickle.loads(pickle.dumps(before)), prepared)
+    check_equal(after, deeper)
+    assert any((after[0]["depth"] != before[0]["depth"]).ravel())
+    out = capsys.readouterr().out
+    assert (
+        f"nyudv2 has changed. What was copied before can be deleted once nothing reads it: {old}"
+        in out
+    )
+
+
+def test_the_same_contents_uploaded_again_are_not_copied(bucket, monkeypatch):
+    def with_hashes(self, path, **kwargs):
+        return [
+            entry | {"md5Hash": hashlib.md5(pathlib.Path(entry["name"]).read_bytes()).hexdigest()}
+            for entry in LocalFileSystem.ls(self, path, **kwargs)
+        ]
+
+    monkeypatch.setattr(Bucket, "ls", with_hashes)
+    open_remote()
+    for path in bucket.iterdir():
+        os.utime(path, (1, 1))
+    open_remote()
+    assert set(Bucket.copied.values()) == {1}
+
+
+def test_a_dataset_that_changes_while_it_is_copied_is_refused(bucket, prepared, monkeypatch):
+    def change(self, rpath, lpath, **kwargs):
+        os.utime(bucket / "samples.png", (1, 1))
+        LocalFileSystem.get_file(self, rpath, lpath, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "get_file", change)
+        with pytest.raises(OSError, match="changed while it was copied"):
+            open_remote()
+    assert not list((cache_folder() / "datasets").glob("*/*/nyudv2/1.0.0"))
+    check_equal(open_remote(), prepared)
+
+
+@pytest.mark.parametrize("missing", ["nyudv2-val.array_record-00000-of-00001", "dataset_info.json"])
+def test_an_upload_that_is_not_finished_is_refused_before_anything_is_copied(
+    missing, bucket, prepared
+):
+    (bucket / missing).rename(bucket.parent / "later")
+    with pytest.raises(ValueError, match=f"lacks 1 files, {missing}. Is it still being uploaded"):
+        open_remote()
+    assert not Bucket.copied
+    (bucket.parent / "later").rename(bucket / missing)
+    check_equal(open_remote(), prepared)
+
+
+def test_a_copy_that_lost_a_file_is_completed(bucket, prepared):
+    open_remote()
+    (shard,) = mirrored().glob("*-val.*")
+    shard.unlink()
+    check_equal(open_remote(), prepared)
+    assert Bucket.copied.pop(shard.name) == 2
+    assert set(Bucket.copied.values()) == {1}
 
 
 def test_processes_that_open_it_at_once_copy_it_once(bucket):
