@@ -3,6 +3,8 @@
 python launch.py prepare --dataset=cityscapes --source=FOLDER_OF_ARCHIVES
 python launch.py train --config=cityscapes --config.model.dtype=bfloat16
 
+Not trained or timed here, as the data is not at hand.
+
 The paper has no scores on Cityscapes; model and optimizer are those of its other sets. The target
 of the depth task is the disparity in pixels. Zooming an image by s multiplies it by s.
 """

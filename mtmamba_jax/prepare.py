@@ -70,7 +70,9 @@ def prepare(
         builder.download_and_prepare(download_dir=downloads)
     sheet = folder / SHEET_FILE
     if not sheet.exists():
-        write_png(sheet, contact_sheet(name, data_dir))
+        partial = sheet.with_name(f"partial_{SHEET_FILE}")
+        write_png(partial, contact_sheet(name, data_dir))
+        partial.replace(sheet)
     return folder
 
 
@@ -143,8 +145,8 @@ def _check_record(name: str, data_dir: str | None, split: str, index: int) -> No
             _check_values(task, example[task.name])
     except Exception as error:
         raise ValueError(
-            f"{name}, {split} record {index} is wrong ({error}). Delete the folder and prepare the "
-            "dataset again."
+            f"{name}, {split} record {index} is wrong ({error}). Delete "
+            f"{create_builder(name, data_dir).data_dir} and prepare the dataset again."
         ) from error
 
 

@@ -18,7 +18,7 @@ def prepare(name, tmp_path, *arguments):
 def test_prepare_says_what_it_wrote_and_draws_it(name, tmp_path, capsys):
     assert prepare(name, tmp_path, "--check") == 0
     text = capsys.readouterr().out
-    assert "records are right" in text
+    assert "records can be read" in text
     assert f"train --config={name} --config.data.dir={tmp_path}" in text
     sheet = cv2.imread(str(tmp_path / name / "1.0.0" / "samples.png"))
     assert sheet.std() > 20  # something is drawn

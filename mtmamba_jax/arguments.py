@@ -1,0 +1,93 @@
+"""What the command line takes: commands and their flags."""
+
+from __future__ import annotations
+
+import argparse
+
+import mtmamba_jax
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """Returns the parser; its `commands` are those of each command, by name."""
+    parser = argparse.ArgumentParser(
+        prog="mtmamba", description=mtmamba_jax.__doc__, allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=mtmamba_jax.__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.commands = {}
+
+    def command(name: str, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+        sub.add_argument("--traceback", action="store_true", help="show where an error comes from")
+        parser.commands[name] = sub
+        return sub
+
+    train = command("train", "Train a model, evaluate it and draw what it predicts.")
+    train.add_argument(
+        "--config", default="synthetic", help="NAME or NAME:VARIANT of configs/ (synthetic)"
+    )
+    _add_config_key(train)
+    train.add_argument("--workdir", help="where to write, and to go on from (runs/NAME)")
+
+    for name, help in (
+        ("eval", "Score a trained model on its test set."),
+        ("predict", "Predict the maps of photos."),
+    ):
+        sub = command(name, help)
+        sub.add_argument("--workdir", required=True, help="of a training run")
+        sub.add_argument(
+            "--checkpoint", choices=("best", "latest"), default="best", help="which weights (best)"
+        )
+    sub.add_argument("photos", nargs="+", help="files or folders")
+    sub.add_argument("--output", default="predictions", help="where to write (predictions)")
+    sub.add_argument("--size", help="HEIGHTxWIDTH photos are fitted into (that of training)")
+    sub.add_argument("--overlay", action="store_true", help="also draw classes over the photo")
+
+    benchmark = command("benchmark", "Time the scan, a training step, inference or the input.")
+    benchmark.add_argument("--what", required=True, choices=("ss2d", "step", "inference", "input"))
+    benchmark.add_argument("--repeats", type=int, default=20, help="samples of each time (20)")
+    benchmark.add_argument("--output", help="JSON of every number (benchmark_WHAT.json)")
+    benchmark.add_argument(
+        "--spec",
+        metavar="NAME,...",
+        help="ss2d: of arg_specs.py (all decoder stages); input: datasets (all)",
+    )
+    benchmark.add_argument(
+        "--implementation", metavar="NAME,...", help="ss2d: side by side (the platform's choice)"
+    )
+    benchmark.add_argument("--dtype", help="ss2d: bfloat16 or float32 (bfloat16)")
+    benchmark.add_argument(
+        "--config", help="step, inference: NAME or NAME:VARIANT of configs/ (synthetic)"
+    )
+    _add_config_key(benchmark)
+
+    prepare = command("prepare", "Turn a dataset's published files into records to train from.")
+    prepare.add_argument("--dataset", required=True, help="nyudv2, pascal_context or cityscapes")
+    prepare.add_argument("--source", help="the published archives, or a folder of what is in them")
+    prepare.add_argument("--data_dir", help="where to write (where TFDS keeps datasets)")
+    prepare.add_argument(
+        "--allow_partial", action="store_true", help="take fewer examples than were published"
+    )
+    prepare.add_argument("--workers", type=int, help="processes that convert (as many as cores)")
+    prepare.add_argument("--check", action="store_true", help="read every record back")
+
+    plan = command("plan", "Compile for an accelerator that is not here: does it fit?")
+    plan.add_argument(
+        "--topology", required=True, help="KIND:SHAPE of a TPU (v5e:4x4), KIND:NUMBER of GPUs"
+    )
+    plan.add_argument(
+        "--what", choices=("step", "inference"), default="step", help="which program (step)"
+    )
+    plan.add_argument(
+        "--config", default="synthetic", help="NAME or NAME:VARIANT of configs/ (synthetic)"
+    )
+    _add_config_key(plan)
+    plan.add_argument("--json", action="store_true", help="print every number as JSON instead")
+    return parser
+
+
+def _add_config_key(command: argparse.ArgumentParser) -> None:
+    """Shows --config.KEY in the help; `_overrides` reads it."""
+    command.add_argument(
+        "--config.KEY", metavar="VALUE", dest="_", help="set a key of configs/common.py"
+    )
