@@ -12,9 +12,11 @@ from PIL import Image
 
 from mtmamba_jax import cli, losses, tasks
 from mtmamba_jax import config as configuration
+from mtmamba_jax.data_pipelines import folder
 from mtmamba_jax.data_pipelines.batch import check_example
 from mtmamba_jax.data_pipelines.builders.files import DataError
 from mtmamba_jax.data_pipelines.folder import Folder, find_folder
+from mtmamba_jax.data_pipelines.folder_labels import read_label
 from mtmamba_jax.data_pipelines.pipeline import ExampleError, eval_batches
 from mtmamba_jax.data_pipelines.sources import open_source
 from mtmamba_jax.data_pipelines.synthetic import SyntheticScenes
@@ -152,6 +154,20 @@ def test_a_bit_of_a_png_is_a_class(copy):
     save(copy / "saliency" / f"{NAMES[0]}.png", label == 1)
     found = Folder(copy, "train", TASKS)[0]["saliency"][..., 0]
     np.testing.assert_array_equal(found, (label == 1).astype(np.int32))
+
+
+def test_some_labels_of_two_classes_are_looked_at_when_it_is_opened(copy, monkeypatch):
+    read = []
+
+    def background(task, path, size):
+        read.append((task.name, path.stem))
+        return np.zeros_like(read_label(task, path, size))
+
+    monkeypatch.setattr(folder, "read_label", background)
+    monkeypatch.setattr(folder, "_LOOKED_AT", 3)
+    Folder(copy, "train", TASKS)
+    names = [pathlib.PurePath(f"{NAMES[i]}.png").stem for i in (0, 2, 4)]
+    assert read == [(task, name) for task in ("saliency", "edge") for name in names]
 
 
 def delete(path):
