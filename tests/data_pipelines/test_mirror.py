@@ -158,7 +158,7 @@ def test_other_contents_of_the_same_size_are_fetched_beside_the_old_copy(
     check_equal(before, prepared)
     check_equal(pickle.loads(pickle.dumps(before)), prepared)
     check_equal(after, deeper)
-    assert any((after[0]["depth"] != before[0]["depth"]).ravel())
+    assert (after[0]["depth"] != before[0]["depth"]).any()
     out = capsys.readouterr().out
     assert (
         f"nyudv2 has changed. What was copied before can be deleted once nothing reads it: {old}"
