@@ -2,14 +2,18 @@
 
 One thread reads the published files with OpenCV, NumPy and SciPy, and makes the labels and the
 whole zoomed image before it takes a crop, as the official code's loader does. The recipe is that of
-`data_pipelines.transforms`, and without its random part the arrays are equal; nothing but the paths
-is taken from there.
+`data_pipelines.transforms`, and without its random part the arrays are equal. Of the package it
+takes where files are (`Layout`), which classes and body parts count, and the settings
+(`AugmentSettings`); reading and transforms are its own. The transforms also take raw examples from
+records, so that the two can be timed apart.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -20,6 +24,7 @@ from mtmamba_jax.data_pipelines.builders.pascal_context.classes import (
     HUMAN_PART_GROUPS,
     NORMALS_CLASSES,
 )
+from mtmamba_jax.data_pipelines.pipeline import Source
 from mtmamba_jax.data_pipelines.transforms import AugmentSettings
 
 Files = Mapping[str, pathlib.Path]
@@ -31,9 +36,63 @@ _MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 _STD = np.array((0.229, 0.224, 0.225), np.float32)
 
 
+class PlainSource(Protocol):
+    """Examples by index: uint8 RGB `images`, and labels [h w] or [h w 3] by task.
+
+    Cityscapes' depth is called `disparity`, which a zoom changes the other way.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Arrays: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A `PlainSource` of published files.
+
+    Attributes:
+      name: of the dataset, one of `READERS`.
+      layout: one split of its files.
+    """
+
+    name: str
+    layout: Layout
+
+    def __len__(self) -> int:
+        return len(self.layout)
+
+    def __getitem__(self, index: int) -> Arrays:
+        return READERS[self.name](self.layout.files(index))
+
+
+@dataclasses.dataclass(frozen=True)
+class Raw:
+    """A `PlainSource` of raw examples (`data_pipelines.batch`).
+
+    Attributes:
+      name: of the dataset.
+      source: of its examples.
+    """
+
+    name: str
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Arrays:
+        example = dict(self.source[index])
+        del example["id"]
+        out = {"images": example.pop("image")}
+        for task, label in example.items():
+            key = "disparity" if (self.name, task) == ("cityscapes", "depth") else task
+            out[key] = label[..., 0] if label.shape[-1] == 1 else label
+        return out
+
+
 def plain_batches(
-    name: str,
-    layout: Layout,
+    source: PlainSource,
     *,
     crop_size: tuple[int, int],
     batch_size: int,
@@ -44,8 +103,7 @@ def plain_batches(
     """Yields training batches (`data_pipelines.batch`, without `id` and `mask`), without end.
 
     Args:
-      name: of the dataset, one of `READERS`.
-      layout: one split of its published files.
+      source: the examples.
       crop_size: height and width of the images.
       batch_size: examples in a batch.
       seed: of the order and the augmentation.
@@ -53,12 +111,10 @@ def plain_batches(
       label_scale: labels are this many times as high and wide as the images.
     """
     rng = np.random.default_rng(seed)
-    read = READERS[name]
     examples = []
     while True:
-        for index in rng.permutation(len(layout)):
-            example = read(layout.files(index))
-            examples.append(_augment(example, crop_size, augment, label_scale, rng))
+        for index in rng.permutation(len(source)):
+            examples.append(_augment(source[index], crop_size, augment, label_scale, rng))
             if len(examples) == batch_size:
                 yield {key: np.stack([e[key] for e in examples]) for key in examples[0]}
                 examples.clear()
@@ -106,7 +162,7 @@ def _read_pascal_context(files: Files) -> Arrays:
     return {
         "images": image,
         "semseg": _grey(files["semseg"]).astype(np.int32),
-        "human_parts": parts if parts.any() else np.full_like(parts, _IGNORE),
+        "human_parts": parts,
         "saliency": (_grey(files["saliency"]) > 127).astype(np.int32),
         "edge": thin(np.abs(cv2.Laplacian(context, cv2.CV_64F)) > 0).astype(np.int32),
         "normals": normals,
@@ -130,7 +186,7 @@ READERS: dict[str, Callable[[Files], Arrays]] = {
     "pascal_context": _read_pascal_context,
     "cityscapes": _read_cityscapes,
 }
-"""(an example's files) -> uint8 RGB `images` and labels [h w] or [h w 3], by dataset."""
+"""(an example's files) -> what a `PlainSource` holds, by dataset."""
 
 
 def _augment(
@@ -159,6 +215,8 @@ def _augment(
         if key != "images":
             label = label[: height * label_scale, : width * label_scale]
             label = label.reshape(*label.shape[:2], -1)
+            if key == "human_parts" and np.isin(label, (0, _IGNORE)).all():  # nobody is seen
+                label = np.full_like(label, _IGNORE)
             place = (top * label_scale, left * label_scale)
             key = "depth" if key == "disparity" else key  # the task's name
             out[key] = _pad(label, place, [n * label_scale for n in crop_size], _IGNORE)
@@ -169,7 +227,7 @@ def _zoom(example: Arrays, scale: float) -> Arrays:
     height, width = (max(1, round(n * scale)) for n in example["images"].shape[:2])
     out = {}
     for key, value in example.items():
-        kind = cv2.INTER_LINEAR if key == "images" else cv2.INTER_NEAREST
+        kind = cv2.INTER_LINEAR if key == "images" else cv2.INTER_NEAREST_EXACT
         out[key] = cv2.resize(value, (width, height), interpolation=kind)
     for key, factor in (("depth", 1 / scale), ("disparity", scale)):
         if key in out:
