@@ -1,5 +1,6 @@
 """From published files or archives to records: counts, archives, interruptions, TFDS."""
 
+import errno
 import io
 import os
 import pathlib
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 
 import numpy as np
@@ -15,29 +17,35 @@ import pytest
 import tensorflow_datasets as tfds
 
 from mtmamba_jax.data_pipelines.batch import check_example
-from mtmamba_jax.data_pipelines.builders import archives
+from mtmamba_jax.data_pipelines.builders import archives, opening
 from mtmamba_jax.data_pipelines.builders.files import DataError
+from mtmamba_jax.data_pipelines.builders.sample_trees import WRITERS
 from mtmamba_jax.data_pipelines.locks import locked
 from mtmamba_jax.data_pipelines.pipeline import train_batches
 from mtmamba_jax.data_pipelines.records import DATASETS, Records, create_builder
 from mtmamba_jax.data_pipelines.transforms import AugmentSettings
-from mtmamba_jax.tasks import NYUDV2, PASCAL_CONTEXT
+from mtmamba_jax.tasks import NYUDV2, PASCAL_CONTEXT, TASK_SETS
 from tests.data_pipelines.dummy_trees import copy_tree, prepare, visible
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+NAMES = ("nyudv2", "cityscapes")
+SPLITS = {"train": 190, "val": 64}
+SHARDS = 4  # three of 64, one of 62: each takes a while
+SIZE = (16, 32)
+
+
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    """150 training examples, three shards: the dummy tree's three under many names."""
-    tree = copy_tree("nyudv2", tmp_path_factory.mktemp("tree") / "NYUDv2")
-    names = [f"t{i:03d}" for i in range(150)]
-    for i, name in enumerate(names):
-        for part in ("images", "segmentation", "edge", "normals", "depth"):
-            suffix = ".npy" if part == "depth" else ".png"
-            os.link(tree / part / f"000{i % 3 + 1}{suffix}", tree / part / f"{name}{suffix}")
-    (tree / "gt_sets" / "train.txt").write_text("\n".join(names))
-    return tree
+def trees(tmp_path_factory):
+    """Some datasets' published layouts, and the names of their examples, by name."""
+    root = tmp_path_factory.mktemp("trees")
+    return {name: (root / name, WRITERS[name](root / name, SPLITS, SIZE)) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def tree(trees):
+    return trees["nyudv2"][0]
 
 
 def records_of(data_dir):
@@ -47,20 +55,24 @@ def records_of(data_dir):
 
 
 @pytest.fixture(scope="module")
-def prepared(tree, tmp_path_factory):
+def all_prepared(trees, tmp_path_factory):
     data_dir = tmp_path_factory.mktemp("prepared")
-    prepare("nyudv2", tree, data_dir)
+    for name in NAMES:
+        prepare(name, trees[name][0], data_dir / name)
     return data_dir
 
 
-def test_records_are_in_the_published_order_and_keep_the_contract(prepared):
-    for split, names in (
-        ("train", [f"t{i:03d}" for i in range(150)]),
-        ("val", ["0001", "0002", "0003"]),
-    ):
-        records = Records("nyudv2", prepared, split, NYUDV2)
-        assert [records[i]["id"] for i in range(len(records))] == names
-        check_example(records[0], NYUDV2)
+@pytest.fixture(scope="module")
+def prepared(all_prepared):
+    return all_prepared / "nyudv2"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_records_are_in_the_published_order_and_keep_the_contract(name, trees, all_prepared):
+    for split, names in trees[name][1].items():
+        records = Records(name, all_prepared / name, split, TASK_SETS[name])
+        assert tuple(records[i]["id"] for i in range(len(records))) == names
+        check_example(records[0], TASK_SETS[name])
 
 
 def test_records_read_only_the_labels_asked_for(prepared):
@@ -83,8 +95,8 @@ def test_tfds_reads_the_records_without_this_package(prepared):
         text=True,
         cwd=prepared,
     )
-    assert found.stdout.startswith("0001 40 56 3")
-    assert "num_examples=150" in found.stdout
+    assert found.stdout.startswith("0191 16 32 3")
+    assert "num_examples=190" in found.stdout
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -102,33 +114,90 @@ def test_tfds_prepares_by_its_own_manual_folder(tree, tmp_path):
     builder = create_builder("nyudv2", tmp_path, allow_partial=True)
     config = tfds.download.DownloadConfig(manual_dir=str(tree))
     builder.download_and_prepare(download_config=config)
-    assert builder.info.splits["train"].num_examples == 150
+    assert builder.info.splits["train"].num_examples == 190
 
 
-def test_worker_processes_write_the_same_bytes(tree, prepared, tmp_path):
-    prepare("nyudv2", tree, tmp_path, num_workers=2)
-    assert records_of(tmp_path) == records_of(prepared)
+@pytest.mark.parametrize("name", NAMES)
+def test_worker_processes_write_the_same_bytes(name, trees, all_prepared, tmp_path):
+    prepare(name, trees[name][0], tmp_path, num_workers=2)
+    assert records_of(tmp_path) == records_of(all_prepared / name)
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tree, prepared, tmp_path):
-    command = [sys.executable, "-m", "tests.data_pipelines.killed_prepare"]
-    arguments = ["nyudv2", str(tree), str(tmp_path)]
+def start(name, source, data_dir, *, workers=0, seconds=0.0, step=()):
+    """Starts `killed_prepare` in a process group of its own."""
+    arguments = (name, source, data_dir, workers, seconds, *step)
+    command = [sys.executable, "-m", "tests.data_pipelines.killed_prepare", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_killed_while_it_writes_goes_on(name, workers, trees, all_prepared, tmp_path):
     seed = random.randrange(2**32)
     rng = random.Random(seed)
-    kills = 0
-    while kills < 3:
-        process = subprocess.Popen([*command, *arguments], cwd=ROOT, start_new_session=True)
-        try:
-            process.wait(timeout=rng.uniform(0.6, 2))
+    staging = tmp_path / name / ".1.0.0.unfinished"
+
+    def done():
+        return [path for path in staging.glob("*-*-*") if path.suffix != ".partial"]
+
+    counts = []
+    seconds = 0.005 * max(1, workers)  # 0.3 for a shard
+    for wanted in sorted(rng.sample(range(1, SHARDS), 2)):
+        process = start(name, trees[name][0], tmp_path, workers=workers, seconds=seconds)
+        while process.poll() is None and len(done()) < wanted:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.1))
+        if process.poll() is not None:  # on a machine that is busy with others
+            assert process.returncode == 0, f"seed {seed}"
             break
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            process.wait()
-            kills += 1
-            assert records_of(tmp_path / "nyudv2" / "1.0.0") == {}
-    subprocess.run([*command, *arguments], cwd=ROOT, check=True)
-    assert records_of(tmp_path) == records_of(prepared), f"seed {seed}"
-    assert [path.name for path in (tmp_path / "nyudv2").iterdir()] == ["1.0.0"]
+        os.killpg(process.pid, 9)
+        process.wait()
+        counts.append(len(done()))
+        assert records_of(tmp_path / name / "1.0.0") == {}, f"seed {seed}"
+    assert any(0 < count < SHARDS for count in counts), f"seed {seed}: killed at {counts}"
+    kept = {path.name: path.stat().st_ino for path in done()}
+    prepare(name, trees[name][0], tmp_path)
+    assert records_of(tmp_path) == records_of(all_prepared / name), f"seed {seed}"
+    inodes = {path.stat().st_ino for path in tmp_path.rglob("*.array_record*")}
+    assert inodes.issuperset(kept.values()), f"seed {seed}: made again"
+    assert [path.name for path in (tmp_path / name).iterdir()] == ["1.0.0"], f"seed {seed}"
+
+
+@pytest.fixture(scope="module")
+def packed(trees, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packed")
+    return {name: pack(folder / f"{name}.tar.gz", trees[name][0]) for name in NAMES}
+
+
+@pytest.mark.parametrize(("step", "calls"), [("extract", 762), ("link", SHARDS), ("delete", 762)])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_killed_while_it_extracts_or_puts_in_place_or_tidies_up_goes_on(
+    name, step, calls, packed, all_prepared, tmp_path
+):
+    seed = random.randrange(2**32)
+    count = random.Random(seed).randint(1, calls)
+    process = start(name, packed[name], tmp_path, step=(step, count))
+    assert process.wait() == -9, f"seed {seed}"
+    assert (tmp_path / name / "1.0.0").exists() == (step == "delete"), f"seed {seed}"
+    prepare(name, packed[name], tmp_path).discard_staging()
+    assert records_of(tmp_path) == records_of(all_prepared / name), f"seed {seed}"
+    assert [path.name for path in (tmp_path / name).iterdir()] == ["1.0.0"], f"seed {seed}"
+
+
+def test_what_a_killed_run_had_to_discard_is_gone_after_the_next(tree, prepared, tmp_path):
+    discarded = tmp_path / "nyudv2" / ".1.0.0.discarded" / "extracted"
+    discarded.mkdir(parents=True)
+    prepare("nyudv2", tree, tmp_path)
+    assert not discarded.parent.exists()
+
+
+def test_a_disk_without_links_gets_copies(tree, prepared, tmp_path, monkeypatch):
+    def link(source, target):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", link)
+    prepare("nyudv2", tree, tmp_path)
+    assert records_of(tmp_path) == records_of(prepared)
 
 
 def test_a_finished_shard_is_not_made_again_unless_its_files_changed(tmp_path):
@@ -151,7 +220,7 @@ def test_a_finished_shard_is_not_made_again_unless_its_files_changed(tmp_path):
 
 
 def test_counts_other_than_the_published_are_refused_or_warned_of(tree, tmp_path, capsys):
-    with pytest.raises(DataError, match=r"names 150 examples.* has 795\..*--allow_partial"):
+    with pytest.raises(DataError, match=r"names 190 examples.* has 795\..*--allow_partial"):
         prepare("nyudv2", tree, tmp_path, allow_partial=False)
     assert visible(tmp_path) == []
     prepare("nyudv2", tree, tmp_path)
@@ -167,6 +236,21 @@ def test_a_second_process_is_kept_out(tree, tmp_path):
         builder.download_and_prepare()
 
 
+def test_a_second_process_is_kept_out_till_all_is_in_place(tree, tmp_path, monkeypatch):
+    builder = create_builder("nyudv2", tmp_path, source=tree, allow_partial=True)
+    lock = builder.staging_folder() / "lock"
+
+    def discard():
+        assert builder.is_prepared()
+        with pytest.raises(OSError, match="Another process"), locked(lock, "", wait=False):
+            pass
+
+    monkeypatch.setattr(builder, "discard_staging", discard)
+    builder.download_and_prepare()
+    with locked(lock, "", wait=False):
+        pass
+
+
 def test_a_full_disk_is_told_before_writing(tree, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
@@ -174,25 +258,52 @@ def test_a_full_disk_is_told_before_writing(tree, tmp_path, monkeypatch):
         prepare("nyudv2", tree, tmp_path)
 
 
+FILL_UP = """
+import resource, signal, sys
+from tests.data_pipelines.dummy_trees import prepare
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+limit, *arguments = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+prepare("nyudv2", *arguments)
+"""
+
+
+def fill_up(limit, source, data_dir):
+    """Returns what preparing says where files cannot be larger than `limit` bytes.
+
+    A limit on the size of files, as a small disk cannot be mounted everywhere.
+    """
+    command = [sys.executable, "-c", FILL_UP, *map(str, (limit, source, data_dir))]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert visible(data_dir) == []
+    assert not list(data_dir.rglob("*.partial"))
+    return found.stderr
+
+
 def test_a_disk_that_fills_up_while_writing_is_told_and_leaves_nothing_half(tree, tmp_path):
-    # A limit on the size of files, as a small disk cannot be mounted everywhere.
-    code = (
-        "import resource, signal, sys\n"
-        "from tests.data_pipelines.dummy_trees import prepare\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
-        "prepare('nyudv2', *sys.argv[1:])"
-    )
-    found = subprocess.run(
-        [sys.executable, "-c", code, str(tree), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert "OSError: Writing records failed" in found.stderr
-    assert "free some or give another --data_dir" in found.stderr
-    assert visible(tmp_path) == []
-    assert not list(tmp_path.rglob("*.partial"))
+    message = fill_up(100_000, tree, tmp_path)
+    assert "OSError: Writing records failed" in message
+    assert "free some or give another --data_dir" in message
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".zip"])
+def test_a_disk_that_fills_up_while_extracting_is_told_and_leaves_nothing_half(
+    suffix, small_tree, tmp_path
+):
+    archive = pack(tmp_path / f"NYUDv2{suffix}", small_tree)
+    message = fill_up(1000, archive, tmp_path / "data")
+    assert f"Extracting {archive} below" in message
+    assert "Free some of the disk, or give another --data_dir" in message
+
+
+def test_a_zip_is_known_to_need_the_room_of_what_is_in_it(tmp_path, monkeypatch):
+    archive = tmp_path / "NYUDv2.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("depth/1.npy", bytes(10_000_000))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
+    with pytest.raises(OSError, match=r"Extracting .*NYUDv2\.zip needs about 10 MB"):
+        prepare("nyudv2", archive, tmp_path / "data")
 
 
 def add(opened, name, content):
@@ -207,7 +318,8 @@ def add(opened, name, content):
 def pack(archive, tree=None, extra=()):
     """Packs a tree under its own name, and then (name, content) pairs."""
     is_zip = archive.suffix == ".zip"
-    with zipfile.ZipFile(archive, "w") if is_zip else tarfile.open(archive, "w:gz") as opened:
+    mode = "w:gz" if archive.suffix == ".gz" else "w"
+    with zipfile.ZipFile(archive, "w") if is_zip else tarfile.open(archive, mode) as opened:
         for path in sorted(tree.rglob("*")) if tree else ():
             if path.is_file():
                 add(opened, str(path.relative_to(tree.parent)), path.read_bytes())
@@ -221,7 +333,7 @@ def small_tree(tmp_path_factory):
     return copy_tree("nyudv2", tmp_path_factory.mktemp("small") / "NYUDv2")
 
 
-@pytest.mark.parametrize("suffix", [".tar.gz", ".zip"])
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".zip"])
 def test_an_archive_or_a_folder_with_one_gives_what_its_tree_gives(small_tree, tmp_path, suffix):
     prepare("nyudv2", small_tree, tmp_path / "from_tree")
     (tmp_path / "downloads").mkdir()
@@ -260,6 +372,44 @@ def link(archive):
         opened.addfile(member)
 
 
+def offset_of(archive, index):
+    with tarfile.open(archive) as opened:
+        return opened.getmembers()[index].offset
+
+
+def cut_between_members(archive):
+    archive.write_bytes(archive.read_bytes()[: offset_of(archive, 3)])
+
+
+def cut_in_the_header(archive):
+    archive.write_bytes(archive.read_bytes()[: offset_of(archive, 3) + 100])
+
+
+def cut_in_the_end(archive):
+    """Leaves one of the two blocks of zeros."""
+    with tarfile.open(archive) as opened:
+        opened.getmembers()
+        end = opened.offset
+    archive.write_bytes(archive.read_bytes()[: end + 512])
+
+
+def break_a_header(archive):
+    data = bytearray(archive.read_bytes())
+    data[offset_of(archive, 3) + 20] ^= 255
+    archive.write_bytes(bytes(data))
+
+
+def pack_by_deflate64(archive):
+    """Says in both headers of every file that it is packed in a way that zipfile does not know."""
+    data = bytearray(archive.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        start = data.find(signature)
+        while start >= 0:
+            data[start + offset] = 9
+            start = data.find(signature, start + 4)
+    archive.write_bytes(bytes(data))
+
+
 DAMAGED = r"is damaged or cut off after \d+ bytes .*\. Download it again"
 STRANGE = r"It is not the published archive; do not use it"
 
@@ -272,6 +422,15 @@ STRANGE = r"It is not the published archive; do not use it"
         ("NYUDv2.tar.gz", flip, DAMAGED),
         ("NYUDv2.zip", flip, DAMAGED),
         ("NYUDv2.tar.gz", lambda archive: archive.write_bytes(b""), DAMAGED),
+        ("NYUDv2.tar", cut, DAMAGED),
+        ("NYUDv2.tar", cut_between_members, DAMAGED),
+        ("NYUDv2.tar", cut_in_the_header, DAMAGED),
+        ("NYUDv2.tar", cut_in_the_end, DAMAGED),
+        ("NYUDv2.tar", break_a_header, DAMAGED),
+        ("NYUDv2.tar", lambda archive: archive.write_bytes(b""), DAMAGED),
+        ("NYUDv2.tar", web_page, r"is a web page.*Download it in a browser"),
+        ("NYUDv2.tar", repack(("../evil", b"x")), rf"'\.\./evil', which leads out.*{STRANGE}"),
+        ("NYUDv2.zip", pack_by_deflate64, r"cannot be unpacked here .* with another program"),
         ("NYUDv2.tar.gz", web_page, r"is a web page.*Download it in a browser"),
         ("NYUDv2.zip", web_page, r"is a web page.*Download it in a browser"),
         ("NYUDv2.tar.gz", repack(("../evil", b"x")), rf"'\.\./evil', which leads out.*{STRANGE}"),
@@ -291,6 +450,63 @@ def test_a_bad_archive_is_named_with_what_to_do(small_tree, tmp_path, name, chan
     assert visible(tmp_path / "data") == []
     assert not (tmp_path / "evil").exists()
     assert not list((tmp_path / "data").rglob("*.partial"))
+
+
+def write_trainextra(folder):
+    """Writes what Cityscapes' other archives hold, where it comes before the wanted."""
+    path = folder / "leftImg8bit" / "train_extra" / "augsburg" / "augsburg_leftImg8bit.png"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"not wanted")
+
+
+def test_cityscapes_takes_its_three_archives_beside_others(tmp_path):
+    tree = copy_tree("cityscapes", tmp_path / "tree")
+    prepare("cityscapes", tree, tmp_path / "from_tree")
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    write_trainextra(tmp_path / "extra")
+    pack(downloads / "leftImg8bit_trainextra.zip", tmp_path / "extra" / "leftImg8bit")
+    (downloads / "gtCoarse.zip").write_bytes(b"not wanted")
+    for part in ("leftImg8bit", "gtFine", "disparity"):
+        pack(downloads / f"{part}_trainvaltest.zip", tree / part)
+    prepare("cityscapes", downloads, tmp_path / "from_zips")
+    assert records_of(tmp_path / "from_zips") == records_of(tmp_path / "from_tree")
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_cityscapes_is_found_beside_folders_of_its_other_archives(together, tmp_path):
+    tree = copy_tree("cityscapes", tmp_path / "tree")
+    downloads = tmp_path / "downloads"
+    write_trainextra(downloads / "a_trainextra")
+    if together:  # with folders of all names
+        for part in ("gtFine", "disparity"):
+            (downloads / "a_trainextra" / part / "train_extra").mkdir(parents=True)
+    for part in ("leftImg8bit", "gtFine", "disparity"):
+        shutil.copytree(tree / part, downloads / f"{part}_trainvaltest" / part)
+    layouts = opening.open_layouts(
+        create_builder("cityscapes").LAYOUT,
+        "cityscapes",
+        downloads,
+        tmp_path / "staging",
+        allow_partial=True,
+    )
+    assert [len(layout) for layout in layouts] == [2, 2]
+
+
+def test_folders_that_may_not_be_read_are_passed_over(small_tree, tmp_path, monkeypatch):
+    shutil.copytree(small_tree, tmp_path / "source" / "NYUDv2")
+    private = tmp_path / "source" / "A"
+    private.mkdir()
+    scandir = os.scandir
+
+    def refuse(path="."):  # who runs the tests may be allowed all
+        if path == private:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    prepare("nyudv2", tmp_path / "source", tmp_path / "data")
+    assert records_of(tmp_path / "data")
 
 
 def test_an_extracted_archive_is_not_extracted_again(small_tree, tmp_path):
@@ -327,38 +543,40 @@ def test_a_split_that_was_not_prepared_is_refused(tmp_path):
         Records("pascal_context", tmp_path / "data", "train", PASCAL_CONTEXT)
 
 
-@pytest.fixture
-def batches(prepared):
-    source = Records("nyudv2", prepared, "train", NYUDV2)
+@pytest.fixture(params=NAMES)
+def batches(request, all_prepared):
+    name = request.param
+    source = Records(name, all_prepared / name, "train", TASK_SETS[name])
 
     def batches(count, **changed):
         arguments = {
-            "crop_size": (32, 32),
+            "crop_size": SIZE,
             "batch_size": 4,
             "seed": 0,
             "augment": AugmentSettings(),
         }
-        iterator = train_batches(source, NYUDV2, **(arguments | changed))
+        iterator = train_batches(source, TASK_SETS[name], **(arguments | changed))
         found = [next(iterator) for _ in range(count)]
         iterator.close()
         return found
 
+    batches.names = [source[i]["id"] for i in range(len(source))]
     return batches
 
 
 def test_one_two_and_four_hosts_see_each_record_once_an_epoch(batches):
-    # 150 examples are 37.5 batches of 4: two epochs are 75 batches.
+    # 190 examples are 47.5 batches of 4: two epochs are 95 batches.
     for count in (1, 2, 4):
         shares = [
             [
                 str(identity)
-                for batch in batches(75, process_index=index, process_count=count)
+                for batch in batches(95, process_index=index, process_count=count)
                 for identity in batch["id"]
             ]
             for index in range(count)
         ]
         seen = sorted(name for share in shares for name in share)
-        assert seen == sorted([f"t{i:03d}" for i in range(150)] * 2)
+        assert seen == sorted(batches.names * 2)
 
 
 @pytest.mark.parametrize("num_workers", [1, 4])
