@@ -1,6 +1,7 @@
 """Trees with one thing wrong: each is refused with a message that names the file and the remedy."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -9,6 +10,7 @@ import scipy.io
 from PIL import Image
 
 from mtmamba_jax.data_pipelines.builders.files import DataError
+from mtmamba_jax.data_pipelines.builders.nyudv2.layout import NYUDv2
 from mtmamba_jax.data_pipelines.records import Records
 from mtmamba_jax.tasks import PASCAL_CONTEXT
 from tests.data_pipelines.dummy_trees import copy_tree, prepare, visible
@@ -113,6 +115,10 @@ def turned(path):
     image.save(path, exif=exif)
 
 
+def eight_bits(path):
+    cv2.imwrite(str(path), (cv2.imread(str(path), cv2.IMREAD_UNCHANGED) // 256).astype(np.uint8))
+
+
 def old_archive(path):
     cv2.imwrite(str(path), np.zeros((480, 640, 3), np.uint8))
 
@@ -179,11 +185,42 @@ PASCAL = (
     ("sal_distill/2008_000003.png", colours, r"of mode RGB"),
     ("ImageSets/Parts/val.txt", text("{"), r"no readable JSON"),
     ("ImageSets/Parts/val.txt", text("[]"), r"holds no object of image names"),
+    ("ImageSets/Parts/val.txt", text('{"2008_000003": 15}'), r"holds 15 for '2008_000003', wanted"),
+    ("ImageSets/Parts/val.txt", text('{"a": ["person"]}'), r"wanted a list of numbers\."),
+    ("ImageSets/Parts/val.txt", text('{"a": null}'), r"holds None for 'a'"),
+)
+IMAGE = "leftImg8bit/val/lindau/lindau_000001_000019_leftImg8bit.png"
+LABELS = "gtFine/val/lindau/lindau_000001_000019_gtFine_labelIds.png"
+DISPARITY = "disparity/val/lindau/lindau_000001_000019_disparity.png"
+CITYSCAPES = (
+    (IMAGE, empty, rf"is empty\. {AGAIN}"),
+    (IMAGE, cut, rf"is cut off after \d+ bytes\. {AGAIN}"),
+    (IMAGE, flip_a_bit, rf"is damaged .*\. {AGAIN}"),
+    (IMAGE, web_page, rf"is an HTML page\. {AGAIN}"),
+    (IMAGE, transparent, rf"of mode RGBA, wanted 8-bit RGB\. {AGAIN}"),
+    (LABELS, delete, r"is missing"),
+    (LABELS, empty, r"is empty"),
+    (LABELS, cut, r"is cut off"),
+    (LABELS, web_page, r"is an HTML page"),
+    (LABELS, smaller, r"is \d+x\d+ .*, its image \d+x\d+"),
+    (LABELS, colours, r"of mode RGB, wanted one channel .*not colours"),
+    (LABELS, write(34), r"holds the value 34; wanted label IDs 0 to 33"),
+    (LABELS, write(255), r"holds the value 255; wanted label IDs 0 to 33"),
+    (DISPARITY, delete, r"is missing"),
+    (DISPARITY, cut, r"is cut off"),
+    (DISPARITY, flip_a_bit, r"is damaged"),
+    (DISPARITY, smaller, r"is \d+x\d+ .*, its image \d+x\d+"),
+    (DISPARITY, eight_bits, r"has 8 bits, wanted 16"),
+    (DISPARITY, colours, r"of mode RGB"),
+    ("disparity", shutil.rmtree, r"no folder disparity of cityscapes"),
+    ("gtFine", shutil.rmtree, r"no folder gtFine of cityscapes"),
+    ("leftImg8bit", shutil.rmtree, r"no folder leftImg8bit of cityscapes"),
 )
 
 
 def cases():
-    for name, rows in (("nyudv2", NYUDV2), ("pascal_context", PASCAL)):
+    tables = {"nyudv2": NYUDV2, "pascal_context": PASCAL, "cityscapes": CITYSCAPES}
+    for name, rows in tables.items():
         for number, (file, corrupt, message) in enumerate(rows):
             yield pytest.param(name, file, corrupt, message, id=f"{name}-{number}-{file}")
 
@@ -213,6 +250,79 @@ def test_all_bad_files_are_named_at_once_and_what_is_right_is_kept(tmp_path):
         (tree / file).write_bytes(content)
     builder = prepare("nyudv2", tree, tmp_path / "data")
     assert builder.info.splits["val"].num_examples == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "remedy"),
+    [
+        ("nyudv2", "edge/0002.png", r"take their names out of .*gt_sets/val\.txt"),
+        (
+            "pascal_context",
+            "sal_distill/2008_000003.png",
+            r"take their names out of .*ImageSets/Context/val\.txt",
+        ),
+        ("cityscapes", LABELS, r"remove their images"),
+    ],
+)
+def test_the_message_tells_how_to_leave_bad_examples_out_and_where_the_rest_is(
+    name, file, remedy, tmp_path
+):
+    tree = copy_tree(name, tmp_path / "tree")
+    cut(tree / file)
+    folder = tmp_path / "data" / name / ".1.0.0.unfinished"
+    message = rf"is kept in {folder}\. Or {remedy}, and take the rest with --allow_partial"
+    with pytest.raises(DataError, match=message):
+        prepare(name, tree, tmp_path / "data")
+
+
+def test_an_example_that_a_library_refuses_is_named(tmp_path, monkeypatch):
+    def refuse(self, index, files, size):
+        raise cv2.error("unsupported")
+
+    tree = copy_tree("nyudv2", tmp_path / "tree")
+    monkeypatch.setattr(NYUDv2, "_read_labels", refuse)
+    with pytest.raises(DataError, match=r"0002\.png and its labels .* \(error: unsupported\)"):
+        prepare("nyudv2", tree, tmp_path / "data")
+
+
+def test_lists_may_begin_with_a_byte_order_mark(tmp_path):
+    tree = copy_tree("nyudv2", tmp_path / "tree")
+    (tree / "gt_sets" / "val.txt").write_text("0001\r\n0002\r\n", encoding="utf-8-sig")
+    builder = prepare("nyudv2", tree, tmp_path / "data")
+    assert [record["id"] for record in builder.as_data_source("val")] == [b"0001", b"0002"]
+
+
+def test_contexts_of_32_bits_give_the_same_boundaries(tmp_path):
+    tree = copy_tree("pascal_context", tmp_path / "tree")
+    prepare("pascal_context", tree, tmp_path / "before")
+    for path in (tree / "pascal-context" / "trainval").glob("*.mat"):
+        context = scipy.io.loadmat(path)["LabelMap"]
+        scipy.io.savemat(path, {"LabelMap": context.astype(np.int32)})
+    prepare("pascal_context", tree, tmp_path / "after")
+    before, after = (
+        Records("pascal_context", tmp_path / place, "val", PASCAL_CONTEXT)
+        for place in ("before", "after")
+    )
+    for index in range(len(before)):
+        np.testing.assert_array_equal(after[index]["edge"], before[index]["edge"])
+
+
+def test_an_image_that_the_part_list_leaves_out_has_its_annotation_read(tmp_path):
+    tree = copy_tree("pascal_context", tmp_path / "tree")
+    prepare("pascal_context", tree, tmp_path / "before")
+    (tree / "ImageSets/Parts/val.txt").write_text("{}")
+    prepare("pascal_context", tree, tmp_path / "after")
+    before, after = (
+        Records("pascal_context", tmp_path / place, "val", PASCAL_CONTEXT)
+        for place in ("before", "after")
+    )
+    found = [after[index]["human_parts"] for index in range(len(after))]
+    assert any(label.any() for label in found)
+    for index, label in enumerate(found):
+        np.testing.assert_array_equal(label, before[index]["human_parts"])
+    cut(tree / "human_parts" / "2008_000003.mat")
+    with pytest.raises(DataError, match=r"human_parts/2008_000003\.mat is no readable MATLAB file"):
+        prepare("pascal_context", tree, tmp_path / "cut")
 
 
 def test_a_part_list_without_a_person_leaves_its_annotation_unread(tmp_path):
