@@ -21,8 +21,14 @@ def locked(path: pathlib.Path, what: str, *, wait: bool) -> Iterator[None]:
     """
     import fcntl  # not on Windows, where only those who prepare or mirror datasets miss it
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise OSError(
+            f"{path.parent} cannot be written ({error.strerror}). Choose another folder."
+        ) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

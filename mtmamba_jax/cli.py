@@ -276,7 +276,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _prepare(options: argparse.Namespace) -> int:
     from mtmamba_jax.data_pipelines.parallel import available_cores
-    from mtmamba_jax.prepare import SHEET_FILE, check, prepare, summary
+    from mtmamba_jax.prepare import SHEET_FILE, check, prepare, summary, trainable
 
     workers = available_cores() if options.workers is None else options.workers
     folder = prepare(
@@ -289,13 +289,14 @@ def _prepare(options: argparse.Namespace) -> int:
     if options.check:
         count = check(options.dataset, options.data_dir, workers)
         print(f"All {count} records can be read and hold what they should.")
-    place = f" --config.data.dir={options.data_dir}" if options.data_dir else ""
     print(
         f"\n{summary(options.dataset, options.data_dir)}\n"
         f"In {folder}\n"
         f"\nNext: look at {folder / SHEET_FILE}, some examples with all their labels"
-        f"\n  {_program()} train --config={options.dataset}{place}"
     )
+    if trainable(options.dataset, options.data_dir):
+        place = f" --config.data.dir={options.data_dir}" if options.data_dir else ""
+        print(f"  {_program()} train --config={options.dataset}{place}")
     return 0
 
 

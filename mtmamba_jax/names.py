@@ -8,8 +8,9 @@ from collections.abc import Iterable
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?" for the valid name nearest to `name`, or ""."""
-    close = difflib.get_close_matches(str(name), list(valid), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    written = {each.lower(): each for each in valid}
+    close = difflib.get_close_matches(str(name).lower(), written, n=1, cutoff=0.5)
+    return f" Did you mean {written[close[0]]!r}?" if close else ""
 
 
 def check_name(what: str, name: str, valid: Iterable[str]) -> None:

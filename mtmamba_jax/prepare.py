@@ -58,7 +58,12 @@ def prepare(
     )
     folder = pathlib.Path(builder.data_dir)
     if builder.is_prepared():
+        _check_whole(builder, folder, source is None or allow_partial)
         print(f"{name} is prepared already. To prepare it anew, delete {folder} first.")
+    elif folder.exists():
+        raise ValueError(
+            f"{folder} is no whole dataset: was it copied in part? Delete it and try again."
+        )
     elif source is None:
         raise ValueError(
             f"{name} is not prepared in {folder.parent.parent}. Give the published archives, or "
@@ -76,6 +81,20 @@ def prepare(
     return folder
 
 
+def _check_whole(builder, folder: pathlib.Path, allow_partial: bool) -> None:
+    """Checks that no fewer examples are prepared than were published.
+
+    Raises:
+      ValueError: there are fewer, and that is not allowed.
+    """
+    found = {split: info.num_examples for split, info in builder.info.splits.items()}
+    if not allow_partial and found != dict(builder.LAYOUT.COUNTS):
+        raise ValueError(
+            f"{folder} holds a part of the dataset: {found} of {dict(builder.LAYOUT.COUNTS)} "
+            "examples. Delete it to prepare all, or take the part with --allow_partial."
+        )
+
+
 def summary(name: str, data_dir: str | None) -> str:
     """Returns what is prepared, a line for each split."""
     builder = create_builder(name, data_dir)
@@ -89,14 +108,23 @@ def summary(name: str, data_dir: str | None) -> str:
     return "\n".join(lines)
 
 
+def trainable(name: str, data_dir: str | None) -> bool:
+    """Says whether there is all that a training run reads."""
+    builder = create_builder(name, data_dir)
+    return set(builder.info.splits) == set(builder.LAYOUT.COUNTS)
+
+
 def contact_sheet(name: str, data_dir: str | None) -> np.ndarray:
     """Draws some random examples with all labels, a row for each: uint8 RGB."""
     builder = create_builder(name, data_dir)
     tasks = builder.LAYOUT.TASKS
-    sources = [Records(name, data_dir, split, tasks) for split in builder.info.splits]
-    places = [(source, index) for source in sources for index in range(len(source))]
+    sources = {split: Records(name, data_dir, split, tasks) for split in builder.info.splits}
+    places = [(split, index) for split, source in sources.items() for index in range(len(source))]
     chosen = np.random.default_rng(0).permutation(len(places))[:_SAMPLES]
-    examples = [places[i][0][places[i][1]] for i in sorted(chosen)]
+    examples = []
+    for split, index in (places[i] for i in sorted(chosen)):
+        example = sources[split][index]
+        examples.append(example | {"id": f"{split}: {example['id']}"})
     size = np.max([example["image"].shape[:2] for example in examples], axis=0)
     return panel([_pictures(example, tasks, size) for example in examples])
 

@@ -13,6 +13,7 @@ from mtmamba_jax.tasks import Task
 
 _GAP, _TITLE = 6, 22  # pixels between pictures, and of a title line
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
+_IGNORED = (224, 224, 192)  # VOC's: black is background, no boundary, far away
 
 
 def _softmax_last(logits: np.ndarray) -> np.ndarray:
@@ -91,12 +92,12 @@ DISPLAYS: Mapping[str, Callable[[Task, np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def to_picture(task: Task, value: np.ndarray) -> np.ndarray:
-    """Draws a value or a label's value as uint8 RGB [h w 3]; ignored pixels are black."""
+    """Draws a value or a label's value as uint8 RGB [h w 3]; ignored pixels in VOC's cream."""
     per_pixel = value if value.ndim == 3 else value[..., None]
     # A predicted class never reaches 255, and no depth, normal or probability equals it.
     ignored = (per_pixel == task.ignore).all(-1)
     picture = DISPLAYS[task.display](task, value, ignored)
-    picture[ignored] = 0
+    picture[ignored] = _IGNORED
     return picture
 
 

@@ -19,7 +19,9 @@ def test_prepare_says_what_it_wrote_and_draws_it(name, tmp_path, capsys):
     assert prepare(name, tmp_path, "--check") == 0
     text = capsys.readouterr().out
     assert "records can be read" in text
-    assert f"train --config={name} --config.data.dir={tmp_path}" in text
+    # The dummy trees of the others have no training examples.
+    proposed = f"train --config={name} --config.data.dir={tmp_path}" in text
+    assert proposed == (name == "cityscapes")
     sheet = cv2.imread(str(tmp_path / name / "1.0.0" / "samples.png"))
     assert sheet.std() > 20  # something is drawn
 
@@ -30,6 +32,22 @@ def test_a_second_call_leaves_what_is_there(tmp_path, capsys):
     assert prepare("nyudv2", tmp_path) == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     assert "nyudv2 is prepared already" in capsys.readouterr().out
+
+
+def test_a_part_is_not_taken_for_the_whole(tmp_path, capsys):
+    prepare("nyudv2", tmp_path)
+    source = f"--source={ROOT / 'nyudv2' / 'dummy_data'}"
+    assert main(["prepare", "--dataset=nyudv2", f"--data_dir={tmp_path}", source]) == 2
+    error = capsys.readouterr().err
+    assert "holds a part of the dataset: {'val': 3} of {'train': 795, 'val': 654}" in error
+    assert "Delete it to prepare all, or take the part with --allow_partial" in error
+
+
+def test_a_folder_copied_in_part_is_named(tmp_path, capsys):
+    folder = tmp_path / "nyudv2" / "1.0.0"
+    folder.mkdir(parents=True)
+    assert prepare("nyudv2", tmp_path) == 2
+    assert f"{folder} is no whole dataset" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
