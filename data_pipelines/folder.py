@@ -135,24 +135,24 @@ class Folder:
         """Reads labels of two classes until one shows the second; says what is wrong if none does.
 
         Maps of 0 and 255, as drawing programs write them, would else count as not labelled where
-        they matter. Labels from all over the list tell them, without all being read.
+        they matter. Labels from all over the list are enough to tell that it is right.
         """
         if task.label_dtype != "int32" or len(task.class_names) > 2:
             return
         labels = [files[task.name] for files in self._files if task.name in files]
-        count = min(len(labels), _LOOKED_AT)
         ignored = False
-        for index in range(count):
-            label = read_label(task, self.root / labels[index * len(labels) // count], None)
-            if (label == 1).any():
+        for some in (labels[:: -(-len(labels) // _LOOKED_AT)], labels):  # all if some look wrong
+            for file in some:
+                label = read_label(task, self.root / file, None)
+                if (label == 1).any():
+                    return
+                ignored |= bool((label == IGNORE).any())
+            if not ignored:
                 return
-            ignored |= bool((label == IGNORE).any())
-        if ignored:
-            looked_at = "the labels" if count == len(labels) else f"{count} of the labels"
-            yield (
-                f"{self.root / task.name} holds no values but 0 and 255 in {looked_at} of "
-                f"{self.split}.txt, and 255 means not labelled. Write 1 where now is 255."
-            )
+        yield (
+            f"{self.root / task.name} holds no values but 0 and 255 for the images of "
+            f"{self.split}.txt, and 255 means not labelled. Write 1 where now is 255."
+        )
 
 
 def find_folder(root: str | os.PathLike | None) -> pathlib.Path:
