@@ -133,13 +133,13 @@ class DenseBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         """Deletes unfinished work; for a dataset that is prepared.
 
         It is renamed first: were this killed half-way, the next run would take the rest of an
-        extracted archive for all of it.
+        extracted archive for all of it. What cannot be deleted stays.
         """
         discarded = self._discarded_folder()
         shutil.rmtree(discarded, ignore_errors=True)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # there is none, for instance
             os.rename(self.staging_folder(), discarded)
-        shutil.rmtree(discarded, ignore_errors=True)  # the next run tries again
+        shutil.rmtree(discarded, ignore_errors=True)
 
     def _discarded_folder(self) -> pathlib.Path:
         return self.staging_folder().with_name(f".{self.version}.discarded")
