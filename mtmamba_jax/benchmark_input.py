@@ -80,7 +80,7 @@ class Dataset:
     def layout(self) -> Layout:
         """Returns its published files."""
         kind = create_builder(self.name, self.prepared).LAYOUT
-        return kind(locate([self.published], kind.PARTS, self.name), "train")
+        return kind(locate([self.published], kind.PARTS, kind.INSIDE), "train")
 
     def batches(self, way: str, workers: int) -> Iterator[dict]:
         """Yields its configuration's training batches, made in one of `WAYS`."""

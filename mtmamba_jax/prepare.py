@@ -59,6 +59,7 @@ def prepare(
     folder = pathlib.Path(builder.data_dir)
     if builder.is_prepared():
         _check_whole(builder, folder, source is None or allow_partial)
+        builder.discard_staging()  # which a killed run may have left
         print(f"{name} is prepared already. To prepare it anew, delete {folder} first.")
     elif folder.exists():
         raise ValueError(

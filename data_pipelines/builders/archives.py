@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import gzip
 import os
 import pathlib
@@ -21,14 +22,13 @@ SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 
 
 def find(folder: pathlib.Path, patterns: Sequence[str]) -> list[pathlib.Path]:
-    """Returns a folder's archives whose names match one of the patterns, sorted."""
+    """Returns a folder's archives whose names match one of the patterns, in any case; sorted."""
     return sorted(
-        {
-            path
-            for pattern in patterns
-            for path in folder.glob(pattern)
-            if path.name.endswith(SUFFIXES) and path.is_file()
-        }
+        path
+        for path in folder.iterdir()
+        if path.name.lower().endswith(SUFFIXES)
+        and any(fnmatch.fnmatchcase(path.name.lower(), pattern.lower()) for pattern in patterns)
+        and path.is_file()
     )
 
 
@@ -101,7 +101,7 @@ def _check_kind(archive: pathlib.Path) -> None:
 
 def _unpacked_size(archive: pathlib.Path) -> int:
     """Returns how many bytes it will take, or about as many."""
-    if archive.name.endswith(".zip"):
+    if archive.name.lower().endswith(".zip"):
         with zipfile.ZipFile(archive) as opened:
             return sum(member.file_size for member in opened.infolist())
     return archive.stat().st_size  # what is in it is compressed already, so it hardly grows
@@ -114,7 +114,7 @@ def _extract_all(archive: pathlib.Path, folder: pathlib.Path) -> None:
             file, "read", total=archive.stat().st_size, desc=f"Extracting {archive.name}"
         ) as read,
     ):
-        if archive.name.endswith(".zip"):
+        if archive.name.lower().endswith(".zip"):
             with zipfile.ZipFile(read) as opened:
                 for member in opened.infolist():
                     _check_name(member.filename, archive)

@@ -43,41 +43,48 @@ def open_layouts(
             archives.extract(archive, staging / "extracted")
             for archive in archives.find(source, kind.ARCHIVES)
         ]
-    folders = locate(roots, kind.PARTS, name, kind.INSIDE)
-    layouts = []
+    try:
+        folders = locate(roots, kind.PARTS, kind.INSIDE)
+    except DataError as error:
+        raise DataError(
+            f"{source} is not {name} as published: it has {error}. Give a folder that holds, or "
+            f"whose folders hold, {', '.join(kind.PARTS)}; or the archive, or a folder of all its "
+            f"archives, named like {' '.join(kind.ARCHIVES)} ({', '.join(archives.SUFFIXES)})."
+        ) from None
+    layouts, wrong = [], []
     for split, wanted in kind.COUNTS.items():
         path = kind.split_file(folders, split)
         layout = kind(folders, split) if path.exists() else ()
-        found = len(layout)
-        if found != wanted:
-            message = f"{path} names {found} examples, the published {split} split has {wanted}."
-            if not allow_partial:
-                raise DataError(
-                    f"{message} Extract the archive again, or take what is there "
-                    "with --allow_partial."
-                )
-            tqdm.tqdm.write(f"warning: {message}")
-        if found:
+        if len(layout) != wanted:
+            found = f"has {len(layout)} examples" if layout else "is missing"
+            wrong.append(f"{path} {found}, the published {split} split has {wanted}.")
+        if layout:
             layouts.append(layout)
+    if wrong and not allow_partial:
+        raise DataError(
+            f"{' '.join(wrong)} Extract the archive again, or take what is there with "
+            "--allow_partial."
+        )
+    for message in wrong:
+        tqdm.tqdm.write(f"warning: {message}")
     if not layouts:
         raise DataError(f"{source} holds no example of {name}.")
     return layouts
 
 
 def locate(
-    roots: list[pathlib.Path], parts: tuple[str, ...], what: str, inside: tuple[str, ...] = ()
+    roots: list[pathlib.Path], parts: tuple[str, ...], inside: tuple[str, ...] = ()
 ) -> dict[str, pathlib.Path]:
     """Returns where a dataset's folders are.
 
     Args:
       roots: folders to look in, and in theirs.
       parts: names of the folders; one that holds them all is preferred.
-      what: the dataset, for the message.
       inside: folders of which a part should hold one or more; others of its name, which archives
         that are not wanted may hold, come after it.
 
     Raises:
-      DataError: not all are there.
+      DataError: not all are there; which.
     """
     candidates = [folder for root in roots for folder in _subfolders(root, depth=2)]
     found = {}
@@ -91,10 +98,7 @@ def locate(
                     found.setdefault(part, folder / part)
     missing = [part for part in parts if part not in found]
     if missing:
-        raise DataError(
-            f"{', '.join(map(str, roots))}: no folder {', '.join(missing)} of {what}. Wanted, "
-            f"there or below: {', '.join(parts)}, or the published archives."
-        )
+        raise DataError(f"no folder {', '.join(missing)}")
     return found
 
 

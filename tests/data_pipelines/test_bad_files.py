@@ -212,9 +212,17 @@ CITYSCAPES = (
     (DISPARITY, smaller, r"is \d+x\d+ .*, its image \d+x\d+"),
     (DISPARITY, eight_bits, r"has 8 bits, wanted 16"),
     (DISPARITY, colours, r"of mode RGB"),
-    ("disparity", shutil.rmtree, r"no folder disparity of cityscapes"),
-    ("gtFine", shutil.rmtree, r"no folder gtFine of cityscapes"),
-    ("leftImg8bit", shutil.rmtree, r"no folder leftImg8bit of cityscapes"),
+    (
+        "disparity",
+        shutil.rmtree,
+        r"is not cityscapes as .*: it has no folder disparity\. Give",
+    ),
+    ("gtFine", shutil.rmtree, r"is not cityscapes as .*: it has no folder gtFine\. Give"),
+    (
+        "leftImg8bit",
+        shutil.rmtree,
+        r"is not cityscapes as .*: it has no folder leftImg8bit\. Give",
+    ),
 )
 
 

@@ -33,7 +33,7 @@ def builder_of(name):
 
 def layouts(name, folder):
     kind = builder_of(name).LAYOUT
-    folders = locate([folder], kind.PARTS, name)
+    folders = locate([folder], kind.PARTS)
     return {split: kind(folders, split) for split in SPLITS}
 
 
@@ -151,7 +151,7 @@ def test_cityscapes_reads_what_was_written(trees):
 def test_cityscapes_knows_every_label_id(tmp_path):
     WRITERS["cityscapes"](tmp_path, {"train": 1}, SIZE)
     layout = builder_of("cityscapes").LAYOUT(
-        locate([tmp_path], ("leftImg8bit", "gtFine", "disparity"), "cityscapes"), "train"
+        locate([tmp_path], ("leftImg8bit", "gtFine", "disparity")), "train"
     )
     ids = np.arange(SIZE[0] * SIZE[1]).reshape(SIZE) % 34
     Image.fromarray(ids.astype(np.uint8)).save(layout.files(0)["semseg"])
@@ -167,7 +167,7 @@ def test_cityscapes_knows_every_label_id(tmp_path):
 def test_cityscapes_scores_disparities_above_0_and_below_80(value, expected, tmp_path):
     WRITERS["cityscapes"](tmp_path, {"train": 1}, SIZE)
     layout = builder_of("cityscapes").LAYOUT(
-        locate([tmp_path], ("leftImg8bit", "gtFine", "disparity"), "cityscapes"), "train"
+        locate([tmp_path], ("leftImg8bit", "gtFine", "disparity")), "train"
     )
     cv2.imwrite(str(layout.files(0)["depth"]), np.full(SIZE, value, np.uint16))
     assert (layout[0]["depth"] == np.float32(expected)).all()

@@ -61,7 +61,7 @@ class PASCALContext(Layout):
         "sal_distill",
         "ImageSets",
     )
-    ARCHIVES = ("*PASCAL*Context*", "*pascal*context*")
+    ARCHIVES = ("*PASCAL*Context*",)
 
     @classmethod
     def split_file(cls, folders, split):
