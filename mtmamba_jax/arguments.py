@@ -28,6 +28,7 @@ def create_parser() -> argparse.ArgumentParser:
     )
     _add_config_key(train)
     train.add_argument("--workdir", help="where to write, and to go on from (runs/NAME)")
+    _add_processes(train)
 
     for name, help in (
         ("eval", "Score a trained model on its test set."),
@@ -38,6 +39,7 @@ def create_parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--checkpoint", choices=("best", "latest"), default="best", help="which weights (best)"
         )
+    _add_processes(parser.commands["eval"])
     sub.add_argument("photos", nargs="+", help="files or folders")
     sub.add_argument("--output", default="predictions", help="where to write (predictions)")
     sub.add_argument("--size", help="HEIGHTxWIDTH photos are fitted into (that of training)")
@@ -84,6 +86,15 @@ def create_parser() -> argparse.ArgumentParser:
     _add_config_key(plan)
     plan.add_argument("--json", action="store_true", help="print every number as JSON instead")
     return parser
+
+
+def _add_processes(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group(
+        "several processes", "on Cloud TPU, GKE, SLURM and Open MPI they are found without these"
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of the first process")
+    group.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process_id", type=int, metavar="I", help="which this is, from 0")
 
 
 def _add_config_key(command: argparse.ArgumentParser) -> None:

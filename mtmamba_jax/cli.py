@@ -83,6 +83,7 @@ def _train(options: argparse.Namespace) -> int:
     configuration.override(config, options.overrides)
     tasks = configuration.tasks(config)
     workdir = pathlib.Path(options.workdir or f"runs/{configuration.run_name(options.config)}")
+    _join(options)
     _announce(
         f"Training {config.model.name} with {config.model.encoder} on {config.data.name}: "
         f"{', '.join(task.name for task in tasks)}",
@@ -110,8 +111,10 @@ def _train(options: argparse.Namespace) -> int:
 def _eval(options: argparse.Namespace) -> int:
     from mtmamba_jax.evaluate import Evaluator, score_table
     from mtmamba_jax.panels import write_panels
+    from mtmamba_jax.processes import is_first
     from mtmamba_jax.training.run import load_run
 
+    _join(options)
     run = load_run(pathlib.Path(options.workdir), options.checkpoint)
     _announce(
         f"Evaluating the {options.checkpoint} checkpoint (step {run.step}) of {options.workdir} "
@@ -122,7 +125,8 @@ def _eval(options: argparse.Namespace) -> int:
     print(score_table(run.tasks, scores, constants))
     path = pathlib.Path(options.workdir) / f"scores_{options.checkpoint}.json"
     written = {"step": run.step, "scores": scores, "constants": constants}
-    path.write_text(json.dumps(written, indent=2) + "\n")
+    if is_first():
+        path.write_text(json.dumps(written, indent=2) + "\n")
     # The best checkpoint's panels are those that training wrote.
     folder = "panels" if options.checkpoint == "best" else f"panels_{options.checkpoint}"
     panels = write_panels(
@@ -313,6 +317,12 @@ def _parse_size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def _join(options: argparse.Namespace) -> None:
+    from mtmamba_jax.processes import join
+
+    join(options.coordinator, options.num_processes, options.process_id)
+
+
 def _announce(*lines: str) -> None:
     """Says what is about to run, on which devices; from here on they keep their programs."""
     import jax
@@ -323,7 +333,10 @@ def _announce(*lines: str) -> None:
     devices = jax.devices()
     kinds = sorted({device.device_kind for device in devices})
     print("\n".join(lines))
-    print(f"Devices: {len(devices)} x {', '.join(kinds)} (jax {jax.__version__})", flush=True)
+    count = jax.process_count()
+    processes = f" of {count} processes" if count > 1 else ""
+    kinds = ", ".join(kinds)
+    print(f"Devices: {len(devices)} x {kinds}{processes} (jax {jax.__version__})", flush=True)
 
 
 COMMANDS = {

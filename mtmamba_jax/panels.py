@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from mtmamba_jax.data_pipelines.batch import denormalise, remove_padding
+from mtmamba_jax.processes import is_first
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.visualize import label_value, panel, to_picture, to_value, write_png
 
@@ -40,10 +41,16 @@ def write_panels(
     tasks: Sequence[Task],
     predictions: Iterable[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]],
 ) -> list[pathlib.Path]:
-    """Writes `<id>.png` for each (example, logits) and returns the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes `<id>.png` for each (example, logits) and returns the paths.
+
+    Of several processes the first does; the others make their part of the predictions.
+    """
+    if is_first():
+        folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for example, logits in predictions:
+        if not is_first():
+            continue
         path = folder / f"{str(example['id']).replace('/', '_')}.png"
         write_png(path, example_panel(tasks, example, logits))
         paths.append(path)

@@ -28,19 +28,27 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: pathlib.Path, keep: int = 1, *, read_only: bool = False):
-        def options(number: int) -> ocp.CheckpointManagerOptions:
+        def options(kind: str, number: int) -> ocp.CheckpointManagerOptions:
+            # Both managers meet the other processes under names of their own.
+            names = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=kind)
             if not read_only:
-                return ocp.CheckpointManagerOptions(max_to_keep=number)
+                return ocp.CheckpointManagerOptions(
+                    max_to_keep=number, multiprocessing_options=names
+                )
             # Orbax warns of every option that is for writing.
             return ocp.CheckpointManagerOptions(
-                read_only=True, create=False, max_to_keep=None, save_interval_steps=0
+                read_only=True,
+                create=False,
+                max_to_keep=None,
+                save_interval_steps=0,
+                multiprocessing_options=names,
             )
 
         self._managers = {
             kind: ocp.CheckpointManager(
                 (workdir / kind).absolute(),
                 item_names=("parameters", "rest", "details"),
-                options=options(number),
+                options=options(kind, number),
             )
             for kind, number in (("best", 1), ("latest", keep))
         }

@@ -20,6 +20,7 @@ from mtmamba_jax.data_pipelines.transforms import AugmentSettings
 from mtmamba_jax.evaluate import Evaluator, Scores, score_table
 from mtmamba_jax.metrics.multitask import delta_m, headline
 from mtmamba_jax.panels import example_panel, write_panels
+from mtmamba_jax.processes import is_first
 from mtmamba_jax.sharding import create_mesh, put_batch
 from mtmamba_jax.training.checkpoints import Checkpoints, holds_checkpoints
 from mtmamba_jax.training.optimizer import create_optimizer, learning_rate
@@ -85,7 +86,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Result:
             state = checkpoints.state(like=state)
             checkpoints.forget_best_after(int(state.step))
             print(f"Going on from step {int(state.step)} in {workdir}")
-        else:
+        elif is_first():
             configuration.save(config, workdir / CONFIG_FILE)
 
         batches = train_batches(
@@ -102,7 +103,9 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Result:
             process_count=jax.process_count(),
         )
         stack.callback(batches.close)
-        report = Report(workdir, start_step=int(state.step), steps=config.train.steps)
+        report = Report(
+            workdir, start_step=int(state.step), steps=config.train.steps, writes=is_first()
+        )
         stack.callback(report.close)
         run = _Run(config, tasks, checkpoints, evaluator, report)
         state = run.steps(state, train_step, batches, mesh)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pathlib
 import sys
 from collections.abc import Mapping
+from typing import TextIO
 
 import numpy as np
 import tqdm
@@ -24,20 +26,17 @@ class Report:
       workdir: of the run.
       start_step: step that the run starts or goes on from.
       steps: of the whole run.
+      writes: False in all but the first of several processes, which show and write nothing.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, start_step: int, steps: int):
+    def __init__(self, workdir: pathlib.Path, *, start_step: int, steps: int, writes: bool = True):
         self.start_step = start_step
-        path = workdir / METRICS_FILE
-        lines = read_metrics(workdir)
-        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= start_step > 0]
-        fresh = path.with_suffix(".tmp")
-        fresh.write_text("".join(kept))
-        fresh.replace(path)  # whole or not at all, should the process be killed here
-        self._file = path.open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        self._file = _open_lines(workdir, start_step) if writes else io.StringIO()
+        self._board = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start_step + 1, write_to_disk=writes
+        )
         # A file or pipe gets a line a log step instead of a bar that overwrites itself.
-        self._live = sys.stderr.isatty()
+        self._live = writes and sys.stderr.isatty()
         self._bar = tqdm.tqdm(
             total=steps,
             initial=start_step,
@@ -81,6 +80,17 @@ class Report:
         self._bar.close()
         self._file.close()
         self._board.close()
+
+
+def _open_lines(workdir: pathlib.Path, start_step: int) -> TextIO:
+    """Returns the file of lines, with those up to a step."""
+    path = workdir / METRICS_FILE
+    lines = read_metrics(workdir)
+    kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= start_step > 0]
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text("".join(kept))
+    fresh.replace(path)  # whole or not at all, should the process be killed here
+    return path.open("a")
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict]:

@@ -1,0 +1,119 @@
+"""Several processes train what one does, and go on from each other's checkpoints."""
+
+import itertools
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from mtmamba_jax import processes
+from mtmamba_jax.cli import main
+from mtmamba_jax.training.report import read_metrics
+
+ROOT = pathlib.Path(__file__).parents[2]
+DEVICES = 4
+# Processes, and devices that share one copy of the state.
+LAYOUTS = [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (4, 2)]
+SETTINGS = ["train.batch_size=4", "eval.batch_size=4", "train.checkpoint_every=8"]
+SAVED = 16  # the last step before the end that is saved
+
+
+def run(workdir, layout, *overrides):
+    """Trains a pixel model for 20 steps, or to their end, on four CPU devices."""
+    count, fsdp = layout
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count} "
+        "--xla_backend_optimization_level=0",
+    }
+    settings = [*SETTINGS, f"mesh.fsdp={fsdp}", *overrides]
+    command = [sys.executable, "-m", "tests.training.one_of_several", str(port), str(count)]
+    started = [
+        subprocess.Popen(
+            [*command, str(index), str(workdir), *settings],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(count)
+    ]
+    try:
+        outputs = [process.communicate(timeout=240)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * count, "\n".join(outputs)
+    return outputs
+
+
+def losses(workdir):
+    return {line["step"]: line["loss"] for line in read_metrics(workdir) if line["kind"] == "train"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Work directories and printed texts of a run on each layout."""
+    found = {}
+    for layout in LAYOUTS:
+        workdir = tmp_path_factory.mktemp("run")
+        found[layout] = workdir, run(workdir, layout)
+    return found
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
+def test_every_layout_gives_the_losses_of_one_process(layout, runs):
+    wanted, found = losses(runs[LAYOUTS[0]][0]), losses(runs[layout][0])
+    assert list(found) == list(wanted) == list(range(1, 21))
+    # The bound of the project; only the order of float32 sums differs.
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_only_the_first_process_prints_and_draws(layout, runs):
+    workdir, outputs = runs[layout]
+    assert "step 20/20" in outputs[0]
+    assert not any("step" in output for output in outputs[1:])
+    assert len(list((workdir / "panels").glob("*.png"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("saved", "layout"), [*itertools.pairwise(LAYOUTS), (LAYOUTS[-1], LAYOUTS[0])]
+)
+def test_a_checkpoint_of_each_layout_goes_on_on_another(saved, layout, runs, tmp_path):
+    workdir = shutil.copytree(runs[saved][0], tmp_path / "run")
+    shutil.rmtree(workdir / "latest" / "20")
+    assert [path.name for path in (workdir / "latest").iterdir()] == [str(SAVED)]
+    output = run(workdir, layout)[0]
+    assert f"Going on from step {SAVED}" in output
+    assert losses(workdir) == pytest.approx(losses(runs[saved][0]), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_processes=2"], "--coordinator, --process_id missing: give"),
+        (["--coordinator=here", "--num_processes=2", "--process_id=0"], "--coordinator=HOST:PORT"),
+        (["--coordinator=a:1", "--num_processes=2", "--process_id=2"], "< --num_processes, got"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused(flags, message, tmp_path, capsys):
+    assert main(["train", f"--workdir={tmp_path}", *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_process_alone_joins_nothing(monkeypatch):
+    def no_cluster():
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(processes.jax.distributed, "initialize", no_cluster)
+    processes.join()
+    assert processes.is_first()
