@@ -96,11 +96,7 @@ class Records:
                     f"It has {names}; take --config.tasks.set={name}."
                 )
         if not builder.is_prepared():
-            raise ValueError(
-                f"{name} is not prepared in {pathlib.Path(builder.data_dir).parent.parent}. "
-                f"Prepare it there ({_PREPARE.format(name)}), or give its place: "
-                "--config.data.dir=DIR."
-            )
+            raise ValueError(_how_to_prepare(name, pathlib.Path(builder.data_dir)))
         if split not in builder.info.splits:
             raise ValueError(
                 f"{name} in {builder.data_dir} was prepared without the split {split!r}: it holds "
@@ -124,6 +120,18 @@ class Records:
         name, data_dir, split, tasks = self._arguments
         names = "+".join(task.name for task in tasks)
         return f"Records({name!r}, {data_dir!r}, {split!r}, {names})"
+
+
+def _how_to_prepare(name: str, folder: pathlib.Path) -> str:
+    """Returns what to do about a dataset that is not in `folder`, DATA_DIR/NAME/VERSION."""
+    place = folder.parent.parent
+    for above in place.parents[:2]:  # given was a folder that is inside of it
+        if (above / name / folder.name).is_dir():
+            return f"{name} is in {above}, not in {place}: --config.data.dir={above}."
+    return (
+        f"{name} is not prepared in {place}. Prepare it there ({_PREPARE.format(name)}), or give "
+        "its place: --config.data.dir=DIR."
+    )
 
 
 def _check_files(name: str, split) -> None:

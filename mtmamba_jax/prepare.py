@@ -53,6 +53,8 @@ def prepare(
             f"Records are written to a local disk, and {place} is none. "
             f"{how_to_upload(name, place)}. Then --config.data.dir={place} reads them."
         )
+    if is_remote(source):
+        raise ValueError(f"{source} is on no disk of this host. Copy it here first.")
     builder = create_builder(
         name, data_dir, source=source, allow_partial=allow_partial, num_workers=num_workers
     )

@@ -57,6 +57,8 @@ def test_a_folder_copied_in_part_is_named(tmp_path, capsys):
         (["--dataset=nyudv2"], "not prepared in"),
         (["--dataset=nyudv2", "--source=nowhere"], "nowhere does not exist"),
         (["--dataset=nyudv2", "--source=.", "--workers=-1"], "--workers: wanted 0 or more"),
+        (["--dataset=nyudv2", "--source=gs://bucket/NYUDv2.zip"], "Copy it here first"),
+        (["--dataset=nyudv2", f"--source={__file__}"], "test_prepare.py is no archive (.tar"),
     ],
 )
 def test_what_cannot_work_is_told_in_a_line(arguments, message, tmp_path, capsys):

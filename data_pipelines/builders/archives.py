@@ -90,6 +90,11 @@ _GZIP, _BLOCK = b"\x1f\x8b", 2**20
 
 
 def _check_kind(archive: pathlib.Path) -> None:
+    if not archive.name.lower().endswith(SUFFIXES):
+        raise DataError(
+            f"{archive} is no archive ({', '.join(SUFFIXES)}). Give one, or a folder that holds "
+            "them or what is in them."
+        )
     with archive.open("rb") as file:
         start = file.read(64).lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):

@@ -284,6 +284,12 @@ def test_records_that_are_not_there_are_refused_with_the_command(prepared, tmp_p
         Records("nyudv2", prepared, "train", PASCAL_CONTEXT)
 
 
+@pytest.mark.parametrize("inside", ["nyudv2", "nyudv2/1.0.0"])
+def test_a_folder_inside_the_right_one_is_told(prepared, inside):
+    with pytest.raises(ValueError, match=rf"is in {prepared}, .*--config\.data\.dir={prepared}\."):
+        Records("nyudv2", prepared / inside, "train", NYUDV2)
+
+
 def test_a_split_that_was_not_prepared_is_refused(tmp_path):
     prepare("pascal_context", copy_tree("pascal_context", tmp_path / "tree"), tmp_path / "data")
     with pytest.raises(ValueError, match=r"without the split 'train': it holds val"):
