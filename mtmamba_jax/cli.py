@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import pathlib
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -78,6 +79,7 @@ def _train(options: argparse.Namespace) -> int:
     from mtmamba_jax import config as configuration
     from mtmamba_jax.evaluate import score_table
     from mtmamba_jax.training.loop import train
+    from mtmamba_jax.training.stopping import StoppedError
 
     config = configuration.load(options.config)
     configuration.override(config, options.overrides)
@@ -92,7 +94,11 @@ def _train(options: argparse.Namespace) -> int:
         f"Writing to {workdir}",
     )
     start = time.monotonic()
-    result = train(config, workdir)
+    try:
+        result = train(config, workdir)
+    except StoppedError as stopped:
+        print(f"{stopped}{GOING_ON['train']}", flush=True)
+        return 130 if stopped.number == signal.SIGINT else 0
     print(
         f"\nBest model: step {result.step}. On the test set, beside the best constant "
         f"prediction:\n{score_table(tasks, result.scores, result.constants)}\n"

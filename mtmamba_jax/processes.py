@@ -32,6 +32,10 @@ def join(
             jax.distributed.initialize()
         except ValueError:  # of JAX: there is no cluster
             return
+        except RuntimeError as error:
+            if "must be called before" in str(error):
+                return  # this program has used JAX, so it is none that a cluster just started
+            raise
     elif missing:
         raise ValueError(
             f"{', '.join(missing)} missing: give --coordinator, --num_processes and --process_id, "

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 
 import flax
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 import mtmamba_jax
+from mtmamba_jax.processes import is_first
 from mtmamba_jax.training.state import TrainState
 
 KINDS = ("best", "latest")
@@ -100,12 +103,50 @@ class Checkpoints:
         return self._restore(kind, parameters=_arguments(like))["parameters"]
 
     def state(self, like: TrainState) -> TrainState:
-        """Returns the latest state, shaped and placed on devices as `like` is."""
-        rest = {"step": like.step, "optimizer": like.optimizer}
-        found = self._restore(
-            "latest", parameters=_arguments(like.parameters), rest=_arguments(rest)
+        """Returns the latest state that can be read, shaped and placed on devices as `like` is.
+
+        Later ones that cannot are put aside, in `unreadable/` of the work directory.
+
+        Raises:
+          ValueError: none can be read.
+        """
+        manager = self._managers["latest"]
+        items = {
+            "parameters": _arguments(like.parameters),
+            "rest": _arguments({"step": like.step, "optimizer": like.optimizer}),
+        }
+        for step in sorted(manager.all_steps(), reverse=True):
+            try:
+                found = manager.restore(step, args=ocp.args.Composite(**items))
+            except Exception as error:  # of many kinds: torn JSON, missing or damaged arrays
+                self._put_aside(step, error)
+            else:
+                return TrainState(
+                    found["rest"]["step"], found["parameters"], found["rest"]["optimizer"]
+                )
+        raise ValueError(
+            f"No checkpoint in {manager.directory} can be read. Delete the work directory to start "
+            "anew, or give another --workdir."
         )
-        return TrainState(found["rest"]["step"], found["parameters"], found["rest"]["optimizer"])
+
+    def _put_aside(self, step: int, error: Exception) -> None:
+        """Moves an unreadable latest checkpoint out of the way and says so."""
+        manager = self._managers["latest"]
+        source = pathlib.Path(manager.directory) / str(step)
+        target = source.parents[1] / "unreadable" / str(step)
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        print(
+            f"warning: checkpoint {source} cannot be read ({reason}). It is moved to {target}, and "
+            "the one before is taken.",
+            flush=True,
+        )
+        if is_first():
+            target.parent.mkdir(exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            source.rename(target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"put aside {step}")
+        manager.reload()
 
     def _restore(self, kind: str, **items) -> ocp.args.Composite:
         manager = self._managers[kind]

@@ -28,6 +28,7 @@ from mtmamba_jax.training.report import Report
 from mtmamba_jax.training.run import CONFIG_FILE
 from mtmamba_jax.training.state import TrainState, create_state
 from mtmamba_jax.training.step import create_train_step
+from mtmamba_jax.training.stopping import StoppedError, StopSignals
 
 
 class NonFiniteError(RuntimeError):
@@ -61,6 +62,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Result:
       ValueError: a configuration that cannot work, or one that differs from that of the
         checkpoints in `workdir`.
       NonFiniteError: a loss or the gradient was not finite.
+      StoppedError: SIGTERM or Ctrl-C came; the state is saved.
     """
     # What a user can get wrong comes first: the model takes a while to build.
     tasks = configuration.tasks(config)
@@ -108,7 +110,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> Result:
         )
         stack.callback(report.close)
         run = _Run(config, tasks, checkpoints, evaluator, report)
-        state = run.steps(state, train_step, batches, mesh)
+        stops = stack.enter_context(StopSignals())
+        state = run.steps(state, train_step, batches, mesh, stops)
 
     checkpoints = Checkpoints(workdir, read_only=True)
     parameters = checkpoints.parameters("best", like=state.parameters)
@@ -193,8 +196,14 @@ class _Run:
         self._best = checkpoints.details("best")["delta_m"] if has_best else np.nan
         self._watcher = concurrent.futures.ThreadPoolExecutor(1)
 
-    def steps(self, state: TrainState, train_step, batches: Batches, mesh) -> TrainState:
-        """Trains to the last step."""
+    def steps(
+        self, state: TrainState, train_step, batches: Batches, mesh, stops: StopSignals
+    ) -> TrainState:
+        """Trains to the last step.
+
+        Raises:
+          StoppedError: a signal came; what is done is saved.
+        """
         settings = self._config.train
         rate = learning_rate(self._config.optimizer, settings.steps)
         first = step = int(state.step)
@@ -212,6 +221,8 @@ class _Run:
                 last or step % every == 0
                 for every in (settings.log_every, settings.eval_every, settings.checkpoint_every)
             )
+            stop = None if last else stops.noticed(step)
+            save = save or stop is not None
             if log or evaluate or save:
                 self._check(step, numbers)
             if log:
@@ -222,6 +233,8 @@ class _Run:
                 self._evaluate(step, state)
             if save:
                 self._checkpoints.save_latest(state)
+            if stop:
+                raise StoppedError(step, stop)
             if log or evaluate or save or step == first + 1:  # the first step compiles
                 clock = _Clock(step, self._watcher)
         return state

@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
     from mtmamba_jax.training import run, state
     from mtmamba_jax.training.loop import train
+    from mtmamba_jax.training.stopping import StoppedError
     from tests.pixel_model import build_pixel_model
     from tests.tiny import tiny_config
 
@@ -19,4 +20,7 @@ if __name__ == "__main__":
     state.abstract_build = run.abstract_build = build_pixel_model
     settings = dict(pair.split("=", 1) for pair in overrides)
     config = tiny_config(**{key.replace(".", "__"): value for key, value in settings.items()})
-    train(config, pathlib.Path(workdir))
+    try:
+        train(config, pathlib.Path(workdir))
+    except StoppedError as stopped:
+        print(stopped, flush=True)

@@ -10,7 +10,6 @@ import sys
 
 import pytest
 
-from mtmamba_jax import processes
 from mtmamba_jax.cli import main
 from mtmamba_jax.training.report import read_metrics
 
@@ -24,6 +23,11 @@ SAVED = 16  # the last step before the end that is saved
 
 def run(workdir, layout, *overrides):
     """Trains a pixel model for 20 steps, or to their end, on four CPU devices."""
+    return finish(start(workdir, layout, *overrides))
+
+
+def start(workdir, layout, *overrides):
+    """Starts the processes of `run`."""
     count, fsdp = layout
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -35,7 +39,7 @@ def run(workdir, layout, *overrides):
     }
     settings = [*SETTINGS, f"mesh.fsdp={fsdp}", *overrides]
     command = [sys.executable, "-m", "tests.training.one_of_several", str(port), str(count)]
-    started = [
+    return [
         subprocess.Popen(
             [*command, str(index), str(workdir), *settings],
             cwd=ROOT,
@@ -46,12 +50,16 @@ def run(workdir, layout, *overrides):
         )
         for index in range(count)
     ]
+
+
+def finish(started):
+    """Waits for processes, which must end well, and returns what they printed."""
     try:
         outputs = [process.communicate(timeout=240)[0] for process in started]
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0] * count, "\n".join(outputs)
+    assert [process.returncode for process in started] == [0] * len(started), "\n".join(outputs)
     return outputs
 
 
@@ -110,10 +118,15 @@ def test_flags_that_make_no_sense_are_refused(flags, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_a_process_alone_joins_nothing(monkeypatch):
-    def no_cluster():
-        raise ValueError("coordinator_address should be defined.")
-
-    monkeypatch.setattr(processes.jax.distributed, "initialize", no_cluster)
-    processes.join()
-    assert processes.is_first()
+@pytest.mark.parametrize("used", [False, True])
+def test_a_process_alone_joins_nothing(used):
+    code = (
+        "import sys, jax\n"
+        "from mtmamba_jax import processes\n"
+        f"{'jax.devices()' if used else ''}\n"
+        "out = sys.stdout\n"
+        "processes.join()\n"
+        "assert processes.is_first() and sys.stdout is out and jax.process_count() == 1\n"
+    )
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment)

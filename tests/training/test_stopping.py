@@ -1,0 +1,82 @@
+"""A run that is told to stop saves; one whose newest checkpoint is damaged takes the one before."""
+
+import re
+import shutil
+import signal
+import time
+
+import pytest
+
+from tests.training.test_processes import finish, losses, run, start
+
+STEPS = ("train.steps=60", "train.eval_every=60", "train.checkpoint_every=20")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    run(workdir, (1, 1), *STEPS)
+    return workdir
+
+
+def steps_saved(workdir):
+    return sorted(int(path.name) for path in (workdir / "latest").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("layout", "number"),
+    [((1, 1), signal.SIGTERM), ((1, 1), signal.SIGINT), ((2, 1), signal.SIGTERM)],
+)
+def test_a_run_told_to_stop_saves_and_goes_on_as_if_it_had_not(layout, number, whole, tmp_path):
+    started = start(tmp_path, layout, *STEPS)
+    deadline = time.monotonic() + 120
+    while len(losses(tmp_path)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    started[-1].send_signal(number)  # of several processes to one
+    outputs = finish(started)
+    stopped = re.search(rf"Stopped by {number.name} after step (\d+), which is saved", outputs[0])
+    step = int(stopped[1])
+    assert 3 <= step < 60
+    assert steps_saved(tmp_path)[-1] == step
+    assert f"Going on from step {step}" in run(tmp_path, layout, *STEPS)[0]
+    # On one process bit for bit; on two the order of float32 sums differs from one's.
+    rel = 0 if layout == (1, 1) else 1e-5
+    assert losses(tmp_path) == pytest.approx(losses(whole), rel=rel, abs=0)
+
+
+def empty_files(checkpoint):
+    for path in checkpoint.rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+
+
+def cut_arrays(checkpoint):
+    for path in (checkpoint / "parameters").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:50])
+
+
+def lose_a_part(checkpoint):
+    shutil.rmtree(checkpoint / "rest")
+
+
+@pytest.mark.parametrize("damage", [empty_files, cut_arrays, lose_a_part])
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_taken(damage, whole, tmp_path):
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    newest = workdir / "latest" / "60"
+    damage(newest)
+    output = run(workdir, (1, 1), *STEPS)[0]
+    assert f"warning: checkpoint {newest} cannot be read" in output
+    assert "Going on from step 40" in output
+    assert (workdir / "unreadable" / "60").is_dir()
+    assert losses(workdir) == losses(whole)
+
+
+def test_without_a_checkpoint_that_can_be_read_nothing_is_lost(whole, tmp_path):
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    for checkpoint in (workdir / "latest").iterdir():
+        empty_files(checkpoint)
+    (started,) = start(workdir, (1, 1), *STEPS)
+    output = started.communicate(timeout=240)[0]
+    assert started.returncode != 0
+    assert "can be read. Delete the work directory to start anew" in output
+    assert (workdir / "metrics.jsonl").exists()
