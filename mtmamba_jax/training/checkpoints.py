@@ -105,29 +105,32 @@ class Checkpoints:
     def state(self, like: TrainState) -> TrainState:
         """Returns the latest state that can be read, shaped and placed on devices as `like` is.
 
-        Later ones that cannot are put aside, in `unreadable/` of the work directory.
+        Later ones that cannot are put aside then, in `unreadable/` of the work directory.
 
         Raises:
-          ValueError: none can be read.
+          ValueError: none can be read; all stay where they are.
         """
         manager = self._managers["latest"]
         items = {
             "parameters": _arguments(like.parameters),
             "rest": _arguments({"step": like.step, "optimizer": like.optimizer}),
         }
+        unreadable = {}
         for step in sorted(manager.all_steps(), reverse=True):
             try:
                 found = manager.restore(step, args=ocp.args.Composite(**items))
             except Exception as error:  # of many kinds: torn JSON, missing or damaged arrays
-                self._put_aside(step, error)
-            else:
-                return TrainState(
-                    found["rest"]["step"], found["parameters"], found["rest"]["optimizer"]
-                )
+                unreadable[step] = error
+                continue
+            for damaged, error in unreadable.items():
+                self._put_aside(damaged, error)
+            return TrainState(
+                found["rest"]["step"], found["parameters"], found["rest"]["optimizer"]
+            )
         raise ValueError(
             f"No checkpoint in {manager.directory} can be read. Delete the work directory to start "
             "anew, or give another --workdir."
-        )
+        ) from next(iter(unreadable.values()), None)
 
     def _put_aside(self, step: int, error: Exception) -> None:
         """Moves an unreadable latest checkpoint out of the way and says so."""

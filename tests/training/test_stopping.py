@@ -80,3 +80,4 @@ def test_without_a_checkpoint_that_can_be_read_nothing_is_lost(whole, tmp_path):
     assert started.returncode != 0
     assert "can be read. Delete the work directory to start anew" in output
     assert (workdir / "metrics.jsonl").exists()
+    assert steps_saved(workdir) == steps_saved(whole)
