@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 import cv2
 
 from mtmamba_jax import config as configuration
+from mtmamba_jax.benchmark import Record
 from mtmamba_jax.benchmark_report import document
 from mtmamba_jax.data_pipelines.builders.layout import Layout
 from mtmamba_jax.data_pipelines.builders.opening import locate
@@ -48,8 +49,6 @@ PASCAL-Context's labels from the .mat files at each reading. plain on records: t
 in one thread, of examples read from this package's records. records: this package, with 0 workers
 in threads of one process. A core is a second of processor time, of all processes together; of
 plain: images/s per core, over the plain way's."""
-
-Record = dict[str, object]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,9 +3,9 @@
 One thread reads the published files with OpenCV, NumPy and SciPy, and makes the labels and the
 whole zoomed image before it takes a crop, as the official code's loader does. The recipe is that of
 `data_pipelines.transforms`, and without its random part the arrays are equal. Of the package it
-takes where files are (`Layout`), which classes and body parts count, and the settings
-(`AugmentSettings`); reading and transforms are its own. The transforms also take raw examples from
-records, so that the two can be timed apart.
+takes where files are (`Layout`), which classes and body parts count, the constants of the contract
+and the settings (`AugmentSettings`); reading and transforms are its own. The transforms also take
+raw examples from records, so that the two can be timed apart.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+from mtmamba_jax.data_pipelines.batch import MEAN, STD
 from mtmamba_jax.data_pipelines.builders.cityscapes.layout import TRAINED_IDS
 from mtmamba_jax.data_pipelines.builders.layout import Layout
 from mtmamba_jax.data_pipelines.builders.pascal_context.classes import (
@@ -26,14 +27,12 @@ from mtmamba_jax.data_pipelines.builders.pascal_context.classes import (
 )
 from mtmamba_jax.data_pipelines.pipeline import Source
 from mtmamba_jax.data_pipelines.transforms import AugmentSettings
+from mtmamba_jax.tasks import IGNORE, VOC_CLASSES
 
 Files = Mapping[str, pathlib.Path]
 Arrays = dict[str, np.ndarray]
 
-_IGNORE = 255
-_PERSON = 15
-_MEAN = np.array((0.485, 0.456, 0.406), np.float32)
-_STD = np.array((0.229, 0.224, 0.225), np.float32)
+_PERSON = VOC_CLASSES.index("person")
 
 
 class PlainSource(Protocol):
@@ -137,8 +136,8 @@ def _read_nyudv2(files: Files) -> Arrays:
     depth = np.load(files["depth"])
     return {
         "images": _rgb(files["image"]),
-        "semseg": np.where(semseg < 0, _IGNORE, semseg),
-        "depth": np.where(depth == 0, np.float32(_IGNORE), depth),
+        "semseg": np.where(semseg < 0, IGNORE, semseg),
+        "depth": np.where(depth == 0, np.float32(IGNORE), depth),
         "edge": (_grey(files["edge"]) > 0).astype(np.int32),
         "normals": _normals(files["normals"]),
     }
@@ -158,7 +157,7 @@ def _read_pascal_context(files: Files) -> Arrays:
                 for part in entry["parts"].ravel():
                     parts[part["mask"] > 0] = groups[part["part_name"].item()]
     normals = _normals(files["normals"])
-    normals[~np.isin(context, NORMALS_CLASSES)] = _IGNORE
+    normals[~np.isin(context, NORMALS_CLASSES)] = IGNORE
     return {
         "images": image,
         "semseg": _grey(files["semseg"]).astype(np.int32),
@@ -170,14 +169,14 @@ def _read_pascal_context(files: Files) -> Arrays:
 
 
 def _read_cityscapes(files: Files) -> Arrays:
-    table = np.full(256, _IGNORE, np.int32)
+    table = np.full(256, IGNORE, np.int32)
     table[list(TRAINED_IDS)] = np.arange(len(TRAINED_IDS))
     disparity = (_grey(files["depth"]).astype(np.float32) - 1) / 256
     scored = (disparity > 0) & (disparity < 80)
     return {
         "images": _rgb(files["image"]),
         "semseg": table[_grey(files["semseg"])],
-        "disparity": np.where(scored, disparity, np.float32(_IGNORE)),
+        "disparity": np.where(scored, disparity, np.float32(IGNORE)),
     }
 
 
@@ -202,24 +201,24 @@ def _augment(
         example = {key: np.ascontiguousarray(value[:, ::-1]) for key, value in example.items()}
         if "normals" in example:
             x = example["normals"][..., 0]
-            x[x != _IGNORE] *= -1
+            x[x != IGNORE] *= -1
     image = example["images"]
     height, width = (n // label_scale for n in image.shape[:2])
     if label_scale > 1:
         whole = image[: height * label_scale, : width * label_scale]
         image = cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
-    image = (_jitter(image, augment, rng).astype(np.float32) / 255 - _MEAN) / _STD
+    image = (_jitter(image, augment, rng).astype(np.float32) / 255 - MEAN) / STD
     top, left = ((padded - n) // 2 for padded, n in zip(crop_size, (height, width), strict=True))
     out = {"images": _pad(image, (top, left), crop_size, 0), "size": np.int32((height, width))}
     for key, label in example.items():
         if key != "images":
             label = label[: height * label_scale, : width * label_scale]
             label = label.reshape(*label.shape[:2], -1)
-            if key == "human_parts" and np.isin(label, (0, _IGNORE)).all():  # nobody is seen
-                label = np.full_like(label, _IGNORE)
+            if key == "human_parts" and np.isin(label, (0, IGNORE)).all():  # nobody is seen
+                label = np.full_like(label, IGNORE)
             place = (top * label_scale, left * label_scale)
             key = "depth" if key == "disparity" else key  # the task's name
-            out[key] = _pad(label, place, [n * label_scale for n in crop_size], _IGNORE)
+            out[key] = _pad(label, place, [n * label_scale for n in crop_size], IGNORE)
     return out
 
 
@@ -231,7 +230,7 @@ def _zoom(example: Arrays, scale: float) -> Arrays:
         out[key] = cv2.resize(value, (width, height), interpolation=kind)
     for key, factor in (("depth", 1 / scale), ("disparity", scale)):
         if key in out:
-            out[key][out[key] != _IGNORE] *= np.float32(factor)
+            out[key][out[key] != IGNORE] *= np.float32(factor)
     return out
 
 
@@ -244,7 +243,7 @@ def _crop(
         top = rng.integers(height - rows + 1)
         left = rng.integers(width - columns + 1)
         window = (slice(top, top + rows), slice(left, left + columns))
-        counts = np.bincount(example["semseg"][window].ravel(), minlength=256)[:_IGNORE]
+        counts = np.bincount(example["semseg"][window].ravel(), minlength=256)[:IGNORE]
         if 0 < counts.max() <= augment.max_class_share * counts.sum():
             break
     return {key: value[window] for key, value in example.items()}
