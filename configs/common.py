@@ -17,6 +17,16 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of the weights, the order of the data, augmentation and drop path
 
+    # A loss or gradient that is NaN or infinite: stop, or skip the step (its weights stay as they
+    # were), up to training.loop.MOST_SKIPS in a row.
+    config.on_nonfinite = "stop"
+
+    config.init = ConfigDict()  # weights to begin with, in place of random ones
+    config.init.run = None  # work directory of a run of the same model and tasks
+    # Work directory of a run with the same encoder. Its encoder's weights go before those of
+    # init.run. A run that goes on from its own checkpoints reads neither.
+    config.init.encoder = None
+
     config.mesh = ConfigDict()  # of devices: data x fsdp of them, each with its part of a batch
     # Copies of the weights; -1: as many as there are devices for and as divide the batches.
     config.mesh.data = -1

@@ -7,6 +7,10 @@ import pathlib
 from collections.abc import Iterator
 
 
+class NoLocksError(OSError):
+    """A file system has no locks."""
+
+
 @contextlib.contextmanager
 def locked(path: pathlib.Path, what: str, *, wait: bool) -> Iterator[None]:
     """Holds the lock `path` of a file, whose folder is made if need be.
@@ -17,7 +21,8 @@ def locked(path: pathlib.Path, what: str, *, wait: bool) -> Iterator[None]:
       wait: for it, or raise.
 
     Raises:
-      OSError: another process holds it, or the file system has no locks.
+      OSError: another process holds it, or the folder cannot be written.
+      NoLocksError: its file system has no locks.
     """
     import fcntl  # not on Windows, where only those who prepare or mirror datasets miss it
 
@@ -34,11 +39,11 @@ def locked(path: pathlib.Path, what: str, *, wait: bool) -> Iterator[None]:
         except BlockingIOError:
             message = f"Another process {what} in {path.parent}"
             if not wait:
-                raise OSError(f"{message}. Wait for it.") from None
+                raise OSError(f"{message}. Wait for it, or choose another folder.") from None
             print(f"{message}: waiting for it.", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            raise OSError(
+            raise NoLocksError(
                 f"{path.parent} cannot be locked ({error.strerror}): its file system has no locks. "
                 "Choose a folder on another disk."
             ) from error

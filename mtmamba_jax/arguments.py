@@ -27,7 +27,12 @@ def create_parser() -> argparse.ArgumentParser:
         "--config", default="synthetic", help="NAME or NAME:VARIANT of configs/ (synthetic)"
     )
     _add_config_key(train)
-    train.add_argument("--workdir", help="where to write, and to go on from (runs/NAME)")
+    train.add_argument(
+        "--workdir", help="where to write, and to go on from; a folder or gs://... (runs/NAME)"
+    )
+    train.add_argument(
+        "--profile", metavar="START:STOP", help="trace these steps into WORKDIR/profile"
+    )
     _add_processes(train)
 
     for name, help in (

@@ -23,8 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done. 1: done in part, or stopped by what it met. 2: the command line is wrong.
     A user's mistake prints one message; `--traceback` shows where it came from.
     """
-    # Orbax logs through absl; its warnings are of how this package calls it, not for the user.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax logs through absl: warnings of how this package calls it, and errors that it raises too.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = create_parser()
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
@@ -79,12 +79,14 @@ def _train(options: argparse.Namespace) -> int:
     from mtmamba_jax import config as configuration
     from mtmamba_jax.evaluate import score_table
     from mtmamba_jax.training.loop import train
+    from mtmamba_jax.training.profile import parse_steps
     from mtmamba_jax.training.stopping import StoppedError
 
     config = configuration.load(options.config)
     configuration.override(config, options.overrides)
     tasks = configuration.tasks(config)
-    workdir = pathlib.Path(options.workdir or f"runs/{configuration.run_name(options.config)}")
+    workdir = options.workdir or f"runs/{configuration.run_name(options.config)}"
+    profile = options.profile and parse_steps(options.profile, config.train.steps)
     _join(options)
     _announce(
         f"Training {config.model.name} with {config.model.encoder} on {config.data.name}: "
@@ -95,7 +97,7 @@ def _train(options: argparse.Namespace) -> int:
     )
     start = time.monotonic()
     try:
-        result = train(config, workdir)
+        result = train(config, workdir, profile)
     except StoppedError as stopped:
         print(f"{stopped}{GOING_ON['train']}", flush=True)
         return 130 if stopped.number == signal.SIGINT else 0
@@ -115,13 +117,16 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _eval(options: argparse.Namespace) -> int:
+    from etils import epath
+
     from mtmamba_jax.evaluate import Evaluator, score_table
     from mtmamba_jax.panels import write_panels
     from mtmamba_jax.processes import is_first
     from mtmamba_jax.training.run import load_run
 
     _join(options)
-    run = load_run(pathlib.Path(options.workdir), options.checkpoint)
+    workdir = epath.Path(options.workdir)
+    run = load_run(workdir, options.checkpoint)
     _announce(
         f"Evaluating the {options.checkpoint} checkpoint (step {run.step}) of {options.workdir} "
         f"on the test set of {run.config.data.name}"
@@ -129,14 +134,14 @@ def _eval(options: argparse.Namespace) -> int:
     evaluator = Evaluator(run.config, run.graph, run.tasks, run.mesh)
     scores, constants = evaluator.scores(run.parameters), evaluator.constants()
     print(score_table(run.tasks, scores, constants))
-    path = pathlib.Path(options.workdir) / f"scores_{options.checkpoint}.json"
+    path = workdir / f"scores_{options.checkpoint}.json"
     written = {"step": run.step, "scores": scores, "constants": constants}
     if is_first():
         path.write_text(json.dumps(written, indent=2) + "\n")
     # The best checkpoint's panels are those that training wrote.
     folder = "panels" if options.checkpoint == "best" else f"panels_{options.checkpoint}"
     panels = write_panels(
-        pathlib.Path(options.workdir) / folder,
+        workdir / folder,
         run.tasks,
         evaluator.predictions(run.parameters, run.config.eval.panels),
     )
@@ -156,7 +161,7 @@ def _predict(options: argparse.Namespace) -> int:
 
     output = pathlib.Path(options.output)
     photos, failures = find_photos([pathlib.Path(path) for path in options.photos], skip=output)
-    run = load_run(pathlib.Path(options.workdir), options.checkpoint, batch_size=1)
+    run = load_run(options.workdir, options.checkpoint, batch_size=1)
     size = _parse_size(options.size) if options.size else run.config.data.size
     if options.overlay:
         overlay_task(run.tasks)

@@ -21,6 +21,7 @@ from mtmamba_jax.names import check_name, nearest
 from mtmamba_jax.tasks import CUSTOM, Task, select
 
 FREE_KEYS = (
+    "on_nonfinite",
     "mesh.data",
     "mesh.fsdp",
     "data.dir",
@@ -62,6 +63,7 @@ SHARES = ("model.encoder_drop_path_rate", "model.decoder_drop_path_rate")
 """Probabilities below 1."""
 
 CHOICES = {
+    "on_nonfinite": ("stop", "skip"),
     "loss.scheme": SCHEMES,
     "loss.reduction": tuple(REDUCTIONS),
     "model.scan_implementation": (None, *IMPLEMENTATIONS),

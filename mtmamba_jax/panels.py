@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from etils import epath
 
 from mtmamba_jax.data_pipelines.batch import denormalise, remove_padding
 from mtmamba_jax.processes import is_first
@@ -37,10 +37,10 @@ def example_panel(
 
 
 def write_panels(
-    folder: pathlib.Path,
+    folder: epath.Path,
     tasks: Sequence[Task],
     predictions: Iterable[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]],
-) -> list[pathlib.Path]:
+) -> list[epath.Path]:
     """Writes `<id>.png` for each (example, logits) and returns the paths.
 
     Of several processes the first does; the others make their part of the predictions.

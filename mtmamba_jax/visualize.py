@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import cv2
 import numpy as np
+from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
 from mtmamba_jax.array_types import Array
@@ -131,11 +133,11 @@ def panel(rows: Sequence[Mapping[str, np.ndarray]], *, cell: int = 320) -> np.nd
     return np.asarray(sheet)
 
 
-def write_png(path, picture: np.ndarray) -> None:
+def write_png(path: pathlib.Path | epath.Path, picture: np.ndarray) -> None:
     """Writes a uint8 RGB picture.
 
     Raises:
       OSError: it could not be written.
     """
-    if not cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"Could not write {path}.")
+    _, encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    path.write_bytes(encoded.tobytes())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import pathlib
-import shutil
+import contextlib
+from collections.abc import Iterator, Mapping
 
 import flax
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 
 import mtmamba_jax
@@ -17,26 +18,40 @@ from mtmamba_jax.training.state import TrainState
 KINDS = ("best", "latest")
 
 
+class SavingError(OSError):
+    """A checkpoint could not be written; the message names the reason and the last good one."""
+
+
 class Checkpoints:
     """The checkpoints under a work directory: `latest/<step>` and `best/<step>`.
 
     `latest` holds all that training needs, `best` the parameters. Saving goes on in the background
-    while training does; `close` waits for it. A checkpoint that a killed process left
-    unfinished is not seen.
+    while training does, so a method may raise the `SavingError` of an earlier save; `close` waits
+    for the last. A checkpoint that a killed process left unfinished is not seen, and deleted.
 
     Args:
       workdir: of the run.
       keep: how many of the latest to keep.
-      read_only: only read, so that nothing is created either.
+      config: of the run, dotted keys, to be saved in each.
+      read_only: only read, so that nothing is created or deleted either.
     """
 
-    def __init__(self, workdir: pathlib.Path, keep: int = 1, *, read_only: bool = False):
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        keep: int = 1,
+        *,
+        config: Mapping[str, object] | None = None,
+        read_only: bool = False,
+    ):
         def options(kind: str, number: int) -> ocp.CheckpointManagerOptions:
             # Both managers meet the other processes under names of their own.
             names = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=kind)
             if not read_only:
                 return ocp.CheckpointManagerOptions(
-                    max_to_keep=number, multiprocessing_options=names
+                    max_to_keep=number,
+                    cleanup_tmp_directories=True,
+                    multiprocessing_options=names,
                 )
             # Orbax warns of every option that is for writing.
             return ocp.CheckpointManagerOptions(
@@ -47,9 +62,10 @@ class Checkpoints:
                 multiprocessing_options=names,
             )
 
+        self._workdir, self._config = absolute(workdir), config
         self._managers = {
             kind: ocp.CheckpointManager(
-                (workdir / kind).absolute(),
+                self._workdir / kind,
                 item_names=("parameters", "rest", "details"),
                 options=options(kind, number),
             )
@@ -60,7 +76,8 @@ class Checkpoints:
         """Saves a state to go on from; a step that is there already is left as it is."""
         # A run killed now goes on from here and does not evaluate this step again, so its best must
         # be on disk first.
-        self._managers["best"].wait_until_finished()
+        with self._naming_errors():
+            self._managers["best"].wait_until_finished()
         rest = {"step": state.step, "optimizer": state.optimizer}
         self._save(
             "latest", int(state.step), state.parameters, {}, rest=ocp.args.StandardSave(rest)
@@ -80,15 +97,31 @@ class Checkpoints:
         manager = self._managers[kind]
         if step in manager.all_steps():
             return
-        saved = manager.save(
-            step,
-            args=ocp.args.Composite(
-                parameters=ocp.args.StandardSave(parameters),
-                details=ocp.args.JsonSave(details | {"step": step, "versions": versions()}),
-                **items,
-            ),
-        )
+        details = details | {"step": step, "versions": versions(), "config": self._config}
+        with self._naming_errors():
+            saved = manager.save(
+                step,
+                args=ocp.args.Composite(
+                    parameters=ocp.args.StandardSave(parameters),
+                    details=ocp.args.JsonSave(details),
+                    **items,
+                ),
+            )
         assert saved, f"{kind} step {step} is older than {manager.latest_step()}"
+
+    @contextlib.contextmanager
+    def _naming_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of many kinds: of Orbax, TensorStore, the file system
+            # Those in memory count one that failed in the background.
+            self._managers["latest"].reload()
+            last = self.step("latest")
+            good = "There is none yet" if last is None else f"The last good one is of step {last}"
+            raise SavingError(
+                f"A checkpoint could not be written to {self._workdir} ({_first_line(error)}). "
+                f"{good}; the same command goes on from there once this is mended."
+            ) from error
 
     def step(self, kind: str) -> int | None:
         """Returns the newest checkpoint's step, or None; `kind` is one of `KINDS`."""
@@ -135,17 +168,17 @@ class Checkpoints:
     def _put_aside(self, step: int, error: Exception) -> None:
         """Moves an unreadable latest checkpoint out of the way and says so."""
         manager = self._managers["latest"]
-        source = pathlib.Path(manager.directory) / str(step)
-        target = source.parents[1] / "unreadable" / str(step)
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        source = self._workdir / "latest" / str(step)
+        target = self._workdir / "unreadable" / str(step)
         print(
-            f"warning: checkpoint {source} cannot be read ({reason}). It is moved to {target}, and "
-            "the one before is taken.",
+            f"warning: checkpoint {source} cannot be read ({_first_line(error)}). It is moved to "
+            f"{target}, and the one before is taken.",
             flush=True,
         )
         if is_first():
             target.parent.mkdir(exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
+            if target.exists():
+                target.rmtree()
             source.rename(target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"put aside {step}")
@@ -155,19 +188,44 @@ class Checkpoints:
         manager = self._managers[kind]
         return manager.restore(manager.latest_step(), args=ocp.args.Composite(**items))
 
+    def wait(self) -> None:
+        """Waits until everything is on disk."""
+        with self._naming_errors():
+            for manager in self._managers.values():
+                manager.wait_until_finished()
+
     def close(self) -> None:
         """Waits until everything is on disk and ends the background work."""
-        for manager in self._managers.values():
-            manager.close()
+        with self._naming_errors():
+            for manager in self._managers.values():
+                manager.close()
 
 
 def _arguments(like) -> ocp.args.StandardRestore:
     return ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
 
 
-def holds_checkpoints(workdir: pathlib.Path) -> bool:
-    """Whether a work directory holds a finished checkpoint: a folder named by its step."""
-    return any(path.name.isdigit() for kind in KINDS for path in (workdir / kind).glob("*"))
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def absolute(workdir: epath.PathLike) -> epath.Path:
+    """Returns a path that does not depend on the current folder, which Orbax wants."""
+    path = epath.Path(workdir)
+    # Those in buckets are, and epath would put the current folder before them.
+    return path if path.is_absolute() else path.absolute()
+
+
+def steps_saved(workdir: epath.PathLike, kind: str) -> list[int]:
+    """Returns the steps of a work directory's finished checkpoints, which folders are named by."""
+    folder = epath.Path(workdir) / kind
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def holds_checkpoints(workdir: epath.PathLike) -> bool:
+    """Whether a work directory holds a finished checkpoint."""
+    return any(steps_saved(workdir, kind) for kind in KINDS)
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import optax
 from ml_collections import ConfigDict
 
@@ -32,3 +33,9 @@ def create_optimizer(settings: ConfigDict, steps: int) -> optax.GradientTransfor
         eps=settings.epsilon,
         weight_decay=settings.weight_decay,
     )
+
+
+def updates_made(state: optax.OptState) -> jax.Array:
+    """Returns how many updates an optimizer's state has seen, an int32 scalar."""
+    moments = state[0]  # the first of the transformations that AdamW is made of
+    return moments.count

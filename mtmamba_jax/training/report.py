@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-import pathlib
+import math
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from typing import TextIO
 
 import numpy as np
 import tqdm
+from etils import epath
 from tensorboardX import SummaryWriter
 
+from mtmamba_jax.tables import short
+from mtmamba_jax.training.workdir import WorkDirectory
+
 METRICS_FILE = "metrics.jsonl"
+_QUEUE = 1000  # events on their way to TensorBoard's file: more than one call writes
 
 
 class Report:
@@ -29,12 +36,18 @@ class Report:
       writes: False in all but the first of several processes, which show and write nothing.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, start_step: int, steps: int, writes: bool = True):
-        self.start_step = start_step
-        self._file = _open_lines(workdir, start_step) if writes else io.StringIO()
-        self._board = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start_step + 1, write_to_disk=writes
-        )
+    def __init__(self, workdir: WorkDirectory, *, start_step: int, steps: int, writes: bool = True):
+        self.start_step, self._workdir = start_step, workdir
+        with self._naming_errors():
+            self._file = _open_lines(workdir, start_step) if writes else io.StringIO()
+            before = set(threading.enumerate())
+            self._board = SummaryWriter(
+                str(workdir.local / "tensorboard"),
+                max_queue=_QUEUE,
+                purge_step=start_step + 1,
+                write_to_disk=writes,
+            )
+            self._board_threads = set(threading.enumerate()) - before
         # A file or pipe gets a line a log step instead of a bar that overwrites itself.
         self._live = writes and sys.stderr.isatty()
         self._bar = tqdm.tqdm(
@@ -47,16 +60,28 @@ class Report:
         )
 
     def numbers(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        """Writes numbers of a step; `kind` is "constant", "train" or "test"."""
-        self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
+        """Writes numbers of a step; `kind` is "constant", "train" or "test".
+
+        What is not finite is null in the file, as JSON has no such numbers.
+        """
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        line = {"step": step, "kind": kind, **dict.fromkeys(values), **finite}
+        with self._naming_errors():
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+            # It ends when it cannot write, and then its queue fills up, and waits for ever.
+            if not all(thread.is_alive() for thread in self._board_threads):
+                raise OSError("TensorBoard's events could not be written")
+        for name, value in finite.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
         if kind == "train" and not self._live:
+            utilisation = values.get("flops_utilisation")
             print(
                 f"step {step}/{self._bar.total}: loss {values['loss']:.3f}, "
                 f"{values['seconds_per_step']:.2f} s a step, "
-                f"{100 * values['input_wait']:.0f} % waiting for input",
+                f"{short(values['images_per_second'])} images/s, "
+                f"{100 * values['input_wait']:.0f} % waiting for input"
+                + (f", {100 * utilisation:.1f} % of peak FLOP/s" if utilisation else ""),
                 flush=True,
             )
 
@@ -75,17 +100,35 @@ class Report:
         self._bar.write(text)
         sys.stdout.flush()
 
+    def sync(self) -> None:
+        """Brings a work directory in a bucket up to date."""
+        with self._naming_errors():
+            self._board.flush()
+            self._workdir.sync()
+
     def close(self) -> None:
         """Ends the progress bar and closes the files."""
         self._bar.close()
-        self._file.close()
-        self._board.close()
+        with self._naming_errors():
+            self._file.close()
+            self._board.close()
+            self._workdir.sync()
+
+    @contextlib.contextmanager
+    def _naming_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"{self._workdir.path} could not be written ({error}). Earlier checkpoints are as "
+                "they were; the same command goes on from the last once this is mended."
+            ) from error
 
 
-def _open_lines(workdir: pathlib.Path, start_step: int) -> TextIO:
+def _open_lines(workdir: WorkDirectory, start_step: int) -> TextIO:
     """Returns the file of lines, with those up to a step."""
-    path = workdir / METRICS_FILE
-    lines = read_metrics(workdir)
+    path = workdir.local / METRICS_FILE
+    lines = read_metrics(workdir.path)
     kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= start_step > 0]
     fresh = path.with_suffix(".tmp")
     fresh.write_text("".join(kept))
@@ -93,9 +136,9 @@ def _open_lines(workdir: pathlib.Path, start_step: int) -> TextIO:
     return path.open("a")
 
 
-def read_metrics(workdir: pathlib.Path) -> list[dict]:
+def read_metrics(workdir: epath.PathLike) -> list[dict]:
     """Returns the lines of `metrics.jsonl`; a line torn by a kill is left out."""
-    path = workdir / METRICS_FILE
+    path = epath.Path(workdir) / METRICS_FILE
     lines = []
     for text in path.read_text().splitlines() if path.exists() else []:
         try:

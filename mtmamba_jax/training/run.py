@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 
 import jax
+from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -40,7 +40,7 @@ class Run:
     step: int
 
 
-def load_run(workdir: pathlib.Path, checkpoint: str, *, batch_size: int | None = None) -> Run:
+def load_run(workdir: epath.PathLike, checkpoint: str, *, batch_size: int | None = None) -> Run:
     """Reads a run from its work directory.
 
     Args:
@@ -51,6 +51,7 @@ def load_run(workdir: pathlib.Path, checkpoint: str, *, batch_size: int | None =
     Raises:
       ValueError: there is no run or no such checkpoint there.
     """
+    workdir = epath.Path(workdir)
     path = workdir / CONFIG_FILE
     if not path.exists():
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
@@ -16,6 +17,8 @@ from mtmamba_jax.labels import resize_logits
 from mtmamba_jax.losses import multitask_loss
 from mtmamba_jax.sharding import jit_on, replicated, split_batch
 from mtmamba_jax.tasks import Task
+from mtmamba_jax.training.gradients import gradient_norms
+from mtmamba_jax.training.optimizer import updates_made
 from mtmamba_jax.training.state import TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
@@ -31,10 +34,12 @@ def create_train_step(
 ) -> TrainStep:
     """Returns `step(state, batch) -> (state, numbers)`; the given state's memory is reused.
 
-    Numbers: `loss` (the total), `loss/<task>`, `gradient_norm`; float32 scalars.
+    Numbers, all scalars: `loss` (the total), `loss/<task>`, those of `gradient_norms`, and where
+    `config.on_nonfinite` is "skip", `skipped`: steps so far whose loss or gradient was not finite.
+    Those leave parameters and optimizer, with its count of steps, as they were.
 
     Args:
-      config: loss, microbatches and seed.
+      config: loss, microbatches, seed and on_nonfinite.
       graph: the model's structure.
       tasks: that have labels in the batch.
       optimizer: that made the state.
@@ -79,8 +84,14 @@ def create_train_step(
             gradients, numbers = _accumulate(gradient, state.parameters, batch, key, parts)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
-        numbers["gradient_norm"] = optax.tree.norm(gradients)
-        return TrainState(state.step + 1, parameters, optimizer_state), numbers
+        numbers |= gradient_norms(gradients, tasks)
+        new = TrainState(state.step + 1, parameters, optimizer_state)
+        if config.on_nonfinite == "skip":
+            finite = jnp.isfinite(numbers["loss"]) & jnp.isfinite(numbers["gradient_norm"])
+            kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+            new = dataclasses.replace(kept, step=new.step)
+            numbers["skipped"] = new.step - updates_made(new.optimizer)
+        return new, numbers
 
     return jit_on(
         mesh,

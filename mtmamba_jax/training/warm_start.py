@@ -1,0 +1,119 @@
+"""Weights of another run to begin with: all of them, or its encoder's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from ml_collections import ConfigDict
+
+from mtmamba_jax.training.checkpoints import KINDS, absolute, steps_saved
+
+ENCODER = "encoder"
+_SHOWN = 20  # names in a message, of each kind of difference
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""{parameter's path, with slashes: shape}."""
+
+
+def warm_start(settings: ConfigDict, parameters: dict) -> dict:
+    """Returns parameters with those that `config.init` names in their place.
+
+    `init.run` replaces all, then `init.encoder` the encoder's. Of each run its best checkpoint is
+    read, or the latest where it has no best yet; arrays are placed as those that they replace.
+
+    Args:
+      settings: `config.init`.
+      parameters: the model's, a nested dict.
+
+    Raises:
+      ValueError: there is no checkpoint, or its parameters differ in name or shape; the message
+        lists them.
+    """
+    if settings.run is not None:
+        parameters = _read("init.run", settings.run, parameters)
+    if settings.encoder is not None:
+        if ENCODER not in parameters:
+            raise ValueError("init.encoder is set, but the model has no part named 'encoder'.")
+        found = _read("init.encoder", settings.encoder, {ENCODER: parameters[ENCODER]})
+        parameters = parameters | found
+    return parameters
+
+
+def _read(key: str, workdir: str, like: dict) -> dict:
+    """Returns the parameters of a run's checkpoint that `like` has."""
+    step = find_checkpoint(key, workdir)
+    folder = step / "parameters"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        saved = checkpointer.metadata(folder).item_metadata.tree
+        _check(key, workdir, _shapes(saved, like), _shapes(like, like))
+        found = checkpointer.restore(
+            folder,
+            args=ocp.args.PyTreeRestore(
+                item=like,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+                partial_restore=True,
+            ),
+        )
+    print(f"config.{key}: weights of {step}", flush=True)
+    return found
+
+
+def find_checkpoint(key: str, workdir: str) -> epath.Path:
+    """Returns the folder of a run's best checkpoint, or of its latest where it has no best.
+
+    Args:
+      key: of the configuration that names the run, for the message.
+      workdir: of the run.
+
+    Raises:
+      ValueError: there is none.
+    """
+    for kind in KINDS:
+        found = steps_saved(workdir, kind)
+        if found:
+            return absolute(workdir) / kind / str(found[-1])
+    raise ValueError(
+        f"config.{key}={workdir} holds no checkpoint. It must be the work directory of a run that "
+        "has saved one: there is a folder best/ or latest/ in it."
+    )
+
+
+def _shapes(tree: Mapping, like: Mapping) -> Shapes:
+    """Returns the shapes below the keys that `like` has."""
+    tree = {name: part for name, part in tree.items() if name in like}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _check(key: str, workdir: str, saved: Shapes, wanted: Shapes) -> None:
+    names = {
+        "it lacks": sorted(wanted.keys() - saved.keys()),
+        "the model lacks": sorted(saved.keys() - wanted.keys()),
+        "other shapes (its -> the model's)": [
+            f"{name} {list(saved[name])} -> {list(wanted[name])}"
+            for name in sorted(wanted.keys() & saved.keys())
+            if saved[name] != wanted[name]
+        ],
+    }
+    differing = [f"{what}:{_listed(found)}" for what, found in names.items() if found]
+    if differing:
+        remedy = (
+            "Take a run of the same model and tasks, or its encoder alone: config.init.encoder."
+            if key == "init.run"
+            else "Take a run whose config.model.encoder is the same."
+        )
+        raise ValueError(
+            f"The weights of config.{key}={workdir} do not fit the model:\n  "
+            + "\n  ".join(differing)
+            + f"\n{remedy}"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = [f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+    return "".join(f"\n    {name}" for name in [*names[:_SHOWN], *more])
