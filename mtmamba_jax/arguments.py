@@ -6,6 +6,8 @@ import argparse
 
 import mtmamba_jax
 
+BENCHMARKS = ("ss2d", "step", "inference", "devices", "saving", "input")
+
 
 def create_parser() -> argparse.ArgumentParser:
     """Returns the parser; its `commands` are those of each command, by name."""
@@ -50,9 +52,14 @@ def create_parser() -> argparse.ArgumentParser:
     sub.add_argument("--size", help="HEIGHTxWIDTH photos are fitted into (that of training)")
     sub.add_argument("--overlay", action="store_true", help="also draw classes over the photo")
 
-    benchmark = command("benchmark", "Time the scan, a training step, inference or the input.")
-    benchmark.add_argument("--what", required=True, choices=("ss2d", "step", "inference", "input"))
-    benchmark.add_argument("--repeats", type=int, default=20, help="samples of each time (20)")
+    benchmark = command(
+        "benchmark",
+        "Time the scan, a training step, inference, several devices, saving, the input.",
+    )
+    benchmark.add_argument("--what", required=True, choices=BENCHMARKS)
+    benchmark.add_argument(
+        "--repeats", type=int, help="samples of each time (20; saving: 3, of 100 steps each)"
+    )
     benchmark.add_argument("--output", help="JSON of every number (benchmark_WHAT.json)")
     benchmark.add_argument(
         "--spec",
@@ -64,7 +71,7 @@ def create_parser() -> argparse.ArgumentParser:
     )
     benchmark.add_argument("--dtype", help="ss2d: bfloat16 or float32 (bfloat16)")
     benchmark.add_argument(
-        "--config", help="step, inference: NAME or NAME:VARIANT of configs/ (synthetic)"
+        "--config", help="a model's: NAME or NAME:VARIANT of configs/ (synthetic)"
     )
     _add_config_key(benchmark)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -199,34 +199,67 @@ def model_record(what: str, config: ConfigDict, repeats: int) -> Record:
     check_repeats(repeats)
     tasks = configuration.tasks(config)
     configuration.check(config, [task.name for task in tasks])
-    prepare = {"step": _train_program, "inference": _predict_program}[what]
-    batch_size, devices, program, compiling, call = prepare(config, tasks)
-    timing = time_calls(call, repeats)
+    program = {"step": train_program, "inference": _predict_program}[what](config, tasks)
+    timing = time_calls(program.call, repeats)
     return {
-        "batch_size": batch_size,
-        "devices": devices,
-        "images_per_second": batch_size / timing.median,
-    } | _numbers(timing, compiling, program)
+        "batch_size": program.batch_size,
+        "devices": program.devices,
+        "state_bytes": program.state_bytes,
+        "images_per_second": program.batch_size / timing.median,
+    } | _numbers(timing, program.compiling, program.compiled)
 
 
-def _train_program(config, tasks):
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program with all that it is called with.
+
+    Attributes:
+      batch_size: images of a call.
+      devices: that it runs on.
+      state_bytes: of weights, and in training the optimizer's state, on the first device.
+      compiled: the program.
+      compiling: how that came about, of `compile_timed`.
+      call: runs it.
+    """
+
+    batch_size: int
+    devices: int
+    state_bytes: int
+    compiled: jax.stages.Compiled
+    compiling: Record
+    call: Callable[[], object]
+
+
+def train_program(config: ConfigDict, tasks: Sequence[Task]) -> Program:
+    """Returns the training step; each call goes on from the state of the one before.
+
+    Its result is (state, numbers). The batch is random and already on the devices.
+
+    Args:
+      config: gives the model, the size of images and the batch.
+      tasks: to learn.
+
+    Raises:
+      ValueError: a batch that does not split over `config.mesh`.
+    """
     size = config.train.batch_size
     mesh = create_mesh(size // config.train.microbatches, **config.mesh)
     optimizer = create_optimizer(config.optimizer, config.train.steps)
     graph, state, layout = create_state(config, tasks, optimizer, mesh)
     batch = put_batch(random_batch(tasks, size, config.data.size, config.data.label_scale), mesh)
     step = create_train_step(config, graph, tasks, optimizer, mesh, layout)
-    program, compiling = compile_timed(step.lower, state, batch)
+    compiled, compiling = compile_timed(step.lower, state, batch)
+    held = _bytes_on_first(state)
 
     def call():
         nonlocal state  # the program takes the old one's memory
-        state, numbers = program(state, batch)
+        state, numbers = compiled(state, batch)
         return state, numbers
 
-    return size, mesh.size, program, compiling, call
+    return Program(size, mesh.size, held, compiled, compiling, call)
 
 
-def _predict_program(config, tasks):
+def _predict_program(config: ConfigDict, tasks: Sequence[Task]) -> Program:
     size = config.eval.batch_size
     mesh = create_mesh(size, **config.mesh)
     graph, parameters = build(config, tasks)
@@ -234,8 +267,14 @@ def _predict_program(config, tasks):
     parameters = jax.device_put(parameters, layout)
     images = put_batch(random_batch((), size, config.data.size), mesh)["images"]
     step = create_predict_step(graph, mesh, layout)
-    program, compiling = compile_timed(step.lower, parameters, images)
-    return size, mesh.size, program, compiling, lambda: program(parameters, images)
+    compiled, compiling = compile_timed(step.lower, parameters, images)
+    held = _bytes_on_first(parameters)
+    return Program(size, mesh.size, held, compiled, compiling, lambda: compiled(parameters, images))
+
+
+def _bytes_on_first(arrays: object) -> int:
+    """Returns what the first device of this process holds of arrays."""
+    return sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(arrays))
 
 
 def random_batch(

@@ -73,7 +73,7 @@ def _ss2d_row(record: Record) -> str:
     return _row(
         [
             *cells,
-            _milliseconds(record),
+            milliseconds(record),
             percent(record["exponential_fraction"]),
             percent(record["byte_fraction"]),
             gib((record["memory_bytes"] or {}).get("peak")),
@@ -94,17 +94,19 @@ def model_table(record: Record) -> str:
     values = {
         "batch": str(record["batch_size"]),
         "devices": str(record["devices"]),
-        "ms (min to max)": _milliseconds(record),
+        "ms (min to max)": milliseconds(record),
         "images/s": short(record["images_per_second"]),
         f"compile s{cached}": f"{record['compile_seconds']:.1f}",
         "peak of the program, GiB": gib(memory.get("peak")),
+        "state on a device, GiB": gib(record["state_bytes"]),
         **{f"- {part}": gib(memory.get(part)) for part in parts},
         "peak of the process, GiB": gib(device_peak()),
     }
     return two_columns(values)
 
 
-def _milliseconds(record: Record) -> str:
+def milliseconds(record: Record) -> str:
+    """Returns the median of a record's times with the range of its samples."""
     numbers = (record[f"{name}_seconds"] * 1e3 for name in ("median", "min", "max"))
     return "{} ({} to {})".format(*map(short, numbers))
 

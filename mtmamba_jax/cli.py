@@ -200,6 +200,8 @@ def _benchmark(options: argparse.Namespace) -> int:
         "ss2d": (_benchmark_ss2d, ("spec", "implementation", "dtype")),
         "step": (_benchmark_model, ("config",)),
         "inference": (_benchmark_model, ("config",)),
+        "devices": (_benchmark_model, ("config",)),
+        "saving": (_benchmark_model, ("config",)),
         "input": (_benchmark_input, ("spec",)),
     }[options.what]
     for name in ("spec", "implementation", "dtype", "config"):
@@ -208,6 +210,8 @@ def _benchmark(options: argparse.Namespace) -> int:
     if options.overrides and "config" not in allowed:
         key = next(iter(options.overrides))
         raise ValueError(f"--config.{key} does not go with --what={options.what}.")
+    if options.repeats is None:
+        options.repeats = 3 if options.what == "saving" else 20
     code = run(options, output)
     print(f"\nWrote {output} (every number)")
     return code
@@ -232,17 +236,27 @@ def _benchmark_ss2d(options: argparse.Namespace, output: pathlib.Path) -> int:
 def _benchmark_model(options: argparse.Namespace, output: pathlib.Path) -> int:
     from mtmamba_jax import config as configuration
     from mtmamba_jax.benchmark import model_record
+    from mtmamba_jax.benchmark_devices import report_devices
     from mtmamba_jax.benchmark_report import model_table, write
+    from mtmamba_jax.benchmark_saving import saving_record, saving_table
 
     name = options.config or "synthetic"
     config = configuration.load(name)
     configuration.override(config, options.overrides)
     what = _described(options.what, config, "random ")
     _announce(f"Timing {what}, median of {options.repeats}")
-    record = model_record(options.what, config, options.repeats)
-    print(f"\n{model_table(record)}")
     settings = {"repeats": options.repeats, "config_name": name}
     settings["config"] = configuration.flatten(config)
+    if options.what == "devices":
+        report_devices(config, options.repeats, output, settings)
+        return 0
+    if options.what == "saving":
+        record = saving_record(config, options.repeats, output.parent)
+        table = saving_table(record)
+    else:
+        record = model_record(options.what, config, options.repeats)
+        table = model_table(record)
+    print(f"\n{table}")
     write(output, options.what, settings, [record])
     return 0
 
@@ -264,7 +278,7 @@ def _benchmark_input(options: argparse.Namespace, output: pathlib.Path) -> int:
 
 def _described(what: str, config, kind: str = "") -> str:
     """A model's program in words; `kind` of images."""
-    program = {"step": "a training step", "inference": "the prediction"}[what]
+    program = "the prediction" if what == "inference" else "a training step"
     height, width = config.data.size
     return (
         f"{program} of {config.model.name} with {config.model.encoder} on {kind}{height}x{width} "
