@@ -217,10 +217,8 @@ def absolute(workdir: epath.PathLike) -> epath.Path:
 
 
 def steps_saved(workdir: epath.PathLike, kind: str) -> list[int]:
-    """Returns the steps of a work directory's finished checkpoints, which folders are named by."""
-    folder = epath.Path(workdir) / kind
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdigit())
+    """Returns the steps of a work directory's finished checkpoints, in order."""
+    return sorted(ocp.utils.checkpoint_steps(epath.Path(workdir) / kind))
 
 
 def holds_checkpoints(workdir: epath.PathLike) -> bool:

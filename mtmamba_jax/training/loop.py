@@ -97,7 +97,7 @@ def train(
         _close_at_end(stack, checkpoints.close)
         state = _begin(config, state, checkpoints, workdir)
         start = int(state.step)
-        batches = _open_batches(config, source, tasks, start)
+        batches = open_batches(config, source, tasks, start)
         _close_at_end(stack, batches.close)
         clock = Clock(config.train.batch_size, least_seconds(config, mesh))
         _close_at_end(stack, clock.close)
@@ -144,9 +144,10 @@ def _begin(
     return state
 
 
-def _open_batches(
+def open_batches(
     config: ConfigDict, source: Source, tasks: Sequence[Task], start_step: int
 ) -> Batches:
+    """Returns this process's share of a run's batches, from the one after `start_step`."""
     return train_batches(
         source,
         tasks,

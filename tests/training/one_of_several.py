@@ -1,6 +1,5 @@
 """One of several processes that train a pixel model: PORT COUNT INDEX WORKDIR [key=value ...]."""
 
-import pathlib
 import sys
 
 if __name__ == "__main__":
@@ -21,6 +20,6 @@ if __name__ == "__main__":
     settings = dict(pair.split("=", 1) for pair in overrides)
     config = tiny_config(**{key.replace(".", "__"): value for key, value in settings.items()})
     try:
-        train(config, pathlib.Path(workdir))
+        train(config, workdir)
     except StoppedError as stopped:
         print(stopped, flush=True)

@@ -1,0 +1,68 @@
+"""A work directory in a bucket: gs:// by gcsfs and TensorStore, to a server on this machine."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.bucket import BUCKET, serve_bucket
+from tests.training.test_processes import ROOT, losses, run, start
+
+STEPS = ("train.steps=12", "train.eval_every=6", "train.checkpoint_every=3")
+READ = """
+import json, sys
+from etils import epath
+from mtmamba_jax.training.report import read_metrics
+from mtmamba_jax.training.run import load_run
+from mtmamba_jax.training import run
+from tests.pixel_model import build_pixel_model
+run.abstract_build = build_pixel_model
+workdir = epath.Path(sys.argv[1])
+names = sorted(path.name for path in workdir.iterdir())
+print(json.dumps([read_metrics(workdir), names, load_run(workdir, "best").step]))
+"""
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    with serve_bucket() as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        yield f"gs://{BUCKET}/runs/a"
+
+
+def read(workdir):
+    """Returns what lies in a bucket: the metrics' lines, names, the step of the best checkpoint."""
+    command = [sys.executable, "-c", READ, workdir]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
+    return json.loads(found.stdout.splitlines()[-1])
+
+
+def test_a_run_in_a_bucket_goes_on_there_and_is_that_of_a_folder(bucket, tmp_path):
+    (stopped,) = start(bucket, (1, 1), *STEPS)
+    for line in stopped.stdout:
+        if line.startswith("step 10/12"):
+            break
+    stopped.kill()
+    stopped.wait()
+    output = run(bucket, (1, 1), *STEPS)[0]
+    assert "Going on from step 9" in output or "Going on from step 6" in output
+    run(tmp_path, (1, 1), *STEPS)
+    lines, names, best = read(bucket)
+    assert {"best", "latest", "config.json", "metrics.jsonl", "panels", "tensorboard"} <= {*names}
+    found = {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
+    assert found == losses(tmp_path)
+    assert best in (6, 12)
+    again = run(bucket, (2, 1), *STEPS)  # finished; with two processes
+    assert "Going on from step 12" in again[0]
+
+
+def test_a_bucket_that_is_not_there_is_named(bucket):
+    (started,) = start("gs://elsewhere/runs/a", (1, 1), *STEPS)
+    output = started.communicate(timeout=240)[0]
+    assert started.returncode != 0
+    assert "gs://elsewhere/runs/a cannot be written" in output
+    assert "Does the bucket exist" in output
