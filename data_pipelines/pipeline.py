@@ -11,14 +11,12 @@ epochs: an epoch is `len(source)` examples, each once, in an order of its own.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-import cv2
 import grain
 import numpy as np
 from absl import flags
@@ -32,6 +30,7 @@ from mtmamba_jax.data_pipelines.transforms import (
     eval_transforms,
     train_transforms,
 )
+from mtmamba_jax.data_pipelines.workers import Notes, noting
 from mtmamba_jax.tasks import Task
 
 # Batches kept ready in this process, or by each worker. A batch of 8 NYUDv2 examples is 74 MB.
@@ -40,9 +39,10 @@ _THREADS = 2
 # A batch that something holds when the program ends (jax may use its memory) is freed by Python's
 # resource tracker, which would warn of it. It takes its filters from here.
 _QUIET_TRACKER = "ignore:resource_tracker:UserWarning"
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 # "Without end", in examples. Grain's own endless repeat overflows for batches of one example.
 _ENDLESS = 2**40
+# Of an example. Grain would wait for ever for a worker that called sys.exit().
+_ERRORS = (Exception, SystemExit)
 
 
 class Source(Protocol):
@@ -64,26 +64,41 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     too late then, and leaks shared memory.
     """
 
-    def __init__(self, iterator: grain.DatasetIterator):
+    def __init__(self, iterator: grain.DatasetIterator, notes: Notes | None = None):
         # The only reference, so that closing frees the iterator even while this object lives on.
         self._open = [iterator]
-        weakref.finalize(self, _close, self._open)
+        self._notes = notes
+        weakref.finalize(self, _close, self._open, notes)
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """Returns the next batch."""
+        """Returns the next batch.
+
+        Raises:
+          ExampleError: an example could not be read or transformed.
+          WorkerError: a worker died.
+        """
         if not self._open:
             raise StopIteration
+        try:
+            batch = next(self._open[0])
+        except RuntimeError as error:
+            death = self._notes and self._notes.death(error)
+            if death:
+                raise death from error
+            raise
         # Workers hand over a subclass of ndarray; this is the same memory without it.
-        return {key: np.asarray(value) for key, value in next(self._open[0]).items()}
+        return {key: np.asarray(value) for key, value in batch.items()}
 
     def close(self) -> None:
         """Ends threads and workers; there are no batches after it."""
-        _close(self._open)
+        _close(self._open, self._notes)
 
 
-def _close(iterators: list[grain.DatasetIterator]) -> None:
+def _close(iterators: list[grain.DatasetIterator], notes: Notes | None) -> None:
     while iterators:
         iterators.pop().close()
+    if notes:
+        notes.close()
 
 
 def train_batches(
@@ -121,7 +136,7 @@ def train_batches(
 
     Raises:
       ValueError: an argument that cannot work. While iterating, `ExampleError` names the example
-        that could not be read.
+        that could not be read, `WorkerError` the one that a worker died over.
     """
     share = _share(batch_size, process_index, process_count)
     if not 0 <= seed < 2**32 or start_step < 0:
@@ -198,33 +213,19 @@ def _iterate(dataset: grain.MapDataset, num_workers: int) -> Batches:
     if num_workers < 0:
         raise ValueError(f"num_workers: wanted 0 or more, got {num_workers}.")
     if num_workers == 0:
-        iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(_THREADS, _BUFFERED_BATCHES)))
-    else:
-        # Grain asks absl for its own flags when it starts workers, and absl refuses to answer
-        # before somebody has parsed the command line. Ours sets none: their defaults hold.
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        if _QUIET_TRACKER not in sys.warnoptions:
-            sys.warnoptions.append(_QUIET_TRACKER)
-        options = grain.MultiprocessingOptions(num_workers, _BUFFERED_BATCHES)
-        # A worker is a loop of its own that works ahead; threads in it would only add memory.
-        own_loop = dataset.to_iter_dataset(grain.ReadOptions(0, 0))
-        iterator = iter(own_loop.mp_prefetch(options, worker_init_fn=_start_worker))
-    return Batches(iterator)
-
-
-def _start_worker(index: int, count: int) -> None:
-    # OpenCV would start a thread for each core in each worker.
-    cv2.setNumThreads(0)
-    # glibc gives large arrays' memory back at once, and faulting it in anew takes a fifth of a
-    # worker's time (26.5 ms an image of NYUDv2, 21.5 without). Other C libraries have no mallopt.
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt") and any(
-        # Older ones take no more than half of their largest heap, 32 MiB.
-        libc.mallopt(_M_MMAP_THRESHOLD, size)
-        for size in (2**30, 2**25)
-    ):
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**30)
+        threads = grain.ReadOptions(_THREADS, _BUFFERED_BATCHES)
+        return Batches(iter(dataset.to_iter_dataset(threads)))
+    # Grain asks absl for its own flags when it starts workers, and absl refuses to answer before
+    # somebody has parsed the command line. Ours sets none: their defaults hold.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    if _QUIET_TRACKER not in sys.warnoptions:
+        sys.warnoptions.append(_QUIET_TRACKER)
+    options = grain.MultiprocessingOptions(num_workers, _BUFFERED_BATCHES)
+    # A worker is a loop of its own that works ahead; threads in it would only add memory.
+    own_loop = dataset.to_iter_dataset(grain.ReadOptions(0, 0))
+    notes = Notes(num_workers)
+    return Batches(iter(own_loop.mp_prefetch(options, notes.starter())), notes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,9 +242,10 @@ class _Examples:
     def __getitem__(self, index: int) -> Example:
         real = min(int(index), len(self.source) - 1)
         try:
-            example = self.source[real]
-            check_example(example, self.tasks)
-        except Exception as error:
+            with noting(f"read example {real}"):
+                example = self.source[real]
+                check_example(example, self.tasks)
+        except _ERRORS as error:
             raise ExampleError(f"Example {real} could not be read: {_cause(error)}") from error
         return {**example, "mask": index == real}
 
@@ -262,14 +264,15 @@ class _Apply:
 @contextlib.contextmanager
 def _naming(identity: str) -> Iterator[None]:
     try:
-        yield
-    except Exception as error:
+        with noting(f"transformed example {identity!r}"):
+            yield
+    except _ERRORS as error:
         raise ExampleError(
             f"Example {identity!r} could not be transformed: {_cause(error)}"
         ) from error
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
     # A worker's error loses its __cause__ on the way here, so the message carries it.
     return f"{type(error).__name__}: {error}"
 
