@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,6 +15,7 @@ import pytest
 
 from mtmamba_jax.data_pipelines import sources
 from mtmamba_jax.data_pipelines.sources import open_source
+from mtmamba_jax.data_pipelines.workers import WorkerError
 from mtmamba_jax.sharding import create_mesh, put_batch
 from mtmamba_jax.tasks import select
 from mtmamba_jax.training import guard, loop, state
@@ -218,3 +221,30 @@ def test_a_closed_run_lets_go_of_its_directory(tmp_path):
     settings = ("train.steps=2", "train.eval_every=2")
     for _ in range(2):
         finish(start(tmp_path, (1, 1), *settings))
+
+
+class DeadlyScenes(sources.SyntheticScenes):
+    """Scenes of which a process reads 13."""
+
+    read = 0
+
+    def __getitem__(self, index):
+        DeadlyScenes.read += 1
+        if DeadlyScenes.read > 13:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_a_run_whose_data_worker_died_goes_on_from_its_last_checkpoint(
+    tmp_path, monkeypatch, capsys
+):
+    config = tiny_config(data__num_workers="1", train__eval_every="20")
+    with monkeypatch.context() as dying:
+        dying.setattr(sources, "SyntheticScenes", DeadlyScenes)
+        with pytest.raises(WorkerError, match="killed by SIGKILL while it read example"):
+            train(config, tmp_path)  # 13 examples: 6 steps, of which every second is saved
+    capsys.readouterr()
+    train(config, tmp_path)
+    step = int(re.search(r"Going on from step (\d+)", capsys.readouterr().out)[1])
+    assert step in (4, 6)  # a batch that was on its way when the worker died may be lost
+    assert read_metrics(tmp_path)[-1]["step"] == 20
