@@ -1,7 +1,12 @@
-"""Set before jax is imported: eight CPU devices, and one compilation cache for the whole run."""
+"""Set before jax is imported: eight CPU devices, and one compilation cache for the whole run.
+
+`--runslow` runs the tests marked slow too.
+"""
 
 import os
 import tempfile
+
+import pytest
 
 # On the CPU also where there is a GPU, which the tests for it ask for: see CONTRIBUTING.md.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -17,3 +22,15 @@ os.environ["XLA_FLAGS"] = " ".join(
 # Tests compile the same small model in several processes; each program is compiled once.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="mtmamba_jax_tests_"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--runslow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--runslow"):
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="takes many minutes; --runslow runs it"))

@@ -6,6 +6,22 @@ from mtmamba_jax import config as configuration
 from mtmamba_jax.models.swin import SWIN_SIZES, SwinSize
 
 SWIN_SIZES["swin_test"] = SwinSize(8, (1, 2, 1, 1), (1, 1, 1, 1), 4)
+TINY = {
+    "model.encoder": "swin_test",
+    "model.state_size": "2",
+    "model.decoder_drop_path_rate": "0.2",
+    "data.size": "(32, 64)",
+    "data.train_examples": "16",
+    "data.test_examples": "5",
+    "tasks.names": "('semseg', 'depth')",
+    "train.steps": "20",
+    "train.batch_size": "2",
+    "train.log_every": "1",
+    "train.eval_every": "8",
+    "train.checkpoint_every": "2",
+    "eval.batch_size": "3",
+    "eval.panels": "2",
+}
 
 
 def tiny_config(**overrides: str) -> ConfigDict:
@@ -15,22 +31,6 @@ def tiny_config(**overrides: str) -> ConfigDict:
     (the number of steps is in its learning rate) find it in the compilation cache.
     """
     config = configuration.load("synthetic")
-    settings = {
-        "model.encoder": "swin_test",
-        "model.state_size": "2",
-        "model.decoder_drop_path_rate": "0.2",
-        "data.size": "(32, 64)",
-        "data.train_examples": "16",
-        "data.test_examples": "5",
-        "tasks.names": "('semseg', 'depth')",
-        "train.steps": "20",
-        "train.batch_size": "2",
-        "train.log_every": "1",
-        "train.eval_every": "8",
-        "train.checkpoint_every": "2",
-        "eval.batch_size": "3",
-        "eval.panels": "2",
-    }
-    settings |= {key.replace("__", "."): value for key, value in overrides.items()}
+    settings = TINY | {key.replace("__", "."): value for key, value in overrides.items()}
     configuration.override(config, settings)
     return config

@@ -1,10 +1,12 @@
-"""Trains the tiny model in a process of its own, for a test that kills it."""
+"""Trains the tiny model as a user does, in a process to be killed: WORKDIR [key=value ...]."""
 
-import pathlib
 import sys
 
-from mtmamba_jax.training.loop import train
-from tests.tiny import tiny_config
+from mtmamba_jax.cli import main
+from tests.tiny import TINY
 
 if __name__ == "__main__":
-    train(tiny_config(), pathlib.Path(sys.argv[1]))
+    workdir, *overrides = sys.argv[1:]
+    settings = TINY | dict(pair.split("=", 1) for pair in overrides)
+    flags = [f"--config.{key}={value}" for key, value in settings.items()]
+    sys.exit(main(["train", "--config=synthetic", f"--workdir={workdir}", *flags]))

@@ -1,50 +1,19 @@
 """A run: killed and gone on with, refused, stopped on a non-finite loss."""
 
 import json
-import pathlib
 import random
-import signal
-import subprocess
-import sys
 import time
 
-import jax
-import numpy as np
 import pytest
 
 from mtmamba_jax.data_pipelines import sources
-from mtmamba_jax.tasks import select
 from mtmamba_jax.training import loop, state
-from mtmamba_jax.training.checkpoints import Checkpoints
-from mtmamba_jax.training.clock import MEASURED
 from mtmamba_jax.training.loop import train
 from mtmamba_jax.training.report import read_metrics
-from mtmamba_jax.training.state import abstract_build
 from mtmamba_jax.training.step import create_train_step
 from tests.pixel_model import build_pixel_model
-from tests.tiny import tiny_config
-
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def start(workdir):
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.training.killed_run", str(workdir)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def final_parameters(workdir):
-    config = tiny_config()
-    checkpoints = Checkpoints(workdir)
-    assert checkpoints.step("latest") == 20
-    like = abstract_build(config, select(config.tasks.set, config.tasks.names))[1]
-    parameters = [checkpoints.parameters(kind, like) for kind in ("latest", "best")]
-    checkpoints.close()
-    return parameters
+from tests.tiny import TINY, tiny_config
+from tests.training import kill_tally
 
 
 @pytest.fixture(scope="module")
@@ -53,31 +22,15 @@ def finished(tmp_path_factory):
     return workdir, train(tiny_config(), workdir)
 
 
-def test_run_killed_at_a_random_step_ends_with_the_same_bits(finished, tmp_path):
-    whole, _ = finished
-    workdir = tmp_path / "killed"
-    killed = start(workdir)
-    fatal_step = random.randrange(5, 15)  # the first checkpoint is of step 2
-    while not any(line["step"] >= fatal_step for line in read_metrics(workdir)):
-        assert killed.poll() is None, killed.communicate()[0]
-        time.sleep(0.02)
-    killed.kill()
-    assert killed.wait() == -signal.SIGKILL, "it ended before it could be killed"
+def test_run_killed_at_three_random_times_ends_with_the_same_bits(finished, tmp_path):
+    seed = random.randrange(2**32)
+    tally = kill_tally.kill_often(finished[0], tmp_path, TINY, kills=3, seed=seed)
+    assert not tally.problems(), tally.report()
 
-    resumed = start(workdir)
-    output, _ = resumed.communicate(timeout=400)
-    assert resumed.returncode == 0, output
-    assert "Going on from step" in output, f"killed at {fatal_step}: {output}"
-    wanted, found = (final_parameters(path) for path in (whole, workdir))
-    assert jax.tree.structure(found) == jax.tree.structure(wanted)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_array_equal(a, b, err_msg=f"killed at step {fatal_step}")
 
-    def numbers(path):
-        lines = read_metrics(path)
-        return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
-
-    assert numbers(workdir) == numbers(whole)
+@pytest.mark.slow
+def test_run_killed_at_twenty_random_times_ends_with_the_same_bits(tmp_path):
+    assert kill_tally.main(["--kills=20", f"--workdir={tmp_path}"]) == 0
 
 
 def test_run_leaves_scores_panels_numbers_and_checkpoints(finished):

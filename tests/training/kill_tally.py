@@ -1,0 +1,198 @@
+"""Kills a training run at random times; tallies how it went on and whether its end is the same.
+
+    python -m tests.training.kill_tally [--kills=20] [--seed=N] [--workdir=DIR] [key=value ...]
+
+Trains the tiny model once without interruption and once with `kill -9`; every start is the same
+command. The seed repeats the moments, as far as the machine's pace is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import logging
+import pathlib
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from mtmamba_jax.tables import row, rule
+from mtmamba_jax.training.checkpoints import Checkpoints
+from mtmamba_jax.training.clock import MEASURED
+from mtmamba_jax.training.report import read_metrics
+from mtmamba_jax.training.run import load_run
+from tests.tiny import TINY
+from tests.training.lives import NEVER, STEPS_A_KILL, Life, draw_moments, live
+
+COLUMNS = {"kill": 4, "after": 6, "while": 30, "step": 4, "latest": 8, "best": 4, "next start": 21}
+RIGHT = ("kill", "after", "step")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tally:
+    """What came of a run that was killed.
+
+    Attributes:
+      seed: of the moments of its kills.
+      kills: how many there were to be.
+      settings: {key: text} of the run's configuration.
+      lives: its processes; the last one ended by itself.
+      same: things that a run leaves, and whether they are those of an uninterrupted one.
+    """
+
+    seed: int
+    kills: int
+    settings: Mapping[str, str]
+    lives: list[Life]
+    same: Mapping[str, bool]
+
+    def problems(self) -> list[str]:
+        """Returns what is not as it should be."""
+        found = [f"{name}: not the same" for name, same in self.same.items() if not same]
+        if self._killed() < self.kills:
+            found.append(f"the run ended after {self._killed()} of {self.kills} kills")
+        for index, life in enumerate(self.lives):
+            if life.began not in (None, life.found):
+                found.append(
+                    f"start {index} began at step {life.began} where there was a checkpoint of "
+                    f"step {life.found}"
+                )
+            if life.code and not life.killed:
+                found.append(f"start {index} ended with exit code {life.code}: {life.output}")
+        return found
+
+    def report(self) -> str:
+        """Returns all that there is to say; the last line is a summary."""
+        problems = [f"error: {problem}" for problem in self.problems()]
+        return "\n".join((self._table(), "", *problems, self._summary()))
+
+    def _table(self) -> str:
+        lines = [row(COLUMNS, COLUMNS, RIGHT), rule(COLUMNS, RIGHT)]
+        for index, (life, after) in enumerate(itertools.pairwise(self.lives), 1):
+            cells = (
+                str(index),
+                f"{life.seconds:.1f} s",
+                life.doing(int(self.settings["train.eval_every"])),
+                str(life.steps[-1]) if life.steps else "-",
+                " ".join(map(str, life.latest)) or "-",
+                " ".join(map(str, life.best)) or "-",
+                {None: "killed before it said", 0: "anew"}.get(after.began, f"from {after.began}"),
+            )
+            lines.append(row(cells, COLUMNS, RIGHT))
+        return "\n".join(lines)
+
+    def _summary(self) -> str:
+        began = [life.began for life in self.lives[1:]]
+        steps = [step for life in self.lives for step in life.steps]
+        same = (f"{name} {'the same' if same else 'DIFFER'}" for name, same in self.same.items())
+        return (
+            f"seed {self.seed}, {self._killed()} kills, {len(began)} restarts: "
+            f"{sum(map(bool, began))} went on from the newest checkpoint, {began.count(0)} began "
+            f"anew (there was none), {began.count(None)} killed before either; "
+            f"{len(steps) - len(set(steps))} steps done twice; "
+            f"{', '.join(same) or 'NOT FINISHED'}."
+        )
+
+    def _killed(self) -> int:
+        return sum(life.killed for life in self.lives)
+
+
+def kill_often(
+    whole: pathlib.Path, folder: pathlib.Path, settings: Mapping[str, str], kills: int, seed: int
+) -> Tally:
+    """Trains in `folder` with kills, and compares what is left with an uninterrupted run's.
+
+    Args:
+      whole: work directory of that run.
+      folder: for the work directory and all that the processes print.
+      settings: {key: text} of the configuration, of both runs.
+      kills: how many.
+      seed: of their moments.
+
+    Raises:
+      TimeoutError: a process does not end.
+    """
+    moments = draw_moments(kills, int(settings["train.steps"]), random.Random(seed))
+    lives = []
+    for index, moment in enumerate([*moments, NEVER]):
+        lives.append(live(folder / "killed", folder / f"start_{index}.txt", settings, moment))
+        if not lives[-1].killed:
+            break
+    same = compare(whole, folder / "killed") if lives[-1].code == 0 else {}
+    return Tally(seed, kills, settings, lives, same)
+
+
+def compare(whole: pathlib.Path, killed: pathlib.Path) -> dict[str, bool]:
+    """Says of what two finished runs leave whether it is the same, bit for bit."""
+    found = {
+        f"{kind} parameters": _parameters(whole, kind) == _parameters(killed, kind)
+        for kind in ("latest", "best")
+    }
+    for name, read in (("scores", _scores), ("metrics lines", _metrics), ("files", _files)):
+        found[name] = read(whole) == read(killed)
+    return found
+
+
+def _parameters(workdir: pathlib.Path, kind: str) -> tuple:
+    run = load_run(workdir, kind)
+    leaves, structure = jax.tree.flatten(run.parameters)
+    arrays = [np.asarray(leaf) for leaf in leaves]
+    return run.step, structure, [(a.shape, a.dtype, a.tobytes()) for a in arrays]
+
+
+def _scores(workdir: pathlib.Path) -> str:
+    checkpoints = Checkpoints(workdir, read_only=True)
+    details = checkpoints.details("best")
+    checkpoints.close()
+    return json.dumps(details)
+
+
+def _metrics(workdir: pathlib.Path) -> list[str]:
+    lines = read_metrics(workdir)
+    return [json.dumps({k: v for k, v in line.items() if k not in MEASURED}) for line in lines]
+
+
+def _files(workdir: pathlib.Path) -> set[pathlib.Path]:
+    # TensorBoard gets a file each start, and those in a checkpoint have random names.
+    found = [path for pattern in ("*", "*/*") for path in workdir.glob(pattern)]
+    return {path.relative_to(workdir) for path in found if path.parent.name != "tensorboard"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints a tally; returns 1 if anything is not as it should be."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
+    parser.add_argument("--workdir", type=pathlib.Path, help="default: a new temporary folder")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the configuration")
+    options = parser.parse_args(arguments)
+    folder = options.workdir or pathlib.Path(tempfile.mkdtemp(prefix="kill_tally_"))
+    folder.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_platforms", "cpu")
+    logging.getLogger("absl").setLevel(logging.ERROR)  # as cli.py does
+    if any(folder.iterdir()):
+        parser.error(f"--workdir={folder} is not empty: give a new folder.")
+    settings = TINY | {"train.steps": str(max(20, STEPS_A_KILL * options.kills))}
+    settings |= dict(pair.split("=", 1) for pair in options.overrides)
+    print(f"seed {options.seed}: {options.kills} kills, in {folder}", flush=True)
+
+    start = time.monotonic()
+    whole = live(folder / "whole", folder / "whole.txt", settings, NEVER)
+    if whole.code:
+        print(f"The uninterrupted run ended with exit code {whole.code}:\n{whole.output}")
+        return 1
+    print(f"Trained {settings['train.steps']} steps without interruption", flush=True)
+    tally = kill_often(folder / "whole", folder, settings, options.kills, options.seed)
+    print(f"{tally.report()} Took {(time.monotonic() - start) / 60:.1f} minutes.")
+    return 1 if tally.problems() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
