@@ -88,10 +88,15 @@ class Checkpoints:
         self._save("best", int(state.step), state.parameters, details)
 
     def forget_best_after(self, step: int) -> None:
-        """Deletes best checkpoints of later steps, which a run that goes on from `step` redoes."""
+        """Deletes best checkpoints of later steps, which a run that goes on from `step` redoes.
+
+        One beside a later one goes too: it was being deleted for that, and may be half gone.
+        """
         manager = self._managers["best"]
-        for later in [found for found in manager.all_steps() if found > step]:
-            manager.delete(later)
+        found = sorted(manager.all_steps())
+        if found and found[-1] > step:
+            for each in found:  # the last one last: a start after a kill here finds it still
+                manager.delete(each)
 
     def _save(self, kind: str, step: int, parameters: dict, details: dict, **items) -> None:
         manager = self._managers[kind]

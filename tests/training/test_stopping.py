@@ -71,6 +71,17 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_taken(damage
     assert losses(workdir) == losses(whole)
 
 
+def test_a_best_checkpoint_half_deleted_for_a_later_one_does_not_end_the_next_start(
+    whole, tmp_path
+):
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(workdir / "latest" / "60")
+    (workdir / "best" / "30").mkdir()  # that of step 60 is finished
+    assert "Going on from step 40" in run(workdir, (1, 1), *STEPS)[0]
+    assert [path.name for path in (workdir / "best").iterdir()] == ["60"]
+    assert losses(workdir) == losses(whole)
+
+
 def test_without_a_checkpoint_that_can_be_read_nothing_is_lost(whole, tmp_path):
     workdir = shutil.copytree(whole, tmp_path / "run")
     for checkpoint in (workdir / "latest").iterdir():
