@@ -6,6 +6,7 @@ import collections
 import concurrent.futures
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -39,7 +40,9 @@ def in_order(function: Callable, work: Sequence[tuple], num_workers: int) -> Ite
         return
     # Spawned: a forked process would inherit the locks of threads that it does not have.
     pool = concurrent.futures.ProcessPoolExecutor(
-        num_workers, mp_context=multiprocessing.get_context("spawn")
+        num_workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_end_with_parent,
     )
     running = collections.deque()
     try:
@@ -56,3 +59,13 @@ def in_order(function: Callable, work: Sequence[tuple], num_workers: int) -> Ite
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Has this worker end when its parent does: one that is killed leaves it waiting for ever."""
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -1,10 +1,17 @@
-"""Work spread over processes: order, memory, a killed worker."""
+"""Work spread over processes: order, memory, a killed worker, a killed parent."""
 
+import contextlib
 import os
+import pathlib
+import signal
+import subprocess
+import sys
 
 import pytest
 
 from mtmamba_jax.data_pipelines.parallel import available_cores, in_order
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_results_of_workers_are_in_order_and_few_are_made_ahead():
@@ -31,6 +38,29 @@ def test_a_killed_worker_is_told_with_what_to_do(exit_after):
 def _exit_if(code):
     if code:
         os._exit(code)
+
+
+def test_workers_end_when_their_program_is_killed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, signal\n"
+        "from mtmamba_jax.data_pipelines.parallel import in_order\n"
+        "if __name__ == '__main__':\n"
+        "    for _ in in_order(abs, [(number,) for number in range(99)], 2):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+    try:
+        killed.communicate(timeout=60)  # until the last process that could print has ended
+        assert killed.returncode == -signal.SIGKILL
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(killed.pid, signal.SIGKILL)
 
 
 def test_cores_are_those_this_process_may_use(monkeypatch):
