@@ -13,6 +13,8 @@ from jax.experimental import multihost_utils
 
 import mtmamba_jax
 from mtmamba_jax.processes import is_first
+from mtmamba_jax.training.background import Background
+from mtmamba_jax.training.snapshot import snapshot
 from mtmamba_jax.training.state import TrainState
 
 KINDS = ("best", "latest")
@@ -26,8 +28,9 @@ class Checkpoints:
     """The checkpoints under a work directory: `latest/<step>` and `best/<step>`.
 
     `latest` holds all that training needs, `best` the parameters. Saving goes on in the background
-    while training does, so a method may raise the `SavingError` of an earlier save; `close` waits
-    for the last. A checkpoint that a killed process left unfinished is not seen, and deleted.
+    while training does, so a method may raise the `SavingError` of an earlier save; `wait` and
+    `close` wait for the last. A checkpoint that a killed process left unfinished is not seen, and
+    deleted.
 
     Args:
       workdir: of the run.
@@ -63,6 +66,8 @@ class Checkpoints:
             )
 
         self._workdir, self._config = absolute(workdir), config
+        # A best and a latest one of the same step: training need not wait for the first.
+        self._background = Background(most=1)
         self._managers = {
             kind: ocp.CheckpointManager(
                 self._workdir / kind,
@@ -74,18 +79,12 @@ class Checkpoints:
 
     def save_latest(self, state: TrainState) -> None:
         """Saves a state to go on from; a step that is there already is left as it is."""
-        # A run killed now goes on from here and does not evaluate this step again, so its best must
-        # be on disk first.
-        with self._naming_errors():
-            self._managers["best"].wait_until_finished()
         rest = {"step": state.step, "optimizer": state.optimizer}
-        self._save(
-            "latest", int(state.step), state.parameters, {}, rest=ocp.args.StandardSave(rest)
-        )
+        self._save("latest", int(state.step), {}, parameters=state.parameters, rest=rest)
 
     def save_best(self, state: TrainState, details: dict) -> None:
         """Saves parameters as the best so far, with JSON details such as their scores."""
-        self._save("best", int(state.step), state.parameters, details)
+        self._save("best", int(state.step), details, parameters=state.parameters)
 
     def forget_best_after(self, step: int) -> None:
         """Deletes best checkpoints of later steps, which a run that goes on from `step` redoes.
@@ -98,20 +97,33 @@ class Checkpoints:
             for each in found:  # the last one last: a start after a kill here finds it still
                 manager.delete(each)
 
-    def _save(self, kind: str, step: int, parameters: dict, details: dict, **items) -> None:
+    def _save(self, kind: str, step: int, details: dict, **items) -> None:
+        details = details | {"step": step, "versions": versions(), "config": self._config}
+        with self._naming_errors():
+            if jax.process_count() == 1:
+                items = snapshot(items)
+                self._background.give(lambda: self._hand_over(kind, step, details, items))
+            else:
+                # In handing over processes meet by a program of their devices, and all must start
+                # those in one order.
+                self._hand_over(kind, step, details, items)
+
+    def _hand_over(self, kind: str, step: int, details: dict, items: Mapping[str, object]) -> None:
+        """Gives a checkpoint to Orbax, which writes it in the background.
+
+        That takes a second for a thousand arrays.
+        """
         manager = self._managers[kind]
         if step in manager.all_steps():
             return
-        details = details | {"step": step, "versions": versions(), "config": self._config}
-        with self._naming_errors():
-            saved = manager.save(
-                step,
-                args=ocp.args.Composite(
-                    parameters=ocp.args.StandardSave(parameters),
-                    details=ocp.args.JsonSave(details),
-                    **items,
-                ),
-            )
+        if kind == "latest":
+            # A run killed now goes on from here and does not evaluate this step again, so its best
+            # must be on disk first.
+            self._managers["best"].wait_until_finished()
+        arrays = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        saved = manager.save(
+            step, args=ocp.args.Composite(details=ocp.args.JsonSave(details), **arrays)
+        )
         assert saved, f"{kind} step {step} is older than {manager.latest_step()}"
 
     @contextlib.contextmanager
@@ -121,7 +133,7 @@ class Checkpoints:
         except Exception as error:  # of many kinds: of Orbax, TensorStore, the file system
             # Those in memory count one that failed in the background.
             self._managers["latest"].reload()
-            last = self.step("latest")
+            last = self._managers["latest"].latest_step()
             good = "There is none yet" if last is None else f"The last good one is of step {last}"
             raise SavingError(
                 f"A checkpoint could not be written to {self._workdir} ({_first_line(error)}). "
@@ -130,6 +142,8 @@ class Checkpoints:
 
     def step(self, kind: str) -> int | None:
         """Returns the newest checkpoint's step, or None; `kind` is one of `KINDS`."""
+        with self._naming_errors():
+            self._background.wait()
         return self._managers[kind].latest_step()
 
     def details(self, kind: str) -> dict:
@@ -196,14 +210,16 @@ class Checkpoints:
     def wait(self) -> None:
         """Waits until everything is on disk."""
         with self._naming_errors():
+            self._background.wait()
             for manager in self._managers.values():
                 manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits until everything is on disk and ends the background work."""
-        with self._naming_errors():
+        with self._naming_errors(), contextlib.ExitStack() as stack:
             for manager in self._managers.values():
-                manager.close()
+                stack.callback(manager.close)
+            self._background.close()
 
 
 def _arguments(like) -> ocp.args.StandardRestore:

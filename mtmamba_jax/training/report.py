@@ -40,14 +40,14 @@ class Report:
         self.start_step, self._workdir = start_step, workdir
         with self._naming_errors():
             self._file = _open_lines(workdir, start_step) if writes else io.StringIO()
-            before = set(threading.enumerate())
+            before = _board_threads()
             self._board = SummaryWriter(
                 str(workdir.local / "tensorboard"),
                 max_queue=_QUEUE,
                 purge_step=start_step + 1,
                 write_to_disk=writes,
             )
-            self._board_threads = set(threading.enumerate()) - before
+            self._board_threads = _board_threads() - before
         # A file or pipe gets a line a log step instead of a bar that overwrites itself.
         self._live = writes and sys.stderr.isatty()
         self._bar = tqdm.tqdm(
@@ -123,6 +123,15 @@ class Report:
                 f"{self._workdir.path} could not be written ({error}). Earlier checkpoints are as "
                 "they were; the same command goes on from the last once this is mended."
             ) from error
+
+
+def _board_threads() -> set[threading.Thread]:
+    """Returns the threads that write TensorBoard's files."""
+    return {
+        thread
+        for thread in threading.enumerate()
+        if type(thread).__module__.startswith(SummaryWriter.__module__.partition(".")[0])
+    }
 
 
 def _open_lines(workdir: WorkDirectory, start_step: int) -> TextIO:
