@@ -4,12 +4,13 @@ import json
 
 import pytest
 
-from mtmamba_jax import benchmark, cli, timing
+from mtmamba_jax import benchmark, benchmark_devices, cli, timing
 from mtmamba_jax.benchmark import BOTH, FORWARD
 from mtmamba_jax.chips import CHIPS
 from mtmamba_jax.data_pipelines.batch import check_batch
 from mtmamba_jax.kernels.ss2d.arg_specs import ArgSpec
 from mtmamba_jax.tasks import TASK_SETS
+from mtmamba_jax.training import state
 from tests.pixel_model import build_pixel_model
 
 MISTAKES = [
@@ -23,6 +24,8 @@ MISTAKES = [
     (["--what=step", "--repeats=0"], "--repeats must be at least 1, got 0"),
     (["--what=step", "--config.train.step=3"], "Did you mean 'train.steps'?"),
     (["--what=inference", "--config=synthetc"], "Did you mean 'synthetic'?"),
+    (["--what=saving", "--repeats=0"], "--repeats must be at least 1, got 0"),
+    (["--what=devices", "--repeats=0"], "--repeats must be at least 1, got 0"),
     (["--what=input", "--spec=nyudv3"], "Unknown dataset 'nyudv3'. Did you mean 'nyudv2'?"),
     (["--what=input", "--repeats=0"], "--repeats must be at least 1, got 0"),
     (["--what=input", "--config.seed=1"], "--config.seed does not go with --what=input"),
@@ -133,6 +136,49 @@ def test_model_takes_config_keys_and_is_timed_with_its_memory(
         memory["arguments"] + memory["temporaries"] + memory["outputs"] - memory["aliased"]
     )
     assert (memory["aliased"] > 0) == (what == "step")  # the state is written over the old one
+
+
+TINY = ["--config.train.batch_size=2", "--config.data.size=(4,8)", "--config=synthetic:pascal"]
+
+
+def test_devices_are_compared_at_an_equal_batch_for_each(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(benchmark_devices.jax, "device_count", lambda: 2)
+    monkeypatch.setattr(state, "build", build_pixel_model)
+    monkeypatch.setattr(state, "abstract_build", build_pixel_model)
+    assert cli.main(["benchmark", "--what=devices", "--repeats=2", *TINY]) == 0
+    records = json.loads((tmp_path / "benchmark_devices.json").read_text())["records"]
+    assert [(r["data"], r["fsdp"], r["batch_size"]) for r in records] == [
+        (1, 1, 2),
+        (2, 1, 4),
+        (1, 2, 4),
+    ]
+    one, several, shared = (record["state_bytes"] for record in records)
+    assert one == several > shared > one / 2
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(table) == 5
+    assert len({len(line) for line in table}) == 1
+    assert "100.0%" in table[2]
+
+
+def test_one_device_is_compared_with_nothing(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(benchmark_devices.jax, "device_count", lambda: 1)
+    assert cli.main(["benchmark", "--what=devices", *TINY]) == 2
+    assert "there is one here" in capsys.readouterr().err
+
+
+def test_saving_is_timed_beside_steps_without_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(state, "build", build_pixel_model)
+    assert cli.main(["benchmark", "--what=saving", "--repeats=2", *TINY]) == 0
+    (record,) = json.loads((tmp_path / "benchmark_saving.json").read_text())["records"]
+    assert record["steps"] == 100
+    for name in ("without", "saving", "handing_over", "still_writing"):
+        assert len(record[f"{name}_seconds"]) == 2
+    assert min(record["handing_over_seconds"]) > 0
+    assert "| ms a step, of 100 with one checkpoint " in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["benchmark_saving.json"]
 
 
 def test_short_calls_on_an_accelerator_are_timed_back_to_back(monkeypatch):

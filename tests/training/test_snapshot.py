@@ -1,0 +1,64 @@
+"""Copies of a state that are saved beside training."""
+
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtmamba_jax.sharding import create_mesh, split_state
+from mtmamba_jax.training.background import Background
+from mtmamba_jax.training.snapshot import snapshot
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(1, 1), (4, 1), (2, 2), (1, 4)])
+def test_a_copy_outlives_the_state_and_is_made_once(data, fsdp):
+    mesh = create_mesh(4, data=data, fsdp=fsdp)
+    wanted = {"a": {"kernel": np.arange(32.0).reshape(8, 4), "bias": np.arange(3.0)}, "step": 3}
+    state = jax.tree.map(jnp.asarray, wanted)
+    state = jax.device_put(state, split_state(state, mesh))
+    copy = snapshot(state | {"elsewhere": np.arange(2)})
+    doubled = jax.jit(lambda tree: jax.tree.map(lambda x: 2 * x, tree), donate_argnums=0)(state)
+    assert all(array.is_deleted() for array in jax.tree.leaves(state))
+    jax.tree.map(np.testing.assert_array_equal, copy, wanted | {"elsewhere": np.arange(2)})
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, 2 * b), doubled, wanted)
+    kernel = copy["a"]["kernel"]
+    assert len(kernel.addressable_shards) == fsdp
+    assert sum(shard.data.nbytes for shard in kernel.addressable_shards) == kernel.nbytes
+    assert kernel.sharding.memory_kind == "pinned_host"
+
+
+def test_work_is_done_in_order_and_its_error_is_raised_by_a_later_call():
+    done, free = [], threading.Event()
+    background = Background(most=1)
+
+    def fail():
+        raise OSError("full")
+
+    background.give(free.wait)
+    background.give(lambda: done.append(1))
+    assert done == []  # beside us
+    free.set()
+    background.wait()
+    assert done == [1]
+    background.give(fail)
+    with pytest.raises(OSError, match="full"):
+        background.wait()
+    background.give(lambda: done.append(2))
+    background.close()
+    assert done == [1, 2]
+
+
+def test_giving_more_than_may_wait_waits_for_the_first():
+    free = threading.Event()
+    background = Background(most=1)
+    background.give(free.wait)
+    background.give(lambda: None)
+    third = threading.Thread(target=background.give, args=(lambda: None,))
+    third.start()
+    third.join(0.2)
+    assert third.is_alive()
+    free.set()
+    third.join()
+    background.close()
