@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import tqdm
 
-from mtmamba_jax.data_pipelines.builders.files import check_space
 from mtmamba_jax.data_pipelines.locks import locked
+from mtmamba_jax.places import check_space
 from mtmamba_jax.user_cache import cache_folder
 
 _MARKER = "dataset_info.json"  # TFDS takes a folder with it for prepared, so it comes last
@@ -42,11 +42,6 @@ class _Listed:
 
     size: int
     token: str
-
-
-def is_remote(data_dir: str | os.PathLike | None) -> bool:
-    """Says whether a place is one that a file system of fsspec reads, such as gs://bucket/data."""
-    return data_dir is not None and "://" in os.fspath(data_dir)
 
 
 def fetch(data_dir: str, name: str, version: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from mtmamba_jax.data_pipelines import mirror
 from mtmamba_jax.data_pipelines.transforms import Example
 from mtmamba_jax.names import check_name
+from mtmamba_jax.places import is_remote
 from mtmamba_jax.tasks import Task
 
 DATASETS = ("nyudv2", "pascal_context", "cityscapes")
@@ -77,7 +78,7 @@ class Records:
         tasks: Sequence[Task],
     ):
         version = _builder_class(name).VERSION  # says what is missing where it is not installed
-        if mirror.is_remote(data_dir or default_data_dir()):
+        if is_remote(data_dir or default_data_dir()):
             place = os.fspath(data_dir or default_data_dir())
             data_dir = mirror.fetch(place, name, str(version))
         # Workers, which get these, open the copy without a look at the remote place.

@@ -9,10 +9,11 @@ import numpy as np
 import tqdm
 
 from mtmamba_jax.data_pipelines.batch import check_example
-from mtmamba_jax.data_pipelines.mirror import how_to_upload, is_remote
+from mtmamba_jax.data_pipelines.mirror import how_to_upload
 from mtmamba_jax.data_pipelines.parallel import in_order
 from mtmamba_jax.data_pipelines.records import Records, create_builder, default_data_dir
 from mtmamba_jax.data_pipelines.transforms import Example
+from mtmamba_jax.places import is_remote
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.visualize import label_value, panel, to_picture, write_png
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import pathlib
-import shutil
 import struct
 import zlib
 from collections.abc import Sequence
@@ -282,25 +281,3 @@ def classes_table(number: int) -> np.ndarray:
     table[:number] = np.arange(number)
     table[IGNORE] = IGNORE
     return table
-
-
-def check_space(
-    needed: int, folder: pathlib.Path, what: str, instead: str = "give another --data_dir"
-) -> None:
-    """Checks that a disk has room.
-
-    Args:
-      needed: bytes.
-      folder: on the disk.
-      what: needs them, for the message.
-      instead: what to do where none can be freed.
-
-    Raises:
-      OSError: it has not.
-    """
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(
-            f"{what} needs about {needed / 1e6:,.0f} MB below {folder}, where {free / 1e6:,.0f} MB "
-            f"are free. Free some, or {instead}."
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pathlib
 from collections.abc import Iterator, Mapping
 
 import flax
@@ -12,6 +13,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 import mtmamba_jax
+from mtmamba_jax.places import check_space, is_remote
 from mtmamba_jax.processes import is_first
 from mtmamba_jax.training.background import Background
 from mtmamba_jax.training.snapshot import snapshot
@@ -97,6 +99,17 @@ class Checkpoints:
             for each in found:  # the last one last: a start after a kill here finds it still
                 manager.delete(each)
 
+    def check_room(self, items) -> None:
+        """Checks that a folder's disk has room for arrays; of a bucket nothing is known.
+
+        Raises:
+          OSError: it has not.
+        """
+        if is_first() and not is_remote(self._workdir):
+            needed = sum(array.nbytes for array in jax.tree.leaves(items))
+            folder = pathlib.Path(self._workdir)
+            check_space(needed, folder, "A checkpoint", "take another --workdir")
+
     def _save(self, kind: str, step: int, details: dict, **items) -> None:
         details = details | {"step": step, "versions": versions(), "config": self._config}
         with self._naming_errors():
@@ -120,6 +133,7 @@ class Checkpoints:
             # A run killed now goes on from here and does not evaluate this step again, so its best
             # must be on disk first.
             self._managers["best"].wait_until_finished()
+        self.check_room(items)  # before Orbax, which leaves half a checkpoint and much text
         arrays = {name: ocp.args.StandardSave(item) for name, item in items.items()}
         saved = manager.save(
             step, args=ocp.args.Composite(details=ocp.args.JsonSave(details), **arrays)

@@ -95,6 +95,7 @@ def train(
             workdir, config.train.keep_checkpoints, config=configuration.flatten(config)
         )
         _close_at_end(stack, checkpoints.close)
+        checkpoints.check_room(state)
         state = _begin(config, state, checkpoints, workdir)
         start = int(state.step)
         batches = open_batches(config, source, tasks, start)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from mtmamba_jax.data_pipelines.locks import NoLocksError, locked
-from mtmamba_jax.data_pipelines.mirror import is_remote
+from mtmamba_jax.places import is_remote
 from mtmamba_jax.processes import is_first
 
 LOCK_FILE = ".lock"

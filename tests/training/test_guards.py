@@ -8,11 +8,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 
 import jax
 import numpy as np
 import pytest
 
+from mtmamba_jax import places
 from mtmamba_jax.data_pipelines import sources
 from mtmamba_jax.data_pipelines.sources import open_source
 from mtmamba_jax.data_pipelines.workers import WorkerError
@@ -171,6 +173,32 @@ def test_a_directory_that_cannot_be_written_is_named_and_left_as_it_is():
             error.value
         )
         assert os.listdir(folder) == []
+
+
+def test_too_little_room_for_a_checkpoint_is_said_before_one_is_begun(tmp_path, monkeypatch):
+    free = 10**9
+
+    def usage(path):
+        return types.SimpleNamespace(free=free)
+
+    monkeypatch.setattr(places.shutil, "disk_usage", usage)
+    settings = {"train__eval_every": "20", "train__log_every": "20"}
+    evaluate = loop.Evaluator.scores
+
+    def fill_up(*arguments):
+        nonlocal free
+        free = 100
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(loop.Evaluator, "scores", fill_up)
+    with pytest.raises(OSError) as error:
+        train(tiny_config(**settings), tmp_path)
+    assert f"A checkpoint could not be written to {tmp_path}" in str(error.value)
+    assert "0 MB are free" in str(error.value)
+    assert "The last good one is of step 18; the same command goes on" in str(error.value)
+    assert steps_saved(tmp_path, "latest") == [16, 18]
+    with pytest.raises(OSError, match=r"A checkpoint needs about .* Free some, or take another"):
+        train(tiny_config(), tmp_path / "other")  # before it begins
 
 
 FULL_DISK = """

@@ -1,0 +1,34 @@
+"""Places to read and write: folders and buckets, and the room on disks."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+
+
+def is_remote(data_dir: str | os.PathLike | None) -> bool:
+    """Says whether a place is one that a file system of fsspec reads, such as gs://bucket/data."""
+    return data_dir is not None and "://" in os.fspath(data_dir)
+
+
+def check_space(
+    needed: int, folder: pathlib.Path, what: str, instead: str = "give another --data_dir"
+) -> None:
+    """Checks that a disk has room.
+
+    Args:
+      needed: bytes.
+      folder: on the disk.
+      what: needs them, for the message.
+      instead: what to do where none can be freed.
+
+    Raises:
+      OSError: it has not.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"{what} needs about {needed / 1e6:,.0f} MB below {folder}, where {free / 1e6:,.0f} MB "
+            f"are free. Free some, or {instead}."
+        )
