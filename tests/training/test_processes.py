@@ -85,6 +85,23 @@ def test_every_layout_gives_the_losses_of_one_process(layout, runs):
     assert found == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
+def test_every_layout_gives_the_scores_of_one_process(layout, runs):
+    # Five test examples: the last batch of four is filled up in three of its places, some of them
+    # on processes that have no example of it at all.
+    def scores(workdir):
+        lines = [line for line in read_metrics(workdir) if line["kind"] != "train"]
+        return [{key: value for key, value in line.items() if key != "kind"} for line in lines]
+
+    wanted, found = scores(runs[LAYOUTS[0]][0]), scores(runs[layout][0])
+    assert found[0] == pytest.approx(
+        wanted[0], rel=1e-6
+    )  # of constants, before anything is learned
+    assert len(found) == len(wanted) == 4
+    for a, b in zip(found, wanted, strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_only_the_first_process_prints_and_draws(layout, runs):
     workdir, outputs = runs[layout]
