@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from mtmamba_jax.sharding import create_mesh, split_state
+from mtmamba_jax.training import snapshot as snapshots
 from mtmamba_jax.training.background import Background
 from mtmamba_jax.training.snapshot import snapshot
 
 
+@pytest.mark.parametrize(("free", "memory"), [(10**9, "device"), (10, "pinned_host")])
 @pytest.mark.parametrize(("data", "fsdp"), [(1, 1), (4, 1), (2, 2), (1, 4)])
-def test_a_copy_outlives_the_state_and_is_made_once(data, fsdp):
+def test_a_copy_outlives_the_state_and_is_made_once(data, fsdp, free, memory, monkeypatch):
+    monkeypatch.setattr(snapshots, "_free", lambda device: free)
     mesh = create_mesh(4, data=data, fsdp=fsdp)
     wanted = {"a": {"kernel": np.arange(32.0).reshape(8, 4), "bias": np.arange(3.0)}, "step": 3}
     state = jax.tree.map(jnp.asarray, wanted)
@@ -26,7 +29,7 @@ def test_a_copy_outlives_the_state_and_is_made_once(data, fsdp):
     kernel = copy["a"]["kernel"]
     assert len(kernel.addressable_shards) == fsdp
     assert sum(shard.data.nbytes for shard in kernel.addressable_shards) == kernel.nbytes
-    assert kernel.sharding.memory_kind == "pinned_host"
+    assert kernel.sharding.memory_kind == memory
 
 
 def test_work_is_done_in_order_and_its_error_is_raised_by_a_later_call():
