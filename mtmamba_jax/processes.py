@@ -22,7 +22,8 @@ def join(
       process_id: which this one is, from 0.
 
     Raises:
-      ValueError: some of the arguments are missing, or make no sense.
+      ValueError: some of the arguments are missing, or make no sense; or there are none, and other
+        processes were started with this one that JAX does not find.
       RuntimeError: the others were not found in time.
     """
     told = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
@@ -30,7 +31,8 @@ def join(
     if len(missing) == len(told):
         try:
             jax.distributed.initialize()
-        except ValueError:  # of JAX: there is no cluster
+        except ValueError as error:  # of JAX: there is no cluster, or none that it makes out
+            _check_alone(error)
             return
         except RuntimeError as error:
             if "must be called before" in str(error):
@@ -48,9 +50,48 @@ def join(
                 f"{coordinator}, {process_id} and {num_processes}."
             )
         jax.distributed.initialize(coordinator, num_processes, process_id)
+    if _owns_its_gpus():
+        jax.config.update("jax_cuda_visible_devices", "all")
     if not is_first():
         # What it prints would be said as many times as there are processes. Errors go to stderr.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
+
+
+def _check_alone(error: ValueError) -> None:
+    """Raises ValueError where a launcher started others: each would train the model by itself."""
+    flags = "--coordinator=HOST:PORT (of the first), --num_processes"
+    for size, rank in (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK")):
+        count = os.environ.get(size, "1")
+        if count != "1":
+            raise ValueError(
+                f"{count} processes were started ({size}), but JAX does not see how they find each "
+                f"other. Give each {flags}=${size} and --process_id=${rank}."
+            ) from error
+    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        raise ValueError(
+            "JAX_COORDINATOR_ADDRESS is set, so this is one of several processes, but JAX does not "
+            f"see of how many ({error}). Give each {flags} and --process_id."
+        ) from error
+
+
+def _owns_its_gpus() -> bool:
+    """Says whether no other process of the run uses the GPUs that this one sees.
+
+    Under SLURM and Open MPI JAX gives the i-th process of a host the i-th GPU that it sees
+    (jax-ml/jax#16788). One that is alone on its host would leave the others idle, and one to which
+    SLURM shows a single GPU (`--gpus-per-task=1`) would ask for one that it does not see.
+    """
+    told = os.environ.get
+    if told("JAX_LOCAL_DEVICE_IDS"):
+        return False
+    if told("OMPI_COMM_WORLD_LOCAL_SIZE"):  # first, as SLURM may have started Open MPI
+        alone = told("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+    elif told("SLURM_STEP_NUM_NODES"):
+        alone = told("SLURM_NTASKS") == told("SLURM_STEP_NUM_NODES")
+    else:
+        return False
+    shown = told("CUDA_VISIBLE_DEVICES", "")
+    return alone or (shown != "" and "," not in shown)
 
 
 def is_first() -> bool:

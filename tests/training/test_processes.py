@@ -3,6 +3,7 @@
 import itertools
 import os
 import pathlib
+import re
 import shutil
 import socket
 import subprocess
@@ -147,3 +148,68 @@ def test_a_process_alone_joins_nothing(used):
     )
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "2 processes were .* --process_id=.OMPI_COMM_WORLD_RANK"),
+        ({"PMI_SIZE": "4"}, "4 processes were started .* --num_processes=.PMI_SIZE and"),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, "JAX_COORDINATOR_ADDRESS is set, so this is one of"),
+    ],
+)
+def test_processes_that_do_not_see_each_other_do_not_start_one_by_one(told, message, tmp_path):
+    command = [sys.executable, "launch.py", "eval", f"--workdir={tmp_path}"]  # joins as train does
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | told
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert re.search(message, done.stderr)
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("nodes", "shown", "taken"),
+    [
+        (1, ("0,1", "0,1"), ("0", "1")),  # JAX's way: the i-th task of a node, the i-th GPU
+        (2, ("0,1", "0,1"), ("all", "all")),  # --ntasks-per-node=1
+        (1, ("0", "1"), ("all", "all")),  # --gpus-per-task=1
+        (1, (None, None), ("0", "1")),
+    ],
+)
+def test_a_slurm_task_takes_the_gpus_that_no_other_task_takes(nodes, shown, taken):
+    code = (
+        "import jax, sys\n"
+        "from mtmamba_jax import processes\n"
+        "processes.join()\n"
+        "taken = jax.config.read('jax_cuda_visible_devices')\n"
+        "print(f'{jax.process_count()} tasks; this takes {taken}.', file=sys.stderr)\n"
+    )
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    started = []
+    for index in range(2):
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COORDINATOR_PORT": str(port),
+            "SLURM_JOB_ID": "1",
+            "SLURM_STEP_NODELIST": "localhost",  # of which JAX takes the first
+            "SLURM_STEP_NUM_NODES": str(nodes),
+            "SLURM_NTASKS": "2",
+            "SLURM_PROCID": str(index),
+            "SLURM_LOCALID": str(index if nodes == 1 else 0),
+        }
+        environment.pop("CUDA_VISIBLE_DEVICES", None)
+        if shown[index] is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = shown[index]
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code],
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    for output, devices in zip(finish(started), taken, strict=True):
+        assert f"2 tasks; this takes {devices}." in output
