@@ -1,0 +1,50 @@
+"""The README's commands are what bash and the command line take."""
+
+import pathlib
+import re
+import shlex
+import subprocess
+
+import pytest
+
+from mtmamba_jax import config as configuration
+from mtmamba_jax.arguments import create_parser
+from mtmamba_jax.cli import COMMANDS, CONFIGURED, _overrides
+
+README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def commands(text):
+    """The arguments of each command of ours in a text, quoted for another shell or not."""
+    text = text.replace("\\\n", " ")
+    found = re.findall(r"(?:python launch\.py|(?<![.\w])mtmamba) (\w+(?: [^\n`'\"#;|&>]*)?)", text)
+    # A variable stands for a number or a name: 1 is both.
+    return [re.sub(r"\$\w+", "1", arguments) for arguments in found]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_bash_reads_every_block(block):
+    done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("arguments", commands(README))
+def test_every_command_is_one_that_is_taken(arguments):
+    parser = create_parser()
+    options, unknown = parser.parse_known_args(shlex.split(arguments))
+    overrides = _overrides(unknown, options.command, parser)
+    if options.command in CONFIGURED:
+        config = configuration.load(options.config or "synthetic")
+        configuration.override(config, overrides)
+        configuration.check(config, [task.name for task in configuration.tasks(config)])
+
+
+def test_every_command_is_shown():
+    assert {arguments.split()[0] for arguments in commands("\n".join(BLOCKS))} == set(COMMANDS)
+
+
+def test_each_recipe_of_a_cluster_trains():
+    recipes = [block for block in BLOCKS if re.search("sbatch|SBATCH|mpirun|gcloud|xpk", block)]
+    assert [len(commands(block)) for block in recipes] == [1, 1, 1, 1]
+    assert all(commands(block)[0].startswith("train ") for block in recipes)
