@@ -58,7 +58,8 @@ def hold(path: epath.PathLike) -> Iterator[WorkDirectory]:
         if is_remote(path):
             local = pathlib.Path(tempfile.mkdtemp(prefix="mtmamba_jax_run_"))
             stack.callback(shutil.rmtree, local, ignore_errors=True)
-            check_writable(path)
+            if is_first():
+                _check_writable(path)
         else:
             local = pathlib.Path(path)
             if is_first():
@@ -76,7 +77,7 @@ def _lock(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def check_writable(path: epath.Path) -> None:
+def _check_writable(path: epath.Path) -> None:
     """Checks that a place in a bucket can be written.
 
     Raises:

@@ -123,6 +123,18 @@ def test_a_checkpoint_of_each_layout_goes_on_on_another(saved, layout, runs, tmp
     assert losses(workdir) == pytest.approx(losses(runs[saved][0]), rel=1e-5)
 
 
+def test_every_layout_begins_with_the_weights_of_another_run(runs, tmp_path):
+    # Nothing is learned at this rate: the losses are those of the weights it begins with.
+    settings = ("optimizer.learning_rate=0.0", "train.steps=2", f"init.run={runs[1, 1][0]}")
+    found = {}
+    for layout in ((1, 1), (2, 2)):
+        output = run(tmp_path / str(layout), layout, *settings)[0]
+        assert f"config.init.run: weights of {runs[1, 1][0]}/best/" in output
+        found[layout] = losses(tmp_path / str(layout))
+    assert found[2, 2] == pytest.approx(found[1, 1], rel=1e-5)
+    assert found[1, 1][1] != pytest.approx(losses(runs[1, 1][0])[1], rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
