@@ -245,8 +245,10 @@ def check(config: ConfigDict, task_names: Sequence[str]) -> None:
 
 
 def save(config: ConfigDict, path: pathlib.Path) -> None:
-    """Writes the configuration as JSON."""
-    path.write_text(json.dumps(flatten(config), indent=2) + "\n")
+    """Writes the configuration as JSON, whole or not at all."""
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(flatten(config), indent=2) + "\n")
+    partial.replace(path)
 
 
 def read(path: pathlib.Path) -> ConfigDict:

@@ -15,9 +15,10 @@ import numpy as np
 from flax import nnx
 
 from mtmamba_jax.kernels.ss2d import DIRECTIONS
+from mtmamba_jax.models.weights import WEIGHTS
 
 TASK_NAMES = {"saliency": "sal"}
-BUFFERS = ("relative_position_index", "attn_mask")  # saved by Swin's code, not learned
+BUFFERS = ("relative_position_index", "attn_mask", "num_batches_tracked")  # saved, not learned
 """The official names of tasks, where they differ from ours."""
 
 Transform = Callable[[np.ndarray], np.ndarray]
@@ -90,6 +91,14 @@ def norm_rules(path: str, name: str, *, stacked: bool = True) -> tuple[Rule, ...
     )
 
 
+def conv_rules(path: str, name: str) -> tuple[Rule, ...]:
+    """Returns the rules of a convolution, not stacked: torch keeps [o i h w], we [h w i o]."""
+    return (
+        Rule(rf"{path}\.kernel", f"{name}.weight", lambda x: x.transpose(2, 3, 1, 0), False),
+        Rule(rf"{path}\.bias", f"{name}.bias", _same, stacked=False),
+    )
+
+
 def _per_direction(x: np.ndarray) -> np.ndarray:
     return x.reshape(len(DIRECTIONS), -1, *x.shape[1:])
 
@@ -134,6 +143,33 @@ def ctm_rules(tasks: int) -> tuple[Rule, ...]:
             for rule in within(MFE_RULES, r"mfe\.", "op.{task}.")
         ),
         *linear_rules("out_proj", "out_proj.{task}", bias=False),
+    )
+
+
+def sctm_rules(tasks: int) -> tuple[Rule, ...]:
+    """Returns the rules of MTMamba++'s cross-task block with that many tasks."""
+
+    def split_tasks(x):  # [tasks*c ...] -> [tasks c ...]
+        return x.reshape(tasks, -1, *x.shape[1:])
+
+    return (
+        *norm_rules("norm", "norm.{task}"),
+        Rule(r"norm_shared\.scale", "norm_share.weight", split_tasks, stacked=False),
+        Rule(r"norm_shared\.bias", "norm_share.bias", split_tasks, stacked=False),
+        Rule(
+            "in_proj_shared",
+            "conv_share.0.weight",
+            lambda x: split_tasks(x[:, :, 0, 0].T),
+            stacked=False,
+        ),
+        Rule("bias_shared", "conv_share.0.bias", _same, stacked=False),
+        *conv_rules("conv_shared", "conv_share.1"),
+        # One torch matrix holds the extractor's half and the gate's.
+        Rule(r"in_proj\.kernel", "op.{task}.in_proj.weight", lambda x: np.split(x, 2)[0].T),
+        Rule(r"gate\.kernel", "op.{task}.in_proj.weight", lambda x: np.split(x, 2)[1].T),
+        *linear_rules("selecting", "op.{task}.in_proj_cross", bias=False),
+        *within(MFE_RULES, r"mfe\.", "op.{task}."),
+        *linear_rules("out_proj", "op.{task}.out_proj", bias=False),
     )
 
 
@@ -182,28 +218,59 @@ SWIN_RULES = (
 )
 
 
-def mtmamba_rules(tasks: int) -> tuple[Rule, ...]:
-    """Returns the rules of a whole MTMamba checkpoint with that many tasks."""
-    stage = r"decoder\.stages\.(\d+)\."
-    fuse = stage + r"fuse\."
-    concat = r"concat_layers.{task}_\1"
+_STAGE = r"decoder\.stages\.(\d+)\."
+
+
+def _shared_rules() -> tuple[Rule, ...]:
+    """Returns the rules of what MTMamba and MTMamba++ have alike."""
+    fuse, concat = _STAGE + r"fuse\.", r"concat_layers.{task}_\1"
+
+    def half(x, index):  # MTMamba++ saves the matrix as a 1x1 convolution
+        return np.split(x.reshape(x.shape[:2]), 2, 1)[index].T
+
     return (
         *within(SWIN_RULES, r"encoder\.", "backbone."),
-        *within(EXPAND_RULES, stage + r"expand\.", r"expand_layers.{task}_\1."),
-        Rule(fuse + r"feature\.kernel", concat + ".weight", lambda x: np.split(x, 2, 1)[0].T),
-        Rule(fuse + r"skip\.kernel", concat + ".weight", lambda x: np.split(x, 2, 1)[1].T),
+        *within(EXPAND_RULES, _STAGE + r"expand\.", r"expand_layers.{task}_\1."),
+        Rule(fuse + r"feature\.kernel", concat + ".weight", lambda x: half(x, 0)),
+        Rule(fuse + r"skip\.kernel", concat + ".weight", lambda x: half(x, 1)),
         Rule(fuse + r"feature\.bias", concat + ".bias", _same),
-        *within(STM_RULES, stage + r"blocks\.0\.", r"block_1.{task}_\1."),
-        *within(STM_RULES, stage + r"blocks\.1\.", r"block_2.{task}_\1."),
-        *within(ctm_rules(tasks), stage + r"blocks\.2\.", r"block_3.\1."),
+    )
+
+
+def _projection_rules(path: str) -> tuple[Rule, ...]:
+    """Returns the rules of the heads' 1x1 convolutions; the path has a group for the task."""
+    name = r"final_project.\1"
+    return (
+        Rule(rf"{path}\.kernel", f"{name}.weight", lambda x: x[:, :, 0, 0].T, stacked=False),
+        Rule(rf"{path}\.bias", f"{name}.bias", _same, stacked=False),
+    )
+
+
+def mtmamba_rules(tasks: int) -> tuple[Rule, ...]:
+    """Returns the rules of a whole MTMamba checkpoint with that many tasks."""
+    return (
+        *_shared_rules(),
+        *within(STM_RULES, _STAGE + r"blocks\.0\.", r"block_1.{task}_\1."),
+        *within(STM_RULES, _STAGE + r"blocks\.1\.", r"block_2.{task}_\1."),
+        *within(ctm_rules(tasks), _STAGE + r"blocks\.2\.", r"block_3.\1."),
         *within(EXPAND_RULES, r"heads\.", "final_expand.{task}."),
-        Rule(
-            r"heads\.projections\.(\w+)\.kernel",
-            r"final_project.\1.weight",
-            lambda x: x[:, :, 0, 0].T,
-            stacked=False,
-        ),
-        Rule(r"heads\.projections\.(\w+)\.bias", r"final_project.\1.bias", _same, stacked=False),
+        *_projection_rules(r"heads\.projections\.(\w+)"),
+    )
+
+
+def mtmamba_plus_rules(tasks: int) -> tuple[Rule, ...]:
+    """Returns the rules of a whole MTMamba++ checkpoint with that many tasks."""
+    head, name = r"heads\.heads\.(\w+)\.", r"final_expand.\1."
+    return (
+        *_shared_rules(),
+        *within(STM_RULES, _STAGE + r"blocks\.0\.", r"block_stm.{task}_\1.0."),
+        *within(STM_RULES, _STAGE + r"blocks\.1\.", r"block_stm.{task}_\1.1."),
+        *within(sctm_rules(tasks), _STAGE + r"blocks\.2\.", r"block_ctm.\1.0."),
+        *within(conv_rules("conv", "0"), head, name),
+        *within(norm_rules("norm", "1", stacked=False), head, name),
+        Rule(head + r"norm\.mean", name + "1.running_mean", _same, stacked=False),
+        Rule(head + r"norm\.var", name + "1.running_var", _same, stacked=False),
+        *_projection_rules(head + "projection"),
     )
 
 
@@ -230,7 +297,7 @@ def from_torch(
     problems: list[str] = []
     used: set[str] = set()
     converted = {}
-    for keys, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+    for keys, parameter in nnx.to_flat_state(nnx.state(model, WEIGHTS)):
         path = ".".join(map(str, keys))
         found = find_rule(path, rules, tasks)
         if found is None:

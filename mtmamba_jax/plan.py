@@ -200,7 +200,7 @@ def _numbers(program: jax.stages.Compiled, topology: Topology) -> Record:
 def _lower_step(config, tasks, mesh) -> jax.stages.Lowered:
     graph, parameters = abstract_build(config, tasks)
     optimizer = create_optimizer(config.optimizer, config.train.steps)
-    state, layout = abstract_state(parameters, optimizer, mesh)
+    state, layout = abstract_state(graph, parameters, optimizer, mesh)
     data = config.data
     batch = abstract_batch(tasks, config.train.batch_size, data.size, data.label_scale)
     return create_train_step(config, graph, tasks, optimizer, mesh, layout).lower(state, batch)

@@ -61,9 +61,9 @@ class MFE(nnx.Module):
         """Extracts features from [s b h w d]."""
         return self.norm(self.scan(z))
 
-    def scan(self, z: Array) -> Array:
+    def scan(self, z: Array, selecting: Array | None = None) -> Array:
         """All but the LayerNorm, which blocks recompute together with their gates."""
-        return self.ss2d(recomputed(jax.nn.silu)(self.conv(z)))
+        return self.ss2d(recomputed(jax.nn.silu)(self.conv(z)), selecting)
 
 
 class STM(nnx.Module):

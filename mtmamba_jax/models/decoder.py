@@ -14,8 +14,10 @@ from mtmamba_jax.models.blocks import CTM, STM, MambaSettings
 from mtmamba_jax.models.layers import TaskLinear, call_block, fold
 from mtmamba_jax.models.patches import PatchExpand
 
+Block = Callable[..., nnx.Module]
+
 # A stage's blocks in order: Eqs. 28 and 29.
-STAGE_BLOCKS: tuple[Callable[..., nnx.Module], ...] = (STM, STM, CTM)
+STAGE_BLOCKS: tuple[Block, ...] = (STM, STM, CTM)
 STAGES = 3
 
 
@@ -43,6 +45,7 @@ class DecoderStage(nnx.Module):
         features: int,
         settings: MambaSettings,
         *,
+        blocks: Sequence[Block],
         drop_path_rates: Sequence[float],
         remat: str,
         rngs: nnx.Rngs,
@@ -52,7 +55,7 @@ class DecoderStage(nnx.Module):
         self.fuse = SkipFusion(tasks, features, dtype=settings.dtype, rngs=rngs)
         self.blocks = nnx.List(
             block(tasks, features, settings, drop_path_rate=rate, rngs=rngs)
-            for block, rate in zip(STAGE_BLOCKS, drop_path_rates, strict=True)
+            for block, rate in zip(blocks, drop_path_rates, strict=True)
         )
 
     def __call__(self, z: Array, skip: Array, key: jax.Array | None = None) -> Array:
@@ -72,6 +75,7 @@ class MambaDecoder(nnx.Module):
     Args:
       tasks: number of tasks t.
       widths: channels of the encoder's maps, finest first.
+      blocks: of a stage, in order.
       drop_path_rate: of the first block; it falls linearly to 0 at the last.
     """
 
@@ -81,14 +85,21 @@ class MambaDecoder(nnx.Module):
         widths: Sequence[int],
         settings: MambaSettings,
         *,
+        blocks: Sequence[Block] = STAGE_BLOCKS,
         drop_path_rate: float = 0.2,
         remat: str = "none",
         rngs: nnx.Rngs,
     ):
-        rates = np.linspace(drop_path_rate, 0.0, STAGES * len(STAGE_BLOCKS)).reshape(STAGES, -1)
+        rates = np.linspace(drop_path_rate, 0.0, STAGES * len(blocks)).reshape(STAGES, -1)
         self.stages = nnx.List(
             DecoderStage(
-                tasks, width, settings, drop_path_rates=stage_rates, remat=remat, rngs=rngs
+                tasks,
+                width,
+                settings,
+                blocks=blocks,
+                drop_path_rates=stage_rates,
+                remat=remat,
+                rngs=rngs,
             )
             for width, stage_rates in zip(reversed(widths[:-1]), rates.tolist(), strict=True)
         )

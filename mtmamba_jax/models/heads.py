@@ -38,8 +38,9 @@ class ExpandHeads(nnx.Module):
             {task.name: linear(features, task.channels, dtype=dtype, rngs=rngs) for task in tasks}
         )
 
-    def __call__(self, x: Array) -> dict[str, jax.Array]:
-        """Maps [t b h w c] to {task: float32 [b 4h 4w channels]}."""
+    def __call__(self, x: Array, *, training: bool = False) -> dict[str, jax.Array]:
+        """Maps [t b h w c] to {task: float32 [b 4h 4w channels]}, in training as otherwise."""
+        del training
         t, b, h, w, c = x.shape
         x = x.astype(self.dtype)
         kernel = self.expand.kernel[...].reshape(t, c, self.factor**2, c)

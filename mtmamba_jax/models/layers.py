@@ -46,6 +46,28 @@ class TaskLinear(nnx.Module):
         return y
 
 
+class Conv(nnx.Module):
+    """A 3x3 convolution, zero padding: [b h w i] -> [b h w o]. Begins as PyTorch's."""
+
+    def __init__(self, in_features: int, out_features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.dtype = dtype
+        bound = (9 * in_features) ** -0.5
+        shape = (3, 3, in_features, out_features)
+        self.kernel = nnx.Param(initial.uniform(rngs.params(), shape, -bound, bound))
+        self.bias = nnx.Param(initial.uniform(rngs.params(), shape[3:], -bound, bound))
+
+    def __call__(self, x: Array) -> Array:
+        """Convolves [b h w i]."""
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            self.kernel.astype(self.dtype),
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y + self.bias.astype(self.dtype)
+
+
 class DepthwiseConv(nnx.Module):
     """A 3x3 convolution of each channel by itself, zero padding, one set of weights a task.
 

@@ -10,11 +10,12 @@ from flax import nnx
 
 from mtmamba_jax.array_types import Array
 from mtmamba_jax.labels import resize_logits
-from mtmamba_jax.models.blocks import MambaSettings
-from mtmamba_jax.models.decoder import MambaDecoder
+from mtmamba_jax.models.blocks import STM, MambaSettings
+from mtmamba_jax.models.decoder import STAGE_BLOCKS, MambaDecoder
 from mtmamba_jax.models.heads import ExpandHeads
 from mtmamba_jax.models.initial import Parts, initialise
 from mtmamba_jax.models.layers import REMAT_POLICIES, fold
+from mtmamba_jax.models.plus import SCTM, ConvHeads
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin
 from mtmamba_jax.names import check_name
 from mtmamba_jax.tasks import Task
@@ -35,6 +36,9 @@ class MTMamba(nnx.Module):
       rngs: for the initial weights.
     """
 
+    stage_blocks = STAGE_BLOCKS
+    make_heads = ExpandHeads
+
     def __init__(
         self,
         encoder: nnx.Module,
@@ -53,11 +57,12 @@ class MTMamba(nnx.Module):
             len(tasks),
             encoder.widths,
             settings,
+            blocks=self.stage_blocks,
             drop_path_rate=drop_path_rate,
             remat=remat,
             rngs=rngs,
         )
-        self.heads = ExpandHeads(tasks, encoder.widths[0], dtype=settings.dtype, rngs=rngs)
+        self.heads = self.make_heads(tasks, encoder.widths[0], dtype=settings.dtype, rngs=rngs)
 
     def __call__(
         self, images: Array, *, training: bool = False, rngs: nnx.Rngs | None = None
@@ -66,7 +71,7 @@ class MTMamba(nnx.Module):
 
         Args:
           images: float [b h w 3], normalised with ImageNet's mean and deviation; any h and w.
-          training: drop path on; needs `rngs`.
+          training: drop path on, which needs `rngs`; normalises by the batch where a model does.
           rngs: source of the stream `drop_path`.
 
         Returns:
@@ -81,9 +86,16 @@ class MTMamba(nnx.Module):
             raise ValueError("training=True drops paths at random: pass rngs=nnx.Rngs(...).")
         key = rngs.drop_path() if training else None
         features = self.encoder(images, fold(key, 0))
-        logits = self.heads(self.decoder(features, fold(key, 1)))
+        logits = self.heads(self.decoder(features, fold(key, 1)), training=training)
         size = images.shape[1:3]
         return {name: resize_logits(value, size) for name, value in logits.items()}
+
+
+class MTMambaPlus(MTMamba):
+    """MTMamba++ (Lin et al., TPAMI 2025): tasks meet in `SCTM`, heads are convolutions."""
+
+    stage_blocks = (STM, STM, SCTM)
+    make_heads = ConvHeads
 
 
 def create_model(
@@ -140,7 +152,7 @@ def create_model(
     return initialise(construct, rngs)
 
 
-MODELS: dict[str, Callable[..., MTMamba]] = {"mtmamba": MTMamba}
+MODELS: dict[str, Callable[..., MTMamba]] = {"mtmamba": MTMamba, "mtmamba_plus": MTMambaPlus}
 
 
 def abstract_model(**settings) -> MTMamba:

@@ -65,10 +65,16 @@ class SS2D(nnx.Module):
         )
         self.skip = nnx.Param(jnp.ones((t, k, d)))
 
-    def __call__(self, x: Array) -> Array:
-        """Scans [t b h w d] in all directions and sums the results."""
+    def __call__(self, x: Array, selecting: Array | None = None) -> Array:
+        """Scans [t b h w d] in all directions and sums the results.
+
+        Args:
+          x: what is scanned.
+          selecting: [t b h w d] that B, C and the step sizes are computed from, in place of x.
+        """
+        source = x if selecting is None else selecting
         projected = jnp.einsum(
-            "tbhwd,tkde->tbhwke", x.astype(self.dtype), self.projection.astype(self.dtype)
+            "tbhwd,tkde->tbhwke", source.astype(self.dtype), self.projection.astype(self.dtype)
         )
         step, b, c = jnp.split(projected, self.splits, axis=-1)
         return ss2d(

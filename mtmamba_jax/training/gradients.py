@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from mtmamba_jax.tasks import Task
 
 STACKED = ("decoder", "heads")
-"""Parts of the model whose arrays have a leading axis t (and may have one more for what is shared)
-unless a task's name is in their path."""
+"""Parts of the model whose arrays have a leading axis t, and may have one more for what is shared,
+unless a task's name is in their path or they are shared as a whole."""
 
 SHARED = "shared"
-"""Of the decoder: the cross-task blocks' common extractor."""
+"""Of the decoder: what the cross-task blocks compute for all tasks together."""
 
 
 def gradient_norms(gradients: dict, tasks: Sequence[Task]) -> dict[str, jax.Array]:
@@ -34,9 +34,11 @@ def gradient_norms(gradients: dict, tasks: Sequence[Task]) -> dict[str, jax.Arra
         keys = [str(entry.key) for entry in path]
         square = jnp.square(leaf.astype(jnp.float32))
         owner = next((key for key in keys if key in names), None)
-        if owner is None and keys[0] in STACKED:
+        if owner is None and keys[0] in STACKED and len(leaf) in (len(names), len(names) + 1):
             by_task = jnp.sum(square, axis=tuple(range(1, leaf.ndim)))
             owned = dict(zip([*names, SHARED], by_task, strict=False))
+        elif owner is None and keys[0] in STACKED:
+            owned = {SHARED: jnp.sum(square)}
         else:
             owned = {owner or keys[0]: jnp.sum(square)}
         for name, value in owned.items():

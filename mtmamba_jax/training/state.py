@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mtmamba_jax.models.mtmamba import abstract_model, create_model
+from mtmamba_jax.models.weights import split_learned, split_model
 from mtmamba_jax.sharding import FSDP_AXIS, split_state
 from mtmamba_jax.tasks import Task
 
@@ -27,7 +28,7 @@ class TrainState:
 
     Attributes:
       step: int32, updates done.
-      parameters: the model's `nnx.Param` state as a nested dict.
+      parameters: the model's weights (`models.weights`) as a nested dict.
       optimizer: optax's state.
     """
 
@@ -42,17 +43,12 @@ def build(config: ConfigDict, tasks: Sequence[Task]) -> tuple[nnx.GraphDef, dict
     Raises:
       ValueError: a name in `config.model` is unknown.
     """
-    return _split(create_model(**config.model, tasks=tasks, rngs=nnx.Rngs(config.seed)))
+    return split_model(create_model(**config.model, tasks=tasks, rngs=nnx.Rngs(config.seed)))
 
 
 def abstract_build(config: ConfigDict, tasks: Sequence[Task]) -> tuple[nnx.GraphDef, dict]:
     """Returns what `build` does with shapes in place of arrays: nothing is allocated."""
-    return _split(abstract_model(**config.model, tasks=tasks))
-
-
-def _split(model: nnx.Module) -> tuple[nnx.GraphDef, dict]:
-    graph, parameters = nnx.split(model, nnx.Param)
-    return graph, nnx.to_pure_dict(parameters)
+    return split_model(abstract_model(**config.model, tasks=tasks))
 
 
 def create_state(
@@ -71,26 +67,29 @@ def create_state(
     """
     if mesh.shape[FSDP_AXIS] == 1:  # whole everywhere, and nothing to compile
         graph, parameters = build(config, tasks)
-        state = initial_state(parameters, optimizer)
+        state = initial_state(graph, parameters, optimizer)
         layout = split_state(state, mesh)
         return graph, jax.device_put(state, layout), layout
     graph, parameters = abstract_build(config, tasks)
-    _, layout = abstract_state(parameters, optimizer, mesh)
+    _, layout = abstract_state(graph, parameters, optimizer, mesh)
 
     def make():
-        return initial_state(build(config, tasks)[1], optimizer)
+        return initial_state(*build(config, tasks), optimizer)
 
     return graph, jax.jit(make, out_shardings=layout)(), layout
 
 
 def abstract_state(
-    parameters: dict, optimizer: optax.GradientTransformation, mesh: Mesh
+    graph: nnx.GraphDef, parameters: dict, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> tuple[TrainState, TrainState]:
     """Returns the shapes of `initial_state`'s arrays and their layout on a mesh."""
-    state = jax.eval_shape(lambda parameters: initial_state(parameters, optimizer), parameters)
+    state = jax.eval_shape(lambda found: initial_state(graph, found, optimizer), parameters)
     return state, split_state(state, mesh)
 
 
-def initial_state(parameters: dict, optimizer: optax.GradientTransformation) -> TrainState:
+def initial_state(
+    graph: nnx.GraphDef, parameters: dict, optimizer: optax.GradientTransformation
+) -> TrainState:
     """Returns the state before the first step."""
-    return TrainState(jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters))
+    _, learned, _ = split_learned(graph, parameters)
+    return TrainState(jnp.zeros((), jnp.int32), parameters, optimizer.init(learned))

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from mtmamba_jax.array_types import Batch
 from mtmamba_jax.labels import resize_logits
 from mtmamba_jax.losses import multitask_loss
+from mtmamba_jax.models.weights import split_learned, split_model
 from mtmamba_jax.sharding import jit_on, replicated, split_batch
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.training.gradients import gradient_norms
@@ -61,8 +62,8 @@ def create_train_step(
             "cannot go with train.microbatches > 1. Use loss.reduction='image'."
         )
 
-    def loss(parameters, batch, key):
-        model = nnx.merge(graph, parameters)
+    def loss(learned, structure, statistics, batch, key):
+        model = nnx.merge(structure, learned, statistics)
         logits = model(batch["images"], training=True, rngs=nnx.Rngs(drop_path=key))
         total, losses = multitask_loss(
             tasks,
@@ -72,18 +73,28 @@ def create_train_step(
             scheme=config.loss.scheme,
             reduction=config.loss.reduction,
         )
-        return total, {"loss": total} | {f"loss/{name}": v for name, v in losses.items()}
-
-    gradient = jax.grad(loss, has_aux=True)
+        numbers = {"loss": total} | {f"loss/{name}": v for name, v in losses.items()}
+        return total, (numbers, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
     def step(state, batch):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        structure, learned, statistics = split_learned(graph, state.parameters)
+
+        def gradient(learned, batch, key):
+            return jax.grad(loss, has_aux=True)(learned, structure, statistics, batch, key)
+
         if parts == 1:
-            gradients, numbers = gradient(state.parameters, batch, key)
+            gradients, (numbers, statistics) = gradient(learned, batch, key)
+        elif statistics:
+            raise ValueError(
+                f"train.microbatches={parts} does not go with {config.model.name!r}, whose "
+                "BatchNorm is over the whole batch. Use train.microbatches=1."
+            )
         else:
-            gradients, numbers = _accumulate(gradient, state.parameters, batch, key, parts)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
-        parameters = optax.apply_updates(state.parameters, updates)
+            gradients, (numbers, _) = _accumulate(gradient, learned, batch, key, parts)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, learned)
+        learned = optax.apply_updates(learned, updates)
+        parameters = split_model(nnx.merge(structure, learned, statistics))[1]
         numbers |= gradient_norms(gradients, tasks)
         new = TrainState(state.step + 1, parameters, optimizer_state)
         if config.on_nonfinite == "skip":
@@ -102,7 +113,7 @@ def create_train_step(
     )
 
 
-def _accumulate(gradient, parameters, batch, key, parts):
+def _accumulate(gradient, learned, batch, key, parts):
     """Means over the parts of a batch, one part in memory at a time."""
     # Every parts-th example, not consecutive ones: each part stays spread over all devices.
     batches = jax.tree.map(
@@ -111,9 +122,9 @@ def _accumulate(gradient, parameters, batch, key, parts):
 
     def add(total, part):
         index, batch = part
-        found = gradient(parameters, batch, jax.random.fold_in(key, index))
+        found = gradient(learned, batch, jax.random.fold_in(key, index))
         return jax.tree.map(lambda a, b: a + b / parts, total, found), None
 
-    shapes = jax.eval_shape(gradient, parameters, jax.tree.map(lambda x: x[0], batches), key)
+    shapes = jax.eval_shape(gradient, learned, jax.tree.map(lambda x: x[0], batches), key)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return jax.lax.scan(add, zeros, (jnp.arange(parts), batches))[0]

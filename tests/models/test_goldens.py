@@ -12,11 +12,11 @@ from mtmamba_jax import convert
 from mtmamba_jax.losses import multitask_loss
 from mtmamba_jax.models.blocks import CTM, MFE, STM, MambaSettings
 from mtmamba_jax.models.layers import TaskLinear
-from mtmamba_jax.models.mtmamba import MTMamba
+from mtmamba_jax.models.mtmamba import MTMamba, MTMambaPlus
 from mtmamba_jax.models.norm import TaskLayerNorm
 from mtmamba_jax.models.patches import PatchExpand, depth_to_space
 from mtmamba_jax.models.swin import Swin, SwinSize
-from mtmamba_jax.tasks import NYUDV2
+from mtmamba_jax.tasks import NYUDV2, PASCAL_CONTEXT
 from tests.models.golden import assert_states_close, group, load, run, value_and_gradients
 
 # float32 on both sides: what the official code agrees with itself to (golden/README).
@@ -139,50 +139,61 @@ def test_encoder_gives_the_official_features_on_sizes_that_need_padding():
         assert_close_to_largest(feature, channels_last(arrays[f"output/{i}"]), f"feature {i}")
 
 
-@pytest.fixture(scope="module")
-def official():
-    """The small official MTMamba: golden arrays and the model with its weights."""
-    arrays = load("mtmamba_nyudv2")
-    rngs = nnx.Rngs(0)
-    model = MTMamba(Swin(SwinSize(4, (2, 2, 2, 2), (1, 1, 2, 2), 4), rngs=rngs), NYUDV2, rngs=rngs)
-    names = [task.name for task in NYUDV2]
-    rules = convert.mtmamba_rules(len(names))
+OFFICIAL = {
+    "mtmamba_nyudv2": (MTMamba, NYUDV2, convert.mtmamba_rules),
+    "mtmamba_plus_pascal": (MTMambaPlus, PASCAL_CONTEXT, convert.mtmamba_plus_rules),
+}
+
+
+@pytest.fixture(scope="module", params=OFFICIAL)
+def official(request):
+    """A small official model: golden arrays, the model with its weights, tasks, rules."""
+    create, tasks, rules = OFFICIAL[request.param]
+    arrays, rngs = load(request.param), nnx.Rngs(0)
+    model = create(Swin(SwinSize(4, (2, 2, 2, 2), (1, 1, 2, 2), 4), rngs=rngs), tasks, rngs=rngs)
+    names = [task.name for task in tasks]
+    rules = rules(len(names))
     nnx.update(model, convert.from_torch(group(arrays, "param"), model, rules, names))
-    return arrays, model
+    return arrays, model, tasks, rules
+
+
+def of_task(arrays, what, task):
+    return channels_last(arrays[f"{what}/{convert.TASK_NAMES.get(task.name, task.name)}"])
 
 
 def test_model_gives_the_official_features_and_logits(official):
-    arrays, model = official
+    arrays, model, tasks, _ = official
     images = channels_last(arrays["input"])
     for i, feature in enumerate(run(model.encoder, images)):
         assert_close_to_largest(feature, channels_last(arrays[f"feature/{i}"]), f"feature {i}")
     logits = run(model, images)
-    assert set(logits) == {task.name for task in NYUDV2}
-    for name, value in logits.items():
-        assert value.dtype == jnp.float32
-        assert_close_to_largest(value, channels_last(arrays[f"output/{name}"]), name)
+    assert set(logits) == {task.name for task in tasks}
+    for task in tasks:
+        assert logits[task.name].dtype == jnp.float32
+        assert_close_to_largest(logits[task.name], of_task(arrays, "output", task), task.name)
 
 
 def test_model_gives_the_official_losses_and_gradient_norms(official):
-    arrays, model = official
+    arrays, model, tasks, rules = official
     labels = {"mask": np.ones(len(arrays["input"]), bool)}
-    for task in NYUDV2:
-        label = channels_last(arrays[f"label/{task.name}"])
-        labels[task.name] = label.astype(task.label_dtype)
-    graph, parameters = nnx.split(model, nnx.Param)
+    for task in tasks:
+        labels[task.name] = of_task(arrays, "label", task).astype(task.label_dtype)
+    graph, parameters, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)
 
     def loss(parameters):
-        logits = nnx.merge(graph, parameters)(channels_last(arrays["input"]))
+        logits = nnx.merge(graph, parameters, statistics)(channels_last(arrays["input"]))
         weights = dict.fromkeys(logits, 1.0)
         return multitask_loss(
-            NYUDV2, logits, labels, weights=weights, scheme="log", reduction="batch"
+            tasks, logits, labels, weights=weights, scheme="log", reduction="batch"
         )
 
     (total, losses), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(parameters)
     np.testing.assert_allclose(total, arrays["loss/total"], rtol=1e-5)
     for name, value in losses.items():
-        np.testing.assert_allclose(value, arrays[f"loss/{name}"], rtol=1e-5, err_msg=name)
-    norms, wanted = norms_by_torch_name(gradients), group(arrays, "gradnorm")
+        wanted = arrays[f"loss/{convert.TASK_NAMES.get(name, name)}"]
+        np.testing.assert_allclose(value, wanted, rtol=1e-5, err_msg=name)
+    norms = norms_by_torch_name(gradients, rules, [task.name for task in tasks])
+    wanted = group(arrays, "gradnorm")
     assert norms.keys() == wanted.keys()
     largest = max(wanted.values())
     for name, norm in norms.items():
@@ -191,13 +202,11 @@ def test_model_gives_the_official_losses_and_gradient_norms(official):
         )
 
 
-def norms_by_torch_name(gradients):
+def norms_by_torch_name(gradients, rules, tasks):
     """Returns each torch tensor's gradient norm; a tensor that is split here is put together."""
-    names_of_tasks = [task.name for task in NYUDV2]
-    rules = convert.mtmamba_rules(len(names_of_tasks))
     squares = collections.defaultdict(float)
     for keys, value in nnx.to_flat_state(gradients):
-        rule, names = convert.find_rule(".".join(map(str, keys)), rules, names_of_tasks)
+        rule, names = convert.find_rule(".".join(map(str, keys)), rules, tasks)
         parts = value[...] if rule.stacked else value[...][None]
         for name, part in zip(names, parts, strict=True):
             squares[name] += float(np.square(part).sum())

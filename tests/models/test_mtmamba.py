@@ -34,12 +34,18 @@ def images(height, width, batch=1):
 
 
 @pytest.mark.parametrize(
-    ("tasks", "parameters"),
-    [(NYUDV2, 307_999_137), (PASCAL_CONTEXT, 335_858_326), (CITYSCAPES, 252_271_688)],
-    ids=["nyudv2", "pascal_context", "cityscapes"],
+    ("name", "tasks", "parameters"),
+    [
+        ("mtmamba", NYUDV2, 307_999_137),
+        ("mtmamba", PASCAL_CONTEXT, 335_858_326),
+        ("mtmamba", CITYSCAPES, 252_271_688),
+        ("mtmamba_plus", NYUDV2, 315_021_249),
+        ("mtmamba_plus", PASCAL_CONTEXT, 343_231_606),
+        ("mtmamba_plus", CITYSCAPES, 258_595_976),
+    ],
 )
-def test_swin_large_has_the_official_number_of_parameters(tasks, parameters):
-    model = abstract_model(encoder="swin_large", tasks=tasks)
+def test_swin_large_has_the_official_number_of_parameters(name, tasks, parameters):
+    model = abstract_model(name=name, encoder="swin_large", tasks=tasks)
     assert count_parameters(model) == parameters
     assert count_parameters(model.encoder) == 195_201_204
 

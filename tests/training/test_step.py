@@ -11,8 +11,10 @@ from jax.sharding import PartitionSpec
 
 from mtmamba_jax.losses import multitask_loss
 from mtmamba_jax.models.layers import drop_path
-from mtmamba_jax.sharding import create_mesh, put_batch, split_longest, split_state
+from mtmamba_jax.models.weights import split_model
+from mtmamba_jax.sharding import create_mesh, jit_on, put_batch, split_longest, split_state
 from mtmamba_jax.tasks import select
+from mtmamba_jax.training.optimizer import create_optimizer
 from mtmamba_jax.training.state import abstract_build, abstract_state, create_state, initial_state
 from mtmamba_jax.training.step import create_train_step
 from tests.resizing import resized_by_opencv
@@ -55,8 +57,8 @@ class PixelModel(nnx.Module):
 
 def create_pixel_state(config, tasks, optimizer, mesh):
     model = PixelModel(tasks, config.model.decoder_drop_path_rate)
-    graph, parameters = nnx.split(model, nnx.Param)
-    state = initial_state(nnx.to_pure_dict(parameters), optimizer)
+    graph, parameters = split_model(model)
+    state = initial_state(graph, parameters, optimizer)
     layout = split_state(state, mesh)
     return graph, jax.device_put(state, layout), layout
 
@@ -91,6 +93,53 @@ def test_eight_devices_give_the_losses_of_one():
     assert_same_history(run(config, devices=8), run(config, devices=1), rtol=1e-5)
 
 
+def test_batch_norm_is_over_the_whole_batch_on_any_number_of_devices():
+    config = tiny_config(model__name="mtmamba_plus", train__batch_size="4")
+
+    def losses(history):
+        return [{k: v for k, v in numbers.items() if "loss" in k} for numbers in history]
+
+    one = run(config, 1)
+    for found in (run(config, 4), run(config, 2, fsdp=2)):
+        assert_same_history(found[:1], one[:1], rtol=1e-5)
+        # Normalising by small batches magnifies rounding in the gradients of later steps.
+        assert_same_history(losses(found), losses(one), rtol=1e-5)
+
+
+def test_running_statistics_follow_the_batches_and_are_not_learned():
+    config = tiny_config(model__name="mtmamba_plus", optimizer__weight_decay="0.1")
+    tasks = select(config.tasks.set, config.tasks.names)
+    mesh = create_mesh(2, devices=jax.devices()[:1])
+    optimizer = create_optimizer(config.optimizer, config.train.steps)
+    graph, state, layout = create_state(config, tasks, optimizer, mesh)
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state.optimizer)]
+    assert not [name for name in names if "mean" in name or "var" in name]
+    before = jax.tree.map(np.copy, state.parameters)
+    step = create_train_step(config, graph, tasks, optimizer, mesh, layout)
+    batch = next(make_batches(config, tasks))
+    after = step(state, put_batch(batch, mesh))[0].parameters
+
+    def normalised(parameters, images):
+        """Returns what a head's BatchNorm gets in that step."""
+        model, seen = nnx.merge(graph, parameters), []
+        model.heads.heads["depth"].norm = lambda x, **settings: seen.append(x) or x
+        key = jax.random.fold_in(jax.random.key(config.seed), 0)
+        model(images, training=True, rngs=nnx.Rngs(drop_path=key))
+        return seen[0]
+
+    x = jit_on(mesh, normalised)(before, batch["images"])
+    norm = after["heads"]["heads"]["depth"]["norm"]
+    mean, variance = (f(x, (0, 1, 2)) for f in (np.mean, np.var))
+    np.testing.assert_allclose(norm["mean"], 0.1 * mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(norm["var"], 0.9 + 0.1 * variance, rtol=1e-4)
+
+
+def test_microbatches_do_not_go_with_batch_norm():
+    config = tiny_config(model__name="mtmamba_plus", train__microbatches="2")
+    with pytest.raises(ValueError, match=r"train\.microbatches=2 does not go with 'mtmamba_plus'"):
+        run(config, 1)
+
+
 def test_a_state_in_parts_gives_the_losses_of_a_whole_one():
     config = tiny_config(train__batch_size="8")
     assert_same_history(run(config, 4, fsdp=2), run(config, 1), rtol=1e-5)
@@ -98,8 +147,8 @@ def test_a_state_in_parts_gives_the_losses_of_a_whole_one():
 
 def test_layout_of_a_shared_state_gives_each_device_little_more_than_its_share():
     config = tiny_config(model__encoder="swin_tiny")
-    _, parameters = abstract_build(config, select(config.tasks.set, config.tasks.names))
-    state, layout = abstract_state(parameters, optax.adamw(1e-4), create_mesh(8, fsdp=4))
+    built = abstract_build(config, select(config.tasks.set, config.tasks.names))
+    state, layout = abstract_state(*built, optax.adamw(1e-4), create_mesh(8, fsdp=4))
     leaves = jax.tree.leaves(state)
     places = jax.tree.leaves(layout)
     held = sum(

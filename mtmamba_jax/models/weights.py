@@ -1,0 +1,20 @@
+"""What a model's weights are: what is learned, and the statistics that BatchNorm gathers."""
+
+from __future__ import annotations
+
+from flax import nnx
+
+WEIGHTS = nnx.Any(nnx.Param, nnx.BatchStat)
+"""The variables of a model that checkpoints hold."""
+
+
+def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, dict]:
+    """Returns a model's structure and its weights, a nested dict."""
+    graph, weights = nnx.split(model, WEIGHTS)
+    return graph, nnx.to_pure_dict(weights)
+
+
+def split_learned(graph: nnx.GraphDef, weights: dict) -> tuple[nnx.GraphDef, dict, dict]:
+    """Returns a structure, what is learned and the statistics, for `nnx.merge`; nested dicts."""
+    graph, learned, statistics = nnx.split(nnx.merge(graph, weights), nnx.Param, nnx.BatchStat)
+    return graph, nnx.to_pure_dict(learned), nnx.to_pure_dict(statistics)
