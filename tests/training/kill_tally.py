@@ -31,7 +31,7 @@ from mtmamba_jax.training.run import load_run
 from tests.tiny import TINY
 from tests.training.lives import NEVER, STEPS_A_KILL, Life, draw_moments, live
 
-COLUMNS = {"kill": 4, "after": 6, "while": 30, "step": 4, "latest": 8, "best": 4, "next start": 21}
+COLUMNS = {"kill": 4, "after": 6, "while": 32, "step": 4, "latest": 8, "best": 4, "next start": 21}
 RIGHT = ("kill", "after", "step")
 
 

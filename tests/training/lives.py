@@ -19,8 +19,8 @@ from mtmamba_jax.training.checkpoints import KINDS
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS_A_KILL = 5  # of a run: what a start may train before the next kill
 AFTER = 1.0  # seconds after a step: an evaluation, or two checkpoints, take about as long
-START_UP = 20.0  # seconds: about what a start takes to its first step
-START_UPS = 0.25  # share of kills that come at any time of it
+START_UP = 15.0  # seconds: about what a start takes to its first step
+START_UPS = 0.3  # share of kills that come at any time of it
 LIMIT = 600.0  # seconds that no start takes
 
 
