@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of the weights, the order of the data, augmentation and drop path
 
     # A loss or gradient that is NaN or infinite: stop, or skip the step (its weights stay as they
-    # were), up to training.loop.MOST_SKIPS in a row.
+    # were), up to training.guard.MOST_SKIPS in a row.
     config.on_nonfinite = "stop"
 
     config.init = ConfigDict()  # weights to begin with, in place of random ones
@@ -104,3 +104,11 @@ def get_config() -> ConfigDict:
     config.eval.batch_size = 8  # of all devices together
     config.eval.panels = 6  # test images drawn with predictions and labels
     return config
+
+
+def to_plus(config: ConfigDict) -> None:
+    """Makes a recipe that of MTMamba++ (Lin et al., TPAMI 2025), as on PASCAL-Context."""
+    config.model.name = "mtmamba_plus"
+    config.optimizer.learning_rate = 8e-5
+    config.optimizer.weight_decay = 1e-6
+    config.train.steps = 40_000

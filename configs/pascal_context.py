@@ -2,6 +2,7 @@
 
 python launch.py prepare --dataset=pascal_context --source=ARCHIVE_OR_FOLDER
 python launch.py train --config=pascal_context --config.model.dtype=bfloat16
+python launch.py train --config=pascal_context:plus --config.model.dtype=bfloat16     MTMamba++
 
 Not trained or timed here, as the data is not at hand. Without the encoder's ImageNet weights the
 scores will be lower.
@@ -14,12 +15,16 @@ from ml_collections import ConfigDict
 
 from mtmamba_jax.configs import common
 
+VARIANTS = ("", "plus")
 
-def get_config() -> ConfigDict:
-    """Returns the configuration."""
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Returns the configuration for one of `VARIANTS`."""
     config = common.get_config()
     config.tasks.set = "pascal_context"
     config.data.name = "pascal_context"
     config.data.size = (512, 512)
     config.data.num_workers = 8
+    if variant == "plus":
+        common.to_plus(config)
     return config

@@ -26,6 +26,21 @@ def test_unknown_name_is_refused_with_the_nearest(name, message):
         configuration.load(name)
 
 
+def test_recipes_of_mtmamba_plus_are_the_published_ones():
+    nyud, pascal, cityscapes = (
+        configuration.load(f"{name}:plus") for name in ("nyudv2", "pascal_context", "cityscapes")
+    )
+    for config in (nyud, pascal, cityscapes):
+        assert config.model.name == "mtmamba_plus"
+        assert (config.train.steps, config.optimizer.weight_decay) == (40_000, 1e-6)
+    assert (nyud.optimizer.learning_rate, nyud.loss.scheme) == (2e-5, "sum")
+    weights = [nyud.loss.weights[task] for task in ("semseg", "depth", "normals", "edge")]
+    assert weights == [1, 1, 10, 50]
+    assert (pascal.optimizer.learning_rate, pascal.loss.scheme) == (8e-5, "log")
+    assert set(pascal.loss.weights.values()) == {1.0}
+    assert configuration.load("nyudv2").model.name == "mtmamba"
+
+
 def test_override_keeps_types():
     config = configuration.load("synthetic")
     configuration.override(
