@@ -6,6 +6,11 @@ import contextlib
 import pathlib
 from collections.abc import Iterator
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
+
 
 class NoLocksError(OSError):
     """A file system has no locks."""
@@ -22,10 +27,8 @@ def locked(path: pathlib.Path, what: str, *, wait: bool) -> Iterator[None]:
 
     Raises:
       OSError: another process holds it, or the folder cannot be written.
-      NoLocksError: its file system has no locks.
+      NoLocksError: its file system, or the operating system, has no locks.
     """
-    import fcntl  # not on Windows, where only those who prepare or mirror datasets miss it
-
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
@@ -34,6 +37,8 @@ def locked(path: pathlib.Path, what: str, *, wait: bool) -> Iterator[None]:
             f"{path.parent} cannot be written ({error.strerror}). Choose another folder."
         ) from error
     with file:
+        if fcntl is None:
+            raise NoLocksError(f"{path.parent} cannot be locked: this system has no such locks.")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

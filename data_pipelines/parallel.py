@@ -42,7 +42,7 @@ def in_order(function: Callable, work: Sequence[tuple], num_workers: int) -> Ite
     pool = concurrent.futures.ProcessPoolExecutor(
         num_workers,
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_end_with_parent,
+        initializer=end_with_parent,
     )
     running = collections.deque()
     try:
@@ -61,11 +61,16 @@ def in_order(function: Callable, work: Sequence[tuple], num_workers: int) -> Ite
         pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """Has this worker end when its parent does: one that is killed leaves it waiting for ever."""
+def end_with_parent(first: Callable[[], object] = lambda: None) -> None:
+    """Has this worker end when its parent does: one that is killed leaves it waiting for ever.
+
+    Args:
+      first: what is done before.
+    """
 
     def wait():
         multiprocessing.parent_process().join()
+        first()
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -18,10 +18,11 @@ import signal
 import struct
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 
 import cv2
+
+from mtmamba_jax.data_pipelines.parallel import end_with_parent
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 # A slot: the worker's process id; which of two texts holds (1 or 2; 0: none); the texts, ended by
@@ -171,7 +172,7 @@ def noting(work: str) -> Iterator[None]:
 def _start(notes: pathlib.Path, index: int, count: int) -> None:
     global _slot
     _slot = _Slot(notes, index)
-    threading.Thread(target=_end_with_parent, args=(notes,), daemon=True).start()
+    end_with_parent(lambda: notes.unlink(missing_ok=True))
     # Ctrl-C, and SIGTERM from some schedulers, go to all processes of a job. They are for the
     # training process, which may need a batch before it can save, and then ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -189,10 +190,3 @@ def _start(notes: pathlib.Path, index: int, count: int) -> None:
         for size in (2**30, 2**25)
     ):
         libc.mallopt(_M_TRIM_THRESHOLD, 2**30)
-
-
-def _end_with_parent(notes: pathlib.Path) -> None:
-    # A worker whose process was killed would wait for ever for somebody to take its batches.
-    multiprocessing.parent_process().join()
-    notes.unlink(missing_ok=True)
-    os._exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import statistics
 import tempfile
@@ -41,8 +42,12 @@ def saving_record(config: ConfigDict, repeats: int, folder: pathlib.Path) -> Rec
     tasks = configuration.tasks(config)
     configuration.check(config, [task.name for task in tasks])
     program = train_program(config, tasks)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".benchmark_saving_") as workdir:
+    with contextlib.ExitStack() as stack:
+        workdir = stack.enter_context(
+            tempfile.TemporaryDirectory(dir=folder, prefix=".benchmark_saving_")
+        )
         checkpoints = Checkpoints(workdir, config=configuration.flatten(config))
+        stack.callback(checkpoints.close)
         stretch(program.call, WARM_UPS)
         stretch(program.call, 1, checkpoints.save_latest)  # makes the folders, starts the threads
         checkpoints.wait()
@@ -55,7 +60,6 @@ def saving_record(config: ConfigDict, repeats: int, folder: pathlib.Path) -> Rec
             saving.append(seconds)
             handing.append(handed)
             writing.append(time.perf_counter() - start)
-        checkpoints.close()
     return {
         "batch_size": program.batch_size,
         "devices": program.devices,

@@ -9,7 +9,8 @@ import pathlib
 import signal
 import sys
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 
 from mtmamba_jax.arguments import create_parser
 from mtmamba_jax.names import check_name, nearest
@@ -34,6 +35,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(str(error), 2)
     options, unknown = parser.parse_known_args(arguments)
     try:
+        code = _run(options, unknown, parser)
+    except BaseException:
+        _leave_others(1, traceback.print_exc)
+        raise
+    if code:
+        _leave_others(code)
+    return code
+
+
+def _run(options: argparse.Namespace, unknown: Sequence[str], parser) -> int:
+    """Runs a command; a user's mistake becomes a message and an exit code."""
+    try:
         options.overrides = _overrides(unknown, options.command, parser)
         return COMMANDS[options.command](options)
     except KeyboardInterrupt:
@@ -44,6 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.traceback:
             raise
         return _fail(str(error), 2 if isinstance(error, ValueError) else 1)
+
+
+def _leave_others(code: int, say: Callable[[], object] = lambda: None) -> None:
+    """Ends this process where it is one of several; see `processes.leave`."""
+    processes = sys.modules.get("mtmamba_jax.processes")  # elsewhere it is alone
+    if processes is not None and processes.is_joined():
+        say()
+        processes.leave(code)
 
 
 def _fail(message: str, code: int) -> int:
@@ -99,7 +120,7 @@ def _train(options: argparse.Namespace) -> int:
     try:
         result = train(config, workdir, profile)
     except StoppedError as stopped:
-        print(f"{stopped}{GOING_ON['train']}", flush=True)
+        print(f"{stopped} The same command goes on from there.", flush=True)
         return 130 if stopped.number == signal.SIGINT else 0
     print(
         f"\nBest model: step {result.step}. On the test set, beside the best constant "

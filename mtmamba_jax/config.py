@@ -257,18 +257,31 @@ def read(path: pathlib.Path) -> ConfigDict:
     Raises:
       ValueError: the file is no configuration of this version.
     """
-    config = common.get_config()
-    valid = flatten(config)
     try:
         saved = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not readable as JSON ({error}).") from error
     if not isinstance(saved, dict):
         raise ValueError(f"{path} must hold a JSON object of keys, got {saved!r:.80}.")
+    return parse(saved, str(path))
+
+
+def parse(saved: Mapping[str, object], origin: str) -> ConfigDict:
+    """Returns the configuration of `flatten`'s {dotted key: value}, on top of the defaults.
+
+    Args:
+      saved: the values.
+      origin: where they are from, for messages.
+
+    Raises:
+      ValueError: they are no configuration of this version.
+    """
+    config = common.get_config()
+    valid = flatten(config)
     for key, value in saved.items():
         if key not in valid and not key.startswith("tasks.baselines."):
             raise ValueError(
-                f"{path} has the key {key!r}, which this version does not know."
+                f"{origin} has the key {key!r}, which this version does not know."
                 f"{nearest(key, valid)}"
             )
         parent = config
@@ -278,7 +291,7 @@ def read(path: pathlib.Path) -> ConfigDict:
         try:
             parent[last] = tuple(value) if isinstance(value, list) else value
         except TypeError as error:
-            raise ValueError(f"{path} has another type of value at {key!r}: {error}") from error
+            raise ValueError(f"{origin} has another type of value at {key!r}: {error}") from error
     return config
 
 

@@ -12,6 +12,24 @@ def is_remote(data_dir: str | os.PathLike | None) -> bool:
     return data_dir is not None and "://" in os.fspath(data_dir)
 
 
+def check_written(place: str | os.PathLike, key: str) -> None:
+    """Checks that a place is one that runs write to: a folder, or gs://.
+
+    Args:
+      place: what the user gave.
+      key: that it was given by, for the message.
+
+    Raises:
+      ValueError: it is of another kind.
+    """
+    scheme, found, _ = os.fspath(place).partition("://")
+    if found and scheme != "gs":
+        raise ValueError(
+            f"{key}={os.fspath(place)}: runs are not written to {scheme}://. Give a folder, or a "
+            "place in a Google Cloud bucket, gs://BUCKET/NAME."
+        )
+
+
 def check_space(
     needed: int, folder: pathlib.Path, what: str, instead: str = "give another --data_dir"
 ) -> None:

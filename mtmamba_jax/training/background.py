@@ -21,9 +21,15 @@ class Background:
 
     def give(self, work: Callable[[], object]) -> None:
         """Has some work done."""
-        while self._given and (self._given[0].done() or len(self._given) > self._most):
+        self.check()
+        while len(self._given) > self._most:
             self._given.popleft().result()
         self._given.append(self._thread.submit(work))
+
+    def check(self) -> None:
+        """Raises the error of work that is done by now."""
+        while self._given and self._given[0].done():
+            self._given.popleft().result()
 
     def wait(self) -> None:
         """Waits until all is done."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import flax
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
 import mtmamba_jax
 from mtmamba_jax.places import check_space, is_remote
@@ -18,6 +17,7 @@ from mtmamba_jax.processes import is_first
 from mtmamba_jax.training.background import Background
 from mtmamba_jax.training.snapshot import snapshot
 from mtmamba_jax.training.state import TrainState
+from mtmamba_jax.training.unreadable import first_line, put_aside, read_newest
 
 KINDS = ("best", "latest")
 
@@ -79,14 +79,19 @@ class Checkpoints:
             for kind, number in (("best", 1), ("latest", keep))
         }
 
-    def save_latest(self, state: TrainState) -> None:
-        """Saves a state to go on from; a step that is there already is left as it is."""
+    def save_latest(self, state: TrainState, before: Callable[[], object] = lambda: None) -> None:
+        """Saves a state to go on from; a step that is there already is left as it is.
+
+        Args:
+          state: of the run.
+          before: what must be done before a run may go on from it.
+        """
         rest = {"step": state.step, "optimizer": state.optimizer}
-        self._save("latest", int(state.step), {}, parameters=state.parameters, rest=rest)
+        self._save("latest", int(state.step), {}, before, parameters=state.parameters, rest=rest)
 
     def save_best(self, state: TrainState, details: dict) -> None:
         """Saves parameters as the best so far, with JSON details such as their scores."""
-        self._save("best", int(state.step), details, parameters=state.parameters)
+        self._save("best", int(state.step), details, lambda: None, parameters=state.parameters)
 
     def forget_best_after(self, step: int) -> None:
         """Deletes best checkpoints of later steps, which a run that goes on from `step` redoes.
@@ -110,16 +115,23 @@ class Checkpoints:
             folder = pathlib.Path(self._workdir)
             check_space(needed, folder, "A checkpoint", "take another --workdir")
 
-    def _save(self, kind: str, step: int, details: dict, **items) -> None:
+    def _save(
+        self, kind: str, step: int, details: dict, before: Callable[[], object], **items
+    ) -> None:
         details = details | {"step": step, "versions": versions(), "config": self._config}
+
+        def hand_over() -> None:
+            before()
+            self._hand_over(kind, step, details, items)
+
         with self._naming_errors():
             if jax.process_count() == 1:
                 items = snapshot(items)
-                self._background.give(lambda: self._hand_over(kind, step, details, items))
+                self._background.give(hand_over)
             else:
                 # In handing over processes meet by a program of their devices, and all must start
                 # those in one order.
-                self._hand_over(kind, step, details, items)
+                hand_over()
 
     def _hand_over(self, kind: str, step: int, details: dict, items: Mapping[str, object]) -> None:
         """Gives a checkpoint to Orbax, which writes it in the background.
@@ -140,19 +152,40 @@ class Checkpoints:
         )
         assert saved, f"{kind} step {step} is older than {manager.latest_step()}"
 
+    def check(self) -> None:
+        """Raises the error of a save that has failed by now; takes no time."""
+        with self._naming_errors():
+            self._background.check()
+            for manager in self._managers.values():
+                manager.check_for_errors()
+
     @contextlib.contextmanager
     def _naming_errors(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # of many kinds: of Orbax, TensorStore, the file system
-            # Those in memory count one that failed in the background.
-            self._managers["latest"].reload()
-            last = self._managers["latest"].latest_step()
-            good = "There is none yet" if last is None else f"The last good one is of step {last}"
+            last = self.last_on_disk()
+            good = (
+                "There is none yet; the same command starts anew"
+                if last is None
+                else f"The last good one is of step {last}; the same command goes on from there"
+            )
             raise SavingError(
-                f"A checkpoint could not be written to {self._workdir} ({_first_line(error)}). "
-                f"{good}; the same command goes on from there once this is mended."
+                f"A checkpoint could not be written to {self._workdir} ({first_line(error)}). "
+                f"{good} once this is mended."
             ) from error
+
+    def last_on_disk(self) -> int | None:
+        """Waits for what is being saved and returns the newest latest one's step, or None."""
+        manager = self._managers["latest"]
+        # What fails is not there, and that is what is asked.
+        with contextlib.suppress(Exception):
+            self._background.wait()
+        with contextlib.suppress(Exception):
+            manager.wait_until_finished()
+        with contextlib.suppress(Exception):
+            manager.reload()  # those in memory count one that failed in the background
+        return manager.latest_step()
 
     def step(self, kind: str) -> int | None:
         """Returns the newest checkpoint's step, or None; `kind` is one of `KINDS`."""
@@ -171,51 +204,42 @@ class Checkpoints:
     def state(self, like: TrainState) -> TrainState:
         """Returns the latest state that can be read, shaped and placed on devices as `like` is.
 
-        Later ones that cannot are put aside then, in `unreadable/` of the work directory.
+        Later ones that cannot are put aside then, as `unreadable_latest_<step>`.
 
         Raises:
           ValueError: none can be read; all stay where they are.
+          OSError: reading failed for a reason that may pass.
         """
         manager = self._managers["latest"]
         items = {
             "parameters": _arguments(like.parameters),
             "rest": _arguments({"step": like.step, "optimizer": like.optimizer}),
         }
-        unreadable = {}
-        for step in sorted(manager.all_steps(), reverse=True):
-            try:
-                found = manager.restore(step, args=ocp.args.Composite(**items))
-            except Exception as error:  # of many kinds: torn JSON, missing or damaged arrays
-                unreadable[step] = error
-                continue
-            for damaged, error in unreadable.items():
-                self._put_aside(damaged, error)
-            return TrainState(
-                found["rest"]["step"], found["parameters"], found["rest"]["optimizer"]
-            )
-        raise ValueError(
-            f"No checkpoint in {manager.directory} can be read. Delete the work directory to start "
-            "anew, or give another --workdir."
-        ) from next(iter(unreadable.values()), None)
+        found, unreadable = read_newest(manager, ocp.args.Composite(**items))
+        if found is None:
+            raise ValueError(
+                f"No checkpoint in {manager.directory} can be read. Delete the work directory to "
+                "start anew, or give another --workdir."
+            ) from next(iter(unreadable.values()), None)
+        for step, error in unreadable.items():
+            put_aside(manager, self._workdir, step, error, "the one before is taken")
+        rest = found["rest"]
+        return TrainState(rest["step"], found["parameters"], rest["optimizer"])
 
-    def _put_aside(self, step: int, error: Exception) -> None:
-        """Moves an unreadable latest checkpoint out of the way and says so."""
-        manager = self._managers["latest"]
-        source = self._workdir / "latest" / str(step)
-        target = self._workdir / "unreadable" / str(step)
-        print(
-            f"warning: checkpoint {source} cannot be read ({_first_line(error)}). It is moved to "
-            f"{target}, and the one before is taken.",
-            flush=True,
-        )
-        if is_first():
-            target.parent.mkdir(exist_ok=True)
-            if target.exists():
-                target.rmtree()
-            source.rename(target)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"put aside {step}")
-        manager.reload()
+    def drop_unreadable_best(self, like: dict) -> None:
+        """Puts aside best checkpoints that cannot be read, as `unreadable_best_<step>`.
+
+        Args:
+          like: parameters.
+
+        Raises:
+          OSError: reading failed for a reason that may pass.
+        """
+        items = {"parameters": _arguments(like), "details": ocp.args.JsonRestore()}
+        manager = self._managers["best"]
+        _, unreadable = read_newest(manager, ocp.args.Composite(**items))
+        for step, error in unreadable.items():
+            put_aside(manager, self._workdir, step, error, "the best of those to come is kept")
 
     def _restore(self, kind: str, **items) -> ocp.args.Composite:
         manager = self._managers[kind]
@@ -238,10 +262,6 @@ class Checkpoints:
 
 def _arguments(like) -> ocp.args.StandardRestore:
     return ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def absolute(workdir: epath.PathLike) -> epath.Path:

@@ -94,8 +94,8 @@ def least_seconds(config: ConfigDict, mesh: Mesh) -> float | None:
     """Returns the seconds of a training step at the highest rate of the devices.
 
     That counts a step as three times the matrix products and convolutions of the forward pass, as
-    is usual for model-FLOPs utilisation; what is done twice (remat) and the scan itself are not in
-    it. The rate is the chip's for bfloat16. None for a chip that `chips.CHIPS` does not have.
+    is usual for model-FLOPs utilisation; what is done twice (remat) and the scan's elementwise work
+    are not in it. The rate is the chip's for bfloat16. None for a chip that `chips.CHIPS` lacks.
 
     Args:
       config: gives the model, the size of images and the batch.

@@ -23,7 +23,7 @@ class Guard:
     Args:
       skips: whether the step leaves out what is not finite (`config.on_nonfinite`); the run then
         goes on until `MOST_SKIPS` in a row.
-      last_checkpoint: returns the step of the latest, or None.
+      last_checkpoint: returns the step of the latest that is on disk, or None.
       say: prints a line.
     """
 

@@ -8,7 +8,7 @@ import json
 import math
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TextIO
 
 import numpy as np
@@ -34,12 +34,19 @@ class Report:
       start_step: step that the run starts or goes on from.
       steps: of the whole run.
       writes: False in all but the first of several processes, which show and write nothing.
+
+    Attributes:
+      has_scores: whether the scores of `start_step` are written already.
     """
 
     def __init__(self, workdir: WorkDirectory, *, start_step: int, steps: int, writes: bool = True):
-        self.start_step, self._workdir = start_step, workdir
+        self.start_step, self.workdir, self.has_scores = start_step, workdir, False
+        self._file: TextIO = io.StringIO()
         with self._naming_errors():
-            self._file = _open_lines(workdir, start_step) if writes else io.StringIO()
+            if writes:
+                lines = _lines_up_to(start_step, workdir)
+                self._file = _write_lines(lines, workdir)
+                self.has_scores = (start_step, "test") in [(x["step"], x["kind"]) for x in lines]
             before = _board_threads()
             self._board = SummaryWriter(
                 str(workdir.local / "tensorboard"),
@@ -69,8 +76,7 @@ class Report:
         with self._naming_errors():
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
-            # It ends when it cannot write, and then its queue fills up, and waits for ever.
-            if not all(thread.is_alive() for thread in self._board_threads):
+            if not self._board_lives():  # its queue would fill up, and wait for ever
                 raise OSError("TensorBoard's events could not be written")
         for name, value in finite.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
@@ -100,19 +106,29 @@ class Report:
         self._bar.write(text)
         sys.stdout.flush()
 
-    def sync(self) -> None:
-        """Brings a work directory in a bucket up to date."""
+    def flush(self) -> None:
+        """Has all that was given in the files; what a run in a bucket copies there is in them."""
         with self._naming_errors():
             self._board.flush()
-            self._workdir.sync()
 
     def close(self) -> None:
         """Ends the progress bar and closes the files."""
         self._bar.close()
-        with self._naming_errors():
+        with self._naming_errors(), contextlib.ExitStack() as stack:
+            stack.callback(self._close_board)
             self._file.close()
-            self._board.close()
-            self._workdir.sync()
+
+    def _close_board(self) -> None:
+        if not self._board_lives():
+            # Nobody reads its queue any more: this process would wait for ever for the thread that
+            # fills it.
+            self._board.file_writer.event_writer._event_queue.cancel_join_thread()
+            return
+        self._board.close()
+
+    def _board_lives(self) -> bool:
+        """Says whether TensorBoard's files are still written: their thread ends when it cannot."""
+        return all(thread.is_alive() for thread in self._board_threads)
 
     @contextlib.contextmanager
     def _naming_errors(self) -> Iterator[None]:
@@ -120,7 +136,7 @@ class Report:
             yield
         except OSError as error:
             raise OSError(
-                f"{self._workdir.path} could not be written ({error}). Earlier checkpoints are as "
+                f"{self.workdir.path} could not be written ({error}). Earlier checkpoints are as "
                 "they were; the same command goes on from the last once this is mended."
             ) from error
 
@@ -134,13 +150,15 @@ def _board_threads() -> set[threading.Thread]:
     }
 
 
-def _open_lines(workdir: WorkDirectory, start_step: int) -> TextIO:
-    """Returns the file of lines, with those up to a step."""
+def _lines_up_to(step: int, workdir: WorkDirectory) -> list[dict]:
+    return [line for line in read_metrics(workdir.path) if line["step"] <= step > 0]
+
+
+def _write_lines(lines: Sequence[dict], workdir: WorkDirectory) -> TextIO:
+    """Returns the file of lines, to write more."""
     path = workdir.local / METRICS_FILE
-    lines = read_metrics(workdir.path)
-    kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= start_step > 0]
     fresh = path.with_suffix(".tmp")
-    fresh.write_text("".join(kept))
+    fresh.write_text("".join(json.dumps(line) + "\n" for line in lines))
     fresh.replace(path)  # whole or not at all, should the process be killed here
     return path.open("a")
 

@@ -11,9 +11,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mtmamba_jax import config as configuration
+from mtmamba_jax.places import check_written
 from mtmamba_jax.sharding import create_mesh, replicated
 from mtmamba_jax.tasks import Task
-from mtmamba_jax.training.checkpoints import Checkpoints
+from mtmamba_jax.training.checkpoints import KINDS, Checkpoints, steps_saved
 from mtmamba_jax.training.state import abstract_build
 
 CONFIG_FILE = "config.json"
@@ -51,14 +52,9 @@ def load_run(workdir: epath.PathLike, checkpoint: str, *, batch_size: int | None
     Raises:
       ValueError: there is no run or no such checkpoint there.
     """
+    check_written(workdir, "--workdir")
     workdir = epath.Path(workdir)
-    path = workdir / CONFIG_FILE
-    if not path.exists():
-        raise ValueError(
-            f"{workdir} holds no run (no {CONFIG_FILE}). The command train, with "
-            f"--workdir={workdir}, makes one."
-        )
-    config = configuration.read(path)
+    config = saved_config(workdir)
     tasks = configuration.tasks(config)
     graph, abstract = abstract_build(config, tasks)
     mesh = create_mesh(batch_size or config.eval.batch_size)
@@ -78,3 +74,26 @@ def load_run(workdir: epath.PathLike, checkpoint: str, *, batch_size: int | None
     finally:
         checkpoints.close()
     return Run(config, graph, parameters, tasks, mesh, step)
+
+
+def saved_config(workdir: epath.Path) -> ConfigDict:
+    """Returns a run's configuration: of its file or, where that was lost, of its checkpoints.
+
+    Raises:
+      ValueError: there is none, or it is not of this version.
+    """
+    path = workdir / CONFIG_FILE
+    if path.exists():
+        return configuration.read(path)
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        kinds = [kind for kind in KINDS if steps_saved(workdir, kind)]
+        details = checkpoints.details(kinds[-1]) if kinds else {}
+    finally:
+        checkpoints.close()
+    if not details.get("config"):
+        raise ValueError(
+            f"{workdir} holds no run (no {CONFIG_FILE}). The command train, with "
+            f"--workdir={workdir}, makes one."
+        )
+    return configuration.parse(details["config"], f"The configuration in {workdir}/{kinds[-1]}")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import collections
+import weakref
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
 HOST_MEMORY = "pinned_host"
+_SLACK = 0.05  # of a device's memory, which is in pieces
+_copies: list[weakref.ref] = []
+"""What was copied within devices' memory; some of it is gone."""
 
 
 def snapshot(tree):
@@ -26,12 +32,15 @@ def snapshot(tree):
     places = [
         [SingleDeviceSharding(part.device, memory_kind=memory) for part in found] for found in parts
     ]
-    copies = iter(
+    copies = [
         jax.make_array_from_single_device_arrays(array.shape, _layout(array, memory), found)
         for array, found in zip(meshed, jax.device_put(parts, places, may_alias=False), strict=True)
-    )
+    ]
+    if memory is None:
+        _copies.extend(map(weakref.ref, copies))
+    remaining = iter(copies)
     found = [
-        next(copies) if isinstance(_sharding(array), NamedSharding) else np.array(array)
+        next(remaining) if isinstance(_sharding(array), NamedSharding) else np.array(array)
         for array in arrays
     ]
     return jax.tree.unflatten(structure, found)
@@ -54,13 +63,26 @@ def _layout(array: jax.Array, memory: str | None) -> NamedSharding:
 
 
 def _fits(parts: list[jax.Array]) -> bool:
-    """Says whether devices have room for copies, beside all that they have held at once so far."""
-    needed: dict[jax.Device, int] = {}
-    for part in parts:
-        needed[part.device] = needed.get(part.device, 0) + part.nbytes
+    """Says whether devices have room for copies, beside the most that they have held so far.
+
+    Earlier copies that they hold still come on top: that most may be of a time before them.
+    """
+    _copies[:] = [copy for copy in _copies if copy() is not None]
+    held = [shard.data for copy in _copies for shard in _shards(copy())]
+    needed: collections.Counter[jax.Device] = collections.Counter()
+    for part in [*held, *parts]:
+        needed[part.device] += part.nbytes
     return all(_free(device) > size for device, size in needed.items())
 
 
+def _shards(array: jax.Array | None) -> list[jax.Shard]:
+    gone = array is None or array.is_deleted()
+    return [] if gone else array.addressable_shards
+
+
 def _free(device: jax.Device) -> float:
-    stats = device.memory_stats()  # None of a CPU, whose memory is the host's anyway
-    return stats["bytes_limit"] - stats["peak_bytes_in_use"] if stats else float("inf")
+    stats = device.memory_stats()
+    if not stats:  # of a CPU, whose memory is the host's anyway
+        return float("inf")
+    # Where no limit is known there may be none left.
+    return (1 - _SLACK) * stats.get("bytes_limit", 0) - stats.get("peak_bytes_in_use", 0)

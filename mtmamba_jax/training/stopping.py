@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 
@@ -26,20 +27,24 @@ class StopSignals:
     """Notices signals while it is entered; a second Ctrl-C interrupts at once.
 
     In several processes JAX's preemption service notices SIGTERM: when one process gets it, all
-    stop after the same step. Ctrl-C is left as it is there.
+    stop after the same step. Ctrl-C becomes a SIGTERM there.
     """
 
     def __init__(self):
         self._found: signal.Signals | None = None
         self._before = {}
+        self._alone = jax.process_count() == 1
 
     def __enter__(self) -> StopSignals:
-        # Signals can be handled in the main thread only, and those of several processes are JAX's.
-        alone = jax.process_count() == 1
-        if alone and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._notice)
+        # Signals can be handled in the main thread only; SIGTERM of several processes is JAX's.
+        if threading.current_thread() is threading.main_thread():
+            self._handle(signal.SIGINT)
+            if self._alone:
+                self._handle(signal.SIGTERM)
         return self
+
+    def _handle(self, number: signal.Signals) -> None:
+        self._before[number] = signal.signal(number, self._notice)
 
     def __exit__(self, *error) -> None:
         while self._before:
@@ -49,9 +54,14 @@ class StopSignals:
         if self._found == signal.SIGINT == number:
             raise KeyboardInterrupt
         self._found = signal.Signals(number)
+        # Not by print: it may be what was interrupted.
+        os.write(2, b"\nStopping after this step, to save. Ctrl-C again: at once, without.\n")
+        if not self._alone:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def noticed(self, step: int) -> signal.Signals | None:
         """Returns the signal that a run is to stop for after this step; ask after each."""
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
-            return signal.SIGTERM
-        return self._found
+        if self._alone:
+            return self._found
+        # Where all are to stop alike, what one of them noticed says nothing.
+        return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None

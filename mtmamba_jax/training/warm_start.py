@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import orbax.checkpoint as ocp
@@ -10,6 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mtmamba_jax.training.checkpoints import KINDS, absolute, steps_saved
+from mtmamba_jax.training.unreadable import first_line
 
 ENCODER = "encoder"
 _SHOWN = 20  # names in a message, of each kind of difference
@@ -47,18 +49,42 @@ def _read(key: str, workdir: str, like: dict) -> dict:
     step = find_checkpoint(key, workdir)
     folder = step / "parameters"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        saved = checkpointer.metadata(folder).item_metadata.tree
+        with _naming_errors(key, step):
+            saved = checkpointer.metadata(folder).item_metadata.tree
         _check(key, workdir, _shapes(saved, like), _shapes(like, like))
-        found = checkpointer.restore(
-            folder,
-            args=ocp.args.PyTreeRestore(
-                item=like,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(like),
-                partial_restore=True,
-            ),
-        )
+        with _naming_errors(key, step):
+            found = checkpointer.restore(
+                folder,
+                args=ocp.args.PyTreeRestore(
+                    item=like,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+                    partial_restore=True,
+                ),
+            )
     print(f"config.{key}: weights of {step}", flush=True)
     return found
+
+
+@contextlib.contextmanager
+def _naming_errors(key: str, step: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of many kinds: torn JSON, missing or damaged arrays, the network
+        raise ValueError(
+            f"config.{key}: checkpoint {step} cannot be read ({first_line(error)}). Name another "
+            "run, or delete that checkpoint for the one before."
+        ) from error
+
+
+def check_places(settings: ConfigDict) -> None:
+    """Checks that there is a checkpoint where `config.init` names one.
+
+    Raises:
+      ValueError: there is none.
+    """
+    for key, workdir in settings.items():
+        if workdir is not None:
+            find_checkpoint(f"init.{key}", workdir)
 
 
 def find_checkpoint(key: str, workdir: str) -> epath.Path:
@@ -71,6 +97,7 @@ def find_checkpoint(key: str, workdir: str) -> epath.Path:
     Raises:
       ValueError: there is none.
     """
+    workdir = str(workdir)  # 3 is a number to those who parse --config.init.run=3
     for kind in KINDS:
         found = steps_saved(workdir, kind)
         if found:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
+import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 
+import jax
+import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 
 from mtmamba_jax.data_pipelines.locks import NoLocksError, locked
 from mtmamba_jax.places import is_remote
-from mtmamba_jax.processes import is_first
+from mtmamba_jax.processes import is_first, together
 
 LOCK_FILE = ".lock"
+_PATIENCE = 60.0  # seconds until a shared file system shows a file to other hosts; NFS's default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,16 +37,30 @@ class WorkDirectory:
     path: epath.Path
     local: pathlib.Path
 
-    def sync(self) -> None:
-        """Brings `path` up to date with `local`."""
+    def sync(self) -> bool:
+        """Brings `path` up to date with `local`, and says whether it is; if not, warns why."""
         if not is_remote(self.path) or not is_first():
-            return
-        for file in sorted(self.local.rglob("*")):
-            target = self.path / file.relative_to(self.local).as_posix()
-            if file.is_file() and not (
-                target.exists() and target.stat().length == file.stat().st_size
-            ):
-                target.write_bytes(file.read_bytes())
+            return True
+        try:
+            for file in sorted(self.local.rglob("*")):
+                target = self.path / file.relative_to(self.local).as_posix()
+                if file.is_file() and not (
+                    target.exists() and target.stat().length == file.stat().st_size
+                ):
+                    target.write_bytes(file.read_bytes())
+        except Exception as error:  # of gcsfs, aiohttp, google.auth
+            print(
+                f"warning: metrics could not be copied to {self.path} ({type(error).__name__}: "
+                f"{error}). They are in {self.local}, and copied with the next checkpoint.",
+                flush=True,
+            )
+            return False
+        return True
+
+    def close(self) -> None:
+        """Copies what `path` lacks and removes a temporary folder, unless that failed."""
+        if self.sync() and is_remote(self.path):
+            shutil.rmtree(self.local, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -52,42 +72,66 @@ def hold(path: epath.PathLike) -> Iterator[WorkDirectory]:
 
     Raises:
       OSError: it cannot be written, or another run writes there.
+      ValueError: the processes have not the same.
     """
     path = epath.Path(path)
+    token = _same_everywhere(secrets.randbits(31))
     with contextlib.ExitStack() as stack:
-        if is_remote(path):
-            local = pathlib.Path(tempfile.mkdtemp(prefix="mtmamba_jax_run_"))
-            stack.callback(shutil.rmtree, local, ignore_errors=True)
+        with together():
             if is_first():
-                _check_writable(path)
-        else:
-            local = pathlib.Path(path)
-            if is_first():
-                stack.enter_context(_lock(local))
-        yield WorkDirectory(path, local)
+                stack.enter_context(_write_token(path, token))
+        with together():
+            _check_token(path, token)
+        local = tempfile.mkdtemp(prefix="mtmamba_jax_run_") if is_remote(path) else path
+        directory = WorkDirectory(path, pathlib.Path(local))
+        stack.callback(directory.close)
+        yield directory
+
+
+def _same_everywhere(number: int) -> int:
+    """Returns the first process's number."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 @contextlib.contextmanager
-def _lock(folder: pathlib.Path) -> Iterator[None]:
+def _write_token(path: epath.Path, token: int) -> Iterator[None]:
+    """Leaves a number in the lock file, which is locked meanwhile where that is possible."""
     with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(folder / LOCK_FILE, "trains", wait=False))
-        except NoLocksError as error:
-            print(f"warning: {error} Two runs there at once would spoil each other.", flush=True)
+        if is_remote(path):
+            _write_remotely(path / LOCK_FILE, str(token))
+        else:
+            file = pathlib.Path(path) / LOCK_FILE
+            try:
+                stack.enter_context(locked(file, "trains", wait=False))
+            except NoLocksError as error:
+                print(f"warning: {error} Two runs at once would spoil each other.", flush=True)
+            file.write_text(str(token))
         yield
 
 
-def _check_writable(path: epath.Path) -> None:
-    """Checks that a place in a bucket can be written.
-
-    Raises:
-      OSError: it cannot.
-    """
-    probe = path / LOCK_FILE
+def _write_remotely(file: epath.Path, text: str) -> None:
     try:
-        probe.write_text("")
+        file.write_text(text)
     except Exception as error:  # of gcsfs, google.auth, aiohttp: no package, bucket, right, network
         raise OSError(
-            f"{path} cannot be written ({type(error).__name__}: {error}). Does the bucket exist, "
-            'may this machine write there, and is pip install -e ".[data]" done?'
+            f"{file.parent} cannot be written ({type(error).__name__}: {error}). Does the bucket "
+            'exist, may this machine write there, and is pip install -e ".[data]" done?'
         ) from error
+
+
+def _check_token(path: epath.Path, token: int) -> None:
+    """Checks that this process sees the number that the first one wrote.
+
+    Raises:
+      ValueError: it does not.
+    """
+    file, deadline = path / LOCK_FILE, time.monotonic() + _PATIENCE
+    while not is_first() and not (file.exists() and file.read_text() == str(token)):
+        if time.monotonic() > deadline:
+            raise ValueError(
+                f"--workdir={path} of process {jax.process_index()} is not that of the first. All "
+                "need the same one: on a disk that they share, or in a bucket (gs://BUCKET/NAME)."
+            )
+        time.sleep(1)

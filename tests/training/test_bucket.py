@@ -26,6 +26,14 @@ names = sorted(path.name for path in workdir.iterdir())
 print(json.dumps([read_metrics(workdir), names, load_run(workdir, "best").step]))
 """
 
+DAMAGE = """
+import sys
+import gcsfs
+files = gcsfs.GCSFileSystem()
+for path in files.find(sys.argv[1]):
+    files.pipe(path, b"")
+"""
+
 
 @pytest.fixture
 def bucket(monkeypatch):
@@ -37,10 +45,15 @@ def bucket(monkeypatch):
 
 def read(workdir):
     """Returns what lies in a bucket: the metrics' lines, names, the step of the best checkpoint."""
-    command = [sys.executable, "-c", READ, workdir]
+    return json.loads(call(READ, workdir).splitlines()[-1])
+
+
+def call(code, place):
+    command = [sys.executable, "-c", code, place]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
-    return json.loads(found.stdout.splitlines()[-1])
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True
+    ).stdout
 
 
 def until(process, step):
@@ -71,6 +84,13 @@ def test_a_run_in_a_bucket_goes_on_there_and_is_that_of_a_folder(bucket, tmp_pat
     assert best == 60
     again = run(bucket, (2, 1), *STEPS)  # finished; with two processes
     assert "Going on from step 60" in again[0]
+    for kind in ("latest", "best"):
+        call(DAMAGE, f"{bucket}/{kind}/60")
+        output = run(bucket, (2, 1), *STEPS)[0]
+        assert f"warning: checkpoint {bucket}/{kind}/60 cannot be read" in output
+    _, names, best = read(bucket)
+    assert {"unreadable_latest_60", "unreadable_best_60"} <= {*names}
+    assert best == 60
 
 
 def test_a_bucket_that_is_not_there_is_named(bucket):

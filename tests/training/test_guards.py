@@ -1,6 +1,7 @@
 """What must not cost a run its checkpoints: numbers that are not finite, disks, a second run."""
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import types
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from mtmamba_jax import places
@@ -21,7 +23,7 @@ from mtmamba_jax.data_pipelines.workers import WorkerError
 from mtmamba_jax.sharding import create_mesh, put_batch
 from mtmamba_jax.tasks import select
 from mtmamba_jax.training import guard, loop, state
-from mtmamba_jax.training.checkpoints import steps_saved
+from mtmamba_jax.training.checkpoints import SavingError, steps_saved
 from mtmamba_jax.training.guard import NonFiniteError
 from mtmamba_jax.training.loop import train
 from mtmamba_jax.training.optimizer import create_optimizer
@@ -30,7 +32,7 @@ from mtmamba_jax.training.state import create_state
 from mtmamba_jax.training.step import create_train_step
 from tests.pixel_model import build_pixel_model
 from tests.tiny import tiny_config
-from tests.training.test_processes import ROOT, finish, losses, start
+from tests.training.test_processes import ROOT, losses, start
 
 SPOILED = "train/000005"
 
@@ -149,7 +151,12 @@ def test_a_second_run_in_the_same_directory_is_refused(tmp_path):
     finally:
         first[0].kill()
     first[0].wait()
-    train(tiny_config(train__batch_size="4", train__steps="2"), tmp_path / "other")
+    (third,) = start(tmp_path, (1, 1), "train.steps=2000", "train.eval_every=2000")
+    try:
+        line = next(line for line in third.stdout if "Going on from" in line)
+        assert int(re.search(r"step (\d+)", line)[1]) > 0
+    finally:
+        third.kill()
 
 
 @contextlib.contextmanager
@@ -176,21 +183,14 @@ def test_a_directory_that_cannot_be_written_is_named_and_left_as_it_is():
 
 
 def test_too_little_room_for_a_checkpoint_is_said_before_one_is_begun(tmp_path, monkeypatch):
-    free = 10**9
+    asked = itertools.count()
 
     def usage(path):
-        return types.SimpleNamespace(free=free)
+        # At the start and for the latest checkpoints of steps 2, 4, ... 18 there is room.
+        return types.SimpleNamespace(free=10**9 if next(asked) < 10 else 100)
 
     monkeypatch.setattr(places.shutil, "disk_usage", usage)
     settings = {"train__eval_every": "20", "train__log_every": "20"}
-    evaluate = loop.Evaluator.scores
-
-    def fill_up(*arguments):
-        nonlocal free
-        free = 100
-        return evaluate(*arguments)
-
-    monkeypatch.setattr(loop.Evaluator, "scores", fill_up)
     with pytest.raises(OSError) as error:
         train(tiny_config(**settings), tmp_path)
     assert f"A checkpoint could not be written to {tmp_path}" in str(error.value)
@@ -199,6 +199,20 @@ def test_too_little_room_for_a_checkpoint_is_said_before_one_is_begun(tmp_path, 
     assert steps_saved(tmp_path, "latest") == [16, 18]
     with pytest.raises(OSError, match=r"A checkpoint needs about .* Free some, or take another"):
         train(tiny_config(), tmp_path / "other")  # before it begins
+
+
+def test_a_checkpoint_that_could_not_be_written_is_said_long_before_the_next(tmp_path, monkeypatch):
+    def fail(self, step, **named):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", fail)
+    settings = {"train__steps": "2000", "train__eval_every": "2000", "train__log_every": "10"}
+    with pytest.raises(SavingError) as error:
+        train(tiny_config(train__checkpoint_every="500", **settings), tmp_path)
+    assert "There is none yet; the same command starts anew once this is mended." in str(
+        error.value
+    )
+    assert 500 <= read_metrics(tmp_path)[-1]["step"] < 900
 
 
 FULL_DISK = """
@@ -246,9 +260,8 @@ def test_a_full_disk_is_said_and_what_was_saved_before_is_gone_on_from(tmp_path)
 
 
 def test_a_closed_run_lets_go_of_its_directory(tmp_path):
-    settings = ("train.steps=2", "train.eval_every=2")
-    for _ in range(2):
-        finish(start(tmp_path, (1, 1), *settings))
+    for _ in range(2):  # in one process, which a lock would keep for as long as it lives
+        train(tiny_config(train__steps="2", train__eval_every="2"), tmp_path)
 
 
 class DeadlyScenes(sources.SyntheticScenes):

@@ -27,12 +27,16 @@ def run(workdir, layout, *overrides):
     return finish(start(workdir, layout, *overrides))
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
 def start(workdir, layout, *overrides):
     """Starts the processes of `run`."""
     count, fsdp = layout
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count} "
@@ -195,9 +199,7 @@ def test_a_slurm_task_takes_the_gpus_that_no_other_task_takes(nodes, shown, take
         "taken = jax.config.read('jax_cuda_visible_devices')\n"
         "print(f'{jax.process_count()} tasks; this takes {taken}.', file=sys.stderr)\n"
     )
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     started = []
     for index in range(2):
         environment = os.environ | {

@@ -1,6 +1,7 @@
 """Copies of a state that are saved beside training."""
 
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,28 @@ def test_a_copy_outlives_the_state_and_is_made_once(data, fsdp, free, memory, mo
     assert kernel.sharding.memory_kind == memory
 
 
+def test_copies_that_are_still_held_take_room(monkeypatch):
+    monkeypatch.setattr(snapshots, "_free", lambda device: 250)
+    mesh = create_mesh(1)
+    state = {"kernel": jnp.arange(32.0)}  # 128 bytes
+    state = jax.device_put(state, split_state(state, mesh))
+
+    def place(copy):
+        return copy["kernel"].sharding.memory_kind
+
+    first = snapshot(state)
+    assert place(first) == "device"
+    assert place(snapshot(state)) == "pinned_host"
+    del first
+    assert place(snapshot(state)) == "device"
+
+
+def until_raised(call):
+    for _ in range(1000):
+        call()
+        time.sleep(0.01)
+
+
 def test_work_is_done_in_order_and_its_error_is_raised_by_a_later_call():
     done, free = [], threading.Event()
     background = Background(most=1)
@@ -45,9 +68,11 @@ def test_work_is_done_in_order_and_its_error_is_raised_by_a_later_call():
     free.set()
     background.wait()
     assert done == [1]
-    background.give(fail)
-    with pytest.raises(OSError, match="full"):
-        background.wait()
+    background.check()
+    for noticed in (background.wait, lambda: until_raised(background.check)):
+        background.give(fail)
+        with pytest.raises(OSError, match="full"):
+            noticed()
     background.give(lambda: done.append(2))
     background.close()
     assert done == [1, 2]

@@ -85,6 +85,22 @@ def test_a_place_without_a_checkpoint_is_refused(key, tmp_path):
         warm_start(settings_of(**{key: str(tmp_path)}), parameters_of())
 
 
+def test_a_name_that_reads_as_a_number_is_a_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"config.init.run=3 holds no checkpoint"):
+        train(tiny_config(init__run="3"), tmp_path)
+
+
+@pytest.mark.parametrize("part", ["**/*", "d/*"])
+def test_a_damaged_checkpoint_is_named(part, tmp_path):
+    own = parameters_of()
+    place = saved(tmp_path / "run", own)
+    for path in (tmp_path / "run" / "best" / "3" / "parameters").rglob(part):
+        if path.is_file():
+            path.write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"config.init.run: checkpoint {place}/best/3 cannot be"):
+        warm_start(settings_of(run=place), own)
+
+
 def test_a_run_begins_with_the_weights_that_are_named_unless_it_goes_on(runs, tmp_path, capsys):
     # Nothing is learned at this rate, so that its weights stay those it began with.
     still = {"optimizer__learning_rate": "0.0", "train__steps": "2", "init__run": runs["1"][0]}

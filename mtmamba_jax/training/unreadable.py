@@ -1,0 +1,115 @@
+"""Checkpoints that cannot be read: which those are, and where they are put."""
+
+from __future__ import annotations
+
+import errno
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from etils.epath.backend import fsspec_backend
+from jax.experimental import multihost_utils
+
+from mtmamba_jax.places import is_remote
+from mtmamba_jax.processes import highest, is_first
+
+# What TensorStore, gRPC and XLA say of a bucket, network or device that fails for now.
+_PASSING_CODES = (
+    "ABORTED",
+    "DEADLINE_EXCEEDED",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "UNAUTHENTICATED",
+    "UNAVAILABLE",
+)
+# What is said of files that are not those of a checkpoint, or of a disk that lost them.
+_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
+_WHOLE, _DAMAGED, _PASSING = range(3)
+
+
+def read_newest(
+    manager: ocp.CheckpointManager, arguments: ocp.args.Composite
+) -> tuple[ocp.args.Composite | None, dict[int, Exception]]:
+    """Reads the newest checkpoint that all processes can read.
+
+    Returns:
+      What is read, None where none can be; {step: error} of those that cannot, all newer.
+
+    Raises:
+      OSError: reading failed for a reason that may pass, so nothing is known of the checkpoint.
+    """
+    unreadable: dict[int, Exception] = {}
+    for step in sorted(manager.all_steps(), reverse=True):
+        found, error = None, None
+        try:
+            found = manager.restore(step, args=arguments)
+        except Exception as met:  # of many kinds: torn JSON, missing or damaged arrays
+            error = met
+        worst = highest(_WHOLE if error is None else _PASSING if _may_pass(error) else _DAMAGED)
+        if worst == _WHOLE:
+            return found, unreadable
+        error = error or RuntimeError("another process cannot")
+        if worst == _PASSING:
+            raise OSError(
+                f"Checkpoint {manager.directory / str(step)} could not be read "
+                f"({first_line(error)}). Nothing is changed; try again once that is mended."
+            ) from error
+        unreadable[step] = error
+    return None, unreadable
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno not in _DAMAGE
+    text = str(error)
+    return isinstance(error, MemoryError) or any(code in text for code in _PASSING_CODES)
+
+
+def put_aside(
+    manager: ocp.CheckpointManager, workdir: epath.Path, step: int, error: Exception, after: str
+) -> None:
+    """Moves an unreadable checkpoint out of the way and says so.
+
+    Args:
+      manager: of its kind.
+      workdir: of the run, where it goes.
+      step: of the checkpoint.
+      error: that reading it gave.
+      after: what is done without it, for the message.
+    """
+    source = manager.directory / str(step)
+    # No folder round it: in a bucket there is none to make first.
+    target = workdir / f"unreadable_{manager.directory.name}_{step}"
+    if is_first():
+        if target.exists():
+            target.rmtree()
+        _move(source, target)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"put aside {source}")
+    _forget_listings(source)
+    manager.reload()
+    print(
+        f"warning: checkpoint {source} cannot be read ({first_line(error)}). It is moved to "
+        f"{target}, and {after}.",
+        flush=True,
+    )
+
+
+def _move(source: epath.Path, target: epath.Path) -> None:
+    if is_remote(source):
+        # epath would ask for a move within the bucket, which not all of them know.
+        fsspec_backend.fs(source).copy(str(source), str(target), recursive=True)
+        source.rmtree()
+    else:
+        source.rename(target)
+
+
+def _forget_listings(place: epath.Path) -> None:
+    """Has a bucket listed anew: another process may have moved what this one saw there."""
+    if is_remote(place):
+        fsspec_backend.fs(place).invalidate_cache()
+
+
+def first_line(error: Exception) -> str:
+    """Returns an error's kind and the beginning of its text."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

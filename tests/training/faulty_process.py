@@ -1,0 +1,38 @@
+"""One of two processes, of which the second has a fault: PORT INDEX WORKDIR FAULT."""
+
+import sys
+
+from mtmamba_jax.cli import main
+from mtmamba_jax.data_pipelines import sources
+from mtmamba_jax.training import state, workdir
+from tests.pixel_model import build_pixel_model
+from tests.tiny import TINY
+
+
+class BrokenScenes(sources.SyntheticScenes):
+    """Scenes of which one cannot be read, after some steps."""
+
+    read = 0
+
+    def __getitem__(self, index):
+        BrokenScenes.read += 1
+        if BrokenScenes.read > 13:
+            raise OSError("this host's disk is gone")
+        return super().__getitem__(index)
+
+
+if __name__ == "__main__":
+    port, index, place, fault = sys.argv[1:]
+    state.build = build_pixel_model
+    settings = TINY | {"train.batch_size": "2", "eval.batch_size": "2", "train.steps": "200"}
+    if index == "1":
+        if fault == "example":
+            sources.SyntheticScenes = BrokenScenes
+        elif fault == "data":
+            settings |= {"data.name": "folder", "data.dir": "/nowhere"}
+        elif fault == "workdir":
+            workdir._PATIENCE = 1.0
+            place += "_of_another"
+    flags = [f"--config.{key}={value}" for key, value in settings.items()]
+    joining = [f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={index}"]
+    sys.exit(main(["train", "--config=synthetic", f"--workdir={place}", *joining, *flags]))

@@ -1,0 +1,60 @@
+"""An error of one process ends the others, too."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.training.test_processes import ROOT, free_port
+
+
+def end(workdir, fault):
+    """Runs two processes to their end and returns their exit codes, what they said, seconds."""
+    port, begun = free_port(), time.monotonic()
+    started = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "tests.training.faulty_process"),
+                *(str(port), str(index), str(workdir), fault),
+            ],
+            cwd=ROOT,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=280)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    codes = [process.returncode for process in started]
+    return codes, outputs, time.monotonic() - begun
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "message"),
+    [
+        ("data", 2, "/nowhere is no folder"),
+        ("workdir", 2, "of process 1 is not that of the first. All need the same one"),
+    ],
+)
+def test_before_the_first_step_all_end_at_once_and_one_says_why(fault, code, message, tmp_path):
+    codes, outputs, _ = end(tmp_path / "run", fault)
+    assert codes == [1, code], outputs
+    assert message in outputs[1]
+    assert "Another process of this run met an error here" in outputs[0]
+
+
+def test_later_the_process_with_the_error_ends_with_its_message_and_the_others_follow(tmp_path):
+    codes, outputs, seconds = end(tmp_path / "run", "example")
+    assert codes[1] == 2, outputs
+    assert "could not be read: OSError: this host's disk is gone" in outputs[1]
+    assert codes[0] != 0
+    assert "step 1/200" in outputs[0]
+    # They notice after 100 s at the latest; leaving in the usual way takes 300.
+    assert seconds < 200
