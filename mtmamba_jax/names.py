@@ -1,9 +1,11 @@
-"""Refusing an unknown name with the one that was probably meant."""
+"""Names in messages: the one that was probably meant, lists that stay short."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+SHOWN = 20  # names of a list in a message
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -24,3 +26,9 @@ def check_name(what: str, name: str, valid: Iterable[str]) -> None:
         raise ValueError(
             f"Unknown {what} {name!r}.{nearest(name, valid)} Valid: {', '.join(valid)}."
         )
+
+
+def listed(names: Sequence[str]) -> str:
+    """Returns names as lines of a message, the first `SHOWN` and how many more there are."""
+    more = [f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
+    return "".join(f"\n    {name}" for name in [*names[:SHOWN], *more])

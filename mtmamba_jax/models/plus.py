@@ -70,6 +70,9 @@ class ConvHead(nnx.Module):
     """3x3 convolution, BatchNorm, ReLU, 1x1 convolution, four times as fine: one task's map.
 
     In training, BatchNorm takes mean and variance over the whole batch, on however many devices.
+
+    Attributes:
+      batches: how many batches BatchNorm has seen, as PyTorch counts them.
     """
 
     factor = 4
@@ -85,10 +88,13 @@ class ConvHead(nnx.Module):
             use_fast_variance=False,
             rngs=rngs,
         )
+        self.batches = nnx.BatchStat(jnp.zeros((), jnp.int32))
         self.projection = linear(HEAD_FEATURES, channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, *, training: bool) -> jax.Array:
         """Maps [b h w c] to float32 [b 4h 4w channels]."""
+        if training:
+            self.batches[...] += 1
         x = jax.nn.relu(self.norm(self.conv(x), use_running_average=not training))
         logits = self.projection(x).astype(jnp.promote_types(x.dtype, jnp.float32))
         return resize_logits(logits, tuple(self.factor * n for n in x.shape[1:3]))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
 
+from mtmamba_jax.names import listed
 from mtmamba_jax.training.checkpoints import KINDS, absolute, steps_saved
 from mtmamba_jax.training.unreadable import first_line
 
 ENCODER = "encoder"
-_SHOWN = 20  # names in a message, of each kind of difference
 
 Shapes = Mapping[str, tuple[int, ...]]
 """{parameter's path, with slashes: shape}."""
@@ -127,7 +127,7 @@ def _check(key: str, workdir: str, saved: Shapes, wanted: Shapes) -> None:
             if saved[name] != wanted[name]
         ],
     }
-    differing = [f"{what}:{_listed(found)}" for what, found in names.items() if found]
+    differing = [f"{what}:{listed(found)}" for what, found in names.items() if found]
     if differing:
         remedy = (
             "Take a run of the same model and tasks, or its encoder alone: config.init.encoder."
@@ -139,8 +139,3 @@ def _check(key: str, workdir: str, saved: Shapes, wanted: Shapes) -> None:
             + "\n  ".join(differing)
             + f"\n{remedy}"
         )
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = [f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
-    return "".join(f"\n    {name}" for name in [*names[:_SHOWN], *more])

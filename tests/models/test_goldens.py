@@ -1,7 +1,5 @@
 """Every block and the whole model give the official code's numbers, gradients included."""
 
-import collections
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +7,7 @@ import pytest
 from flax import nnx
 
 from mtmamba_jax import convert
+from mtmamba_jax.convert import official as tables
 from mtmamba_jax.losses import multitask_loss
 from mtmamba_jax.models.blocks import CTM, MFE, STM, MambaSettings
 from mtmamba_jax.models.layers import TaskLinear
@@ -36,8 +35,8 @@ def channels_last(x):
 
 def fill(module, arrays, rules, tasks=()):
     """Puts golden weights in `module`; returns the golden gradients in its layout."""
-    nnx.update(module, convert.from_torch(group(arrays, "param"), module, rules, tasks))
-    return convert.from_torch(group(arrays, "grad"), module, rules, tasks)
+    nnx.update(module, convert.from_tensors(group(arrays, "param"), module, rules, tasks))
+    return convert.from_tensors(group(arrays, "grad"), module, rules, tasks)
 
 
 class ExtractorWithLinear(nnx.Module):
@@ -66,11 +65,11 @@ SINGLE_TASK_BLOCKS = {
     "mfe": (
         lambda rngs: ExtractorWithLinear(8, rngs),
         (
-            *convert.linear_rules("in_proj", "in_proj", bias=False),
-            *convert.within(convert.MFE_RULES, r"mfe\.", ""),
+            *tables.linear_rules("in_proj", "in_proj", bias=False),
+            *convert.within(tables.MFE_RULES, r"mfe\.", ""),
         ),
     ),
-    "stm": (lambda rngs: STM(1, 8, MambaSettings(), rngs=rngs), convert.STM_RULES),
+    "stm": (lambda rngs: STM(1, 8, MambaSettings(), rngs=rngs), tables.STM_RULES),
 }
 
 
@@ -100,7 +99,7 @@ def test_expansion_gives_the_official_output_and_gradients(name, block, dtype, o
     arrays = load(name)
     with jax.enable_x64(dtype == jnp.float64):
         module = block(1, 8, dtype=dtype, rngs=nnx.Rngs(0))
-        wanted_gradients = fill(module, arrays, convert.EXPAND_RULES)
+        wanted_gradients = fill(module, arrays, tables.EXPAND_RULES)
         nnx.update(module, jax.tree.map(lambda x: x.astype(dtype), nnx.state(module, nnx.Param)))
         images, cotangent = (arrays[key].astype(dtype) for key in ("input", "cotangent"))
         output, gradients, input_gradient = value_and_gradients(
@@ -118,7 +117,7 @@ def test_expansion_gives_the_official_output_and_gradients(name, block, dtype, o
 def test_cross_task_block_gives_the_official_output_and_gradients():
     arrays, tasks = load("ctm"), ("semseg", "depth", "normals")
     module = CTM(3, 8, MambaSettings(), rngs=nnx.Rngs(0))
-    wanted_gradients = fill(module, arrays, convert.ctm_rules(3), tasks)
+    wanted_gradients = fill(module, arrays, tables.CTM_RULES, tasks)
 
     def stack(prefix):
         return np.stack([arrays[f"{prefix}/{task}"] for task in tasks])
@@ -134,27 +133,25 @@ def test_cross_task_block_gives_the_official_output_and_gradients():
 def test_encoder_gives_the_official_features_on_sizes_that_need_padding():
     arrays = load("swin")
     swin = Swin(SwinSize(8, (2, 2, 6, 2), (1, 2, 4, 8), 4), rngs=nnx.Rngs(0))
-    nnx.update(swin, convert.from_torch(group(arrays, "param"), swin, convert.SWIN_RULES))
+    nnx.update(swin, convert.from_torch(group(arrays, "param"), swin))
     for i, feature in enumerate(run(swin, channels_last(arrays["input"]))):
         assert_close_to_largest(feature, channels_last(arrays[f"output/{i}"]), f"feature {i}")
 
 
 OFFICIAL = {
-    "mtmamba_nyudv2": (MTMamba, NYUDV2, convert.mtmamba_rules),
-    "mtmamba_plus_pascal": (MTMambaPlus, PASCAL_CONTEXT, convert.mtmamba_plus_rules),
+    "mtmamba_nyudv2": (MTMamba, NYUDV2),
+    "mtmamba_plus_pascal": (MTMambaPlus, PASCAL_CONTEXT),
 }
 
 
 @pytest.fixture(scope="module", params=OFFICIAL)
 def official(request):
-    """A small official model: golden arrays, the model with its weights, tasks, rules."""
-    create, tasks, rules = OFFICIAL[request.param]
+    """A small official model: golden arrays, the model with its weights, tasks."""
+    create, tasks = OFFICIAL[request.param]
     arrays, rngs = load(request.param), nnx.Rngs(0)
     model = create(Swin(SwinSize(4, (2, 2, 2, 2), (1, 1, 2, 2), 4), rngs=rngs), tasks, rngs=rngs)
-    names = [task.name for task in tasks]
-    rules = rules(len(names))
-    nnx.update(model, convert.from_torch(group(arrays, "param"), model, rules, names))
-    return arrays, model, tasks, rules
+    nnx.update(model, convert.from_torch(group(arrays, "param"), model))
+    return arrays, model, tasks
 
 
 def of_task(arrays, what, task):
@@ -162,7 +159,7 @@ def of_task(arrays, what, task):
 
 
 def test_model_gives_the_official_features_and_logits(official):
-    arrays, model, tasks, _ = official
+    arrays, model, tasks = official
     images = channels_last(arrays["input"])
     for i, feature in enumerate(run(model.encoder, images)):
         assert_close_to_largest(feature, channels_last(arrays[f"feature/{i}"]), f"feature {i}")
@@ -174,7 +171,7 @@ def test_model_gives_the_official_features_and_logits(official):
 
 
 def test_model_gives_the_official_losses_and_gradient_norms(official):
-    arrays, model, tasks, rules = official
+    arrays, model, tasks = official
     labels = {"mask": np.ones(len(arrays["input"]), bool)}
     for task in tasks:
         labels[task.name] = of_task(arrays, "label", task).astype(task.label_dtype)
@@ -192,7 +189,7 @@ def test_model_gives_the_official_losses_and_gradient_norms(official):
     for name, value in losses.items():
         wanted = arrays[f"loss/{convert.TASK_NAMES.get(name, name)}"]
         np.testing.assert_allclose(value, wanted, rtol=1e-5, err_msg=name)
-    norms = norms_by_torch_name(gradients, rules, [task.name for task in tasks])
+    norms = gradient_norms_by_torch_name(model, gradients)
     wanted = group(arrays, "gradnorm")
     assert norms.keys() == wanted.keys()
     largest = max(wanted.values())
@@ -202,12 +199,8 @@ def test_model_gives_the_official_losses_and_gradient_norms(official):
         )
 
 
-def norms_by_torch_name(gradients, rules, tasks):
-    """Returns each torch tensor's gradient norm; a tensor that is split here is put together."""
-    squares = collections.defaultdict(float)
-    for keys, value in nnx.to_flat_state(gradients):
-        rule, names = convert.find_rule(".".join(map(str, keys)), rules, tasks)
-        parts = value[...] if rule.stacked else value[...][None]
-        for name, part in zip(names, parts, strict=True):
-            squares[name] += float(np.square(part).sum())
-    return {name: square**0.5 for name, square in squares.items()}
+def gradient_norms_by_torch_name(model, gradients):
+    table = convert.model.official_table(convert.model.official_model(model))
+    table = [rule for rule in table if isinstance(rule, convert.Rule)]
+    tensors = convert.to_tensors(gradients, table, model.heads.names)
+    return {name: np.sqrt(np.square(tensor).sum()) for name, tensor in tensors.items()}

@@ -1,0 +1,155 @@
+"""Tables of the official PyTorch code's decoders, block by block: MTMamba's and MTMamba++'s.
+
+A block's names are relative to it. Blocks that are not in a model have one task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mtmamba_jax.convert.rules import Rule, Table, rule, within
+from mtmamba_jax.models.mtmamba import MTMamba, MTMambaPlus
+
+
+def linear_rules(path: str, name: str, *, bias: bool = True) -> tuple[Rule, ...]:
+    """Returns the rules of a linear map for each task: torch keeps [out in], we [in out]."""
+    kernel = rule(rf"{path}\.kernel", f"{name}.weight", "t o i -> t i o")
+    return (kernel, rule(rf"{path}\.bias", f"{name}.bias", "t o -> t o"))[: 1 + bias]
+
+
+def norm_rules(path: str, name: str) -> tuple[Rule, ...]:
+    """Returns the rules of a LayerNorm for each task."""
+    return (
+        rule(rf"{path}\.scale", f"{name}.weight", "t c -> t c"),
+        rule(rf"{path}\.bias", f"{name}.bias", "t c -> t c"),
+    )
+
+
+def conv_rules(path: str, name: str) -> tuple[Rule, ...]:
+    """Returns the rules of a convolution that is not one of several tasks'."""
+    return (
+        rule(rf"{path}\.kernel", f"{name}.weight", "o i h w -> h w i o"),
+        rule(rf"{path}\.bias", f"{name}.bias", "o -> o"),
+    )
+
+
+def _gated_rules(name: str) -> tuple[Rule, ...]:
+    """Returns the rule of a torch matrix that holds the extractor's half and the gate's."""
+    paths = (r"in_proj\.kernel", r"gate\.kernel")
+    return (rule(paths, f"{name}.weight", "t (part o) i -> part t i o"),)
+
+
+MFE_RULES = (
+    rule(r"conv\.kernel", "conv2d.weight", "t d 1 h w -> t h w d"),
+    rule(r"conv\.bias", "conv2d.bias", "t d -> t d"),
+    rule(r"ss2d\.projection", "x_proj_weight", "t k e d -> t k d e"),
+    rule(r"ss2d\.step_weight", "dt_projs_weight", "t k d r -> t k r d"),
+    rule(r"ss2d\.step_bias", "dt_projs_bias", "t k d -> t k d"),
+    rule(r"ss2d\.log_a", "A_logs", "t (k d) n -> t k d n"),
+    rule(r"ss2d\.skip", "Ds", "t (k d) -> t k d"),
+    *norm_rules("norm", "out_norm"),
+)
+STM_RULES = (
+    *norm_rules("norm", "norm"),
+    *_gated_rules("op.in_proj"),
+    *within(MFE_RULES, r"mfe\.", "op."),
+    *linear_rules("out_proj", "op.out_proj", bias=False),
+)
+_NORMS = (  # of the cross-task blocks
+    *norm_rules("norm", "norm.{task}"),
+    rule(r"norm_shared\.scale", "norm_share.weight", "(t c) -> t c"),
+    rule(r"norm_shared\.bias", "norm_share.bias", "(t c) -> t c"),
+)
+CTM_RULES = (
+    *_NORMS,
+    *linear_rules("in_proj", "op.{task}.in_proj", bias=False),
+    rule("in_proj_shared", "op_share.in_proj.weight", "o (t c) -> t c o"),
+    *linear_rules("gate", "in_proj.{task}", bias=False),
+    *(
+        dataclasses.replace(each, shared=each.names[0].replace("op.{task}", "op_share"))
+        for each in within(MFE_RULES, r"mfe\.", "op.{task}.")
+    ),
+    *linear_rules("out_proj", "out_proj.{task}", bias=False),
+)
+SCTM_RULES = (
+    *_NORMS,
+    rule("in_proj_shared", "conv_share.0.weight", "o (t c) 1 1 -> t c o"),
+    rule("bias_shared", "conv_share.0.bias", "o -> o"),
+    *conv_rules("conv_shared", "conv_share.1"),
+    *_gated_rules("op.{task}.in_proj"),
+    *linear_rules("selecting", "op.{task}.in_proj_cross", bias=False),
+    *within(MFE_RULES, r"mfe\.", "op.{task}."),
+    *linear_rules("out_proj", "op.{task}.out_proj", bias=False),
+)
+EXPAND_RULES = (
+    *linear_rules("expand", "expand", bias=False),
+    *norm_rules("norm", "norm"),
+)
+
+_STAGE = r"decoder\.stages\.(\d+)\."
+
+
+def _fusion_rules(pattern: str) -> tuple[Rule, ...]:
+    """Returns the rules of a stage's start; one torch matrix reads feature and skip."""
+    fuse, concat = _STAGE + r"fuse\.", r"concat_layers.{task}_\1"
+    paths = (fuse + r"feature\.kernel", fuse + r"skip\.kernel")
+    return (
+        *within(EXPAND_RULES, _STAGE + r"expand\.", r"expand_layers.{task}_\1."),
+        rule(paths, concat + ".weight", pattern),
+        rule(fuse + r"feature\.bias", concat + ".bias", "t o -> t o"),
+    )
+
+
+def _projection_rules(path: str) -> tuple[Rule, ...]:
+    """Returns the rules of the heads' 1x1 convolutions; the path has a group for the task."""
+    return (
+        rule(rf"{path}\.kernel", r"final_project.\1.weight", "o i 1 1 -> i o"),
+        rule(rf"{path}\.bias", r"final_project.\1.bias", "o -> o"),
+    )
+
+
+MTMAMBA_RULES = (
+    *_fusion_rules("t o (part i) -> part t i o"),
+    *within(STM_RULES, _STAGE + r"blocks\.0\.", r"block_1.{task}_\1."),
+    *within(STM_RULES, _STAGE + r"blocks\.1\.", r"block_2.{task}_\1."),
+    *within(CTM_RULES, _STAGE + r"blocks\.2\.", r"block_3.\1."),
+    *within(EXPAND_RULES, r"heads\.", "final_expand.{task}."),
+    *_projection_rules(r"heads\.projections\.(\w+)"),
+)
+_HEAD = r"heads\.heads\.(\w+)\."
+MTMAMBA_PLUS_RULES = (
+    *_fusion_rules("t o (part i) 1 1 -> part t i o"),
+    *within(STM_RULES, _STAGE + r"blocks\.0\.", r"block_stm.{task}_\1.0."),
+    *within(STM_RULES, _STAGE + r"blocks\.1\.", r"block_stm.{task}_\1.1."),
+    *within(SCTM_RULES, _STAGE + r"blocks\.2\.", r"block_ctm.\1.0."),
+    *within(conv_rules("conv", "0"), _HEAD, r"final_expand.\1."),
+    rule(_HEAD + r"norm\.scale", r"final_expand.\1.1.weight", "c -> c"),
+    rule(_HEAD + r"norm\.bias", r"final_expand.\1.1.bias", "c -> c"),
+    rule(_HEAD + r"norm\.mean", r"final_expand.\1.1.running_mean", "c -> c"),
+    rule(_HEAD + r"norm\.var", r"final_expand.\1.1.running_var", "c -> c"),
+    rule(_HEAD + "batches", r"final_expand.\1.1.num_batches_tracked", " -> "),
+    *_projection_rules(_HEAD + "projection"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Official:
+    """A model of the official code.
+
+    Attributes:
+      title: its name.
+      model: its class here.
+      mark: what some of its names, and no other's, begin with.
+      table: of all but the encoder, which is `backbone.` there.
+    """
+
+    title: str
+    model: type[MTMamba]
+    mark: str
+    table: Table
+
+
+OFFICIAL = (  # MTMambaPlus is an MTMamba too, so it comes first
+    Official("MTMamba++", MTMambaPlus, "block_ctm.", MTMAMBA_PLUS_RULES),
+    Official("MTMamba", MTMamba, "block_3.", MTMAMBA_RULES),
+)
