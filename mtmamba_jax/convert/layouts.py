@@ -93,7 +93,7 @@ def find_layout(tensors: Iterable[str]) -> Layout:
             for family, each in FAMILIES.items()
         )
         came = " and ".join(f"{family} at {prefix!r}" for family, prefix in found) or (
-            f"{len(names)} names such as {', '.join(sorted(names)[:3])}"
+            f"{len(names)} names" + "".join(f", {name}" for name in sorted(names)[:3])
         )
         raise ValueError(
             "A state dict with one Swin encoder was wanted. Looked for, after any prefix:\n  "
@@ -174,9 +174,10 @@ def contents_of(tensors: Mapping[str, np.ndarray]) -> Contents:
     )
     try:
         layout = find_layout(tensors)
-    except ValueError:
+    except ValueError as error:
         if official is None:
-            raise
+            marks = " or ".join(f"{each.title} ({each.mark}*)" for each in OFFICIAL)
+            raise ValueError(f"These are not the names of {marks}. {error}") from None
         return Contents(official, _tasks_of(tensors), None, None)
     return Contents(official, _tasks_of(tensors), layout, find_size(tensors, layout))
 

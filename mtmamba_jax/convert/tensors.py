@@ -13,12 +13,14 @@ from mtmamba_jax.convert.rules import Pairing, Table, computed, dotted, pair
 from mtmamba_jax.models.weights import WEIGHTS
 from mtmamba_jax.names import listed
 
-FAULTS = (
-    "missing",
-    "other shapes",
-    "other kinds of numbers",
-    "NaN or infinite values",
-)
+NO_RULE = "parameters without a rule"
+NO_PLACE = "tensors that have no place in the model"
+MISSING = "missing"
+SHAPE = "other shapes"
+KIND = "other kinds of numbers"
+VALUE = "NaN or infinite values"
+INDEX = "other values than the model's size gives"
+PROBLEMS = (NO_RULE, NO_PLACE, MISSING, SHAPE, KIND, VALUE, INDEX)  # in the order they are told
 
 
 def from_tensors(
@@ -51,27 +53,27 @@ def from_tensors(
     """
     parameters = _without(kept, _weights(model))
     pairings, no_rule = pair(parameters, table, tasks)
-    problems: dict[str, list[str]] = {"parameters without a rule": no_rule}
+    problems: dict[str, list[str]] = {problem: [] for problem in PROBLEMS} | {NO_RULE: no_rule}
     converted = {}
     for pairing in pairings:
         like = [parameters[keys] for keys in pairing.keys]
-        for kind, found in _faults(pairing, tensors, like):
-            problems.setdefault(kind, []).append(found)
-        if not any(map(problems.get, FAULTS)):  # nothing is returned in the end otherwise
+        for problem, found in _faults(pairing, tensors, like):
+            problems[problem].append(found)
+        if not any(problems.values()):  # nothing is returned in the end otherwise
             arrays = pairing.to_parameters([_read(tensors[n], like[0]) for n in pairing.names])
             for keys, variable, array in zip(pairing.keys, like, arrays, strict=True):
                 # A copy: jax may otherwise go on using the caller's memory, or torch's.
                 converted[keys] = variable.replace(jnp.array(array, variable.dtype))
     follows = computed(parameters, table)
-    problems["other values than the model's size gives"] = [
+    problems[INDEX] = [
         name
         for name, wanted in follows.items()
         if name in tensors and not np.array_equal(tensors[name], wanted)
     ]
     known = {name for pairing in pairings for name in pairing.names} | follows.keys()
-    problems["tensors that have no place in the model"] = sorted(
+    problems[NO_PLACE] = [
         name for name in tensors if name not in known and not _matches(left_out, name)
-    )
+    ]
     _refuse("The state dict does not fit the model", problems, about)
     return nnx.from_flat_state(converted)
 
@@ -99,7 +101,7 @@ def to_tensors(
     """
     parameters = _without(kept, _weights(model))
     pairings, no_rule = pair(parameters, table, tasks)
-    _refuse("The model cannot be written", {"parameters without a rule": no_rule})
+    _refuse("The model cannot be written", {NO_RULE: no_rule})
     tensors = computed(parameters, table)
     for pairing in pairings:
         arrays = pairing.to_tensors([np.asarray(parameters[keys][...]) for keys in pairing.keys])
@@ -110,23 +112,22 @@ def to_tensors(
 
 
 def _faults(pairing: Pairing, tensors, like) -> Iterable[tuple[str, str]]:
-    """Yields what is wrong with a pairing's tensors: which of `FAULTS`, and the tensor."""
-    missing, shapes, kinds, values = FAULTS
+    """Yields what is wrong with a pairing's tensors: which of `PROBLEMS`, and the tensor."""
     wanted = pairing.tensor_shapes(like[0].shape)
     if len(wanted) != len(pairing.names):
-        yield shapes, f"{dotted(pairing.keys[0])}: of {len(wanted)}, but named {pairing.names}"
+        yield SHAPE, f"{dotted(pairing.keys[0])}: of {len(wanted)}, but named {pairing.names}"
         return
     for name, shape in zip(pairing.names, wanted, strict=True):
         if name not in tensors:
-            yield missing, name
+            yield MISSING, name
             continue
         tensor = np.asarray(tensors[name])
         if tensor.shape != shape:
-            yield shapes, f"{name}: wanted {list(shape)}, got {list(tensor.shape)}"
+            yield SHAPE, f"{name}: wanted {list(shape)}, got {list(tensor.shape)}"
         elif not jnp.issubdtype(tensor.dtype, _kind(like[0])):
-            yield kinds, f"{name}: wanted {_kind(like[0]).__name__}, got {tensor.dtype}"
+            yield KIND, f"{name}: wanted {_kind(like[0]).__name__}, got {tensor.dtype}"
         elif not np.isfinite(_read(tensor, like[0])).all():
-            yield values, name
+            yield VALUE, name
 
 
 def _kind(variable: nnx.Variable) -> type:
@@ -142,7 +143,7 @@ def _refuse(summary: str, problems: Mapping[str, Sequence[str]], about: str = ""
     """Raises a ValueError that lists problems by their kind, if there are any."""
     found = {kind: names for kind, names in problems.items() if names}
     if found:
-        lists = "\n  ".join(f"{kind} ({len(n)}):{listed(n)}" for kind, n in found.items())
+        lists = "\n  ".join(f"{kind} ({len(n)}):{listed(sorted(n))}" for kind, n in found.items())
         raise ValueError(f"{summary}:\n  {lists}" + (about and f"\n{about}"))
 
 

@@ -1,0 +1,208 @@
+"""Official models go out as they came in; what does not fit is listed in one error."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from mtmamba_jax import convert
+from mtmamba_jax.convert.official import CTM_RULES, STM_RULES
+from mtmamba_jax.models.blocks import CTM, STM, MambaSettings
+from mtmamba_jax.models.mtmamba import MTMamba, MTMambaPlus, abstract_model, to_linen
+from mtmamba_jax.models.swin import Swin, SwinSize
+from mtmamba_jax.tasks import CITYSCAPES, DEPTH, EDGE, NYUDV2, PASCAL_CONTEXT
+from tests.convert.state_dicts import assert_same_bits, microsoft_index, swin_state_dict
+from tests.models.golden import group, load
+
+SMALL = SwinSize(4, (2, 2, 2, 2), (1, 1, 2, 2), 4)
+MODELS = {
+    "mtmamba_nyudv2": (MTMamba, NYUDV2),
+    "mtmamba_plus_pascal": (MTMambaPlus, PASCAL_CONTEXT),
+}
+
+
+def create(model=MTMamba, tasks=NYUDV2):
+    rngs = nnx.Rngs(0)
+    return model(Swin(SMALL, rngs=rngs), tasks, rngs=rngs)
+
+
+def random_state_dict(golden):
+    """Returns random numbers under the official code's names, its buffers among them."""
+    random, found = np.random.default_rng(0), {}
+    for name, array in group(load(golden), "param").items():
+        if name.endswith("num_batches_tracked"):
+            found[name] = np.asarray(random.integers(1, 1 << 20), np.int64)
+        else:
+            found[name] = random.normal(size=array.shape).astype(np.float32)
+        if name.endswith("bias_table"):
+            found[name.replace("bias_table", "index")] = microsoft_index(SMALL.window)
+    return found
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {golden: create(*settings) for golden, settings in MODELS.items()}
+
+
+@pytest.fixture(scope="module")
+def abstract():
+    return nnx.eval_shape(create)
+
+
+@pytest.mark.parametrize("golden", MODELS)
+def test_a_model_goes_out_as_it_came_in(models, golden):
+    state_dict, model = random_state_dict(golden), models[golden]
+    nnx.update(model, convert.from_torch(state_dict, model))
+    assert_same_bits(convert.to_torch(model), state_dict)
+
+
+@pytest.mark.parametrize("golden", MODELS)
+def test_the_encoder_of_a_model_is_read_by_itself(golden):
+    state_dict = random_state_dict(golden)
+    encoder = Swin(SMALL, rngs=nnx.Rngs(0))
+    nnx.update(encoder, convert.encoder_from_torch(state_dict, encoder))
+    wanted = {k.removeprefix("backbone."): v for k, v in state_dict.items() if "backbone." in k}
+    assert_same_bits(convert.encoder_to_torch(encoder), wanted)
+
+
+def test_contents_are_told_in_words():
+    told = str(convert.contents_of(random_state_dict("mtmamba_plus_pascal")))
+    assert told == (
+        "MTMamba++ with a Swin (width 4, depths 2,2,2,2, heads 1,1,2,2, window 4) "
+        "and tasks edge, human_parts, normals, saliency, semseg"
+    )
+
+
+def test_gradients_of_a_block_go_out_as_they_came_in():
+    tasks = ("semseg", "depth", "normals")
+    for name, build, table in (
+        ("ctm", lambda rngs: CTM(3, 8, MambaSettings(), rngs=rngs), CTM_RULES),
+        ("stm", lambda rngs: STM(1, 8, MambaSettings(), rngs=rngs), STM_RULES),
+    ):
+        module = nnx.eval_shape(lambda build=build: build(nnx.Rngs(0)))
+        gradients = group(load(name), "grad")
+        state = convert.from_tensors(gradients, module, table, tasks)
+        assert_same_bits(convert.to_tensors(state, table, tasks), gradients)
+
+
+def test_linen_parameters_have_the_same_places():
+    settings = {"encoder": "swin_nano", "tasks": (DEPTH, EDGE)}
+    model = abstract_model(**settings)
+    shapes = jax.eval_shape(
+        to_linen(**settings).init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32)
+    )
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), nnx.state(model, nnx.Param))
+    state = convert.from_torch(convert.to_torch(nnx.merge(nnx.graphdef(model), zeros)), model)
+    wanted = jax.tree_util.tree_leaves_with_path(shapes["params"])
+    found = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(state))
+    assert [leaf.shape for _, leaf in found] == [leaf.shape for _, leaf in wanted]
+
+
+def error(state_dict, model):
+    with pytest.raises(ValueError) as raised:
+        convert.from_torch(state_dict, model)
+    return str(raised.value)
+
+
+def test_everything_that_does_not_fit_is_in_one_error(abstract):
+    state_dict = random_state_dict("mtmamba_nyudv2")
+    table = "backbone.stages.0.blocks.1.attn.w_msa.relative_position_bias_table"
+    del state_dict["final_project.edge.bias"], state_dict["block_3.1.op_share.Ds"]
+    state_dict["block_1.depth_0.op.A_logs"] = np.zeros((3, 16), np.float32)
+    state_dict["block_2.sal_0.norm.weight"] = np.zeros(16, np.float32)
+    state_dict["backbone.norm2.bias"][3] = np.nan
+    state_dict["concat_layers.depth_1.bias"] = np.full(8, 1e300)
+    state_dict["backbone.norm3.bias"] = np.zeros(32, np.int8)
+    state_dict[table.replace("bias_table", "index")] = microsoft_index(4)[::-1]
+    assert error(state_dict, abstract) == (
+        "The state dict does not fit the model:\n"
+        "  tensors that have no place in the model (1):\n"
+        "    block_2.sal_0.norm.weight\n"
+        "  missing (2):\n"
+        "    block_3.1.op_share.Ds\n"
+        "    final_project.edge.bias\n"
+        "  other shapes (1):\n"
+        "    block_1.depth_0.op.A_logs: wanted [128, 16], got [3, 16]\n"
+        "  other kinds of numbers (1):\n"
+        "    backbone.norm3.bias: wanted floating, got int8\n"
+        "  NaN or infinite values (2):\n"
+        "    backbone.norm2.bias\n"
+        "    concat_layers.depth_1.bias\n"
+        "  other values than the model's size gives (1):\n"
+        f"    {table.replace('bias_table', 'index')}\n"
+        "It holds MTMamba with a Swin (width 4, depths 2,2,2,2, heads 1,1,2,2, window 4) and tasks "
+        "depth, edge, normals, semseg; the model is MTMamba with a Swin (width 4, depths 2,2,2,2, "
+        "heads 1,1,2,2, window 4) and tasks depth, edge, normals, semseg."
+    )
+
+
+def test_of_many_names_the_first_and_their_number_are_listed():
+    model = nnx.eval_shape(lambda: create(tasks=CITYSCAPES))
+    message = error(random_state_dict("mtmamba_nyudv2"), model)
+    assert "tensors that have no place in the model (" in message
+    assert message.count("\n    block_1.edge_") + message.count("\n    block_2.edge_") <= 20
+    assert " more\n" in message
+    assert "tasks depth, edge, normals, semseg; the model is" in message
+
+
+@pytest.mark.parametrize(
+    ("state_dict", "model", "message"),
+    [
+        (
+            lambda: random_state_dict("mtmamba_plus_pascal"),
+            MTMamba,
+            r"holds MTMamba\+\+ with .*; the model is MTMamba\. `encoder_from_torch`",
+        ),
+        (
+            lambda: random_state_dict("mtmamba_nyudv2"),
+            MTMambaPlus,
+            r"holds MTMamba with .*; the model is MTMamba\+\+",
+        ),
+        (
+            lambda: swin_state_dict("timm", SMALL, classifier=True),
+            MTMamba,
+            r"holds a Swin \(width 4.*with the names of timm; the model is MTMamba",
+        ),
+        (
+            lambda: {"fc.weight": np.zeros(3, np.float32)},
+            MTMamba,
+            r"(?s)Looked for.*timm: patch_embed\.proj\.weight, layers\.0\.blocks\.0\.attn\.rel"
+            r".*Got 1 names, fc\.weight",
+        ),
+        (dict, MTMamba, r"not the names of MTMamba\+\+ \(block_ctm\.\*\)(?s:.*)Got 0 names\."),
+    ],
+)
+def test_another_model_is_refused(state_dict, model, message):
+    with pytest.raises(ValueError, match=message):
+        convert.from_torch(state_dict(), nnx.eval_shape(lambda: create(model)))
+
+
+def test_an_encoder_of_another_size_is_refused_with_both_described(abstract):
+    other = swin_state_dict("mmsegmentation", SwinSize(8, (2, 2, 2, 2), (1, 1, 2, 2), 4))
+    decoder = {k: v for k, v in random_state_dict("mtmamba_nyudv2").items() if "backbone" not in k}
+    whole = decoder | {f"backbone.{name}": array for name, array in other.items()}
+    assert error(whole, abstract) == (
+        "The state dict holds a Swin (width 8, depths 2,2,2,2, heads 1,1,2,2, window 4); the model "
+        "has a Swin (width 4, depths 2,2,2,2, heads 1,1,2,2, window 4). Take a model with that "
+        "encoder, or another file."
+    )
+
+
+def test_two_encoders_are_refused():
+    both = swin_state_dict("timm", classifier=True, prefix="a.") | swin_state_dict(
+        "timm", classifier=True, prefix="b."
+    )
+    with pytest.raises(ValueError, match=r"Got timm at 'a\.' and timm at 'b\.'"):
+        convert.find_layout(both)
+
+
+def test_a_model_of_ones_own_is_refused_with_what_there_is_for_it():
+    with pytest.raises(TypeError, match=r"got LayerNorm.*`from_tensors`"):
+        convert.to_torch(nnx.LayerNorm(3, rngs=nnx.Rngs(0)))
+
+
+def test_another_number_of_tasks_than_a_block_has_is_refused():
+    module = CTM(2, 8, MambaSettings(), rngs=nnx.Rngs(0))
+    gradients = group(load("ctm"), "grad")
+    with pytest.raises(ValueError, match=r"of 2, but named \('norm\.semseg\.weight', "):
+        convert.from_tensors(gradients, module, CTM_RULES, ("semseg", "depth", "normals"))

@@ -1,0 +1,185 @@
+"""Swin encoders of every code base come in and go out again, bit for bit."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from mtmamba_jax.convert import (
+    contents_of,
+    encoder_from_torch,
+    encoder_to_torch,
+    find_layout,
+    from_torch,
+)
+from mtmamba_jax.convert.encoder import resample_table
+from mtmamba_jax.models.swin import SWIN_SIZES, Swin
+from tests.convert.state_dicts import (
+    FAMILIES,
+    TINY,
+    assert_same_bits,
+    ones,
+    swin_state_dict,
+)
+
+CASES = [
+    (family, classifier)
+    for family in FAMILIES
+    for classifier in ((False, True) if family != "timm" else (True,))
+]
+
+
+@pytest.fixture
+def encoder():
+    return Swin(TINY, rngs=nnx.Rngs(0))
+
+
+def leaves(state):
+    return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+
+
+@pytest.mark.parametrize(("family", "classifier"), CASES)
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_an_encoder_goes_out_as_it_came_in(encoder, family, classifier, prefix):
+    state_dict = swin_state_dict(family, classifier=classifier, prefix=prefix)
+    nnx.update(encoder, encoder_from_torch(state_dict, encoder))
+    assert_same_bits(encoder_to_torch(encoder, find_layout(state_dict)), state_dict)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_files_of_a_family_have_its_usual_layout(encoder, family):
+    classifier = family in ("microsoft", "timm")
+    state_dict = swin_state_dict(family, classifier=classifier)
+    nnx.update(encoder, encoder_from_torch(state_dict, encoder))
+    found = encoder_to_torch(encoder, family)
+    indices = [name for name in found if name.endswith("index") and name not in state_dict]
+    assert_same_bits({k: v for k, v in found.items() if k not in indices}, state_dict)
+
+
+def test_one_encoder_reads_the_same_from_every_family(encoder):
+    state = encoder_from_torch(swin_state_dict("mmsegmentation"), encoder)
+    nnx.update(encoder, state)
+    for family in ("mmsegmentation", "huggingface", "huggingface_5"):
+        again = encoder_from_torch(encoder_to_torch(encoder, family), encoder)
+        assert_same_bits(*(jax.tree.map(np.asarray, leaves(x)) for x in (again, state)))
+
+
+def test_a_whole_state_dict_gives_its_encoder(encoder):
+    backbone = swin_state_dict("mmsegmentation", prefix="backbone.")
+    whole = backbone | {"decode_head.conv_seg.weight": np.zeros((2, 3), np.float32)}
+    nnx.update(encoder, encoder_from_torch(whole, encoder))
+    assert_same_bits(encoder_to_torch(encoder, find_layout(whole)), backbone)
+
+
+@pytest.mark.parametrize(
+    ("family", "extra"),
+    [
+        ("microsoft", {"head.weight": (5, 64), "layers.0.blocks.1.attn_mask": (4, 16, 16)}),
+        ("timm", {"head.fc.bias": (5,)}),
+        ("huggingface", {"embeddings.mask_token": (1, 1, 8)}),
+    ],
+)
+def test_heads_and_masks_are_left_out_and_the_first_norms_stay(encoder, family, extra):
+    state_dict = swin_state_dict(family, classifier=True)
+    whole = state_dict | {name: np.ones(shape, np.float32) for name, shape in extra.items()}
+    state = leaves(encoder_from_torch(whole, encoder))
+    assert {path for path in state if path.startswith("norms.")} == {
+        "norms.3.scale",
+        "norms.3.bias",
+    }
+    nnx.update(encoder, encoder_from_torch(whole, encoder))
+    assert all((norm.scale[...] == 1).all() for norm in list(encoder.norms)[:3])
+    assert_same_bits(encoder_to_torch(encoder, find_layout(whole)), state_dict)
+
+
+def test_a_backbone_of_transformers_5_has_its_norms_beside_it(encoder):
+    inside = swin_state_dict("huggingface_5", prefix="swin.")
+    state_dict = {name.replace("swin.hidden", "hidden"): x for name, x in inside.items()}
+    unused = {"swin.layernorm.weight": np.zeros(64, np.float32)}
+    nnx.update(encoder, encoder_from_torch(state_dict | unused, encoder))
+    assert_same_bits(encoder_to_torch(encoder, find_layout(state_dict)), state_dict)
+
+
+def test_learned_norms_do_not_go_where_there_is_no_place_for_them(encoder):
+    nnx.update(encoder, encoder_from_torch(swin_state_dict("mmsegmentation"), encoder))
+    with pytest.raises(ValueError, match=r"no place for norms\.0, norms\.1, norms\.2"):
+        encoder_to_torch(encoder, "timm")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", jax.numpy.bfloat16])
+def test_other_widths_of_numbers_become_float32(encoder, dtype):
+    given = {
+        name: x if x.dtype == np.int64 else x.astype(dtype)
+        for name, x in swin_state_dict("mmsegmentation").items()
+    }
+    state = leaves(encoder_from_torch(given, encoder))
+    assert {x.dtype for x in state.values()} == {np.dtype("float32")}
+    np.testing.assert_array_equal(
+        state["stages.0.0.mlp_in.bias"],
+        given["stages.0.blocks.0.ffn.layers.0.0.bias"].astype("float32"),
+    )
+
+
+def test_the_result_does_not_share_memory_with_what_was_read(encoder):
+    state_dict = swin_state_dict("mmsegmentation")
+    state = encoder_from_torch(state_dict, encoder)
+    before = jax.tree.map(np.array, leaves(state))
+    for array in state_dict.values():
+        array *= 0
+    assert_same_bits(jax.tree.map(np.asarray, leaves(state)), before)
+
+
+@pytest.mark.parametrize("name", [name for name in SWIN_SIZES if name != "swin_test"])
+def test_the_size_is_told_by_names_and_shapes(name):
+    found = contents_of(swin_state_dict("timm", SWIN_SIZES[name], classifier=True, numbers=ones))
+    assert found.size == SWIN_SIZES[name]
+    assert str(found).startswith(f"{name} (width {found.size.width}, depths ")
+
+
+def test_tables_of_another_window_are_resampled(encoder):
+    small = dataclasses.replace(TINY, window=3)
+    state_dict = swin_state_dict("microsoft", small, classifier=True)
+    found = leaves(encoder_from_torch(state_dict, encoder))
+    table = state_dict["layers.2.blocks.1.attn.relative_position_bias_table"]
+    np.testing.assert_array_equal(
+        found["stages.2.1.attention.position_bias"], resample_table(table, 4)
+    )
+
+
+def bicubic(values, size):
+    """Resamples a line by the definition: a = -0.75, half-pixel centres, edges repeated."""
+    a, found = -0.75, []
+    for i in range(size):
+        place = (i + 0.5) * len(values) / size - 0.5
+        first = int(np.floor(place)) - 1
+        total = 0.0
+        for j in range(first, first + 4):
+            x = abs(place - j)
+            near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+            weight = near if x <= 1 else a * (x**3 - 5 * x**2 + 8 * x - 4)
+            total = total + weight * values[min(max(j, 0), len(values) - 1)]
+        found.append(total)
+    return np.stack(found)
+
+
+@pytest.mark.parametrize(("before", "after"), [(7, 12), (12, 7), (3, 4)])
+def test_resampling_is_bicubic(before, after):
+    table = np.random.default_rng(0).normal(size=((2 * before - 1) ** 2, 3)).astype(np.float32)
+    maps = table.reshape(2 * before - 1, 2 * before - 1, 3)
+    rows = bicubic(maps, 2 * after - 1)
+    wanted = bicubic(rows.swapaxes(0, 1), 2 * after - 1).swapaxes(0, 1).reshape(-1, 3)
+    found = resample_table(table, after)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted, atol=1e-5)  # float32 of values up to 4
+
+
+def test_from_torch_reads_an_encoder_too(encoder):
+    state_dict = swin_state_dict("huggingface")
+    assert_same_bits(
+        *(
+            jax.tree.map(np.asarray, leaves(read(state_dict, encoder)))
+            for read in (from_torch, encoder_from_torch)
+        )
+    )
