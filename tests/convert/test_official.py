@@ -1,5 +1,8 @@
 """Official models go out as they came in; what does not fit is listed in one error."""
 
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -206,3 +209,16 @@ def test_another_number_of_tasks_than_a_block_has_is_refused():
     gradients = group(load("ctm"), "grad")
     with pytest.raises(ValueError, match=r"of 2, but named \('norm\.semseg\.weight', "):
         convert.from_tensors(gradients, module, CTM_RULES, ("semseg", "depth", "normals"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mtmamba", "mtmamba_plus"])
+def test_a_full_size_model_goes_out_as_it_came_in_within_12_gib(name):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.convert.full_size", name],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    print(done.stdout)
+    assert float(done.stdout.split()[-1]) < 12
