@@ -104,15 +104,22 @@ def resample_positions(
     tensors: Mapping[str, np.ndarray], encoder: Swin, layout: Layout
 ) -> dict[str, np.ndarray]:
     """Returns tensors whose position bias tables are for an encoder's windows."""
-    family, changed = FAMILIES[layout.family], {}
-    for name, (stage, block) in layout.tables(tensors).items():
+    family = FAMILIES[layout.family]
+    found = dict(tensors)
+    wanted = {
+        (i, j): block.attention.position_bias.shape
+        for i, blocks in enumerate(encoder.stages)
+        for j, block in enumerate(blocks)
+    }
+    for name, place in layout.tables(tensors).items():
         table = np.asarray(tensors[name])
-        wanted = encoder.stages[stage][block].attention.position_bias.shape
-        if table.ndim == 2 and table.shape[1] == wanted[1] and table.shape != wanted:
-            changed[name] = resample_table(table, window_of_table(wanted))
-            changed[name.removesuffix(family.position) + family.index] = None
-    changed = {**tensors, **changed}
-    return {name: tensor for name, tensor in changed.items() if tensor is not None}
+        # Of what has another number of heads, or is for no window, the shape is told as wrong.
+        side = 2 * window_of_table(table.shape) - 1 if table.ndim == 2 else 0
+        like = (side**2, *wanted.get(place, ())[1:])
+        if table.shape == like != wanted[place]:
+            found[name] = resample_table(table, window_of_table(wanted[place]))
+            found.pop(name.removesuffix(family.position) + family.index, None)
+    return found
 
 
 def resample_table(table: np.ndarray, window: int) -> np.ndarray:

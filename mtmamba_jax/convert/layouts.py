@@ -133,10 +133,14 @@ def _find_norms(family: str, names: set[str], prefix: str) -> tuple[str | None, 
 
 def _tables(family: str, names: Iterable[str], prefix: str) -> dict[str, tuple[int, int]]:
     each = FAMILIES[family]
-    pattern = re.escape(prefix + each.block + each.position)
-    pattern = pattern.replace(r"\\1", r"(\d+)").replace(r"\\2", r"(\d+)")
+    pattern = _block_pattern(prefix + each.block) + re.escape(each.position)
     matches = ((name, re.fullmatch(pattern, name)) for name in names)
     return {name: (int(m[1]), int(m[2])) for name, m in matches if m}
+
+
+def _block_pattern(block: str) -> str:
+    """Returns a regular expression with groups for the stage and the block."""
+    return re.escape(block).replace(r"\\1", r"(\d+)").replace(r"\\2", r"(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,14 +194,17 @@ def _tasks_of(names: Iterable[str]) -> tuple[str, ...]:
 
 def find_size(tensors: Mapping[str, np.ndarray], layout: Layout) -> SwinSize | None:
     """Returns the size of the encoder that a state dict holds; None where shapes do not tell."""
-    tables = {place: np.shape(tensors[n]) for n, place in layout.tables(tensors).items()}
-    embedding = np.shape(tensors[f"{layout.prefix}{FAMILIES[layout.family].embedding}.weight"])
-    firsts = [tables.get((stage, 0), ()) for stage in range(4)]
+    family = FAMILIES[layout.family]
+    places = {place: np.shape(tensors[name]) for name, place in layout.tables(tensors).items()}
+    embedding = np.shape(tensors[f"{layout.prefix}{family.embedding}.weight"])
+    firsts = [places.get((stage, 0), ()) for stage in range(4)]
     if not embedding or any(len(shape) != 2 for shape in firsts):
         return None
+    pattern = _block_pattern(layout.prefix + family.block)
+    blocks = [(int(m[1]), int(m[2])) for m in (re.match(pattern, name) for name in tensors) if m]
     return SwinSize(
         embedding[0],
-        tuple(sum(stage == each for each, _ in tables) for stage in range(4)),
+        tuple(1 + max(block for at, block in blocks if at == stage) for stage in range(4)),
         tuple(shape[1] for shape in firsts),
         window_of_table(firsts[0]),
     )

@@ -96,9 +96,14 @@ def test_linen_parameters_have_the_same_places():
     )
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), nnx.state(model, nnx.Param))
     state = convert.from_torch(convert.to_torch(nnx.merge(nnx.graphdef(model), zeros)), model)
-    wanted = jax.tree_util.tree_leaves_with_path(shapes["params"])
-    found = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(state))
-    assert [leaf.shape for _, leaf in found] == [leaf.shape for _, leaf in wanted]
+    found, wanted = (
+        {
+            jax.tree_util.keystr(path, simple=True): leaf.shape
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (nnx.to_pure_dict(state), shapes["params"])
+    )
+    assert found == wanted
 
 
 def error(state_dict, model):
@@ -189,6 +194,15 @@ def test_an_encoder_of_another_size_is_refused_with_both_described(abstract):
         "has a Swin (width 4, depths 2,2,2,2, heads 1,1,2,2, window 4). Take a model with that "
         "encoder, or another file."
     )
+
+
+def test_a_decoder_alone_is_refused():
+    decoder = {k: v for k, v in random_state_dict("mtmamba_nyudv2").items() if "backbone" not in k}
+    encoder = nnx.eval_shape(lambda: Swin(SMALL, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"holds MTMamba with an encoder of unknown size and task"):
+        convert.encoder_from_torch(decoder, encoder)
+    with pytest.raises(ValueError, match=r"missing \(\d+\):\n    backbone\.norm0\.bias"):
+        convert.from_torch(decoder, nnx.eval_shape(create))
 
 
 def test_two_encoders_are_refused():

@@ -148,6 +148,25 @@ def test_tables_of_another_window_are_resampled(encoder):
     )
 
 
+@pytest.mark.parametrize(
+    ("shape", "told"),
+    [
+        ((25, 3), r"attn\.relative_position_bias_table: wanted \[49, 1\], got \[25, 3\]"),
+        ((26, 1), r"attn\.relative_position_bias_table: wanted \[49, 1\], got \[26, 1\]"),
+        ((49,), r"attn\.relative_position_bias_table: wanted \[49, 1\], got \[49\]"),
+        (None, r"missing \(1\):\n    layers\.1\.blocks\.1\.attn\.relative_position_bias_table"),
+    ],
+)
+def test_a_table_for_no_window_of_this_encoder_is_told(encoder, shape, told):
+    state_dict = swin_state_dict("timm", classifier=True)
+    name = "layers.1.blocks.1.attn.relative_position_bias_table"
+    del state_dict[name]
+    if shape:
+        state_dict[name] = np.zeros(shape, np.float32)
+    with pytest.raises(ValueError, match=told):
+        encoder_from_torch(state_dict, encoder)
+
+
 def bicubic(values, size):
     """Resamples a line by the definition: a = -0.75, half-pixel centres, edges repeated."""
     a, found = -0.75, []
