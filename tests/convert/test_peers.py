@@ -94,7 +94,8 @@ def test_hugging_face_saves_the_names_that_are_written_here(tmp_path):
     model.save_pretrained(tmp_path)
     saved = numpy.load_file(tmp_path / "model.safetensors")
     written = swin_state_dict("huggingface", size, classifier=True)
-    assert {name for name in written if not name.endswith("index")} == saved.keys()
+    indices = {name for name in written if name.endswith("index")}  # until transformers 5
+    assert saved.keys() in (written.keys(), written.keys() - indices)
     for found in (state_dict, saved):
         encoder = filled(size, found)
         layout = contents_of(found).layout
