@@ -19,6 +19,13 @@ from mtmamba_jax.tasks import Task
 DATASETS = ("nyudv2", "pascal_context", "cityscapes")
 """Those with a builder, `builders/NAME`."""
 
+TERMS = {
+    "nyudv2": "No license is stated; the authors ask to cite the paper.",
+    "pascal_context": "Images: Flickr's terms of use. Annotations: no license is stated.",
+    "cityscapes": "https://www.cityscapes-dataset.com/license/ (non-commercial use)",
+}
+"""Each dataset's license, as its publishers state it."""
+
 _SHOWN = 3  # files in a message
 _PREPARE = "python launch.py prepare --dataset={} --source=PUBLISHED_FILES"
 

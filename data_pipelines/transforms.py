@@ -249,8 +249,13 @@ class IgnoreUnannotated(Transform):
         return out
 
 
-# (v / 255 - mean) / std of every uint8 value v: exact, and faster than arithmetic on pixels.
-_NORMALISED = ((np.arange(256, dtype=np.float32)[:, None] / 255 - MEAN) / STD)[None]
+def normalise(levels: np.ndarray) -> np.ndarray:
+    """Returns float32 RGB levels [... 3] of 0 to 255, normalised; a JAX array gives one."""
+    return (levels / 255 - MEAN) / STD
+
+
+# Of every uint8 value: exact, and faster than arithmetic on pixels.
+_NORMALISED = normalise(np.arange(256, dtype=np.float32)[:, None])[None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 
 import cv2
 import numpy as np
@@ -18,35 +19,38 @@ _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 _IGNORED = (224, 224, 192)  # VOC's: black is background, no boundary, far away
 
 
-def _softmax_last(logits: np.ndarray) -> np.ndarray:
+def _softmax_last(logits: Array, xp: ModuleType) -> Array:
     """The last class's probability of [... 2] logits."""
-    return 1.0 / (1.0 + np.exp(logits[..., 0] - logits[..., 1]))
+    return 1.0 / (1.0 + xp.exp(logits[..., 0] - logits[..., 1]))
 
 
-VALUES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
-    "classes": lambda logits: logits.argmax(-1).astype(np.uint8),
-    "depth": lambda logits: logits[..., 0],
-    "normals": lambda logits: (
-        logits / np.maximum(np.linalg.norm(logits, axis=-1, keepdims=True), 1e-6)
-    ),
-    "probability": lambda logits: 1.0 / (1.0 + np.exp(-logits[..., 0])),
+def _unit_length(logits: Array, xp: ModuleType) -> Array:
+    return logits / xp.maximum(xp.linalg.norm(logits, axis=-1, keepdims=True), 1e-6)
+
+
+VALUES: Mapping[str, Callable[[Array, ModuleType], Array]] = {
+    "classes": lambda logits, xp: logits.argmax(-1).astype(np.uint8),
+    "depth": lambda logits, xp: logits[..., 0],
+    "normals": _unit_length,
+    "probability": lambda logits, xp: 1.0 / (1.0 + xp.exp(-logits[..., 0])),
     "saliency": _softmax_last,
 }
-"""Logits [h w channels] -> the quantity they stand for, for each `Task.display`."""
+"""Logits [... channels], and numpy or jax.numpy -> the quantity, for each `Task.display`."""
 
 
-def to_value(task: Task, logits: Array) -> np.ndarray:
+def to_value(task: Task, logits: Array, xp: ModuleType = np) -> Array:
     """Returns what a prediction says, in the task's unit.
 
     Args:
       task: chooses the reading.
-      logits: float [h w channels].
+      logits: float [h w channels]; axes before these stay.
+      xp: numpy, or jax.numpy inside a program.
 
     Returns:
       classes: uint8 [h w]; depth: float32 [h w]; normals: float32 [h w 3], unit length;
       edge and saliency: float32 [h w], a probability.
     """
-    value = VALUES[task.display](np.asarray(logits, np.float32))
+    value = VALUES[task.display](xp.asarray(logits, np.float32), xp)
     return value if value.dtype == np.uint8 else value.astype(np.float32)
 
 

@@ -4,6 +4,7 @@ from etils import epath
 
 from mtmamba_jax.data_pipelines.builders.base import DenseBuilder
 from mtmamba_jax.data_pipelines.builders.cityscapes.layout import Cityscapes
+from mtmamba_jax.data_pipelines.records import TERMS
 
 
 class Builder(DenseBuilder):
@@ -15,4 +16,4 @@ class Builder(DenseBuilder):
     # more to write than zstd's usual one, and 1.6 ms less of 9 to read.
     COMPRESSION = "zstd:9"
     HOMEPAGE = "https://www.cityscapes-dataset.com/"
-    LICENSE = "https://www.cityscapes-dataset.com/license/ (non-commercial use)"
+    LICENSE = TERMS["cityscapes"]

@@ -4,6 +4,7 @@ from etils import epath
 
 from mtmamba_jax.data_pipelines.builders.base import DenseBuilder
 from mtmamba_jax.data_pipelines.builders.pascal_context.layout import PASCALContext
+from mtmamba_jax.data_pipelines.records import TERMS
 
 
 class Builder(DenseBuilder):
@@ -12,4 +13,4 @@ class Builder(DenseBuilder):
     pkg_dir_path = epath.Path(__file__).parent
     LAYOUT = PASCALContext
     HOMEPAGE = "https://cs.stanford.edu/~roozbeh/pascal-context/"
-    LICENSE = "Images: Flickr's terms of use. Annotations: no license is stated."
+    LICENSE = TERMS["pascal_context"]
