@@ -39,6 +39,7 @@ def create_parser() -> argparse.ArgumentParser:
 
     for name, help in (
         ("eval", "Score a trained model on its test set."),
+        ("export", "Write a trained model as a folder that runs with jax alone."),
         ("predict", "Predict the maps of photos."),
     ):
         sub = command(name, help)
@@ -47,6 +48,7 @@ def create_parser() -> argparse.ArgumentParser:
             "--checkpoint", choices=("best", "latest"), default="best", help="which weights (best)"
         )
     _add_processes(parser.commands["eval"])
+    _add_export(parser.commands["export"])
     sub.add_argument("photos", nargs="+", help="files or folders")
     sub.add_argument("--output", default="predictions", help="where to write (predictions)")
     sub.add_argument("--size", help="HEIGHTxWIDTH photos are fitted into (that of training)")
@@ -98,6 +100,23 @@ def create_parser() -> argparse.ArgumentParser:
     _add_config_key(plan)
     plan.add_argument("--json", action="store_true", help="print every number as JSON instead")
     return parser
+
+
+def _add_export(export: argparse.ArgumentParser) -> None:
+    export.add_argument(
+        "--platform", required=True, choices=("cpu", "cuda", "tpu"), help="where it is to run"
+    )
+    export.add_argument("--output", required=True, help="folder to write")
+    export.add_argument("--size", help="HEIGHTxWIDTH of its images (that of training)")
+    export.add_argument(
+        "--batch", default="1", metavar="N", help="images at once; with xla also: any (1)"
+    )
+    export.add_argument(
+        "--scan",
+        choices=("fused", "xla"),
+        help="fused kernels, for Hopper GPUs and TPUs, or XLA's operations, for any device of the "
+        "platform, slower (fused where the platform has them)",
+    )
 
 
 def _add_processes(command: argparse.ArgumentParser) -> None:

@@ -213,6 +213,40 @@ def _predict(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def _export(options: argparse.Namespace) -> int:
+    from mtmamba_jax import export
+    from mtmamba_jax.model_card import create_card
+    from mtmamba_jax.training.run import load_run
+
+    output = pathlib.Path(options.output)
+    export.check_output(output)
+    size = _parse_size(options.size) if options.size else None
+    batch = export.parse_batch(options.batch)
+    scan = export.choose_scan(options.platform, options.scan, batch)
+    run = load_run(options.workdir, options.checkpoint, batch_size=1)
+    print(
+        f"Exporting step {run.step} ({options.checkpoint}) of {options.workdir} for "
+        f"{options.platform}, scan: {scan}",
+        flush=True,
+    )
+    program = export.export_program(
+        run.config,
+        run.tasks,
+        platform=options.platform,
+        size=size or run.config.data.size,
+        batch=batch,
+        scan=scan,
+    )
+    card = create_card(run, program, checkpoint=options.checkpoint, scan=scan)
+    export.write_artifact(output, program, export.name_weights(run.parameters), card)
+    print(
+        f"Wrote {output}: program and weights, model_card.md (what goes in, what comes out) and "
+        f"run.py\nNext: python {output / export.SCRIPT} IMAGE.npy, wherever jax and flatbuffers "
+        "are installed"
+    )
+    return 0
+
+
 def _benchmark(options: argparse.Namespace) -> int:
     output = pathlib.Path(options.output or f"benchmark_{options.what}.json")
     if not output.parent.is_dir():
@@ -388,6 +422,7 @@ def _announce(*lines: str) -> None:
 COMMANDS = {
     "train": _train,
     "eval": _eval,
+    "export": _export,
     "predict": _predict,
     "benchmark": _benchmark,
     "plan": _plan,

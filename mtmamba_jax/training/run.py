@@ -31,6 +31,7 @@ class Run:
       tasks: what it predicts.
       mesh: devices for batches of `batch_size`.
       step: of the checkpoint.
+      details: saved with the checkpoint: versions, and scores with a best one.
     """
 
     config: ConfigDict
@@ -39,6 +40,7 @@ class Run:
     tasks: tuple[Task, ...]
     mesh: Mesh
     step: int
+    details: dict
 
 
 def load_run(workdir: epath.PathLike, checkpoint: str, *, batch_size: int | None = None) -> Run:
@@ -71,9 +73,10 @@ def load_run(workdir: epath.PathLike, checkpoint: str, *, batch_size: int | None
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), abstract
         )
         parameters = checkpoints.parameters(checkpoint, placed)
+        details = checkpoints.details(checkpoint)
     finally:
         checkpoints.close()
-    return Run(config, graph, parameters, tasks, mesh, step)
+    return Run(config, graph, parameters, tasks, mesh, step, details)
 
 
 def saved_config(workdir: epath.Path) -> ConfigDict:

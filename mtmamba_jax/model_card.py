@@ -1,0 +1,161 @@
+"""What an artifact says of itself: what goes in, what comes out, how good it is, whence it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+from jax.export import Exported
+from ml_collections import ConfigDict
+
+from mtmamba_jax import config as configuration
+from mtmamba_jax.data_pipelines.records import TERMS
+from mtmamba_jax.sharding import compiler_options
+from mtmamba_jax.tasks import Task
+from mtmamba_jax.training.checkpoints import versions
+from mtmamba_jax.training.run import Run
+
+MEANINGS = {
+    "classes": "class numbers",
+    "depth": "{unit}",
+    "normals": "unit vectors: x right, y up, z towards the camera",
+    "probability": "probabilities",
+    "saliency": "probabilities of being salient",
+}
+"""What a value stands for, for each `Task.display`."""
+
+_UNITS = {"m": "metres", "px": "disparity in pixels of the dataset's images"}
+
+_TERMS = TERMS | {
+    "synthetic": "None: the rooms are made by this project.",
+    "folder": "Those of whoever owns the images and labels.",
+}
+
+_NEEDS = {
+    ("cuda", "fused"): "an NVIDIA Hopper GPU (H100, H200)",
+    ("cuda", "xla"): "an NVIDIA GPU",
+    ("tpu", "fused"): "a TPU",
+    ("tpu", "xla"): "a TPU",
+    ("cpu", "xla"): "a CPU",
+}
+
+
+def create_card(run: Run, program: Exported, *, checkpoint: str, scan: str) -> dict[str, object]:
+    """Returns the card, to be written as JSON.
+
+    Args:
+      run: that was exported.
+      program: of `export.export_program`.
+      checkpoint: "best" or "latest".
+      scan: of `export.choose_scan`.
+    """
+    config = run.config
+    (platform,) = program.platforms
+    outputs = jax.tree.unflatten(program.out_tree, program.out_avals)
+    return {
+        "model": {
+            "name": config.model.name,
+            "encoder": config.model.encoder,
+            "dtype": config.model.dtype,
+            "weights": sum(leaf.size for leaf in jax.tree.leaves(run.parameters)),
+        },
+        "input": {**_shape(program.in_avals[-1]), "meaning": "RGB"},
+        "outputs": {task.name: _output(task, outputs[task.name]) for task in run.tasks},
+        "scores": run.details.get("scores"),
+        "source": {
+            "dataset": config.data.name,
+            "terms": _TERMS[config.data.name],
+            "checkpoint": checkpoint,
+            "step": run.step,
+            "trained_with": run.details["versions"],
+            "config": _settings(config),
+        },
+        "program": {
+            "platform": platform,
+            "scan": scan,
+            "needs": _NEEDS[platform, scan],
+            "exported_with": versions(),
+            "compiler_options": compiler_options({"cuda": "gpu"}.get(platform, platform)),
+        },
+    }
+
+
+def _settings(config: ConfigDict) -> dict[str, object]:
+    """Returns the run's configuration without the place of its data: the card is given away."""
+    return {key: v for key, v in configuration.flatten(config).items() if key != "data.dir"}
+
+
+def _shape(array: jax.core.ShapedArray) -> dict[str, object]:
+    """Returns shape and dtype; None is a size that may be any number."""
+    sizes = [size if isinstance(size, int) else None for size in array.shape]
+    return {"shape": sizes, "dtype": str(array.dtype)}
+
+
+def _output(task: Task, value: jax.core.ShapedArray) -> dict[str, object]:
+    return {
+        **_shape(value),
+        "meaning": MEANINGS[task.display].format(unit=_UNITS.get(task.unit, task.unit)),
+        "score": task.score,
+        "unit": task.unit,
+        "lower_is_better": task.lower_is_better,
+        "classes": list(task.class_names),
+    }
+
+
+def to_markdown(card: Mapping) -> str:
+    """Returns a card as text for people."""
+    model, source, program = card["model"], card["source"], card["program"]
+    outputs = card["outputs"]
+    lines = [
+        f"# {model['name']} with {model['encoder']}: {', '.join(outputs)}",
+        "",
+        f"Takes {card['input']['meaning']}, {_array(card['input'])}, and returns:",
+        "",
+        "| output | array | meaning | score on the test set |",
+        "|---|---|---|---|",
+    ]
+    for name, output in outputs.items():
+        score = _score(output, (card["scores"] or {}).get(name))
+        lines.append(f"| {name} | {_array(output)} | {output['meaning']} | {score} |")
+    for name, output in outputs.items():
+        if output["classes"] and output["dtype"] == "uint8":
+            numbered = ", ".join(f"{i} {label}" for i, label in enumerate(output["classes"]))
+            lines += ["", f"Classes of {name}: {numbered}."]
+    lines += [
+        "",
+        f"- Weights: {model['weights']:,} numbers; computed in {model['dtype']}.",
+        f"- Trained on: {source['dataset']}; {source['checkpoint']} checkpoint, step "
+        f"{source['step']}, {_versions(source['trained_with'])}.",
+        f"- Terms of that data: {source['terms']}",
+        *_initial(source["config"]),
+        f"- Needs: {program['needs']}; jax {program['exported_with']['jax']} or newer "
+        "(jax.export promises six months), flatbuffers.",
+        f"- Exported with: {_versions(program['exported_with'])}; scan: {program['scan']}.",
+        "",
+        "`python run.py IMAGE.npy ...` predicts; `model_card.json` has every score and setting.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _initial(config: Mapping) -> list[str]:
+    found = [config[key] for key in ("init.run", "init.encoder") if config[key]]
+    return [
+        f"- Training began with the weights of {', '.join(found)}; their terms hold too."
+    ] * bool(found)
+
+
+def _array(spec: Mapping) -> str:
+    sizes = " ".join("b" if size is None else str(size) for size in spec["shape"])
+    return f"{spec['dtype']} [{sizes}]"
+
+
+def _score(output: Mapping, scores: Mapping[str, float] | None) -> str:
+    if scores is None:
+        return "not scored"
+    unit = f" {output['unit']}" if output["unit"] else ""
+    better = "lower" if output["lower_is_better"] else "higher"
+    return f"{output['score']} {scores[output['score']]:.3f}{unit} ({better} is better)"
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
