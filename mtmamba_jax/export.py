@@ -1,8 +1,9 @@
 """A trained model as an artifact: a folder with all that predicting takes but jax itself.
 
 The program is that of `jax.export`: StableHLO, lowered for one platform. Its weights lie beside it
-and are an argument: as constants they would be held once more while it is compiled, and a program
-ends at 2 GB, the limit of its file format (FlatBuffers).
+and are an argument. Swin-Large's as constants: writing takes 31 s and 8.2 GiB in place of 9 s and
+1.7 GiB (2026-11-26, two CPU cores, jax 0.10.2), and 2 GB, where the file format (FlatBuffers) ends,
+is near.
 """
 
 from __future__ import annotations

@@ -39,6 +39,10 @@ _NEEDS = {
     ("cpu", "xla"): "a CPU",
 }
 
+# Mosaic's kernels call a library of jaxlib that XLA finds once this is imported. Without it they
+# are not compiled: "Failed to materialize symbols" (jax 0.11.2).
+_IMPORTS = {("cuda", "fused"): ["jax.experimental.mosaic.gpu"]}
+
 
 def create_card(run: Run, program: Exported, *, checkpoint: str, scan: str) -> dict[str, object]:
     """Returns the card, to be written as JSON.
@@ -75,6 +79,7 @@ def create_card(run: Run, program: Exported, *, checkpoint: str, scan: str) -> d
             "scan": scan,
             "needs": _NEEDS[platform, scan],
             "exported_with": versions(),
+            "imports": _IMPORTS.get((platform, scan), []),
             "compiler_options": compiler_options({"cuda": "gpu"}.get(platform, platform)),
         },
     }
@@ -131,6 +136,7 @@ def to_markdown(card: Mapping) -> str:
         f"- Needs: {program['needs']}; jax {program['exported_with']['jax']} or newer "
         "(jax.export promises six months), flatbuffers.",
         f"- Exported with: {_versions(program['exported_with'])}; scan: {program['scan']}.",
+        *(f"- Import first: {name}, as run.py does." for name in program["imports"]),
         "",
         "`python run.py IMAGE.npy ...` predicts; `model_card.json` has every score and setting.",
     ]

@@ -139,6 +139,44 @@ def test_program_for_an_absent_device_is_read_back_with_its_scan_and_no_paths(
     assert b".py" not in written
 
 
+# Reads and compiles an artifact as its script does, for devices that are not here.
+COMPILE = """
+import importlib, json, pathlib, sys
+import jax, jax.export
+from mtmamba_jax import topology
+folder, devices = pathlib.Path(sys.argv[1]), topology.find(sys.argv[2])
+for name in json.loads((folder / "model_card.json").read_text())["program"]["imports"]:
+    importlib.import_module(name)
+program = jax.export.deserialize(bytearray((folder / "program.jax_export").read_bytes()))
+place = jax.sharding.SingleDeviceSharding(devices.devices[0])
+like = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place) for a in program.in_avals]
+arguments, _ = jax.tree.unflatten(program.in_tree, like)
+options = dict(devices.compiler_options)
+assert not any(name.startswith("mtmamba_jax.kernels") for name in sys.modules)
+print(jax.jit(program.call, compiler_options=options).lower(*arguments).compile().as_text())
+"""
+
+
+@pytest.mark.parametrize(
+    ("platform", "topology", "package", "kernel"),
+    [
+        pytest.param("tpu", "v5e:1x1", "libtpu", "ss2d_forward", marks=pytest.mark.tpu_compile),
+        ("cuda", "h100:1", "jax_cuda13_plugin", "ss2d_forward"),
+    ],
+)
+def test_fused_program_compiles_for_its_device_without_the_code_of_its_kernels(
+    platform, topology, package, kernel, tiny_run, tmp_path
+):
+    pytest.importorskip(package, reason="the compiler for that device")
+    output = tmp_path / "artifact"
+    assert call_export(tiny_run[0], output, platform=platform) == 0
+    ran = subprocess.run(
+        [sys.executable, "-c", COMPILE, str(output), topology], capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert kernel in ran.stdout
+
+
 @pytest.mark.parametrize(
     ("platform", "flags", "message"),
     [
