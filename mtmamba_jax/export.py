@@ -108,8 +108,16 @@ def export_program(
 
     count = export.symbolic_shape("b")[0] if batch is None else batch
     images = jax.ShapeDtypeStruct((count, *size, 3), jnp.uint8)
-    with _without_paths():
-        return export.export(jax.jit(predict), platforms=[platform])(name_weights(abstract), images)
+    program = export.export(jax.jit(predict), platforms=[platform])
+    try:
+        with _without_paths():
+            return program(name_weights(abstract), images)
+    except NotImplementedError as refusal:
+        if scan == "xla":
+            raise
+        raise NotImplementedError(
+            f"The fused scan cannot do this: {refusal}. Add --scan=xla."
+        ) from refusal
 
 
 def name_weights(weights: dict) -> dict[str, jax.Array]:

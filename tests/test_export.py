@@ -193,6 +193,15 @@ def test_mistake_is_said_before_anything_is_read(platform, flags, message, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_model_that_the_fused_scan_cannot_do_is_refused_with_the_other_scan_named(
+    tiny_run, tmp_path, capsys
+):
+    output = tmp_path / "artifact"
+    assert call_export(tiny_run[0], output, "--size=65536x32", platform="tpu") == 1
+    assert "MiB of vector memory. Add --scan=xla." in capsys.readouterr().err
+    assert not output.exists()
+
+
 def test_missing_run_and_missing_checkpoint_are_named(pixel_run, tmp_path, capsys):
     assert call_export(tmp_path / "none", tmp_path / "out") == 2
     assert "none holds no run" in capsys.readouterr().err
