@@ -130,17 +130,23 @@ def name_weights(weights: dict) -> dict[str, jax.Array]:
 
 @contextlib.contextmanager
 def _without_paths() -> Iterator[None]:
-    """Has JAX leave out of programs which lines of which files they come from.
+    """Has JAX leave out of programs where the files lie whose lines they come from.
 
-    An artifact is given away, and the paths of those files are nobody's business.
+    An artifact is given away, and those folders are nobody's business.
     """
-    key = "jax_traceback_in_locations_limit"
-    before = getattr(jax.config, key)
-    jax.config.update(key, 0)
+    settings = {
+        "jax_traceback_in_locations_limit": 0,
+        # Mosaic's GPU kernels keep names of files even so (jax 0.12); folders are taken off them.
+        "jax_hlo_source_file_canonicalization_regex": ".*/",
+    }
+    before = {key: getattr(jax.config, key) for key in settings}
     try:
+        for key, value in settings.items():
+            jax.config.update(key, value)
         yield
     finally:
-        jax.config.update(key, before)
+        for key, value in before.items():
+            jax.config.update(key, value)
 
 
 def check_output(folder: pathlib.Path) -> None:
