@@ -22,9 +22,12 @@ def get_config() -> ConfigDict:
     config.on_nonfinite = "stop"
 
     config.init = ConfigDict()  # weights to begin with, in place of random ones
-    config.init.run = None  # work directory of a run of the same model and tasks
-    # Work directory of a run with the same encoder. Its encoder's weights go before those of
-    # init.run. A run that goes on from its own checkpoints reads neither.
+    # Work directory of a run of the same model and tasks, or a file of the official code's weights
+    # (.safetensors, .pth, .pth.tar, .pt, .bin; hf:REPO).
+    config.init.run = None
+    # The same, with the same encoder; or a file of a Swin encoder by Microsoft, mmsegmentation,
+    # timm or Hugging Face. Its weights go before those of init.run. A run that goes on from its own
+    # checkpoints reads neither.
     config.init.encoder = None
 
     config.mesh = ConfigDict()  # of devices: data x fsdp of them, each with its part of a batch

@@ -39,7 +39,7 @@ def create_parser() -> argparse.ArgumentParser:
 
     for name, help in (
         ("eval", "Score a trained model on its test set."),
-        ("export", "Write a trained model as a folder that runs with jax alone."),
+        ("export", "Write a trained model for elsewhere: to run with jax alone, or for PyTorch."),
         ("predict", "Predict the maps of photos."),
     ):
         sub = command(name, help)
@@ -53,6 +53,20 @@ def create_parser() -> argparse.ArgumentParser:
     sub.add_argument("--output", default="predictions", help="where to write (predictions)")
     sub.add_argument("--size", help="HEIGHTxWIDTH photos are fitted into (that of training)")
     sub.add_argument("--overlay", action="store_true", help="also draw classes over the photo")
+
+    convert = command("convert", "Turn weights of PyTorch into a run, or into a plain file.")
+    convert.add_argument(
+        "--from",
+        dest="source",
+        required=True,
+        metavar="FILE|hf:REPO",
+        help="of MTMamba, MTMamba++ or a Swin encoder: .safetensors, .pth, .pth.tar, .pt, .bin",
+    )
+    convert.add_argument(
+        "--to", required=True, metavar="DIR|FILE.safetensors", help="a work directory, or a file"
+    )
+    convert.add_argument("--config", help="of the model (the published one that has its tasks)")
+    _add_config_key(convert)
 
     benchmark = command(
         "benchmark",
@@ -104,13 +118,17 @@ def create_parser() -> argparse.ArgumentParser:
 
 def _add_export(export: argparse.ArgumentParser) -> None:
     export.add_argument(
-        "--platform", required=True, choices=("cpu", "cuda", "tpu"), help="where it is to run"
+        "--format",
+        choices=("jax", "torch"),
+        default="jax",
+        help="a folder with a program, or the weights for the official PyTorch code (jax)",
     )
-    export.add_argument("--output", required=True, help="folder to write")
-    export.add_argument("--size", help="HEIGHTxWIDTH of its images (that of training)")
     export.add_argument(
-        "--batch", default="1", metavar="N", help="images at once; with xla also: any (1)"
+        "--output", required=True, help="folder to write; for torch: FILE.safetensors or FILE.pth"
     )
+    export.add_argument("--platform", choices=("cpu", "cuda", "tpu"), help="where it is to run")
+    export.add_argument("--size", help="HEIGHTxWIDTH of its images (that of training)")
+    export.add_argument("--batch", metavar="N", help="images at once; with xla also: any (1)")
     export.add_argument(
         "--scan",
         choices=("fused", "xla"),

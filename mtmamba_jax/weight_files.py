@@ -5,14 +5,16 @@ No code in a file is ever run: PyTorch's files are pickles, of which only arrays
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import pickle
 import re
 import tempfile
+import types
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -87,16 +89,58 @@ def write_safetensors(
     Raises:
       OSError: it cannot be written, or the disk has no room.
     """
-    path = pathlib.Path(path)
     # The library writes memory as it lies. (np.ascontiguousarray gives scalars an axis.)
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    with _replacing(pathlib.Path(path), arrays) as new:
+        safetensors.numpy.save_file(arrays, new, metadata=dict(metadata))
+
+
+def write_torch(
+    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Writes a PyTorch file {"model": state dict, **metadata}, whole or not at all.
+
+    Raises:
+      RuntimeError: PyTorch is missing.
+      OSError: it cannot be written, or the disk has no room.
+    """
+    torch = _import_torch(path, "written")
+    state = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    with _replacing(pathlib.Path(path), arrays) as new:
+        torch.save({"model": state, **metadata}, new)
+
+
+def writer_of(path: str | os.PathLike) -> Callable:
+    """Returns what writes a file of that name: `write_safetensors` or `write_torch`.
+
+    Raises:
+      ValueError: its name ends in neither's.
+    """
+    name = os.fspath(path)
+    if name.endswith(SAFETENSORS):
+        return write_safetensors
+    if name.endswith(TORCH):
+        return write_torch
+    known = ", ".join((SAFETENSORS, *TORCH))
+    raise ValueError(f"{name}: weights are written to files that end in {known}.")
+
+
+@contextlib.contextmanager
+def _replacing(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> Iterator[pathlib.Path]:
+    """Yields a file to write, which then takes the place of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     needed = sum(array.nbytes for array in arrays.values())
     check_space(needed, path.parent, "The file of weights", "write it elsewhere")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
         new = pathlib.Path(temporary) / "new"
-        safetensors.numpy.save_file(arrays, new, metadata=dict(metadata))
+        yield new
         new.replace(path)
+
+
+def is_file_of_weights(source: str) -> bool:
+    """Says whether `read_weights` is what reads this, by its name."""
+    named = source.startswith(HUB) or source.endswith((SAFETENSORS, SAFETENSORS_INDEX, *TORCH))
+    return named and not pathlib.Path(source).is_dir()
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -135,14 +179,19 @@ def _read_parts(index: pathlib.Path) -> dict[str, np.ndarray]:
     return {name: found[name] for name in places}
 
 
-def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _import_torch(path: str | os.PathLike, verb: str) -> types.ModuleType:
     try:
         import torch
     except ImportError as error:
         raise RuntimeError(
-            f'{path} is read with PyTorch, which is not installed: pip install -e ".[convert]". '
+            f'{path} is {verb} with PyTorch, which is not installed: pip install -e ".[convert]". '
             "Files in safetensors' format go without."
         ) from error
+    return torch
+
+
+def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+    torch = _import_torch(path, "read")
     try:
         # Only the format that torch writes since 1.6, a zip archive, can be mapped.
         loaded = torch.load(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 from etils import epath
+from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -21,7 +22,7 @@ from mtmamba_jax.places import check_written
 from mtmamba_jax.processes import is_first, together
 from mtmamba_jax.sharding import create_mesh
 from mtmamba_jax.tasks import Task
-from mtmamba_jax.training.checkpoints import Checkpoints, holds_checkpoints
+from mtmamba_jax.training.checkpoints import Checkpoints, holds_checkpoints, steps_saved
 from mtmamba_jax.training.clock import Clock, least_seconds
 from mtmamba_jax.training.optimizer import create_optimizer
 from mtmamba_jax.training.profile import Profile
@@ -101,7 +102,7 @@ def train(
             workdir, config.train.keep_checkpoints, config=configuration.flatten(config)
         )
         _close_at_end(stack, checkpoints.close)
-        state = _begin(config, state, checkpoints, workdir)
+        state = _begin(config, graph, state, checkpoints, workdir)
         start = int(state.step)
         batches = open_batches(config, source, tasks, start)
         _close_at_end(stack, batches.close)
@@ -129,13 +130,18 @@ def _close_at_end(stack: contextlib.ExitStack, close: Callable[[], None]) -> Non
 
 
 def _begin(
-    config: ConfigDict, state: TrainState, checkpoints: Checkpoints, workdir: epath.Path
+    config: ConfigDict,
+    graph: nnx.GraphDef,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    workdir: epath.Path,
 ) -> TrainState:
     """Returns the state of the latest checkpoint, or the given one with `config.init`'s weights."""
     anew = checkpoints.step("latest") is None
     if anew:
         checkpoints.check_room(state)
-        state = dataclasses.replace(state, parameters=warm_start(config.init, state.parameters))
+        weights = warm_start(config.init, graph, state.parameters)
+        state = dataclasses.replace(state, parameters=weights)
     if is_first() and (anew or not (workdir / CONFIG_FILE).exists()):
         configuration.save(config, workdir / CONFIG_FILE)
     if anew:
@@ -198,6 +204,11 @@ def check_start(config: ConfigDict, workdir: epath.Path) -> None:
     if not holds_checkpoints(workdir):
         check_places(config.init)
         return
+    if steps_saved(workdir, "best") == [0] and not steps_saved(workdir, "latest"):
+        raise ValueError(
+            f"{workdir} holds converted weights, not a run to go on with. Give another --workdir, "
+            f"and begin with them: --config.init.run={workdir}"
+        )
     differing = configuration.differences(saved_config(workdir), config)
     if differing:
         raise ValueError(

@@ -1,18 +1,23 @@
-"""Weights of another run to begin with: all of them, or its encoder's."""
+"""Weights to begin with, of another run or of PyTorch: all of them, or an encoder's."""
 
 from __future__ import annotations
 
 import contextlib
+import pathlib
 from collections.abc import Iterator, Mapping
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax import nnx
 from ml_collections import ConfigDict
 
+from mtmamba_jax.convert import encoder_from_torch, from_torch
 from mtmamba_jax.names import listed
 from mtmamba_jax.training.checkpoints import KINDS, absolute, steps_saved
 from mtmamba_jax.training.unreadable import first_line
+from mtmamba_jax.weight_files import HUB, is_file_of_weights, read_weights
 
 ENCODER = "encoder"
 
@@ -20,31 +25,66 @@ Shapes = Mapping[str, tuple[int, ...]]
 """{parameter's path, with slashes: shape}."""
 
 
-def warm_start(settings: ConfigDict, parameters: dict) -> dict:
+def warm_start(settings: ConfigDict, graph: nnx.GraphDef, parameters: dict) -> dict:
     """Returns parameters with those that `config.init` names in their place.
 
-    `init.run` replaces all, then `init.encoder` the encoder's. Of each run its best checkpoint is
-    read, or the latest where it has no best yet; arrays are placed as those that they replace.
+    `init.run` replaces all, then `init.encoder` the encoder's. Each names a run, of which the best
+    checkpoint is read, or the latest where it has no best yet; or a file of PyTorch weights, see
+    `weight_files`. Arrays are placed as those that they replace.
 
     Args:
       settings: `config.init`.
+      graph: the model's structure.
       parameters: the model's, a nested dict.
 
     Raises:
-      ValueError: there is no checkpoint, or its parameters differ in name or shape; the message
-        lists them.
+      ValueError: there is no checkpoint or file, or its parameters differ in name or shape; the
+        message lists them.
     """
-    if settings.run is not None:
-        parameters = _read("init.run", settings.run, parameters)
-    if settings.encoder is not None:
-        if ENCODER not in parameters:
+    for key in ("run", ENCODER):
+        if settings[key] is None:
+            continue
+        if key == ENCODER and ENCODER not in parameters:
             raise ValueError("init.encoder is set, but the model has no part named 'encoder'.")
-        found = _read("init.encoder", settings.encoder, {ENCODER: parameters[ENCODER]})
-        parameters = parameters | found
+        name = str(settings[key])  # 3 is a number to those who parse --config.init.run=3
+        if is_file_of_weights(name):
+            parameters = _read_file(key, name, graph, parameters)
+        else:
+            like = {ENCODER: parameters[ENCODER]} if key == ENCODER else parameters
+            parameters = parameters | _read_run(f"init.{key}", name, like)
     return parameters
 
 
-def _read(key: str, workdir: str, like: dict) -> dict:
+def _read_file(key: str, source: str, graph: nnx.GraphDef, parameters: dict) -> dict:
+    """Returns parameters with those of a file of PyTorch weights in their place."""
+    model = nnx.merge(graph, jax.tree.map(ocp.utils.to_shape_dtype_struct, parameters))
+    try:
+        tensors = read_weights(source)
+        if key == ENCODER:
+            found = {ENCODER: nnx.to_pure_dict(encoder_from_torch(tensors, model.encoder))}
+        else:
+            found = nnx.to_pure_dict(from_torch(tensors, model))
+    except ValueError as error:
+        raise ValueError(f"config.init.{key}: {error}") from error
+    print(f"config.init.{key}: weights of {source}", flush=True)
+    return _replaced(parameters, found)
+
+
+def _replaced(parameters: dict, found: Mapping) -> dict:
+    """Returns parameters with those that were found in their place, on the same devices."""
+    return {
+        name: part
+        if name not in found
+        else _replaced(part, found[name])
+        if isinstance(part, dict)
+        else jax.make_array_from_callback(
+            part.shape, part.sharding, np.asarray(found[name]).__getitem__
+        )
+        for name, part in parameters.items()
+    }
+
+
+def _read_run(key: str, workdir: str, like: dict) -> dict:
     """Returns the parameters of a run's checkpoint that `like` has."""
     step = find_checkpoint(key, workdir)
     folder = step / "parameters"
@@ -77,14 +117,18 @@ def _naming_errors(key: str, step: epath.Path) -> Iterator[None]:
 
 
 def check_places(settings: ConfigDict) -> None:
-    """Checks that there is a checkpoint where `config.init` names one.
+    """Checks that there is a checkpoint or a file where `config.init` names one.
 
     Raises:
       ValueError: there is none.
     """
-    for key, workdir in settings.items():
-        if workdir is not None:
-            find_checkpoint(f"init.{key}", workdir)
+    for key, name in settings.items():
+        if name is None or str(name).startswith(HUB):
+            continue
+        if not is_file_of_weights(str(name)):
+            find_checkpoint(f"init.{key}", str(name))
+        elif not pathlib.Path(name).exists():
+            raise ValueError(f"config.init.{key}={name}: there is no such file.")
 
 
 def find_checkpoint(key: str, workdir: str) -> epath.Path:
@@ -97,14 +141,14 @@ def find_checkpoint(key: str, workdir: str) -> epath.Path:
     Raises:
       ValueError: there is none.
     """
-    workdir = str(workdir)  # 3 is a number to those who parse --config.init.run=3
     for kind in KINDS:
         found = steps_saved(workdir, kind)
         if found:
             return absolute(workdir) / kind / str(found[-1])
     raise ValueError(
         f"config.{key}={workdir} holds no checkpoint. It must be the work directory of a run that "
-        "has saved one: there is a folder best/ or latest/ in it."
+        "has saved one (there is a folder best/ or latest/ in it), or a file of PyTorch weights "
+        "(.safetensors, .pth, ..., or hf:REPO)."
     )
 
 

@@ -17,6 +17,10 @@ def parameters_of(**overrides):
     return build(config, configuration.tasks(config))[1]
 
 
+def begin(settings, parameters):
+    return warm_start(settings, None, parameters)  # only files of PyTorch ask for the structure
+
+
 def saved(folder, parameters):
     """Saves parameters as the best of a run and returns its work directory."""
     checkpoints = Checkpoints(folder)
@@ -45,26 +49,26 @@ def assert_equal(found, wanted):
 
 def test_weights_are_those_of_the_run_and_the_encoder_that_are_named(runs, capsys):
     own = parameters_of()
-    assert warm_start(settings_of(), own) is own
+    assert begin(settings_of(), own) is own
     (first, weights), (second, others) = runs["1"], runs["2"]
-    assert_equal(warm_start(settings_of(run=first), own), weights)
+    assert_equal(begin(settings_of(run=first), own), weights)
     assert f"config.init.run: weights of {first}/best/3" in capsys.readouterr().out
-    assert_equal(warm_start(settings_of(encoder=first), own), own | {"encoder": weights["encoder"]})
+    assert_equal(begin(settings_of(encoder=first), own), own | {"encoder": weights["encoder"]})
     # The encoder's go before the run's.
-    found = warm_start(settings_of(run=second, encoder=first), own)
+    found = begin(settings_of(run=second, encoder=first), own)
     assert_equal(found, others | {"encoder": weights["encoder"]})
 
 
 def test_an_encoder_fits_a_model_of_other_tasks(runs):
     own = parameters_of(tasks__names="('depth',)", model__state_size="3")
-    found = warm_start(settings_of(encoder=runs["1"][0]), own)
+    found = begin(settings_of(encoder=runs["1"][0]), own)
     assert_equal(found, own | {"encoder": runs["1"][1]["encoder"]})
 
 
 def test_what_differs_is_listed_with_names_and_shapes(runs):
     own = parameters_of(tasks__names="('semseg', 'normals')", tasks__classes="('a', 'b')")
     with pytest.raises(ValueError) as error:
-        warm_start(settings_of(run=runs["1"][0]), own)
+        begin(settings_of(run=runs["1"][0]), own)
     message = str(error.value)
     assert f"The weights of config.init.run={runs['1'][0]} do not fit the model" in message
     lacks, more, shapes = (
@@ -82,7 +86,7 @@ def test_what_differs_is_listed_with_names_and_shapes(runs):
 @pytest.mark.parametrize("key", ["run", "encoder"])
 def test_a_place_without_a_checkpoint_is_refused(key, tmp_path):
     with pytest.raises(ValueError, match=rf"config.init.{key}={tmp_path} holds no checkpoint"):
-        warm_start(settings_of(**{key: str(tmp_path)}), parameters_of())
+        begin(settings_of(**{key: str(tmp_path)}), parameters_of())
 
 
 def test_a_name_that_reads_as_a_number_is_a_folder(tmp_path):
@@ -98,7 +102,7 @@ def test_a_damaged_checkpoint_is_named(part, tmp_path):
         if path.is_file():
             path.write_bytes(b"")
     with pytest.raises(ValueError, match=rf"config.init.run: checkpoint {place}/best/3 cannot be"):
-        warm_start(settings_of(run=place), own)
+        begin(settings_of(run=place), own)
 
 
 def test_a_run_begins_with_the_weights_that_are_named_unless_it_goes_on(runs, tmp_path, capsys):

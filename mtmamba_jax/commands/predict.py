@@ -1,0 +1,49 @@
+"""The command `predict`."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+
+import tqdm
+
+from mtmamba_jax.commands.console import announce, parse_size
+from mtmamba_jax.evaluate import create_predict_step
+from mtmamba_jax.predict import Failure, find_photos, overlay_task, predict_photos
+from mtmamba_jax.training.run import load_run
+
+
+def run(options: argparse.Namespace) -> int:
+    """Predicts the maps of photos."""
+    output = pathlib.Path(options.output)
+    photos, failures = find_photos([pathlib.Path(path) for path in options.photos], skip=output)
+    run = load_run(options.workdir, options.checkpoint, batch_size=1)
+    size = parse_size(options.size) if options.size else run.config.data.size
+    if options.overlay:
+        overlay_task(run.tasks)
+    announce(
+        f"Predicting {', '.join(task.name for task in run.tasks)} for {len(photos)} photos, "
+        f"fitted into {size[0]}x{size[1]}, with step {run.step} of {options.workdir}"
+    )
+    step = create_predict_step(run.graph, run.mesh)
+    results = predict_photos(
+        photos,
+        run.tasks,
+        lambda images: step(run.parameters, images),
+        output,
+        size=size,
+        with_overlay=options.overlay,
+    )
+    folders = []
+    for result in tqdm.tqdm(results, total=len(photos), unit="photo"):
+        (failures if isinstance(result, Failure) else folders).append(result)
+    for failure in failures:
+        print(f"error: {failure.path}: {failure.reason}", file=sys.stderr)
+    if folders:
+        print(
+            f"Wrote {len(folders)} of {len(photos)} photos to {output}: in a folder for each, "
+            "panel.png and, for each task, a picture (.png) and the raw array (.npy).\n"
+            f"Next: look at {folders[0] / 'panel.png'}"
+        )
+    return 1 if failures else 0

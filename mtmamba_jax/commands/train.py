@@ -1,0 +1,50 @@
+"""The command `train`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import time
+
+from mtmamba_jax import config as configuration
+from mtmamba_jax.commands.console import announce, join_processes, program_name
+from mtmamba_jax.evaluate import score_table
+from mtmamba_jax.training.loop import train
+from mtmamba_jax.training.profile import parse_steps
+from mtmamba_jax.training.stopping import StoppedError
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains, evaluates and draws."""
+    config = configuration.load(options.config)
+    configuration.override(config, options.overrides)
+    tasks = configuration.tasks(config)
+    workdir = options.workdir or f"runs/{configuration.run_name(options.config)}"
+    profile = options.profile and parse_steps(options.profile, config.train.steps)
+    join_processes(options)
+    announce(
+        f"Training {config.model.name} with {config.model.encoder} on {config.data.name}: "
+        f"{', '.join(task.name for task in tasks)}",
+        f"{config.train.steps} steps of batch {config.train.batch_size}, "
+        f"{config.data.size[0]}x{config.data.size[1]} pixels, {config.model.dtype}",
+        f"Writing to {workdir}",
+    )
+    start = time.monotonic()
+    try:
+        result = train(config, workdir, profile)
+    except StoppedError as stopped:
+        print(f"{stopped} The same command goes on from there.", flush=True)
+        return 130 if stopped.number == signal.SIGINT else 0
+    print(
+        f"\nBest model: step {result.step}. On the test set, beside the best constant "
+        f"prediction:\n{score_table(tasks, result.scores, result.constants)}\n"
+        f"\nTook {(time.monotonic() - start) / 60:.1f} minutes. Wrote to {workdir}:"
+        f"\n  panels/         {len(result.panels)} test images with predictions and labels"
+        "\n  metrics.jsonl   every number of the run"
+        "\n  tensorboard/    the same with pictures: tensorboard --logdir DIR"
+        "\n  best/, latest/  checkpoints\n"
+        "\nNext:"
+        f"\n  {program_name()} predict --workdir={workdir} PHOTO_OR_FOLDER..."
+        f"\n  {program_name()} eval --workdir={workdir}"
+    )
+    return 0
