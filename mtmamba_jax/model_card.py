@@ -68,6 +68,7 @@ def create_card(run: Run, program: Exported, *, checkpoint: str, scan: str) -> d
         "scores": run.details.get("scores"),
         "source": {
             "dataset": config.data.name,
+            "converted_from": run.details.get("source"),
             "terms": _TERMS[config.data.name],
             "checkpoint": checkpoint,
             "step": run.step,
@@ -129,8 +130,7 @@ def to_markdown(card: Mapping) -> str:
     lines += [
         "",
         f"- Weights: {model['weights']:,} numbers; computed in {model['dtype']}.",
-        f"- Trained on: {source['dataset']}; {source['checkpoint']} checkpoint, step "
-        f"{source['step']}, {_versions(source['trained_with'])}.",
+        _origin(source),
         f"- Terms of that data: {source['terms']}",
         *_initial(source["config"]),
         f"- Needs: {program['needs']}; jax {program['exported_with']['jax']} or newer "
@@ -141,6 +141,18 @@ def to_markdown(card: Mapping) -> str:
         "`python run.py IMAGE.npy ...` predicts; `model_card.json` has every score and setting.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _origin(source: Mapping) -> str:
+    if source["converted_from"]:
+        return (
+            f"- Converted from {source['converted_from']}, weights of {source['dataset']}'s tasks, "
+            f"by {_versions(source['trained_with'])}; their terms hold too."
+        )
+    return (
+        f"- Trained on: {source['dataset']}; {source['checkpoint']} checkpoint, step "
+        f"{source['step']}, {_versions(source['trained_with'])}."
+    )
 
 
 def _initial(config: Mapping) -> list[str]:

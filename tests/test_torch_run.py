@@ -127,10 +127,17 @@ def test_what_does_not_fit_is_refused_with_the_key(tmp_path):
         warm_start(config.init, graph, own)
 
 
-def test_a_converted_run_is_not_trained_but_begun_with(tmp_path, capsys):
+def test_a_converted_run_says_so_and_is_not_trained_but_begun_with(tmp_path, capsys):
     path, _ = write(tmp_path, "nyudv2")
     workdir = tmp_path / "run"
     assert main(["convert", f"--from={path}", f"--to={workdir}"]) == 0
+    card = tmp_path / "artifact"
+    arguments = [f"--workdir={workdir}", "--platform=cpu", "--size=32x64", f"--output={card}"]
+    assert main(["export", *arguments]) == 0
+    assert (
+        "- Converted from official.safetensors, weights of nyudv2's tasks"
+        in (card / "model_card.md").read_text()
+    )
     with pytest.raises(ValueError, match=rf"begin with them: --config.init.run={workdir}"):
         train(tiny_config(), workdir)
     assert main(["convert", f"--from={path}", f"--to={workdir}"]) == 2
