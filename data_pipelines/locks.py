@@ -21,7 +21,7 @@ def locked(path: pathlib.Path, what: str, *, wait: bool) -> Iterator[None]:
     """Holds the lock `path` of a file, whose folder is made if need be.
 
     Args:
-      path: of the lock, which stays as an empty file.
+      path: of the lock, a file that stays.
       what: another process does while it holds the lock, for messages.
       wait: for it, or raise.
 
@@ -31,7 +31,7 @@ def locked(path: pathlib.Path, what: str, *, wait: bool) -> Iterator[None]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
+        file = path.open("a")  # what its holder wrote there stays
     except OSError as error:
         raise OSError(
             f"{path.parent} cannot be written ({error.strerror}). Choose another folder."

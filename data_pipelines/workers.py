@@ -76,7 +76,10 @@ class Notes:
         # Takes leave of children that ended, so that they exist no longer. Its answer cannot be
         # trusted: it lists one that a thread of grain's takes leave of at the same time.
         multiprocessing.active_children()
-        slots = [_read(slot) for slot in _slots(self._path.read_bytes())]
+        try:
+            slots = [_read(slot) for slot in _slots(self._path.read_bytes())]
+        except FileNotFoundError:  # somebody tidied up the folder for temporary files
+            slots = []
         works = [work for process, work in slots if work and not _exists(process)]
         started = all(process for process, _ in slots)
         return WorkerError(_describe(int(found[1]), works, started))
@@ -103,6 +106,8 @@ def _exists(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's by now
         return False
     return True
 

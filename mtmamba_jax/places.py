@@ -6,10 +6,18 @@ import os
 import pathlib
 import shutil
 
+from etils.epath.backend import fsspec_backend
+
 
 def is_remote(data_dir: str | os.PathLike | None) -> bool:
     """Says whether a place is one that a file system of fsspec reads, such as gs://bucket/data."""
     return data_dir is not None and "://" in os.fspath(data_dir)
+
+
+def forget_listings(place: str | os.PathLike) -> None:
+    """Has a bucket listed anew: other processes, and TensorStore, change what is there."""
+    if is_remote(place):
+        fsspec_backend.fs(place).invalidate_cache()
 
 
 def check_written(place: str | os.PathLike, key: str) -> None:

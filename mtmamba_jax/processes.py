@@ -143,6 +143,7 @@ def leave(code: int) -> NoReturn:
     Ending as usual, JAX waits 5 minutes for the others, who wait for this one, and then ends with a
     fault of its own. They notice within 100 seconds that it is gone.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # a pipe that nobody reads any more
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 import mtmamba_jax
-from mtmamba_jax.places import check_space, is_remote
+from mtmamba_jax.places import check_space, forget_listings, is_remote
 from mtmamba_jax.processes import is_first
 from mtmamba_jax.training.background import Background
 from mtmamba_jax.training.snapshot import snapshot
@@ -70,6 +70,7 @@ class Checkpoints:
         self._workdir, self._config = absolute(workdir), config
         # A best and a latest one of the same step: training need not wait for the first.
         self._background = Background(most=1)
+        self._best_step: int | None = None  # the last that was handed over
         self._managers = {
             kind: ocp.CheckpointManager(
                 self._workdir / kind,
@@ -142,18 +143,32 @@ class Checkpoints:
         if step in manager.all_steps():
             return
         if kind == "latest":
-            # A run killed now goes on from here and does not evaluate this step again, so its best
-            # must be on disk first.
-            self._managers["best"].wait_until_finished()
+            self._check_best()
         self.check_room(items)  # before Orbax, which leaves half a checkpoint and much text
         arrays = {name: ocp.args.StandardSave(item) for name, item in items.items()}
         saved = manager.save(
             step, args=ocp.args.Composite(details=ocp.args.JsonSave(details), **arrays)
         )
         assert saved, f"{kind} step {step} is older than {manager.latest_step()}"
+        if kind == "best":
+            self._best_step = step
+
+    def _check_best(self) -> None:
+        """Waits for the best one, and checks that it is there.
+
+        A run that goes on from a latest one does not evaluate its step again, so that the best of
+        before must be on disk first. Who waits is not told of an error that was told already.
+
+        Raises:
+          OSError: it is not.
+        """
+        self._managers["best"].wait_until_finished()
+        step = self._best_step
+        if step is not None and is_first() and step not in steps_saved(self._workdir, "best"):
+            raise OSError(f"the best one, of step {step}, was not finished")
 
     def check(self) -> None:
-        """Raises the error of a save that has failed by now; takes no time."""
+        """Raises the error of a save that has failed by now."""
         with self._naming_errors():
             self._background.check()
             for manager in self._managers.values():
@@ -217,10 +232,11 @@ class Checkpoints:
         }
         found, unreadable = read_newest(manager, ocp.args.Composite(**items))
         if found is None:
+            step, error = next(iter(unreadable.items()))
             raise ValueError(
-                f"No checkpoint in {manager.directory} can be read. Delete the work directory to "
-                "start anew, or give another --workdir."
-            ) from next(iter(unreadable.values()), None)
+                f"No checkpoint in {manager.directory} can be read (of step {step}: "
+                f"{first_line(error)}). Give another --workdir, or delete this one to start anew."
+            ) from error
         for step, error in unreadable.items():
             put_aside(manager, self._workdir, step, error, "the one before is taken")
         rest = found["rest"]
@@ -273,6 +289,7 @@ def absolute(workdir: epath.PathLike) -> epath.Path:
 
 def steps_saved(workdir: epath.PathLike, kind: str) -> list[int]:
     """Returns the steps of a work directory's finished checkpoints, in order."""
+    forget_listings(workdir)
     return sorted(ocp.utils.checkpoint_steps(epath.Path(workdir) / kind))
 
 

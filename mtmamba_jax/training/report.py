@@ -7,7 +7,6 @@ import io
 import json
 import math
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TextIO
 
@@ -47,14 +46,13 @@ class Report:
                 lines = _lines_up_to(start_step, workdir)
                 self._file = _write_lines(lines, workdir)
                 self.has_scores = (start_step, "test") in [(x["step"], x["kind"]) for x in lines]
-            before = _board_threads()
             self._board = SummaryWriter(
                 str(workdir.local / "tensorboard"),
                 max_queue=_QUEUE,
                 purge_step=start_step + 1,
                 write_to_disk=writes,
             )
-            self._board_threads = _board_threads() - before
+        self._events = self._board.file_writer.event_writer if writes else None
         # A file or pipe gets a line a log step instead of a bar that overwrites itself.
         self._live = writes and sys.stderr.isatty()
         self._bar = tqdm.tqdm(
@@ -107,7 +105,10 @@ class Report:
         sys.stdout.flush()
 
     def flush(self) -> None:
-        """Has all that was given in the files; what a run in a bucket copies there is in them."""
+        """Has what was given in the files, which a run in a bucket copies there.
+
+        TensorBoard's thread may be some events behind; they come with the next copy.
+        """
         with self._naming_errors():
             self._board.flush()
 
@@ -122,13 +123,13 @@ class Report:
         if not self._board_lives():
             # Nobody reads its queue any more: this process would wait for ever for the thread that
             # fills it.
-            self._board.file_writer.event_writer._event_queue.cancel_join_thread()
+            self._events._event_queue.cancel_join_thread()
             return
         self._board.close()
 
     def _board_lives(self) -> bool:
         """Says whether TensorBoard's files are still written: their thread ends when it cannot."""
-        return all(thread.is_alive() for thread in self._board_threads)
+        return self._events is None or self._events._worker.is_alive()
 
     @contextlib.contextmanager
     def _naming_errors(self) -> Iterator[None]:
@@ -139,15 +140,6 @@ class Report:
                 f"{self.workdir.path} could not be written ({error}). Earlier checkpoints are as "
                 "they were; the same command goes on from the last once this is mended."
             ) from error
-
-
-def _board_threads() -> set[threading.Thread]:
-    """Returns the threads that write TensorBoard's files."""
-    return {
-        thread
-        for thread in threading.enumerate()
-        if type(thread).__module__.startswith(SummaryWriter.__module__.partition(".")[0])
-    }
 
 
 def _lines_up_to(step: int, workdir: WorkDirectory) -> list[dict]:

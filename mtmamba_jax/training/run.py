@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import jax
 from etils import epath
@@ -16,6 +17,7 @@ from mtmamba_jax.sharding import create_mesh, replicated
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.training.checkpoints import KINDS, Checkpoints, steps_saved
 from mtmamba_jax.training.state import abstract_build
+from mtmamba_jax.training.unreadable import first_line
 
 CONFIG_FILE = "config.json"
 
@@ -72,8 +74,15 @@ def load_run(workdir: epath.PathLike, checkpoint: str, *, batch_size: int | None
         placed = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), abstract
         )
-        parameters = checkpoints.parameters(checkpoint, placed)
-        details = checkpoints.details(checkpoint)
+        try:
+            parameters = checkpoints.parameters(checkpoint, placed)
+            details = checkpoints.details(checkpoint)
+        except Exception as error:  # of many kinds: torn JSON, missing or damaged arrays
+            other = "latest" if checkpoint == "best" else "best"
+            raise ValueError(
+                f"The {checkpoint} checkpoint of {workdir}, step {step}, cannot be read "
+                f"({first_line(error)}). Try --checkpoint={other}."
+            ) from error
     finally:
         checkpoints.close()
     return Run(config, graph, parameters, tasks, mesh, step, details)
@@ -88,15 +97,24 @@ def saved_config(workdir: epath.Path) -> ConfigDict:
     path = workdir / CONFIG_FILE
     if path.exists():
         return configuration.read(path)
-    checkpoints = Checkpoints(workdir, read_only=True)
+    for kind in KINDS:
+        for step in steps_saved(workdir, kind):
+            checkpoint = workdir / kind / str(step)
+            found = _config_beside(checkpoint)
+            if found:
+                return configuration.parse(found, f"The configuration in {checkpoint}")
+    raise ValueError(
+        f"{workdir} holds no run (no {CONFIG_FILE}). The command train, with --workdir={workdir}, "
+        "makes one."
+    )
+
+
+def _config_beside(checkpoint: epath.Path) -> dict | None:
+    """Returns the configuration in a checkpoint's details, None where they cannot be read.
+
+    Not by Orbax, in which the processes of a run would meet.
+    """
     try:
-        kinds = [kind for kind in KINDS if steps_saved(workdir, kind)]
-        details = checkpoints.details(kinds[-1]) if kinds else {}
-    finally:
-        checkpoints.close()
-    if not details.get("config"):
-        raise ValueError(
-            f"{workdir} holds no run (no {CONFIG_FILE}). The command train, with "
-            f"--workdir={workdir}, makes one."
-        )
-    return configuration.parse(details["config"], f"The configuration in {workdir}/{kinds[-1]}")
+        return json.loads((checkpoint / "details" / "metadata").read_text())["config"]
+    except (OSError, ValueError, KeyError):
+        return None

@@ -10,7 +10,7 @@ from etils import epath
 from etils.epath.backend import fsspec_backend
 from jax.experimental import multihost_utils
 
-from mtmamba_jax.places import is_remote
+from mtmamba_jax.places import forget_listings, is_remote
 from mtmamba_jax.processes import highest, is_first
 
 # What TensorStore, gRPC and XLA say of a bucket, network or device that fails for now.
@@ -22,9 +22,8 @@ _PASSING_CODES = (
     "UNAUTHENTICATED",
     "UNAVAILABLE",
 )
-# What is said of files that are not those of a checkpoint, or of a disk that lost them.
-_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
-_WHOLE, _DAMAGED, _PASSING = range(3)
+_WHOLE, _DAMAGED, _PASSING = range(3)  # what weighs most comes last
+_ITEMS = ("parameters", "rest", "details")
 
 
 def read_newest(
@@ -38,14 +37,16 @@ def read_newest(
     Raises:
       OSError: reading failed for a reason that may pass, so nothing is known of the checkpoint.
     """
+    # Not by the manager, which has all processes meet after reading: one that fails does not come.
+    handler = ocp.CompositeCheckpointHandler(*_ITEMS)
     unreadable: dict[int, Exception] = {}
     for step in sorted(manager.all_steps(), reverse=True):
         found, error = None, None
         try:
-            found = manager.restore(step, args=arguments)
+            found = handler.restore(manager.directory / str(step), args=arguments)
         except Exception as met:  # of many kinds: torn JSON, missing or damaged arrays
             error = met
-        worst = highest(_WHOLE if error is None else _PASSING if _may_pass(error) else _DAMAGED)
+        worst = highest(_WHOLE if error is None else _PASSING if may_pass(error) else _DAMAGED)
         if worst == _WHOLE:
             return found, unreadable
         error = error or RuntimeError("another process cannot")
@@ -58,9 +59,12 @@ def read_newest(
     return None, unreadable
 
 
-def _may_pass(error: Exception) -> bool:
+def may_pass(error: Exception) -> bool:
+    """Says whether reading failed for a reason that is not the checkpoint's own."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        return False
     if isinstance(error, OSError):
-        return error.errno not in _DAMAGE
+        return error.errno != errno.EIO  # a disk that lost it
     text = str(error)
     return isinstance(error, MemoryError) or any(code in text for code in _PASSING_CODES)
 
@@ -86,7 +90,7 @@ def put_aside(
         _move(source, target)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"put aside {source}")
-    _forget_listings(source)
+    forget_listings(source)  # as they were before another process moved it
     manager.reload()
     print(
         f"warning: checkpoint {source} cannot be read ({first_line(error)}). It is moved to "
@@ -102,12 +106,6 @@ def _move(source: epath.Path, target: epath.Path) -> None:
         source.rmtree()
     else:
         source.rename(target)
-
-
-def _forget_listings(place: epath.Path) -> None:
-    """Has a bucket listed anew: another process may have moved what this one saw there."""
-    if is_remote(place):
-        fsspec_backend.fs(place).invalidate_cache()
 
 
 def first_line(error: Exception) -> str:

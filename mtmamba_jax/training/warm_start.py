@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from mtmamba_jax.convert import encoder_from_torch, from_torch
 from mtmamba_jax.names import listed
 from mtmamba_jax.training.checkpoints import KINDS, absolute, steps_saved
-from mtmamba_jax.training.unreadable import first_line
+from mtmamba_jax.training.unreadable import first_line, may_pass
 from mtmamba_jax.weight_files import HUB, is_file_of_weights, read_weights
 
 ENCODER = "encoder"
@@ -110,10 +110,10 @@ def _naming_errors(key: str, step: epath.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of many kinds: torn JSON, missing or damaged arrays, the network
-        raise ValueError(
-            f"config.{key}: checkpoint {step} cannot be read ({first_line(error)}). Name another "
-            "run, or delete that checkpoint for the one before."
-        ) from error
+        what = f"config.{key}: checkpoint {step} cannot be read ({first_line(error)})."
+        if may_pass(error):
+            raise OSError(f"{what} Try again once that is mended.") from error
+        raise ValueError(f"{what} Name another run.") from error
 
 
 def check_places(settings: ConfigDict) -> None:

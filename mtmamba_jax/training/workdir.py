@@ -21,7 +21,7 @@ from mtmamba_jax.places import is_remote
 from mtmamba_jax.processes import is_first, together
 
 LOCK_FILE = ".lock"
-_PATIENCE = 60.0  # seconds until a shared file system shows a file to other hosts; NFS's default
+_PATIENCE = 90.0  # seconds until a shared file system shows a file to other hosts; NFS's take 60
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import sys
 
+import orbax.checkpoint as ocp
+
 from mtmamba_jax.cli import main
 from mtmamba_jax.data_pipelines import sources
 from mtmamba_jax.training import state, workdir
@@ -21,13 +23,31 @@ class BrokenScenes(sources.SyntheticScenes):
         return super().__getitem__(index)
 
 
+def fail_once(read):
+    """Makes the first reading fail: that of the newest checkpoint."""
+    failures = iter([ValueError("this host sees a damaged file")])
+
+    def fail(*arguments, **named):
+        for failure in failures:
+            raise failure
+        return read(*arguments, **named)
+
+    return fail
+
+
 if __name__ == "__main__":
     port, index, place, fault = sys.argv[1:]
     state.build = build_pixel_model
     settings = TINY | {"train.batch_size": "2", "eval.batch_size": "2", "train.steps": "200"}
+    if fault in ("none", "reading"):
+        settings |= {"train.steps": "4", "train.log_every": "4", "train.eval_every": "4"}
+
     if index == "1":
         if fault == "example":
             sources.SyntheticScenes = BrokenScenes
+        elif fault == "reading":
+            read = ocp.CompositeCheckpointHandler.restore
+            ocp.CompositeCheckpointHandler.restore = fail_once(read)
         elif fault == "data":
             settings |= {"data.name": "folder", "data.dir": "/nowhere"}
         elif fault == "workdir":

@@ -50,6 +50,20 @@ def test_before_the_first_step_all_end_at_once_and_one_says_why(fault, code, mes
     assert "Another process of this run met an error here" in outputs[0]
 
 
+def test_a_checkpoint_that_one_process_cannot_read_is_put_aside_by_all(tmp_path):
+    workdir = tmp_path / "run"
+    codes, outputs, _ = end(workdir, "none")
+    assert codes == [0, 0], outputs
+    codes, outputs, _ = end(workdir, "reading")
+    assert codes == [0, 0], outputs
+    assert (
+        f"checkpoint {workdir}/latest/4 cannot be read (RuntimeError: another process cannot)"
+        in (outputs[0])
+    )
+    assert "Going on from step 2" in outputs[0]
+    assert (workdir / "unreadable_latest_4").is_dir()
+
+
 def test_later_the_process_with_the_error_ends_with_its_message_and_the_others_follow(tmp_path):
     codes, outputs, seconds = end(tmp_path / "run", "example")
     assert codes[1] == 2, outputs

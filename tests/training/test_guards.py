@@ -215,6 +215,27 @@ def test_a_checkpoint_that_could_not_be_written_is_said_long_before_the_next(tmp
     assert 500 <= read_metrics(tmp_path)[-1]["step"] < 900
 
 
+def test_a_latest_checkpoint_is_not_saved_where_its_best_could_not_be(tmp_path, monkeypatch):
+    save = ocp.CheckpointManager.save
+
+    def fail(self, step, **named):
+        if self.directory.name == "best" and step == 8:
+            raise OSError("the disk is gone")
+        return save(self, step, **named)
+
+    with monkeypatch.context() as failing:
+        failing.setattr(ocp.CheckpointManager, "save", fail)
+        with pytest.raises(SavingError, match="last good one is of step 6"):
+            train(tiny_config(), tmp_path)
+    assert steps_saved(tmp_path, "latest")[-1] == 6
+    train(tiny_config(), tmp_path)
+    assert [line["step"] for line in read_metrics(tmp_path) if line["kind"] == "test"] == [
+        8,
+        16,
+        20,
+    ]
+
+
 FULL_DISK = """
 mount -t tmpfs -o size=700k tmpfs "$1" || exit 77
 shift 1

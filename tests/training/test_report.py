@@ -13,14 +13,13 @@ from mtmamba_jax.training.report import Report
 from mtmamba_jax.training.workdir import WorkDirectory
 folder = pathlib.Path(sys.argv[1])
 report = Report(WorkDirectory(folder, folder), start_step=0, steps=1)
-(thread,) = report._board_threads
 report.numbers(0, "constant", {"a": 1.0})
 def fail(event):
     raise OSError("disk full")
-report._board.file_writer.event_writer._ev_writer.write_event = fail
+report._events._ev_writer.write_event = fail
 for _ in range(3):  # one ends the thread, the others are more than a pipe holds
     report.picture(1, "a", np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8))
-thread.join(60)
+report._events._worker.join(60)
 try:
     report.numbers(1, "constant", {"a": 1.0})
 except OSError as error:

@@ -69,13 +69,28 @@ def test_work_is_done_in_order_and_its_error_is_raised_by_a_later_call():
     background.wait()
     assert done == [1]
     background.check()
-    for noticed in (background.wait, lambda: until_raised(background.check)):
-        background.give(fail)
+    background.give(fail)
+    with pytest.raises(OSError, match="full"):
+        until_raised(background.check)
+
+
+def test_after_work_that_failed_no_other_is_done():
+    done, free = [], threading.Event()
+    background = Background(most=2)
+
+    def fail():
+        free.wait()
+        raise OSError("full")
+
+    background.give(fail)
+    background.give(lambda: done.append(1))
+    free.set()
+    for call in (background.wait, background.check, lambda: background.give(print)):
         with pytest.raises(OSError, match="full"):
-            noticed()
-    background.give(lambda: done.append(2))
-    background.close()
-    assert done == [1, 2]
+            call()
+    with pytest.raises(OSError, match="full"):
+        background.close()
+    assert done == []
 
 
 def test_giving_more_than_may_wait_waits_for_the_first():

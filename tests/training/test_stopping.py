@@ -79,6 +79,10 @@ def lose_a_part(checkpoint):
     shutil.rmtree(checkpoint / "rest")
 
 
+def lose_details(checkpoint):
+    (checkpoint / "details" / "metadata").unlink()
+
+
 @pytest.mark.parametrize("layout", [(1, 1), (2, 1), (2, 2)])
 @pytest.mark.parametrize("damage", [empty_files, cut_arrays, lose_a_part])
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_taken(
@@ -96,7 +100,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_taken(
 
 
 @pytest.mark.parametrize("layout", [(1, 1), (2, 1)])
-@pytest.mark.parametrize("damage", [empty_files, cut_arrays])
+@pytest.mark.parametrize("damage", [empty_files, cut_arrays, lose_details])
 def test_a_damaged_best_checkpoint_is_named_and_made_again(damage, layout, whole, tmp_path):
     workdir = shutil.copytree(whole, tmp_path / "run")
     (best,) = (workdir / "best").iterdir()
@@ -117,7 +121,7 @@ def test_a_checkpoint_that_cannot_be_read_for_now_stays_where_it_is(whole, tmp_p
     def fail(*arguments, **named):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(ocp.CheckpointManager, "restore", fail)
+    monkeypatch.setattr(ocp.CompositeCheckpointHandler, "restore", fail)
     with pytest.raises(OSError, match=r"latest/60 could not be read .* Nothing is changed"):
         train(config, workdir)
     assert steps_saved(workdir) == steps_saved(whole)
@@ -168,6 +172,7 @@ def test_without_a_checkpoint_that_can_be_read_nothing_is_lost(whole, tmp_path):
     (started,) = start(workdir, (1, 1), *STEPS)
     output = started.communicate(timeout=240)[0]
     assert started.returncode != 0
-    assert "can be read. Delete the work directory to start anew" in output
+    assert "can be read (of step 60: " in output
+    assert "or delete this one to start anew" in output
     assert (workdir / "metrics.jsonl").exists()
     assert steps_saved(workdir) == steps_saved(whole)
