@@ -124,7 +124,7 @@ def _add_export(export: argparse.ArgumentParser) -> None:
         help="a folder with a program, or the weights for the official PyTorch code (jax)",
     )
     export.add_argument(
-        "--output", required=True, help="folder to write; for torch: FILE.safetensors or FILE.pth"
+        "--output", required=True, help="folder to write; for torch: FILE.pth or FILE.safetensors"
     )
     export.add_argument("--platform", choices=("cpu", "cuda", "tpu"), help="where it is to run")
     export.add_argument("--size", help="HEIGHTxWIDTH of its images (that of training)")

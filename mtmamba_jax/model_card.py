@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Mapping
 
 import jax
@@ -14,6 +15,7 @@ from mtmamba_jax.sharding import compiler_options
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.training.checkpoints import versions
 from mtmamba_jax.training.run import Run
+from mtmamba_jax.weight_files import HUB
 
 MEANINGS = {
     "classes": "class numbers",
@@ -53,28 +55,12 @@ def create_card(run: Run, program: Exported, *, checkpoint: str, scan: str) -> d
       checkpoint: "best" or "latest".
       scan: of `export.choose_scan`.
     """
-    config = run.config
     (platform,) = program.platforms
     outputs = jax.tree.unflatten(program.out_tree, program.out_avals)
     return {
-        "model": {
-            "name": config.model.name,
-            "encoder": config.model.encoder,
-            "dtype": config.model.dtype,
-            "weights": sum(leaf.size for leaf in jax.tree.leaves(run.parameters)),
-        },
+        **describe_run(run, checkpoint),
         "input": {**_shape(program.in_avals[-1]), "meaning": "RGB"},
         "outputs": {task.name: _output(task, outputs[task.name]) for task in run.tasks},
-        "scores": run.details.get("scores"),
-        "source": {
-            "dataset": config.data.name,
-            "converted_from": run.details.get("source"),
-            "terms": _TERMS[config.data.name],
-            "checkpoint": checkpoint,
-            "step": run.step,
-            "trained_with": run.details["versions"],
-            "config": _settings(config),
-        },
         "program": {
             "platform": platform,
             "scan": scan,
@@ -86,9 +72,47 @@ def create_card(run: Run, program: Exported, *, checkpoint: str, scan: str) -> d
     }
 
 
+def describe_run(run: Run, checkpoint: str) -> dict[str, object]:
+    """Returns what of a card is about a run and its weights, in whatever form they are given away.
+
+    Args:
+      run: whose.
+      checkpoint: "best" or "latest".
+    """
+    config = run.config
+    return {
+        "model": {
+            "name": config.model.name,
+            "encoder": config.model.encoder,
+            "dtype": config.model.dtype,
+            "weights": sum(leaf.size for leaf in jax.tree.leaves(run.parameters)),
+        },
+        "scores": run.details.get("scores"),
+        "source": {
+            "dataset": config.data.name,
+            "converted_from": run.details.get("source"),
+            "terms": _TERMS[config.data.name],
+            "checkpoint": checkpoint,
+            "step": run.step,
+            "trained_with": run.details["versions"],
+            "config": _settings(config),
+        },
+    }
+
+
 def _settings(config: ConfigDict) -> dict[str, object]:
-    """Returns the run's configuration without the place of its data: the card is given away."""
-    return {key: v for key, v in configuration.flatten(config).items() if key != "data.dir"}
+    """Returns a configuration without folders of the machine: the card is given away."""
+    settings = configuration.flatten(config)
+    del settings["data.dir"]
+    for key in ("init.run", "init.encoder"):
+        if settings[key] is not None:
+            settings[key] = public_name(str(settings[key]))
+    return settings
+
+
+def public_name(source: str) -> str:
+    """Returns the name of a file or run without its folder; `hf:` repositories as they are."""
+    return source if source.startswith(HUB) else pathlib.PurePath(source).name
 
 
 def _shape(array: jax.core.ShapedArray) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Names in messages: the one that was probably meant, lists that stay short."""
+"""Names and errors in messages: the one that was probably meant, lists that stay short."""
 
 from __future__ import annotations
 
@@ -32,3 +32,8 @@ def listed(names: Sequence[str]) -> str:
     """Returns names as lines of a message, the first `SHOWN` and how many more there are."""
     more = [f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
     return "".join(f"\n    {name}" for name in [*names[:SHOWN], *more])
+
+
+def first_line(error: Exception) -> str:
+    """Returns an error's kind and the beginning of its text."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

@@ -181,7 +181,8 @@ SALIENCY = Task(
     palette=((0, 0, 0), (255, 255, 255)),
 )
 
-# The order is the official one: the cross-task block concatenates features in it.
+# In an order of our own: the official code has normals before edge. Cross-task blocks read tasks
+# side by side, so `convert` brings the order of its files into this one.
 NYUDV2 = (SEMSEG_NYUDV2, DEPTH, EDGE, NORMALS)
 PASCAL_CONTEXT = (SEMSEG_VOC, HUMAN_PARTS, SALIENCY, EDGE, NORMALS)
 CITYSCAPES = (SEMSEG_CITYSCAPES, DISPARITY)

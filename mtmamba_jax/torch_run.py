@@ -18,12 +18,12 @@ from mtmamba_jax.models.mtmamba import MODELS, abstract_model
 from mtmamba_jax.models.norm import LayerNorm
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin, SwinSize
 from mtmamba_jax.models.weights import WEIGHTS, split_model
-from mtmamba_jax.places import check_written
+from mtmamba_jax.places import check_written, is_remote
 from mtmamba_jax.tasks import TASK_SETS
 from mtmamba_jax.training.checkpoints import Checkpoints, holds_checkpoints
 from mtmamba_jax.training.run import CONFIG_FILE
 from mtmamba_jax.training.state import TrainState
-from mtmamba_jax.weight_files import write_safetensors
+from mtmamba_jax.weight_files import SAFETENSORS, TORCH, write_safetensors
 
 RECIPES = ("nyudv2", "pascal_context", "cityscapes")
 """Configurations that a model is recognised as by its tasks."""
@@ -59,9 +59,11 @@ def convert(
     """
     contents = contents_of(tensors)
     if contents.official is None:
+        if name or overrides:
+            raise ValueError(f"--config does not go with an encoder alone: it holds {contents}.")
         return Converted(contents, _encoder(tensors, contents), None)
     config = configuration.load(name or recognise(contents))
-    if name is None:
+    if "model.encoder" not in overrides:
         config.model.encoder = encoder_name(contents.size)
     configuration.override(config, overrides)
     model = abstract_model(**config.model, tasks=configuration.tasks(config))
@@ -134,6 +136,27 @@ def _path(entry: tuple) -> str:
     return "/".join(map(str, entry[0]))
 
 
+def check_target(place: str) -> None:
+    """Checks that weights can be written to a place, before they are read.
+
+    Raises:
+      ValueError: it is a run already, or of a kind that is not written to.
+    """
+    if place.endswith(TORCH):
+        raise ValueError(
+            f"--to={place}: convert writes a work directory or a file that ends in {SAFETENSORS}. "
+            "PyTorch's own files are written by export --format=torch."
+        )
+    if place.endswith(SAFETENSORS):
+        if is_remote(place):
+            raise ValueError(f"--to={place}: a file is written to a disk. Give its path there.")
+        return
+    check_written(place, "--to")
+    workdir = epath.Path(place)
+    if holds_checkpoints(workdir) or (workdir / CONFIG_FILE).exists():
+        raise ValueError(f"--to={place} holds a run already. Give another folder.")
+
+
 def write_run(converted: Converted, workdir: epath.PathLike, source: str) -> None:
     """Writes a model as the best checkpoint of a run that was not trained here.
 
@@ -141,17 +164,13 @@ def write_run(converted: Converted, workdir: epath.PathLike, source: str) -> Non
 
     Args:
       converted: what to write.
-      workdir: a folder, or a place in a bucket.
+      workdir: of `check_target`.
       source: where it is from.
 
     Raises:
-      ValueError: there is a run already.
       OSError: it cannot be written.
     """
-    check_written(workdir, "--to")
     workdir = epath.Path(workdir)
-    if holds_checkpoints(workdir) or (workdir / CONFIG_FILE).exists():
-        raise ValueError(f"--to={workdir} holds a run already. Give another folder.")
     config = {} if converted.config is None else configuration.flatten(converted.config)
     weights = split_model(converted.model)[1]
     weights = {"encoder": weights} if converted.config is None else weights

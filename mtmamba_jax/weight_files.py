@@ -21,6 +21,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from mtmamba_jax.names import first_line
 from mtmamba_jax.places import check_space
 
 SAFETENSORS, SAFETENSORS_INDEX = ".safetensors", ".safetensors.index.json"
@@ -100,12 +101,14 @@ def write_torch(
 ) -> None:
     """Writes a PyTorch file {"model": state dict, **metadata}, whole or not at all.
 
+    Before all names is what DistributedDataParallel puts there: the official code loads into it.
+
     Raises:
       RuntimeError: PyTorch is missing.
       OSError: it cannot be written, or the disk has no room.
     """
     torch = _import_torch(path, "written")
-    state = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    state = {_DISTRIBUTED + k: torch.from_numpy(np.array(v)) for k, v in arrays.items()}
     with _replacing(pathlib.Path(path), arrays) as new:
         torch.save({"model": state, **metadata}, new)
 
@@ -150,11 +153,11 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     except safetensors.SafetensorError as error:
         raise ValueError(
-            f"{path} is no safetensors file ({_first_line(error)}). {_BROKEN}"
+            f"{path} is no safetensors file ({first_line(error)}). {_BROKEN}"
         ) from error
     except (AttributeError, TypeError) as error:  # of numpy, which has not all of its dtypes
         raise ValueError(
-            f"{path} holds numbers of a kind that numpy lacks ({_first_line(error)}). Save it as "
+            f"{path} holds numbers of a kind that numpy lacks ({first_line(error)}). Save it as "
             "float32, float16 or bfloat16."
         ) from error
 
@@ -164,7 +167,7 @@ def _read_parts(index: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         places = json.loads(index.read_text())["weight_map"]
         parts = sorted({str(part) for part in places.values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index} is no index of safetensors files. {_BROKEN}") from error
     found = {}
     for part in parts:
@@ -199,9 +202,9 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
         )
     except pickle.UnpicklingError as error:
         raise ValueError(_refusal(path, str(error))) from error
-    except (RuntimeError, EOFError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # of many kinds: it trusts that a file is whole
         raise ValueError(
-            f"{path} is no PyTorch checkpoint ({_first_line(error)}). {_BROKEN}"
+            f"{path} is no PyTorch checkpoint ({first_line(error)}). {_BROKEN}"
         ) from error
     state = _unwrap(path, loaded)
     others = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
@@ -218,6 +221,11 @@ def _refusal(path: pathlib.Path, message: str) -> str:
     found = re.search(r"GLOBAL ([\w.]+)", message)
     if not found:
         return f"{path} is no PyTorch checkpoint, or holds more than arrays. {_BROKEN}"
+    if found[1].startswith("numpy."):
+        return (
+            f"{path} holds NumPy's {found[1]} beside its tensors, which is not read. Save its "
+            "state dict alone with torch, or as safetensors."
+        )
     return (
         f"{path} holds an object of {found[1]} beside its arrays. Reading it could run any code, "
         "so it is not read. If you trust whoever made it, save its state dict alone with torch, or "
@@ -245,7 +253,7 @@ def _to_numpy(path: pathlib.Path, name: str, tensor) -> np.ndarray:
         return tensor.numpy()
     except (RuntimeError, TypeError) as error:  # sparse, quantised, without memory
         raise ValueError(
-            f"{path}: {name} is no plain array ({_first_line(error)}). Save it as one."
+            f"{path}: {name} is no plain array ({first_line(error)}). Save it as one."
         ) from error
 
 
@@ -299,10 +307,10 @@ def _refused(error: Exception, source: str, repo: str) -> Exception:
         return ValueError(f"{source}: the repository has no such revision. Leave it out for main.")
     if isinstance(error, errors.HFValidationError):
         return ValueError(
-            f"{source}: wanted hf:OWNER/NAME or hf:OWNER/NAME@REVISION ({_first_line(error)})."
+            f"{source}: wanted hf:OWNER/NAME or hf:OWNER/NAME@REVISION ({first_line(error)})."
         )
     return OSError(
-        f"{source} could not be downloaded ({_first_line(error)}). Is this machine online and the "
+        f"{source} could not be downloaded ({first_line(error)}). Is this machine online and the "
         "name right? Otherwise download a file of weights elsewhere, and give its path."
     )
 
@@ -310,7 +318,3 @@ def _refused(error: Exception, source: str, repo: str) -> Exception:
 def _listed(names: Sequence[str]) -> str:
     more = [f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
     return ", ".join([*names[:_SHOWN], *more])
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

@@ -36,6 +36,10 @@ def test_recipes_of_mtmamba_plus_are_the_published_ones():
     assert (nyud.optimizer.learning_rate, nyud.loss.scheme) == (2e-5, "sum")
     weights = [nyud.loss.weights[task] for task in ("semseg", "depth", "normals", "edge")]
     assert weights == [1, 1, 10, 50]
+    plain = configuration.load("cityscapes")
+    for config in (plain, cityscapes):
+        assert (config.optimizer.learning_rate, config.optimizer.weight_decay) == (1e-4, 1e-6)
+        assert config.train.steps == 40_000
     assert (pascal.optimizer.learning_rate, pascal.loss.scheme) == (8e-5, "log")
     assert set(pascal.loss.weights.values()) == {1.0}
     assert configuration.load("nyudv2").model.name == "mtmamba"

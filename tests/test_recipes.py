@@ -9,7 +9,7 @@ import pytest
 
 from mtmamba_jax import config as configuration
 from mtmamba_jax.arguments import create_parser
-from mtmamba_jax.cli import COMMANDS, CONFIGURED, _overrides
+from mtmamba_jax.cli import CONFIGURED, _overrides
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
@@ -41,7 +41,9 @@ def test_every_command_is_one_that_is_taken(arguments):
 
 
 def test_every_command_is_shown():
-    assert {arguments.split()[0] for arguments in commands("\n".join(BLOCKS))} == set(COMMANDS)
+    assert {arguments.split()[0] for arguments in commands("\n".join(BLOCKS))} == set(
+        create_parser().commands
+    )
 
 
 def test_each_recipe_of_a_cluster_trains():

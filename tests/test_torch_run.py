@@ -8,15 +8,16 @@ import pytest
 from flax import nnx
 
 from mtmamba_jax import config as configuration
-from mtmamba_jax import convert
+from mtmamba_jax import convert, model_card
 from mtmamba_jax.cli import main
+from mtmamba_jax.models.mtmamba import abstract_model
 from mtmamba_jax.models.swin import SWIN_SIZES, SwinSize
 from mtmamba_jax.training.loop import train
 from mtmamba_jax.training.run import load_run
 from mtmamba_jax.training.state import build
 from mtmamba_jax.training.warm_start import warm_start
 from mtmamba_jax.weight_files import read_weights, write_safetensors
-from tests.convert.state_dicts import FAMILIES, TINY, swin_state_dict
+from tests.convert.state_dicts import FAMILIES, TINY, assert_same_bits, swin_state_dict
 from tests.models.golden import group, load, run
 from tests.tiny import tiny_config
 
@@ -33,8 +34,12 @@ def golden_size(monkeypatch):
 def write(folder, name):
     """Writes an official model's file; returns its path and the golden arrays."""
     arrays = load(OFFICIAL[name])
+    config = configuration.load(name)
+    config.model.encoder = "swin_golden"
+    model = abstract_model(**config.model, tasks=configuration.tasks(config))
+    nnx.update(model, convert.from_torch(group(arrays, "param"), model))
     path = folder / "official.safetensors"
-    write_safetensors(path, group(arrays, "param"), {})
+    write_safetensors(path, convert.to_torch(model), {})
     return path, arrays
 
 
@@ -69,13 +74,8 @@ def test_a_run_goes_back_to_the_official_code_bit_for_bit(name, tmp_path, capsys
     prints = {line for line in capsys.readouterr().out.splitlines() if "SHA-256" in line}
     assert len(prints) == 1, "one fingerprint for one model's weights"
     wanted, *others = (read_weights(file) for file in files)
-    buffers = ("relative_position_index", "num_batches_tracked")  # not all in the golden files
     for found in others:
-        assert {name for name in found if not name.endswith(buffers)} == {
-            name for name in wanted if not name.endswith(buffers)
-        }
-        for name, array in wanted.items():
-            np.testing.assert_array_equal(found[name], array, err_msg=name)
+        assert_same_bits(found, wanted)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -102,15 +102,14 @@ def test_an_encoder_of_each_family_begins_a_run(family, tmp_path, capsys):
     assert "holds no run" in capsys.readouterr().err
 
 
-def test_an_official_model_begins_a_run(tmp_path):
-    path, _ = write(tmp_path, "nyudv2")
-    config = configuration.load("nyudv2")
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_an_official_model_begins_a_run(name, tmp_path):
+    path, _ = write(tmp_path, name)
+    config = configuration.load(name)
     configuration.override(config, {"model.encoder": "swin_golden", "init.run": str(path)})
     graph, own = build(config, configuration.tasks(config))
     found = nnx.merge(graph, warm_start(config.init, graph, own))
-    for name, array in convert.to_torch(found).items():
-        if name in (tensors := read_weights(path)):
-            np.testing.assert_array_equal(array, tensors[name], err_msg=name)
+    assert_same_bits(convert.to_torch(found), read_weights(path))
     config.init.run = None
     config.init.encoder = str(path)
     found = warm_start(config.init, graph, own)
@@ -158,6 +157,28 @@ def test_a_model_that_is_not_recognised_names_what_to_give(tmp_path, capsys, mon
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--to=gs://bucket/x.safetensors"], "a file is written to a disk"),
+        (["--to=x.pth"], "PyTorch's own files are written by export --format=torch"),
+        (["--to=x.safetensors", "--config=nyudv2"], "--config does not go with an encoder alone"),
+    ],
+)
+def test_flags_of_convert_that_make_no_sense_are_refused(flags, message, tmp_path, capsys):
+    path = tmp_path / "encoder.safetensors"
+    write_safetensors(path, swin_state_dict("mmsegmentation"), {})
+    assert main(["convert", f"--from={path}", *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_card_names_no_folders(tmp_path):
+    config = tiny_config(init__run="/home/somebody/runs/a", init__encoder="hf:owner/name")
+    settings = model_card._settings(config)
+    assert (settings["init.run"], settings["init.encoder"]) == ("a", "hf:owner/name")
+    assert model_card._settings(tiny_config(init__run="3"))["init.run"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
         ([], "--platform is missing"),
         (["--format=torch", "--platform=cpu"], "--platform does not go with --format=torch"),
         (["--format=torch"], "weights are written to files that end in .safetensors, .pth"),
@@ -177,6 +198,10 @@ def test_pytorch_reads_what_is_exported(tmp_path):
     arguments = [f"--workdir={tmp_path / 'run'}", f"--output={output}"]
     assert main(["export", "--format=torch", *arguments]) == 0
     found = torch.load(output, weights_only=True)
-    assert json.loads(found["model_card"])["config"]["tasks.set"] == "nyudv2"
+    source = json.loads(found["model_card"])["source"]
+    assert source["converted_from"] == "official.safetensors"
+    assert source["config"]["tasks.set"] == "nyudv2"
     for name, array in read_weights(path).items():
-        np.testing.assert_array_equal(found["model"][name].numpy(), array)
+        # The official code loads into a model that DistributedDataParallel wraps.
+        np.testing.assert_array_equal(found["model"].pop(f"module.{name}").numpy(), array)
+    assert not found["model"]

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import pathlib
 
 from mtmamba_jax.commands.console import program_name
-from mtmamba_jax.torch_run import convert, describe_weights, write_file, write_run
-from mtmamba_jax.weight_files import HUB, SAFETENSORS, read_weights
+from mtmamba_jax.model_card import public_name
+from mtmamba_jax.torch_run import check_target, convert, describe_weights, write_file, write_run
+from mtmamba_jax.weight_files import SAFETENSORS, read_weights
 
 
 def run(options: argparse.Namespace) -> int:
     """Turns PyTorch weights into a run, or into a file that needs no PyTorch."""
-    # Of a file its name: what is written is given away.
-    hub = options.source.startswith(HUB)
-    name = options.source if hub else pathlib.Path(options.source).name
+    check_target(options.to)
+    name = public_name(options.source)
     converted = convert(read_weights(options.source), options.config, options.overrides)
     print(
         f"{options.source} holds {converted.contents}\n{describe_weights(converted.model)}",

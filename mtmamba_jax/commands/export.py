@@ -8,11 +8,10 @@ import pathlib
 
 from flax import nnx
 
-from mtmamba_jax import config as configuration
 from mtmamba_jax import export
 from mtmamba_jax.commands.console import parse_size
 from mtmamba_jax.convert import to_torch
-from mtmamba_jax.model_card import create_card
+from mtmamba_jax.model_card import create_card, describe_run
 from mtmamba_jax.training.run import load_run
 from mtmamba_jax.weight_files import writer_of
 
@@ -59,12 +58,8 @@ def _torch(options: argparse.Namespace) -> int:
     write = writer_of(options.output)
     run = load_run(options.workdir, options.checkpoint, batch_size=1)
     tensors = to_torch(nnx.merge(run.graph, run.parameters))
-    about = {
-        "step": run.step,
-        "scores": run.details.get("scores"),
-        "config": {k: v for k, v in configuration.flatten(run.config).items() if k != "data.dir"},
-    }
-    write(options.output, tensors, {"model_card": json.dumps(about)})
+    about = json.dumps(describe_run(run, options.checkpoint))
+    write(options.output, tensors, {"model_card": about})
     print(
         f"Wrote {options.output}: {len(tensors)} tensors of step {run.step}, with the names of the "
         "official code"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from mtmamba_jax.convert.official import OFFICIAL, Official
+from mtmamba_jax.convert.official import OFFICIAL, ORDER, Official
 from mtmamba_jax.convert.rules import TASK_NAMES, Computed, Rule
 from mtmamba_jax.convert.swin import FAMILIES, swin_rules, window_of_table
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin, SwinSize
@@ -149,7 +149,7 @@ class Contents:
 
     Attributes:
       official: the model of the official code; None where it is an encoder alone.
-      tasks: that model's, sorted by name.
+      tasks: that model's, in the order in which its cross-task blocks put them side by side.
       layout: of the encoder; None where none was found.
       size: of the encoder; None where shapes do not tell.
     """
@@ -164,7 +164,7 @@ class Contents:
         encoder = describe_size(self.size) if self.size else "an encoder of unknown size"
         if self.official is None:
             return f"{encoder}, with the names of {self.layout.family}"
-        return f"{self.official.title} with {encoder} and tasks {', '.join(self.tasks)}"
+        return f"{self.official.title} with {encoder} and tasks {', '.join(sorted(self.tasks))}"
 
 
 def contents_of(tensors: Mapping[str, np.ndarray]) -> Contents:
@@ -187,9 +187,21 @@ def contents_of(tensors: Mapping[str, np.ndarray]) -> Contents:
 
 
 def _tasks_of(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns the tasks of a model of the official code, in its order.
+
+    That is the order of the names in a state dict. Files that sort names do not keep it: then it
+    is the one that the code has for its datasets.
+    """
     ours = {theirs: task for task, theirs in TASK_NAMES.items()}
     matches = (re.fullmatch(r"final_project\.(\w+)\.weight", name) for name in names)
-    return tuple(sorted(ours.get(m[1], m[1]) for m in matches if m))
+    theirs = [m[1] for m in matches if m]
+    tasks = tuple(ours.get(name, name) for name in theirs)
+    return in_official_order(tasks) if theirs == sorted(theirs) else tasks
+
+
+def in_official_order(tasks: Iterable[str]) -> tuple[str, ...]:
+    """Returns tasks in the official code's order; those that it does not know come last."""
+    return tuple(sorted(tasks, key=lambda task: [*ORDER, task].index(task)))
 
 
 def find_size(tensors: Mapping[str, np.ndarray], layout: Layout) -> SwinSize | None:
@@ -201,13 +213,15 @@ def find_size(tensors: Mapping[str, np.ndarray], layout: Layout) -> SwinSize | N
     if not embedding or any(len(shape) != 2 for shape in firsts):
         return None
     pattern = _block_pattern(layout.prefix + family.block)
-    blocks = [(int(m[1]), int(m[2])) for m in (re.match(pattern, name) for name in tensors) if m]
-    return SwinSize(
+    blocks = {(int(m[1]), int(m[2])) for m in (re.match(pattern, name) for name in tensors) if m}
+    size = SwinSize(
         embedding[0],
-        tuple(1 + max(block for at, block in blocks if at == stage) for stage in range(4)),
+        # Blocks that there are: a number in a name may be any.
+        tuple(sum(at == stage for at, _ in blocks) for stage in range(4)),
         tuple(shape[1] for shape in firsts),
         window_of_table(firsts[0]),
     )
+    return size if min(size.width, size.window, *size.heads) > 0 else None
 
 
 def size_of(encoder: Swin) -> SwinSize:

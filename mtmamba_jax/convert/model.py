@@ -8,7 +8,13 @@ import numpy as np
 from flax import nnx
 
 from mtmamba_jax.convert.encoder import check_size, encoder_from_torch, encoder_to_torch
-from mtmamba_jax.convert.layouts import Layout, contents_of, describe_size, size_of
+from mtmamba_jax.convert.layouts import (
+    Layout,
+    contents_of,
+    describe_size,
+    in_official_order,
+    size_of,
+)
 from mtmamba_jax.convert.official import OFFICIAL, Official
 from mtmamba_jax.convert.rules import Computed, Rule, within
 from mtmamba_jax.convert.swin import FAMILIES, swin_rules
@@ -21,8 +27,10 @@ BACKBONE = "backbone."
 def from_torch(state_dict: Mapping[str, np.ndarray], model: nnx.Module) -> nnx.State:
     """Returns a model's weights from a PyTorch state dict; `nnx.update` puts them in.
 
-    `to_torch` returns the state dict again, bit for bit. Floating-point numbers of other widths
-    (float16, bfloat16, float64) become float32, as all our weights are.
+    The cross-task blocks read tasks side by side, in the order of the state dict's names (that of
+    the official code, where they are sorted); the model may have another. `to_torch` returns the
+    state dict again, bit for bit, where the order is the official one. Floating-point numbers of
+    other widths (float16, bfloat16, float64) become float32, as all our weights are.
 
     Args:
       state_dict: names to arrays in torch's arrangement.
@@ -52,6 +60,7 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nnx.Module) -> nnx.S
         model,
         official_table(official),
         model.heads.names,
+        order=contents.tasks if set(contents.tasks) == set(model.heads.names) else None,
         about=f"It holds {contents}; the model is {ours}.",
     )
 
@@ -59,7 +68,8 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nnx.Module) -> nnx.S
 def to_torch(model: nnx.Module, layout: str | Layout = "mmsegmentation") -> dict[str, np.ndarray]:
     """Returns a model's weights as a state dict that the official PyTorch code loads.
 
-    Buffers that PyTorch saves are in it; attention masks, which follow from the size of images, are
+    Tasks that lie side by side are in the official order, names are sorted. Buffers that PyTorch
+    saves are in it; attention masks, which follow from the size of images, are
     not.
 
     Args:
@@ -76,7 +86,10 @@ def to_torch(model: nnx.Module, layout: str | Layout = "mmsegmentation") -> dict
     if isinstance(model, Swin):
         return encoder_to_torch(model, layout)
     official = official_model(model)
-    return to_tensors(model, official_table(official), model.heads.names)
+    tasks = model.heads.names
+    table = official_table(official)
+    found = to_tensors(model, table, tasks, order=in_official_order(tasks))
+    return dict(sorted(found.items()))  # no order of the tasks is to be read from the names'
 
 
 def official_model(model: nnx.Module) -> Official:

@@ -149,6 +149,9 @@ class Official:
     table: Table
 
 
+ORDER = ("semseg", "depth", "human_parts", "saliency", "normals", "edge")
+"""In which the official code puts tasks side by side (`parse_task_dictionary` of its config.py)."""
+
 OFFICIAL = (  # MTMambaPlus is an MTMamba too, so it comes first
     Official("MTMamba++", MTMambaPlus, "block_ctm.", MTMAMBA_PLUS_RULES),
     Official("MTMamba", MTMamba, "block_3.", MTMAMBA_RULES),

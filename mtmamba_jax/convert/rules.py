@@ -35,6 +35,8 @@ class Rule:
         the name stands for each task, whose tensors are stacked on that axis.
       shared: name of a tensor stacked after the tasks' own; "" is none.
       sizes: of axes that shapes do not tell; t (tasks), k (directions) and `part` are known.
+
+    A tensor `(t c)` holds all tasks side by side, in an order of the file's own: see `pair`.
     """
 
     paths: tuple[str, ...]
@@ -97,29 +99,42 @@ class Pairing:
       tasks: how many there are.
       names: the tensors it stands for, in the order they are stacked in.
       keys: the parameters', likewise.
+      order: of each task its place among those of a tensor that holds them side by side.
     """
 
     rule: Rule
     tasks: int
     names: tuple[str, ...]
     keys: tuple[tuple, ...]
+    order: tuple[int, ...]
 
     def to_parameters(self, tensors: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Returns the parameters that hold the tensors' numbers."""
         theirs, ours = self.rule.pattern.split(" -> ")
         found = self._rearrange(_stacked(tensors, theirs, ("t", "part")), theirs, ours)
+        if self._is_joint:
+            found = found[list(self.order)]
         return list(found) if ours.startswith("part ") else [found]
 
     def to_tensors(self, parameters: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Returns the tensors that hold the parameters' numbers."""
+        if self._is_joint:
+            parameters = [array[np.argsort(self.order)] for array in parameters]
+        return self._to_tensors(parameters)
+
+    def _to_tensors(self, parameters: Sequence[np.ndarray]) -> list[np.ndarray]:
         theirs, ours = self.rule.pattern.split(" -> ")
         found = self._rearrange(_stacked(parameters, ours, ("part",)), ours, theirs)
         return list(found) if theirs.startswith(("t ", "part ")) else [found]
 
+    @property
+    def _is_joint(self) -> bool:
+        return "(t " in self.rule.pattern
+
     def tensor_shapes(self, parameter_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
         """Returns the shapes of the tensors of parameters of that shape."""
         empty = np.broadcast_to(np.int8(0), parameter_shape)  # takes no memory
-        return [tensor.shape for tensor in self.to_tensors([empty] * len(self.keys))]
+        return [tensor.shape for tensor in self._to_tensors([empty] * len(self.keys))]
 
     def _rearrange(self, array, source, target):
         parts = max(len(self.rule.paths), len(self.rule.names))
@@ -134,9 +149,20 @@ def _stacked(arrays, side: str, axes: Sequence[str]) -> np.ndarray:
 
 
 def pair(
-    parameters: Iterable[tuple], table: Table, tasks: Sequence[str]
+    parameters: Iterable[tuple],
+    table: Table,
+    tasks: Sequence[str],
+    order: Sequence[str] | None = None,
 ) -> tuple[list[Pairing], list[str]]:
-    """Returns the rules that apply, and the paths of parameters that none does."""
+    """Returns the rules that apply, and the paths of parameters that none does.
+
+    Args:
+      parameters: their paths, as keys.
+      table: the rules.
+      tasks: the names of the stacked tasks, in the model's order.
+      order: the same in that of tensors that hold them side by side; None is the model's.
+    """
+    places_of_tasks = tuple(map(list(order or tasks).index, tasks))
     places: dict[tuple, dict[int, tuple]] = {}
     unpaired = []
     for keys in parameters:
@@ -151,7 +177,7 @@ def pair(
         whole = len(found) == len(table[index].paths)
         keys = tuple(found[place] for place in sorted(found))
         if whole:
-            pairings.append(Pairing(table[index], len(tasks), names, keys))
+            pairings.append(Pairing(table[index], len(tasks), names, keys, places_of_tasks))
         else:
             unpaired += [f"{dotted(each)}, without its other half" for each in keys]
     return pairings, unpaired

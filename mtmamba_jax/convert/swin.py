@@ -77,7 +77,8 @@ _MMSEGMENTATION = Family(
     output_norms=tuple(f"norm{i}" for i in range(4)),
     last_norm="norm",
     classifier=False,
-    left_out=(r"head\..*",),
+    # The mask, of files that its converter made from Microsoft's, is that of one image size.
+    left_out=(r"head\..*", r"stages\.\d+\.blocks\.\d+\.attn_mask"),
 )
 _MICROSOFT = Family(
     embedding="patch_embed.proj",

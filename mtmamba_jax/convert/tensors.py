@@ -29,6 +29,7 @@ def from_tensors(
     table: Table,
     tasks: Sequence[str] = (),
     *,
+    order: Sequence[str] | None = None,
     left_out: Sequence[str] = (),
     kept: Sequence[str] = (),
     about: str = "",
@@ -43,16 +44,18 @@ def from_tensors(
       model: the module to fill, or its state; may be abstract (`nnx.eval_shape`). Not changed.
       table: its rules.
       tasks: the names of the stacked tasks, in order.
+      order: the same in the order of tensors that hold them side by side; None is that of `tasks`.
       left_out: regular expressions of names that have no place in the model.
       kept: regular expressions of parameters' paths that no tensor is asked for.
       about: what is said of tensors and model at the error's end.
 
     Raises:
       ValueError: lists parameters without a rule, missing tensors, those left over, those of
-        another shape or kind of number, NaN and infinite values.
+        another shape or kind of number, NaN and infinite values; the first names of each and how
+        many more there are.
     """
     parameters = _without(kept, _weights(model))
-    pairings, no_rule = pair(parameters, table, tasks)
+    pairings, no_rule = pair(parameters, table, tasks, order)
     problems: dict[str, list[str]] = {problem: [] for problem in PROBLEMS} | {NO_RULE: no_rule}
     converted = {}
     for pairing in pairings:
@@ -83,6 +86,7 @@ def to_tensors(
     table: Table,
     tasks: Sequence[str] = (),
     *,
+    order: Sequence[str] | None = None,
     kept: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
     """Returns the torch tensors of a model's parameters, the inverse of `from_tensors`.
@@ -91,6 +95,7 @@ def to_tensors(
       model: a module, or a state of it: weights or gradients.
       table: its rules.
       tasks: the names of the stacked tasks, in order.
+      order: as in `from_tensors`.
       kept: regular expressions of parameters' paths that are not written.
 
     Returns:
@@ -100,7 +105,7 @@ def to_tensors(
       ValueError: lists parameters without a rule.
     """
     parameters = _without(kept, _weights(model))
-    pairings, no_rule = pair(parameters, table, tasks)
+    pairings, no_rule = pair(parameters, table, tasks, order)
     _refuse("The model cannot be written", {NO_RULE: no_rule})
     tensors = computed(parameters, table)
     for pairing in pairings:

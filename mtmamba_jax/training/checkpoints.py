@@ -12,12 +12,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 import mtmamba_jax
+from mtmamba_jax.names import first_line
 from mtmamba_jax.places import check_space, forget_listings, is_remote
 from mtmamba_jax.processes import is_first
 from mtmamba_jax.training.background import Background
 from mtmamba_jax.training.snapshot import snapshot
 from mtmamba_jax.training.state import TrainState
-from mtmamba_jax.training.unreadable import first_line, put_aside, read_newest
+from mtmamba_jax.training.unreadable import put_aside, read_newest
 
 KINDS = ("best", "latest")
 

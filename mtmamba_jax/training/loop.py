@@ -79,12 +79,7 @@ def train(
     # What a user can get wrong comes first: the model takes a while to build.
     with together():
         check_written(workdir, "--workdir")
-        tasks = configuration.tasks(config)
-        configuration.check(config, [task.name for task in tasks])
-        source = open_source(config.data, tasks, "train")
-        # The order of examples follows from their number: a resumed run must find the same one.
-        config = config.copy_and_resolve_references()
-        config.data.train_examples = len(source)
+        config, tasks, source = _open(config)
     workdir = epath.Path(workdir)
     part = config.train.batch_size // config.train.microbatches
     mesh = create_mesh(part, config.eval.batch_size, **config.mesh)
@@ -117,6 +112,17 @@ def train(
             workdir / "panels", tasks, evaluator.predictions(parameters, config.eval.panels)
         )
     return Result(details["step"], details["scores"], steps.constants, panels)
+
+
+def _open(config: ConfigDict) -> tuple[ConfigDict, tuple[Task, ...], Source]:
+    """Returns the configuration, with the number of training examples, the tasks and the source."""
+    tasks = configuration.tasks(config)
+    configuration.check(config, [task.name for task in tasks])
+    source = open_source(config.data, tasks, "train")
+    # The order of examples follows from their number: a resumed run must find the same one.
+    config = config.copy_and_resolve_references()
+    config.data.train_examples = len(source)
+    return config, tasks, source
 
 
 def _close_at_end(stack: contextlib.ExitStack, close: Callable[[], None]) -> None:

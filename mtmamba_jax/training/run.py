@@ -12,12 +12,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mtmamba_jax import config as configuration
+from mtmamba_jax.names import first_line
 from mtmamba_jax.places import check_written
 from mtmamba_jax.sharding import create_mesh, replicated
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.training.checkpoints import KINDS, Checkpoints, steps_saved
 from mtmamba_jax.training.state import abstract_build
-from mtmamba_jax.training.unreadable import first_line
 
 CONFIG_FILE = "config.json"
 

@@ -10,6 +10,7 @@ from etils import epath
 from etils.epath.backend import fsspec_backend
 from jax.experimental import multihost_utils
 
+from mtmamba_jax.names import first_line
 from mtmamba_jax.places import forget_listings, is_remote
 from mtmamba_jax.processes import highest, is_first
 
@@ -106,8 +107,3 @@ def _move(source: epath.Path, target: epath.Path) -> None:
         source.rmtree()
     else:
         source.rename(target)
-
-
-def first_line(error: Exception) -> str:
-    """Returns an error's kind and the beginning of its text."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

@@ -14,9 +14,9 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mtmamba_jax.convert import encoder_from_torch, from_torch
-from mtmamba_jax.names import listed
+from mtmamba_jax.names import first_line, listed
 from mtmamba_jax.training.checkpoints import KINDS, absolute, steps_saved
-from mtmamba_jax.training.unreadable import first_line, may_pass
+from mtmamba_jax.training.unreadable import may_pass
 from mtmamba_jax.weight_files import HUB, is_file_of_weights, read_weights
 
 ENCODER = "encoder"
@@ -161,23 +161,30 @@ def _shapes(tree: Mapping, like: Mapping) -> Shapes:
     }
 
 
+def _other_shapes(saved: Shapes, wanted: Shapes) -> list[str]:
+    return [n for n in sorted(wanted.keys() & saved.keys()) if saved[n] != wanted[n]]
+
+
 def _check(key: str, workdir: str, saved: Shapes, wanted: Shapes) -> None:
     names = {
         "it lacks": sorted(wanted.keys() - saved.keys()),
         "the model lacks": sorted(saved.keys() - wanted.keys()),
         "other shapes (its -> the model's)": [
             f"{name} {list(saved[name])} -> {list(wanted[name])}"
-            for name in sorted(wanted.keys() & saved.keys())
-            if saved[name] != wanted[name]
+            for name in _other_shapes(saved, wanted)
         ],
     }
     differing = [f"{what}:{listed(found)}" for what, found in names.items() if found]
     if differing:
-        remedy = (
-            "Take a run of the same model and tasks, or its encoder alone: config.init.encoder."
-            if key == "init.run"
-            else "Take a run whose config.model.encoder is the same."
-        )
+        others = _other_shapes(saved, wanted)
+        if others and all(name.endswith("position_bias") for name in others):
+            remedy = "Position biases of other windows are resampled from PyTorch's files alone."
+        elif key == "init.run":
+            remedy = (
+                "Take a run of the same model and tasks, or its encoder alone: config.init.encoder."
+            )
+        else:
+            remedy = "Take a run whose config.model.encoder is the same."
         raise ValueError(
             f"The weights of config.{key}={workdir} do not fit the model:\n  "
             + "\n  ".join(differing)

@@ -39,7 +39,7 @@ def random_state_dict(golden):
             found[name] = random.normal(size=array.shape).astype(np.float32)
         if name.endswith("bias_table"):
             found[name.replace("bias_table", "index")] = microsoft_index(SMALL.window)
-    return found
+    return dict(sorted(found.items()))  # which stands for the official order of tasks
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,40 @@ def test_a_model_goes_out_as_it_came_in(models, golden):
     state_dict, model = random_state_dict(golden), models[golden]
     nnx.update(model, convert.from_torch(state_dict, model))
     assert_same_bits(convert.to_torch(model), state_dict)
+
+
+JOINT = {"norm_share.weight": 0, "norm_share.bias": 0, "op_share.in_proj.weight": 1}
+JOINT |= {"conv_share.0.weight": 1}
+
+
+@pytest.mark.parametrize("golden", MODELS)
+def test_tasks_side_by_side_are_read_in_the_order_of_the_file(models, golden):
+    model, arrays = models[golden], group(load(golden), "param")
+    wanted = convert.from_torch(arrays, model)
+    tasks = convert.contents_of(arrays).tasks
+    assert tasks[-2:] == ("edge", "normals"), "the golden file's order is not the official one"
+    official = [*tasks[:-2], "normals", "edge"]
+    for order in (official, tasks[::-1]):
+        places = [tasks.index(task) for task in order]
+        moved = dict(arrays)
+        for name, array in arrays.items():
+            axis = next((axis for end, axis in JOINT.items() if name.endswith(end)), None)
+            if axis is not None:
+                parts = np.split(array, len(tasks), axis)
+                moved[name] = np.concatenate([parts[place] for place in places], axis)
+        heads = {name: moved.pop(name) for name in arrays if name.startswith("final_project.")}
+        for task in order:
+            theirs = convert.TASK_NAMES.get(task, task)
+            moved |= {name: heads[name] for name in heads if name.split(".")[1] == theirs}
+        found = convert.from_torch(moved, model)
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+        if order == official:  # a file that sorts names says nothing of the order
+            found = convert.from_torch(dict(sorted(moved.items())), model)
+            jax.tree.map(np.testing.assert_array_equal, found, wanted)
+            nnx.update(model, wanted)
+            written = convert.to_torch(model)
+            for name, array in moved.items():
+                np.testing.assert_array_equal(written[name], array, err_msg=name)
 
 
 @pytest.mark.parametrize("golden", MODELS)

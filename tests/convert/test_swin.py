@@ -77,6 +77,8 @@ def test_a_whole_state_dict_gives_its_encoder(encoder):
     ("family", "extra"),
     [
         ("microsoft", {"head.weight": (5, 64), "layers.0.blocks.1.attn_mask": (4, 16, 16)}),
+        # Without norms for each output: a file that mmsegmentation's converter made.
+        ("mmsegmentation", {"head.bias": (5,), "stages.0.blocks.1.attn_mask": (4, 16, 16)}),
         ("timm", {"head.fc.bias": (5,)}),
         ("huggingface", {"embeddings.mask_token": (1, 1, 8)}),
     ],
@@ -146,6 +148,13 @@ def test_tables_of_another_window_are_resampled(encoder):
     np.testing.assert_array_equal(
         found["stages.2.1.attention.position_bias"], resample_table(table, 4)
     )
+
+
+def test_a_block_far_beyond_the_others_is_told(encoder):
+    state_dict = swin_state_dict("timm", classifier=True)
+    state_dict["layers.0.blocks.5000.norm1.weight"] = np.zeros(8, np.float32)  # built, it took days
+    with pytest.raises(ValueError, match=r"depths 3,2,4,2.* the model has .*depths 2,2,4,2"):
+        encoder_from_torch(state_dict, encoder)
 
 
 @pytest.mark.parametrize(
