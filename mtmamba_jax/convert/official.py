@@ -6,23 +6,13 @@ A block's names are relative to it. Blocks that are not in a model have one task
 from __future__ import annotations
 
 import dataclasses
+import functools
 
-from mtmamba_jax.convert.rules import Rule, Table, rule, within
+from mtmamba_jax.convert.rules import Rule, Table, linear_rules, norm_rules, rule, within
 from mtmamba_jax.models.mtmamba import MTMamba, MTMambaPlus
 
-
-def linear_rules(path: str, name: str, *, bias: bool = True) -> tuple[Rule, ...]:
-    """Returns the rules of a linear map for each task: torch keeps [out in], we [in out]."""
-    kernel = rule(rf"{path}\.kernel", f"{name}.weight", "t o i -> t i o")
-    return (kernel, rule(rf"{path}\.bias", f"{name}.bias", "t o -> t o"))[: 1 + bias]
-
-
-def norm_rules(path: str, name: str) -> tuple[Rule, ...]:
-    """Returns the rules of a LayerNorm for each task."""
-    return (
-        rule(rf"{path}\.scale", f"{name}.weight", "t c -> t c"),
-        rule(rf"{path}\.bias", f"{name}.bias", "t c -> t c"),
-    )
+task_linear_rules = functools.partial(linear_rules, axis="t ")
+task_norm_rules = functools.partial(norm_rules, axis="t ")
 
 
 def conv_rules(path: str, name: str) -> tuple[Rule, ...]:
@@ -47,29 +37,29 @@ MFE_RULES = (
     rule(r"ss2d\.step_bias", "dt_projs_bias", "t k d -> t k d"),
     rule(r"ss2d\.log_a", "A_logs", "t (k d) n -> t k d n"),
     rule(r"ss2d\.skip", "Ds", "t (k d) -> t k d"),
-    *norm_rules("norm", "out_norm"),
+    *task_norm_rules("norm", "out_norm"),
 )
 STM_RULES = (
-    *norm_rules("norm", "norm"),
+    *task_norm_rules("norm", "norm"),
     *_gated_rules("op.in_proj"),
     *within(MFE_RULES, r"mfe\.", "op."),
-    *linear_rules("out_proj", "op.out_proj", bias=False),
+    *task_linear_rules("out_proj", "op.out_proj", bias=False),
 )
 _NORMS = (  # of the cross-task blocks
-    *norm_rules("norm", "norm.{task}"),
+    *task_norm_rules("norm", "norm.{task}"),
     rule(r"norm_shared\.scale", "norm_share.weight", "(t c) -> t c"),
     rule(r"norm_shared\.bias", "norm_share.bias", "(t c) -> t c"),
 )
 CTM_RULES = (
     *_NORMS,
-    *linear_rules("in_proj", "op.{task}.in_proj", bias=False),
+    *task_linear_rules("in_proj", "op.{task}.in_proj", bias=False),
     rule("in_proj_shared", "op_share.in_proj.weight", "o (t c) -> t c o"),
-    *linear_rules("gate", "in_proj.{task}", bias=False),
+    *task_linear_rules("gate", "in_proj.{task}", bias=False),
     *(
         dataclasses.replace(each, shared=each.names[0].replace("op.{task}", "op_share"))
         for each in within(MFE_RULES, r"mfe\.", "op.{task}.")
     ),
-    *linear_rules("out_proj", "out_proj.{task}", bias=False),
+    *task_linear_rules("out_proj", "out_proj.{task}", bias=False),
 )
 SCTM_RULES = (
     *_NORMS,
@@ -77,13 +67,13 @@ SCTM_RULES = (
     rule("bias_shared", "conv_share.0.bias", "o -> o"),
     *conv_rules("conv_shared", "conv_share.1"),
     *_gated_rules("op.{task}.in_proj"),
-    *linear_rules("selecting", "op.{task}.in_proj_cross", bias=False),
+    *task_linear_rules("selecting", "op.{task}.in_proj_cross", bias=False),
     *within(MFE_RULES, r"mfe\.", "op.{task}."),
-    *linear_rules("out_proj", "op.{task}.out_proj", bias=False),
+    *task_linear_rules("out_proj", "op.{task}.out_proj", bias=False),
 )
 EXPAND_RULES = (
-    *linear_rules("expand", "expand", bias=False),
-    *norm_rules("norm", "norm"),
+    *task_linear_rules("expand", "expand", bias=False),
+    *task_norm_rules("norm", "norm"),
 )
 
 _STAGE = r"decoder\.stages\.(\d+)\."

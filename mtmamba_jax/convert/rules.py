@@ -70,6 +70,27 @@ def rule(paths: str | Sequence[str], names: str | Sequence[str], pattern: str, *
     return Rule(paths, names, pattern, sizes=sizes)
 
 
+def linear_rules(path: str, name: str, *, axis: str = "", bias: bool = True) -> tuple[Rule, ...]:
+    """Returns the rules of a linear map: torch keeps [out in], we [in out].
+
+    Args:
+      path: of the module here.
+      name: of the module there.
+      axis: "t " where there is one for each task.
+      bias: it has one.
+    """
+    kernel = rule(rf"{path}\.kernel", f"{name}.weight", f"{axis}o i -> {axis}i o")
+    return (kernel, rule(rf"{path}\.bias", f"{name}.bias", f"{axis}o -> {axis}o"))[: 1 + bias]
+
+
+def norm_rules(path: str, name: str, *, axis: str = "") -> tuple[Rule, ...]:
+    """Returns the rules of a LayerNorm; the arguments are those of `linear_rules`."""
+    return (
+        rule(rf"{path}\.scale", f"{name}.weight", f"{axis}c -> {axis}c"),
+        rule(rf"{path}\.bias", f"{name}.bias", f"{axis}c -> {axis}c"),
+    )
+
+
 def within(table: Table, path: str, name: str) -> tuple[Rule | Computed, ...]:
     """Returns the rules of a part as rules of the whole that holds it at `path` and `name`."""
     groups = re.compile(path).groups

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mtmamba_jax.convert.rules import Computed, Rule, rule
+from mtmamba_jax.convert.rules import Computed, Rule, linear_rules, norm_rules, rule
 from mtmamba_jax.models.swin import relative_position_index
 
 UNFOLD = ("(c p)", "(p c)", {"p": 4})
@@ -162,7 +162,7 @@ def swin_rules(
             w=4,
         ),
         rule(r"patch_embed\.projection\.bias", f"{prefix}{family.embedding}.bias", "o -> o"),
-        *_norm_rules(r"patch_embed\.norm", prefix + family.embedding_norm),
+        *norm_rules(r"patch_embed\.norm", prefix + family.embedding_norm),
         *_block_rules(family, prefix + family.block, index=index),
     ]
     for i, merging in enumerate(family.mergings):
@@ -178,7 +178,7 @@ def swin_rules(
             ),
         ]
     for i, name in enumerate(norms):
-        table += _norm_rules(rf"norms\.{i}", name) if name else ()
+        table += norm_rules(rf"norms\.{i}", name) if name else ()
     return tuple(table)
 
 
@@ -189,8 +189,8 @@ def _block_rules(family: Family, name: str, *, index: bool) -> tuple[Rule | Comp
     qkv = [name + part for part in family.qkv]
     computed = Computed(position, name + family.index, index_of_table)
     return (
-        *_norm_rules(path + "norm_1", name + family.norm_1),
-        *_norm_rules(path + "norm_2", name + family.norm_2),
+        *norm_rules(path + "norm_1", name + family.norm_1),
+        *norm_rules(path + "norm_2", name + family.norm_2),
         rule(
             path + r"attention\.qkv\.kernel",
             [f"{each}.weight" for each in qkv],
@@ -203,25 +203,11 @@ def _block_rules(family: Family, name: str, *, index: bool) -> tuple[Rule | Comp
             f"{parts} -> (part o)",
             part=3,
         ),
-        *_linear_rules(path + r"attention\.projection", name + family.projection),
+        *linear_rules(path + r"attention\.projection", name + family.projection),
         rule(position, name + family.position, "index heads -> index heads"),
-        *_linear_rules(path + "mlp_in", name + family.mlp_in),
-        *_linear_rules(path + "mlp_out", name + family.mlp_out),
+        *linear_rules(path + "mlp_in", name + family.mlp_in),
+        *linear_rules(path + "mlp_out", name + family.mlp_out),
         *((computed,) if index else ()),
-    )
-
-
-def _linear_rules(path: str, name: str) -> tuple[Rule, ...]:
-    return (
-        rule(rf"{path}\.kernel", f"{name}.weight", "o i -> i o"),
-        rule(rf"{path}\.bias", f"{name}.bias", "o -> o"),
-    )
-
-
-def _norm_rules(path: str, name: str) -> tuple[Rule, ...]:
-    return (
-        rule(rf"{path}\.scale", f"{name}.weight", "c -> c"),
-        rule(rf"{path}\.bias", f"{name}.bias", "c -> c"),
     )
 
 

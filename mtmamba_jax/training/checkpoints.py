@@ -18,7 +18,7 @@ from mtmamba_jax.processes import is_first
 from mtmamba_jax.training.background import Background
 from mtmamba_jax.training.snapshot import snapshot
 from mtmamba_jax.training.state import TrainState
-from mtmamba_jax.training.unreadable import put_aside, read_newest
+from mtmamba_jax.training.unreadable import ITEMS, put_aside, read_newest
 
 KINDS = ("best", "latest")
 
@@ -75,7 +75,7 @@ class Checkpoints:
         self._managers = {
             kind: ocp.CheckpointManager(
                 self._workdir / kind,
-                item_names=("parameters", "rest", "details"),
+                item_names=ITEMS,
                 options=options(kind, number),
             )
             for kind, number in (("best", 1), ("latest", keep))

@@ -24,7 +24,8 @@ _PASSING_CODES = (
     "UNAVAILABLE",
 )
 _WHOLE, _DAMAGED, _PASSING = range(3)  # what weighs most comes last
-_ITEMS = ("parameters", "rest", "details")
+ITEMS = ("parameters", "rest", "details")
+"""Parts of a checkpoint."""
 
 
 def read_newest(
@@ -39,7 +40,7 @@ def read_newest(
       OSError: reading failed for a reason that may pass, so nothing is known of the checkpoint.
     """
     # Not by the manager, which has all processes meet after reading: one that fails does not come.
-    handler = ocp.CompositeCheckpointHandler(*_ITEMS)
+    handler = ocp.CompositeCheckpointHandler(*ITEMS)
     unreadable: dict[int, Exception] = {}
     for step in sorted(manager.all_steps(), reverse=True):
         found, error = None, None

@@ -12,13 +12,11 @@ import time
 from collections.abc import Iterator
 
 import jax
-import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
 from mtmamba_jax.data_pipelines.locks import NoLocksError, locked
 from mtmamba_jax.places import is_remote
-from mtmamba_jax.processes import is_first, together
+from mtmamba_jax.processes import highest, is_first, together
 
 LOCK_FILE = ".lock"
 _PATIENCE = 90.0  # seconds until a shared file system shows a file to other hosts; NFS's take 60
@@ -75,7 +73,7 @@ def hold(path: epath.PathLike) -> Iterator[WorkDirectory]:
       ValueError: the processes have not the same.
     """
     path = epath.Path(path)
-    token = _same_everywhere(secrets.randbits(31))
+    token = highest(secrets.randbits(31) if is_first() else 0)  # the first process's
     with contextlib.ExitStack() as stack:
         with together():
             if is_first():
@@ -86,13 +84,6 @@ def hold(path: epath.PathLike) -> Iterator[WorkDirectory]:
         directory = WorkDirectory(path, pathlib.Path(local))
         stack.callback(directory.close)
         yield directory
-
-
-def _same_everywhere(number: int) -> int:
-    """Returns the first process's number."""
-    if jax.process_count() == 1:
-        return number
-    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ SINGLE_TASK_BLOCKS = {
     "mfe": (
         lambda rngs: ExtractorWithLinear(8, rngs),
         (
-            *tables.linear_rules("in_proj", "in_proj", bias=False),
+            *tables.task_linear_rules("in_proj", "in_proj", bias=False),
             *convert.within(tables.MFE_RULES, r"mfe\.", ""),
         ),
     ),
