@@ -98,7 +98,7 @@ def official_model(model: nnx.Module) -> Official:
     Raises:
       TypeError: it is none.
     """
-    found = next((each for each in OFFICIAL if isinstance(model, each.model)), None)
+    found = next((each for each in OFFICIAL if type(model) is each.model), None)
     if found is None or not isinstance(model.encoder, Swin):
         what = type(model).__name__
         if found is not None:

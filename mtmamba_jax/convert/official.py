@@ -142,7 +142,7 @@ class Official:
 ORDER = ("semseg", "depth", "human_parts", "saliency", "normals", "edge")
 """In which the official code puts tasks side by side (`parse_task_dictionary` of its config.py)."""
 
-OFFICIAL = (  # MTMambaPlus is an MTMamba too, so it comes first
+OFFICIAL = (
     Official("MTMamba++", MTMambaPlus, "block_ctm.", MTMAMBA_PLUS_RULES),
     Official("MTMamba", MTMamba, "block_3.", MTMAMBA_RULES),
 )

@@ -69,6 +69,9 @@ class MFE(nnx.Module):
 class STM(nnx.Module):
     """Self-task Mamba block (Eqs. 14-18): [t b h w c] -> same, each task by itself."""
 
+    make_gate = TaskLinear
+    make_extractor = MFE
+
     def __init__(
         self,
         tasks: int,
@@ -82,8 +85,8 @@ class STM(nnx.Module):
         self.drop_path_rate = drop_path_rate
         self.norm = TaskLayerNorm(tasks, features, dtype=dtype)
         self.in_proj = TaskLinear(tasks, features, inner, dtype=dtype, rngs=rngs)
-        self.gate = TaskLinear(tasks, features, inner, dtype=dtype, rngs=rngs)
-        self.mfe = MFE(tasks, features, settings, rngs=rngs)
+        self.gate = self.make_gate(tasks, features, inner, dtype=dtype, rngs=rngs)
+        self.mfe = self.make_extractor(tasks, features, settings, rngs=rngs)
         self.out_proj = TaskLinear(tasks, inner, features, dtype=dtype, rngs=rngs)
 
     def __call__(self, z: Array, key: jax.Array | None = None) -> Array:
@@ -101,6 +104,9 @@ class CTM(nnx.Module):
     shared feature by a gate. The gate multiplies the shared one: Eq. 24 prints it on the other,
     but Table 5, the official code and its checkpoints have it so.
     """
+
+    make_gate = TaskLinear
+    make_extractor = MFE
 
     def __init__(
         self,
@@ -122,9 +128,9 @@ class CTM(nnx.Module):
         self.in_proj_shared = nnx.Param(
             initial.normal(rngs.params(), (tasks, features, inner), fan_in)
         )
-        self.gate = TaskLinear(tasks, features, inner, dtype=dtype, rngs=rngs)
+        self.gate = self.make_gate(tasks, features, inner, dtype=dtype, rngs=rngs)
         # The tasks' extractors, then the shared one, as one stack: one scan for all.
-        self.mfe = MFE(tasks + 1, features, settings, rngs=rngs)
+        self.mfe = self.make_extractor(tasks + 1, features, settings, rngs=rngs)
         self.out_proj = TaskLinear(tasks, inner, features, dtype=dtype, rngs=rngs)
 
     def __call__(self, z: Array, key: jax.Array | None = None) -> Array:

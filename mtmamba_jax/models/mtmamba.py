@@ -10,8 +10,9 @@ from flax import nnx
 
 from mtmamba_jax.array_types import Array
 from mtmamba_jax.labels import resize_logits
+from mtmamba_jax.models.ablations import ABLATIONS
 from mtmamba_jax.models.blocks import STM, MambaSettings
-from mtmamba_jax.models.decoder import STAGE_BLOCKS, MambaDecoder
+from mtmamba_jax.models.decoder import STAGE_BLOCKS, Block, MambaDecoder
 from mtmamba_jax.models.heads import ExpandHeads
 from mtmamba_jax.models.initial import Parts, initialise
 from mtmamba_jax.models.layers import REMAT_POLICIES, fold
@@ -152,7 +153,20 @@ def create_model(
     return initialise(construct, rngs)
 
 
-MODELS: dict[str, Callable[..., MTMamba]] = {"mtmamba": MTMamba, "mtmamba_plus": MTMambaPlus}
+def with_blocks(blocks: Sequence[Block]) -> type[MTMamba]:
+    """Returns MTMamba with other blocks in each decoder stage."""
+
+    class Ablation(MTMamba):
+        stage_blocks = tuple(blocks)
+
+    return Ablation
+
+
+MODELS: dict[str, Callable[..., MTMamba]] = {
+    "mtmamba": MTMamba,
+    "mtmamba_plus": MTMambaPlus,
+    **{name: with_blocks(blocks) for name, blocks in ABLATIONS.items()},
+}
 
 
 def abstract_model(**settings) -> MTMamba:
