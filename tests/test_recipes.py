@@ -41,9 +41,8 @@ def test_every_command_is_one_that_is_taken(arguments):
 
 
 def test_every_command_is_shown():
-    assert {arguments.split()[0] for arguments in commands("\n".join(BLOCKS))} == set(
-        create_parser().commands
-    )
+    shown = {arguments.split()[0] for arguments in commands("\n".join(BLOCKS))}
+    assert shown == set(create_parser().commands)
 
 
 def test_each_recipe_of_a_cluster_trains():
