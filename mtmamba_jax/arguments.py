@@ -113,6 +113,14 @@ def create_parser() -> argparse.ArgumentParser:
     )
     _add_config_key(plan)
     plan.add_argument("--json", action="store_true", help="print every number as JSON instead")
+
+    tables = command(
+        "tables", "Print the paper's tables: what the models cost, or what runs scored."
+    )
+    tables.add_argument("--runs", metavar="DIR", help="of finished runs, whose scores to print")
+    tables.add_argument(
+        "--format", choices=("markdown", "csv", "latex"), default="markdown", help="(markdown)"
+    )
     return parser
 
 

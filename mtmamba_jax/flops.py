@@ -31,9 +31,9 @@ def _count(jaxpr: core.Jaxpr) -> int:
 def _of_equation(equation: core.JaxprEqn) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
-        return _of_product(equation)
+        return of_product(equation)
     if name == "conv_general_dilated":
-        return _of_convolution(equation)
+        return of_convolution(equation)
     inner = [_count(jaxpr) for jaxpr in core.jaxprs_in_params(params)]
     if not any(inner):
         return 0
@@ -46,13 +46,15 @@ def _of_equation(equation: core.JaxprEqn) -> int:
     return sum(inner)
 
 
-def _of_product(equation: core.JaxprEqn) -> int:
+def of_product(equation: core.JaxprEqn) -> int:
+    """Returns the operations of a `dot_general`."""
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = equation.invars[0].aval.shape
     return 2 * equation.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
 
 
-def _of_convolution(equation: core.JaxprEqn) -> int:
+def of_convolution(equation: core.JaxprEqn) -> int:
+    """Returns the operations of a `conv_general_dilated`."""
     kernel = equation.invars[1].aval.shape
     outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
     # Each output is a sum over the kernel's window and the inputs of its group.

@@ -110,11 +110,26 @@ def saved_config(workdir: epath.Path) -> ConfigDict:
 
 
 def _config_beside(checkpoint: epath.Path) -> dict | None:
-    """Returns the configuration in a checkpoint's details, None where they cannot be read.
-
-    Not by Orbax, in which the processes of a run would meet.
-    """
+    """Returns the configuration in a checkpoint's details, None where they cannot be read."""
     try:
-        return json.loads((checkpoint / "details" / "metadata").read_text())["config"]
+        return saved_details(checkpoint)["config"]
     except (OSError, ValueError, KeyError):
         return None
+
+
+def saved_details(checkpoint: epath.Path) -> dict:
+    """Returns the details in a checkpoint's folder, such as the scores of a best one.
+
+    Not by Orbax, in which the processes of a run would meet.
+
+    Raises:
+      OSError: they are not there.
+      ValueError: they cannot be read.
+    """
+    return json.loads((checkpoint / "details" / "metadata").read_text())
+
+
+def is_finished(workdir: epath.Path, config: ConfigDict) -> bool:
+    """Whether a work directory holds the last step of a run of that configuration."""
+    last = max(steps_saved(workdir, "latest"), default=0)
+    return last >= config.train.steps and bool(steps_saved(workdir, "best"))

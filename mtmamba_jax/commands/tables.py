@@ -1,0 +1,36 @@
+"""The command `tables`."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+
+from mtmamba_jax.cost_table import cost_table
+from mtmamba_jax.run_table import run_tables
+from mtmamba_jax.runs import find_runs
+from mtmamba_jax.table_formats import FORMATS
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the paper's tables: what the rows cost, or the scores of finished runs."""
+    write = FORMATS[options.format]
+    if options.runs is None:
+        # Beside the table, which may go to a file.
+        print(
+            "Counting; nothing is allocated. It takes half a minute.", file=sys.stderr, flush=True
+        )
+        print(write(cost_table()))
+        return 0
+    found = find_runs(pathlib.Path(options.runs))
+    tables, others = run_tables(found.finished)
+    for path in found.unfinished:
+        print(f"Left out, not finished: {path}", file=sys.stderr)
+    for path in others:
+        print(f"Left out, of no row: {path}", file=sys.stderr)
+    if not tables:
+        raise ValueError(
+            f"--runs={options.runs} holds no finished run of a row. The command sweep makes them."
+        )
+    print("\n\n".join(map(write, tables)))
+    return 0

@@ -1,0 +1,126 @@
+"""A table of text and of means with their spread, as Markdown, CSV or LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import re
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from mtmamba_jax.tables import row, rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """A quantity measured several times.
+
+    Attributes:
+      values: as measured, at least one.
+      digits: printed behind the point.
+      sign: print one before means above 0 too.
+    """
+
+    values: tuple[float, ...]
+    digits: int = 2
+    sign: bool = False
+
+    @property
+    def mean(self) -> str:
+        """The mean."""
+        return f"{statistics.fmean(self.values):{'+' if self.sign else ''}.{self.digits}f}"
+
+    @property
+    def deviation(self) -> str:
+        """The sample's standard deviation; empty for one value."""
+        if len(self.values) < 2:
+            return ""
+        return f"{statistics.stdev(self.values):.{self.digits}f}"
+
+    def __str__(self) -> str:
+        return f"{self.mean} ± {self.deviation}" if self.deviation else self.mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+      columns: titles.
+      rows: of as many cells.
+      left: how many columns hold words: these are aligned to the left.
+      title: what it shows; empty for nothing above it.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | Spread]]
+    left: int = 1
+    title: str = ""
+
+
+def markdown(table: Table) -> str:
+    """Returns a table of GitHub's Markdown."""
+    text = [[_unemphasised(str(cell)) for cell in cells] for cells in (table.columns, *table.rows)]
+    widths = [max(map(len, column)) for column in zip(*text, strict=True)]
+    columns = dict(zip(table.columns, widths, strict=True))
+    assert len(columns) == len(table.columns), "two columns have one title"
+    right = table.columns[table.left :]
+    lines = [row(cells, columns, right) for cells in text]
+    above = [f"**{table.title}**", ""] if table.title else []
+    return "\n".join([*above, lines[0], rule(columns, right), *lines[1:]])
+
+
+def comma_separated(table: Table) -> str:
+    """Returns CSV; a column of means is followed by one of standard deviations."""
+    measured = [any(isinstance(cell, Spread) for cell in column) for column in _columns(table)]
+
+    def cells(values: Sequence[str | Spread]) -> Iterator[str]:
+        for value, wide in zip(values, measured, strict=True):
+            yield value.mean if isinstance(value, Spread) else value
+            if wide:
+                yield value.deviation if isinstance(value, Spread) else ""
+
+    titles = []
+    for title, wide in zip(table.columns, measured, strict=True):
+        titles += [title, f"{title} deviation"] if wide else [title]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([titles, *(list(cells(values)) for values in table.rows)])
+    return (f"# {table.title}\n" if table.title else "") + text.getvalue().rstrip("\n")
+
+
+def latex(table: Table) -> str:
+    """Returns a LaTeX `tabular`, which needs no package."""
+    layout = "l" * table.left + "r" * (len(table.columns) - table.left)
+    lines = [" & ".join(map(_escape, cells)) + r" \\" for cells in (table.columns, *table.rows)]
+    above = [f"% {table.title}"] if table.title else []
+    begin, end = rf"\begin{{tabular}}{{{layout}}}", r"\end{tabular}"
+    return "\n".join([*above, begin, r"\hline", lines[0], r"\hline", *lines[1:], r"\hline", end])
+
+
+FORMATS: Mapping[str, Callable[[Table], str]] = {
+    "markdown": markdown,
+    "csv": comma_separated,
+    "latex": latex,
+}
+"""How a table is written, by name."""
+
+_LATEX = {"->": r"$\to$", "±": r"$\pm$", "*": r"$\times$", "↑": r"$\uparrow$", "↓": r"$\downarrow$"}
+
+
+def _unemphasised(cell: str) -> str:
+    """Escapes stars where two would be emphasis."""
+    return cell.replace("*", r"\*") if cell.count("*") > 1 else cell
+
+
+def _columns(table: Table) -> list[tuple[str | Spread, ...]]:
+    return list(zip(*table.rows, strict=True)) if table.rows else [()] * len(table.columns)
+
+
+def _escape(cell: str | Spread) -> str:
+    """Escapes LaTeX's own signs; minus signs of numbers are those of mathematics."""
+    text = re.sub(r"([#%&_$])", r"\\\1", str(cell))
+    for sign, command in _LATEX.items():
+        text = text.replace(sign, command)
+    return re.sub(r"^([+-][\d.]+)", r"$\1$", text)
