@@ -114,6 +114,16 @@ def create_parser() -> argparse.ArgumentParser:
     _add_config_key(plan)
     plan.add_argument("--json", action="store_true", help="print every number as JSON instead")
 
+    sweep = command("sweep", "Train the variants of a config, one after another; go on with them.")
+    sweep.add_argument("--config", required=True, help="NAME of configs/, such as ablations")
+    _add_config_key(sweep)
+    sweep.add_argument("--rows", metavar="NAME,...", help="its variants; * is any text (all)")
+    sweep.add_argument("--seeds", default="0", metavar="N,...", help="of each (0)")
+    sweep.add_argument("--workdir", help="a folder with a work directory for each (runs/NAME)")
+    sweep.add_argument(
+        "--print", action="store_true", help="only print the commands of what is left, a run a line"
+    )
+
     tables = command(
         "tables", "Print the paper's tables: what the models cost, or what runs scored."
     )

@@ -96,5 +96,6 @@ def _overrides(unknown: Sequence[str], command: str, parser) -> dict[str, str]:
 GOING_ON = {  # said when these are interrupted
     "train": " The same command goes on from the last checkpoint, if there is one.",
     "prepare": " The same command goes on with what is not done yet.",
+    "sweep": " The same command goes on from the last checkpoint of the run it was at.",
 }
-CONFIGURED = ("train", "convert", "benchmark", "plan")  # these take --config.key=value
+CONFIGURED = ("train", "sweep", "convert", "benchmark", "plan")  # these take --config.key=value

@@ -8,6 +8,7 @@ import inspect
 import json
 import pathlib
 import pkgutil
+import types
 from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
@@ -85,18 +86,30 @@ def load(name: str) -> ConfigDict:
       ValueError: an unknown name or variant; the message gives the valid ones.
     """
     name, _, variant = name.partition(":")
-    name = pathlib.PurePath(name).name.removesuffix(".py")
-    valid = [module.name for module in pkgutil.iter_modules(mtmamba_jax.configs.__path__)]
-    check_name("config", name, valid)
-    module = importlib.import_module(f"mtmamba_jax.configs.{name}")
-    variants = getattr(module, "VARIANTS", {"": None})
-    if variant not in variants:
+    module, valid = _module(name), variants(name)
+    if variant not in valid:
         raise ValueError(
-            f"Config {name!r} has no variant {variant!r}.{nearest(variant, variants)} "
-            f"Valid: {', '.join(repr(v) for v in variants)}."
+            f"Config {module.__name__.split('.')[-1]!r} has no variant {variant!r}."
+            f"{nearest(variant, valid)} Valid: {', '.join(repr(v) for v in valid)}."
         )
     takes_variant = bool(inspect.signature(module.get_config).parameters)
     return module.get_config(variant) if takes_variant else module.get_config()
+
+
+def variants(name: str) -> tuple[str, ...]:
+    """Returns the variants of the configuration `NAME`; "" is the one of its plain name.
+
+    Raises:
+      ValueError: an unknown name; the message gives the valid ones.
+    """
+    return tuple(getattr(_module(name), "VARIANTS", ("",)))
+
+
+def _module(name: str) -> types.ModuleType:
+    name = pathlib.PurePath(name).name.removesuffix(".py")
+    valid = [module.name for module in pkgutil.iter_modules(mtmamba_jax.configs.__path__)]
+    check_name("config", name, valid)
+    return importlib.import_module(f"mtmamba_jax.configs.{name}")
 
 
 def flatten(config: ConfigDict) -> dict[str, object]:

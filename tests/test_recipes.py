@@ -35,7 +35,10 @@ def test_every_command_is_one_that_is_taken(arguments):
     options, unknown = parser.parse_known_args(shlex.split(arguments))
     overrides = _overrides(unknown, options.command, parser)
     if options.command in CONFIGURED:
-        config = configuration.load(options.config or "synthetic")
+        name = options.config or "synthetic"
+        if options.command == "sweep":  # which names a configuration without its variant
+            name += f":{configuration.variants(name)[0]}"
+        config = configuration.load(name)
         configuration.override(config, overrides)
         configuration.check(config, [task.name for task in configuration.tasks(config)])
 

@@ -1,0 +1,108 @@
+"""The runs of a sweep: variants of a configuration, each with every seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Mapping, Sequence
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from mtmamba_jax import config as configuration
+from mtmamba_jax.names import nearest
+from mtmamba_jax.training.run import CONFIG_FILE, is_finished, saved_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run of a sweep.
+
+    Attributes:
+      config: NAME:VARIANT.
+      overrides: {key: text} of the configuration, the seed among them.
+      workdir: of the run.
+    """
+
+    config: str
+    overrides: Mapping[str, str]
+    workdir: str
+
+    def load(self) -> ConfigDict:
+        """Returns the run's configuration.
+
+        Raises:
+          ValueError: an override does not fit.
+        """
+        config = configuration.load(self.config)
+        configuration.override(config, self.overrides)
+        return config
+
+    def arguments(self) -> list[str]:
+        """Returns the command line that trains it, from the command's name on."""
+        keys = [f"--config.{key}={text}" for key, text in self.overrides.items()]
+        return ["train", f"--config={self.config}", *keys, f"--workdir={self.workdir}"]
+
+    def is_done(self) -> bool:
+        """Whether its work directory holds it, finished.
+
+        Raises:
+          ValueError: it holds a finished run of another configuration.
+        """
+        workdir, wanted = epath.Path(self.workdir), self.load()
+        if not (workdir / CONFIG_FILE).exists() or not is_finished(workdir, wanted):
+            return False  # what another, unfinished run is there, training says
+        saved = saved_config(workdir)
+        wanted.data.train_examples = saved.data.train_examples  # as many as there were
+        different = configuration.differences(saved, wanted)
+        if different:
+            raise ValueError(
+                f"{workdir} holds a finished run of another configuration: "
+                f"{'; '.join(different)}. Give another --workdir."
+            )
+        return True
+
+
+def jobs(
+    name: str,
+    patterns: Sequence[str],
+    seeds: Sequence[int],
+    workdir: str,
+    overrides: Mapping[str, str],
+) -> list[Job]:
+    """Returns the runs of a sweep: all rows with the first seed, then with the next.
+
+    Args:
+      name: of the configuration, without a variant.
+      patterns: names of variants, in which * is any text; none takes all.
+      seeds: of each.
+      workdir: the folder of their work directories.
+      overrides: {key: text} of all runs.
+
+    Raises:
+      ValueError: the configuration has no such variants, or an override does not fit.
+    """
+    name, _, variant = name.partition(":")
+    rows = [each for each in configuration.variants(name) if each]
+    if variant or not rows:
+        raise ValueError(
+            "sweep trains the variants of --config=NAME, such as ablations. "
+            + (f"Take --config={name} --rows={variant}." if variant else f"{name!r} has none.")
+        )
+    if "seed" in overrides:
+        raise ValueError("sweep takes the seeds of its runs as --seeds=0,1, not as --config.seed.")
+    for pattern in patterns:
+        if not fnmatch.filter(rows, pattern):
+            raise ValueError(
+                f"--rows: {name} has no row {pattern!r}.{nearest(pattern, rows)} "
+                f"Valid: {', '.join(rows)}."
+            )
+    chosen = [row for row in rows if any(fnmatch.fnmatchcase(row, p) for p in patterns or "*")]
+    found = [
+        Job(f"{name}:{row}", {"seed": str(seed), **overrides}, f"{workdir}/{row}_seed{seed}")
+        for seed in seeds
+        for row in chosen
+    ]
+    for job in found:
+        job.load()  # what does not fit is said before the first is trained
+    return found

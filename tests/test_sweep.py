@@ -1,0 +1,129 @@
+"""A sweep: which runs it is, that finished ones are skipped, and where it stops."""
+
+import pathlib
+import shlex
+
+import pytest
+
+from mtmamba_jax import cli
+from mtmamba_jax import config as configuration
+from tests.tiny import TINY
+
+NAME = "ablations_synthetic"
+TINY_FLAGS = [f"--config.{key}={value}" for key, value in TINY.items() if key != "tasks.names"]
+
+
+def sweep(workdir, *flags):
+    return cli.main(["sweep", f"--config={NAME}", f"--workdir={workdir}", *flags])
+
+
+def printed(workdir, capsys, *flags):
+    """The commands that a sweep prints: their configuration and work directory."""
+    assert sweep(workdir, "--print", *flags) == 0
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    return [(line[line.index("train") + 1], line[-1]) for line in lines]
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Replaces training: it notes the run, and leaves what a finished one does."""
+    names = []
+
+    def run(options):
+        config = configuration.load(options.config)
+        configuration.override(config, options.overrides)
+        names.append(options.workdir.rsplit("/", 1)[1])
+        if "fails" in config.data.dir:
+            raise OSError("the disk is full")
+        if "stops" in config.data.dir and names[-1] == "stm_2_seed0":
+            return 130
+        finish(config, options.workdir)
+        return 0
+
+    monkeypatch.setattr("mtmamba_jax.commands.train.run", run)
+    return names
+
+
+def finish(config, workdir):
+    workdir = pathlib.Path(workdir)
+    for kind in ("best", "latest"):
+        (workdir / kind / str(config.train.steps)).mkdir(parents=True)
+    configuration.save(config, workdir / "config.json")
+
+
+def test_printed_commands_are_of_all_rows_and_seeds_and_train_takes_them(tmp_path, capsys):
+    found = printed(tmp_path, capsys)
+    assert len(found) == len(configuration.variants(NAME)) == 13
+    flags = ("--rows=stm_2,single_task_d*", "--seeds=3,1", "--config.train.steps=7")
+    assert printed(tmp_path, capsys, *flags) == [
+        (f"--config={NAME}:{row}", f"--workdir={tmp_path}/{row}_seed{seed}")
+        for seed in (3, 1)
+        for row in ("single_task_depth", "stm_2")
+    ]
+    assert sweep(tmp_path, "--print", *flags) == 0
+    (first, *_) = capsys.readouterr().out.splitlines()
+    assert "--config.seed=3 --config.train.steps=7" in first
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_finished_runs_are_skipped_and_the_others_trained_in_order(tmp_path, trained, capsys):
+    flags = ("--rows=stm_*", "--config.data.dir=here")
+    assert sweep(tmp_path, "--rows=stm_2", "--config.data.dir=here") == 0
+    assert trained == ["stm_2_seed0"]
+    assert sweep(tmp_path, *flags) == 0
+    assert trained == ["stm_2_seed0", "stm_1_seed0", "stm_3_seed0"]
+    output = capsys.readouterr().out
+    assert "3 runs in" in output and "1 of them finished" in output
+    assert f"tables --runs={tmp_path}" in output
+    assert printed(tmp_path, capsys, *flags) == []
+
+
+def test_a_run_that_fails_does_not_keep_the_others(tmp_path, trained, capsys):
+    assert sweep(tmp_path, "--rows=stm_*", "--config.data.dir=fails") == 1
+    assert trained == ["stm_1_seed0", "stm_2_seed0", "stm_3_seed0"]
+    error = capsys.readouterr().err
+    assert f"{tmp_path}/stm_1_seed0: the disk is full" in error
+    assert "3 of 3 runs failed" in error
+
+
+def test_a_run_that_is_stopped_stops_the_sweep(tmp_path, trained):
+    assert sweep(tmp_path, "--rows=stm_*", "--config.data.dir=stops") == 130
+    assert trained == ["stm_1_seed0", "stm_2_seed0"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config=ablations", "--rows=smt_1"], "no row 'smt_1'. Did you mean 'stm_1'?"),
+        (["--config=ablations:stm_1"], "Take --config=ablations --rows=stm_1."),
+        (["--config=custom"], "'custom' has none"),
+        (["--config=ablatoins"], "Did you mean 'ablations'?"),
+        (["--config=ablations", "--seeds=0,0"], "--seeds wants different numbers"),
+        (["--config=ablations", "--seeds=one"], "--seeds wants different numbers"),
+        (["--config=ablations", "--config.seed=1"], "as --seeds=0,1, not as --config.seed"),
+        (["--config=ablations", "--config.train.step=1"], "Did you mean 'train.steps'?"),
+    ],
+)
+def test_a_mistake_is_said_before_anything_is_trained(flags, message, trained, capsys):
+    assert cli.main(["sweep", *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert trained == []
+
+
+def test_a_finished_run_of_another_configuration_is_not_taken_for_one_of_these(
+    tmp_path, trained, capsys
+):
+    assert sweep(tmp_path, "--rows=stm_1", "--config.data.dir=here") == 0
+    assert sweep(tmp_path, "--rows=stm_1", "--config.optimizer.learning_rate=0.5") == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path}/stm_1_seed0 holds a finished run of another configuration" in error
+    assert "optimizer.learning_rate: 0.003 -> 0.5" in error
+
+
+def test_a_sweep_trains_and_its_scores_are_tabled(tmp_path, capsys):
+    flags = ("--rows=single_task_depth", *TINY_FLAGS, "--config.train.steps=2")
+    assert sweep(tmp_path, *flags) == 0
+    assert f"[1 of 1] {NAME}:single_task_depth, seed 0" in capsys.readouterr().out
+    assert cli.main(["tables", f"--runs={tmp_path}"]) == 0
+    assert "| Single-task 2*Swin | swin_test |    1 |" in capsys.readouterr().out
+    assert printed(tmp_path, capsys, *flags) == []
