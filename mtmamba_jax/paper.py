@@ -45,61 +45,47 @@ SCORES = {"semseg": "mIoU", "depth": "RMSE", "normals": "mErr", "edge": "odsF"}
 """The paper's score of each task."""
 
 
-def _row(name, title, tables, model, figures, *costs, encoder="swin_large", variants=None) -> Row:
-    *scores, gain = figures
+def _row(
+    name: str,
+    title: str,
+    tables: tuple[int, ...],
+    model: str,
+    scores: tuple[float, ...],
+    gain: float | None = None,
+    costs: tuple[float | None, float | None] = (None, None),
+    *,
+    encoder: str = "swin_large",
+    variants: tuple[str, ...] = (),
+) -> Row:
     scores = dict(zip(SCORES, scores, strict=True))
     return Row(name, title, tables, model, variants or (name,), encoder, scores, gain, *costs)
 
 
 SINGLE_TASK = tuple(f"single_task_{task}" for task in SCORES)
-# Semseg, depth, normals, boundaries, delta_m; #Param and FLOPs.
 ROWS = (
-    _row(
-        *("single_task", "Single-task 2*Swin", (2,), "swin_decoder"),
-        *((54.32, 0.5166, 19.21, 77.30, 0.00), 888.77, 1074.79),
-        variants=SINGLE_TASK,
-    ),
-    _row(
-        *("multi_task", "Multi-task 2*Swin", (2,), "swin_decoder"),
-        *((53.72, 0.5239, 19.97, 76.50, -1.87), 303.18, 466.35),
-    ),
-    _row(
-        *("stm_1", "1*STM", (2,), "stm_1"),
-        *((54.61, 0.5059, 19.00, 77.40, 0.95), 252.51, 354.13),
-    ),
-    _row(
-        *("stm_2", "2*STM", (2,), "stm_2"),
-        *((54.66, 0.4984, 18.81, 78.20, 1.84), 276.48, 435.47),
-    ),
-    _row(
-        *("stm_3", "3*STM", (2,), "stm_3"),
-        *((54.75, 0.5054, 18.81, 78.20, 1.55), 300.45, 516.82),
-    ),
-    _row(
-        *("mtmamba", "2*STM+1*CTM", (2, 3, 4, 5, 6), "mtmamba"),
-        *((55.82, 0.5066, 18.63, 78.70, 2.38), 307.99, 540.81),
-    ),
-    _row(
-        *("attention_mfe", "MFE -> W-MSA", (3,), "attention_mfe"),
-        *((54.57, 0.5109, 19.95, 76.60, -0.79), 451.81, 884.61),
-    ),
-    _row(
-        *("attention_gate", "Linear -> W-MSA", (4,), "attention_gate"),
-        *((55.01, 0.4990, 18.73, 78.20, 2.08), 345.33, 659.29),
-    ),
-    _row("gate_0", "g = 0", (5,), "gate_0", (55.37, 0.5087, 18.76, 78.30, 1.77)),
-    _row("gate_1", "g = 1", (5,), "gate_1", (54.50, 0.4981, 18.83, 78.20, 1.76)),
-    _row(
-        *("swin_tiny", "Swin-Tiny", (6,), "mtmamba", (49.25, 0.5299, 19.74, 76.90, None)),
-        encoder="swin_tiny",
-    ),
-    _row(
-        *("swin_small", "Swin-Small", (6,), "mtmamba", (51.93, 0.5246, 19.45, 77.80, None)),
-        encoder="swin_small",
-    ),
-    _row(
-        *("swin_base", "Swin-Base", (6,), "mtmamba", (53.62, 0.5126, 19.28, 77.70, None)),
-        encoder="swin_base",
-    ),
-)
+    _row("single_task", "Single-task 2*Swin", (2,), "swin_decoder",
+         (54.32, 0.5166, 19.21, 77.30), 0.00, (888.77, 1074.79), variants=SINGLE_TASK),
+    _row("multi_task", "Multi-task 2*Swin", (2,), "swin_decoder",
+         (53.72, 0.5239, 19.97, 76.50), -1.87, (303.18, 466.35)),
+    _row("stm_1", "1*STM", (2,), "stm_1",
+         (54.61, 0.5059, 19.00, 77.40), 0.95, (252.51, 354.13)),
+    _row("stm_2", "2*STM", (2,), "stm_2",
+         (54.66, 0.4984, 18.81, 78.20), 1.84, (276.48, 435.47)),
+    _row("stm_3", "3*STM", (2,), "stm_3",
+         (54.75, 0.5054, 18.81, 78.20), 1.55, (300.45, 516.82)),
+    _row("mtmamba", "2*STM+1*CTM", (2, 3, 4, 5, 6), "mtmamba",
+         (55.82, 0.5066, 18.63, 78.70), 2.38, (307.99, 540.81)),
+    _row("attention_mfe", "MFE -> W-MSA", (3,), "attention_mfe",
+         (54.57, 0.5109, 19.95, 76.60), -0.79, (451.81, 884.61)),
+    _row("attention_gate", "Linear -> W-MSA", (4,), "attention_gate",
+         (55.01, 0.4990, 18.73, 78.20), 2.08, (345.33, 659.29)),
+    _row("gate_0", "g = 0", (5,), "gate_0", (55.37, 0.5087, 18.76, 78.30), 1.77),
+    _row("gate_1", "g = 1", (5,), "gate_1", (54.50, 0.4981, 18.83, 78.20), 1.76),
+    _row("swin_tiny", "Swin-Tiny", (6,), "mtmamba",
+         (49.25, 0.5299, 19.74, 76.90), encoder="swin_tiny"),
+    _row("swin_small", "Swin-Small", (6,), "mtmamba",
+         (51.93, 0.5246, 19.45, 77.80), encoder="swin_small"),
+    _row("swin_base", "Swin-Base", (6,), "mtmamba",
+         (53.62, 0.5126, 19.28, 77.70), encoder="swin_base"),
+)  # fmt: skip
 """In the paper's order."""
