@@ -1,0 +1,85 @@
+"""Scores predicted contours by the boundary benchmark: odsF, oisF, AP and the curve.
+
+python -m mtmamba_jax.boundaries --dataset=nyudv2 --predictions=DIR --labels=DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import pathlib
+import sys
+
+import tqdm
+
+from mtmamba_jax.boundaries import MAX_DISTANCE, compute, empty, measure, merge
+from mtmamba_jax.boundaries.folders import READINGS, count_folder, find_ids
+from mtmamba_jax.boundaries.report import PICTURE_FILE, SCORES_FILE, TABLE_FILE, write_report
+from mtmamba_jax.data_pipelines.parallel import available_cores
+from mtmamba_jax.tables import two_columns
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """Returns the command's options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mtmamba_jax.boundaries", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--dataset", required=True, choices=MAX_DISTANCE, help="whose distance")
+    parser.add_argument(
+        "--predictions", required=True, type=pathlib.Path, help="folder of NAME.png, 8 bits"
+    )
+    parser.add_argument(
+        "--labels", required=True, type=pathlib.Path, help="folder of NAME.png or NAME.mat"
+    )
+    parser.add_argument(
+        "--reading",
+        choices=READINGS,
+        default="regions",
+        help="the true contour is between regions of a label, as published, or where it is not 0",
+    )
+    parser.add_argument("--ids", type=pathlib.Path, help="file of names to score (all predictions)")
+    parser.add_argument("--leave_out", type=pathlib.Path, help="file of names not to score")
+    parser.add_argument("--workers", type=int, help="processes (one a core)")
+    parser.add_argument(
+        "--output", type=pathlib.Path, default="boundaries", help="where to write (boundaries)"
+    )
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Scores a folder, writes the report and prints the scores; returns the exit code."""
+    options = create_parser().parse_args(arguments)
+    try:
+        sums = _sums(options)
+        settings = {
+            "dataset": options.dataset,
+            "reading": options.reading,
+            "max_distance": MAX_DISTANCE[options.dataset],
+        }
+        write_report(options.output, sums, settings)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    scores = {name: f"{value:.2f}" for name, value in compute(sums).items()}
+    print(two_columns({f"{sums['images']} images": "", **scores}))
+    print(f"In {options.output}: {SCORES_FILE}, {TABLE_FILE}, {PICTURE_FILE}")
+    return 0
+
+
+def _sums(options: argparse.Namespace) -> dict:
+    ids = find_ids(options.predictions, options.ids, options.leave_out)
+    counts = count_folder(
+        ids,
+        options.predictions,
+        options.labels,
+        reading=options.reading,
+        max_distance=MAX_DISTANCE[options.dataset],
+        num_workers=available_cores() if options.workers is None else options.workers,
+    )
+    return functools.reduce(
+        merge, map(measure, tqdm.tqdm(counts, total=len(ids), unit="image")), empty()
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""Folders of predictions: names, readings of labels, processes, wrong files, the commands."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import scipy.io
+
+from mtmamba_jax import boundaries
+from mtmamba_jax.boundaries import __main__ as command
+from mtmamba_jax.boundaries import folders, speed
+
+SIZE = (48, 60)
+NAMES = ("a", "b", "c")
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Folders of predictions and of labels, both of cells."""
+    for name in ("predictions", "labels"):
+        (tmp_path / name).mkdir()
+    for seed, name in enumerate(NAMES):
+        label = speed.cells(SIZE, 6, seed).astype(np.uint8)
+        levels = speed.soft(boundaries.contour_of_regions(label), seed)
+        cv2.imwrite(str(tmp_path / "predictions" / f"{name}.png"), levels)
+        cv2.imwrite(str(tmp_path / "labels" / f"{name}.png"), label)
+    return tmp_path
+
+
+def counts(files, ids=NAMES, reading="regions", **settings):
+    settings = {"max_distance": 0.02, "reading": reading, **settings}
+    return list(folders.count_folder(ids, files / "predictions", files / "labels", **settings))
+
+
+def test_counts_are_the_same_for_any_number_of_workers(files):
+    here = counts(files)
+    assert len({image.tobytes() for image in here}) == len(NAMES)
+    for workers in (1, 2):
+        np.testing.assert_array_equal(counts(files, num_workers=workers), here)
+
+
+def test_images_are_read_one_after_another(files):
+    (files / "predictions" / "b.png").unlink()
+    images = folders.count_folder(
+        NAMES, files / "predictions", files / "labels", reading="regions", max_distance=0.02
+    )
+    next(images)
+    with pytest.raises(ValueError, match=r"b.png is missing"):
+        next(images)
+
+
+def test_a_label_map_of_matlab_counts_as_the_same_regions(files):
+    expected = counts(files)
+    for name in NAMES:
+        path = files / "labels" / f"{name}.png"
+        label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED).astype(np.uint16) + 300
+        scipy.io.savemat(path.with_suffix(".mat"), {"LabelMap": label})
+        path.unlink()
+    np.testing.assert_array_equal(counts(files), expected)
+
+
+def test_lines_are_read_as_contours_or_as_regions(files):
+    line = np.zeros(SIZE, np.uint8)
+    line[20:23] = 255
+    cv2.imwrite(str(files / "labels" / "a.png"), line)
+    true = {reading: counts(files, ["a"], reading)[0][0, 1] for reading in ("contours", "regions")}
+    assert true["regions"] == 2 * SIZE[1]
+    assert 0.9 * SIZE[1] < true["contours"] <= SIZE[1]
+
+
+def test_names_are_all_predictions_or_those_listed_without_those_left_out(files):
+    find, (only, but) = folders.find_ids, (files / "only.txt", files / "but.txt")
+    only.write_text("c\nb\n")
+    but.write_text("b\nelsewhere\n")
+    predictions = files / "predictions"
+    assert find(predictions, None, None) == NAMES
+    assert find(predictions, only, None) == ("c", "b")
+    assert find(predictions, None, but) == ("a", "c")
+    assert find(predictions, only, but) == ("c",)
+
+
+def write(path, array):
+    cv2.imwrite(str(path), array)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: write(f / "predictions/a.png", np.zeros(SIZE, np.uint16)), "16 bits, wanted 8"),
+        (lambda f: write(f / "predictions/a.png", np.zeros((*SIZE, 3), np.uint8)), "mode RGB"),
+        (lambda f: write(f / "predictions/a.png", np.zeros((9, 9), np.uint8)), "9x9 .* 48x60"),
+        (lambda f: (f / "labels/a.png").unlink(), r"no label of a \(a.png or a.mat\).*--ids"),
+        (lambda f: (f / "predictions/a.png").write_bytes(b"?"), "a.png is no PNG or JPEG"),
+    ],
+)
+def test_wrong_files_are_named_with_a_remedy(files, spoil, message):
+    spoil(files)
+    with pytest.raises(ValueError, match=message):
+        counts(files)
+
+
+def test_wrong_arguments_are_named(files):
+    with pytest.raises(ValueError, match=r"Unknown reading 'region'\. Did you mean 'regions'"):
+        counts(files, reading="region")
+    with pytest.raises(ValueError, match="--workers: wanted 0 or more, got -1"):
+        counts(files, num_workers=-1)
+    with pytest.raises(ValueError, match=r"no image to score: .*labels/../only/\*.png gives 0"):
+        folders.find_ids(files / "labels/../only", None, None)
+
+
+def run(files, *arguments):
+    folder_flags = [f"--{name}={files / name}" for name in ("predictions", "labels", "output")]
+    return command.main(["--dataset=nyudv2", "--workers=0", *folder_flags, *arguments])
+
+
+def test_the_command_scores_a_folder(files, capsys):
+    assert run(files) == 0
+    record = json.loads((files / "output" / "boundaries.json").read_text())
+    sums = boundaries.empty()
+    for image in counts(files, max_distance=0.011):
+        sums = boundaries.merge(sums, boundaries.measure(image))
+    assert record == {
+        "dataset": "nyudv2",
+        "reading": "regions",
+        "max_distance": 0.011,
+        "images": 3,
+        "scores": boundaries.compute(sums),
+    }
+    assert f"{record['scores']['odsF']:.2f}" in capsys.readouterr().out
+
+
+def test_the_command_says_in_one_message_what_is_wrong(files, capsys):
+    (files / "list.txt").write_text("a\n")
+    assert run(files, f"--leave_out={files / 'list.txt'}", f"--ids={files / 'list.txt'}") == 2
+    assert "error: There is no image to score" in capsys.readouterr().err
+
+
+def test_both_ways_of_the_benchmark_match_alike(capsys):
+    assert speed.main(["--size=40x50", "--limit=100"]) == 0  # asserts it
+    table = capsys.readouterr().out
+    assert all(name in table for name in speed.CASES)
+    assert ">" not in table
