@@ -22,7 +22,9 @@ from mtmamba_jax.tables import two_columns
 def create_parser() -> argparse.ArgumentParser:
     """Returns the command's options."""
     parser = argparse.ArgumentParser(
-        prog="python -m mtmamba_jax.boundaries", description=__doc__.partition("\n")[0]
+        prog="python -m mtmamba_jax.boundaries",
+        description=__doc__.partition("\n")[0],
+        allow_abbrev=False,
     )
     parser.add_argument("--dataset", required=True, choices=MAX_DISTANCE, help="whose distance")
     parser.add_argument(
@@ -37,8 +39,10 @@ def create_parser() -> argparse.ArgumentParser:
         default="regions",
         help="the true contour is between regions of a label, as published, or where it is not 0",
     )
-    parser.add_argument("--ids", type=pathlib.Path, help="file of names to score (all predictions)")
-    parser.add_argument("--leave_out", type=pathlib.Path, help="file of names not to score")
+    parser.add_argument("--ids", type=pathlib.Path, help="file of names to score")
+    parser.add_argument(
+        "--all", action="store_true", help="score every prediction, not only published images"
+    )
     parser.add_argument("--workers", type=int, help="processes (one a core)")
     parser.add_argument(
         "--output", type=pathlib.Path, default="boundaries", help="where to write (boundaries)"
@@ -67,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _sums(options: argparse.Namespace) -> dict:
-    ids = find_ids(options.predictions, options.ids, options.leave_out)
+    ids = find_ids(options.dataset, options.predictions, options.ids, options.all)
     counts = count_folder(
         ids,
         options.predictions,

@@ -25,30 +25,47 @@ SUFFIXES = (".png", ".mat")
 """Of labels; a MATLAB file holds a LabelMap, as PASCAL-Context's do."""
 
 
+LEFT_OUT: Mapping[str, pathlib.Path] = {
+    "pascal_context": pathlib.Path(__file__).with_name("pascal_context_left_out.txt")
+}
+"""Lists of the test images that a dataset's published figures leave out.
+
+Of PASCAL-Context's 5,105 they leave out 2,607, on which COB was validated (Maninis et al.,
+"Convolutional oriented boundaries", ECCV 2016), and score the other 2,498. The list is COB's:
+github.com/kmaninis/COB at e33f10e, src/external/gt_wrappers/gt_sets/PASCALContext/voc_val.txt
+(Copyright (c) 2016 ETH Zurich, BSD 2-clause). With the 4,998 training images it makes the 7,605 of
+`trainval_new.txt` there."""
+
+
 def find_ids(
-    predictions: pathlib.Path, only: pathlib.Path | None, but: pathlib.Path | None
+    dataset: str, predictions: pathlib.Path, listed: pathlib.Path | None, every: bool = False
 ) -> tuple[str, ...]:
     """Returns the names of images to score.
 
     Args:
+      dataset: whose published figures leave images out (`LEFT_OUT`).
       predictions: folder of NAME.png.
-      only: file of names, one a line; None takes all predictions, sorted.
-      but: file of names to leave out of those.
+      listed: file of names, one a line, all of which are scored; None takes all predictions but
+        those left out, sorted.
+      every: leave none out.
 
     Raises:
       ValueError: there is none; a file that is no list of names (`DataError`).
     """
-    ids = read_list(only) if only else tuple(sorted(p.stem for p in predictions.glob("*.png")))
-    left_out = frozenset(read_list(but)) if but else frozenset()
-    kept = tuple(name for name in ids if name not in left_out)
-    if not kept:
-        source = only or f"{predictions}/*.png"
+    if listed:
+        return read_list(listed)
+    found = sorted(path.stem for path in predictions.glob("*.png"))
+    left_out = frozenset()
+    if dataset in LEFT_OUT and not every:
+        left_out = frozenset(read_list(LEFT_OUT[dataset]))
+    ids = tuple(name for name in found if name not in left_out)
+    if not ids:
+        but = ", all of which the published figures leave out (--all scores them)" if found else ""
         raise ValueError(
-            f"There is no image to score: {source} gives {len(ids)} names"
-            f"{f', of which {but} leaves none' if ids else ''}. Predictions are files NAME.png, "
-            "grey levels 0..255 of the probability of a contour."
+            f"There is no image to score: {predictions} holds {len(found)} files NAME.png{but}. "
+            "Predictions are grey levels 0..255 of the probability of a contour."
         )
-    return kept
+    return ids
 
 
 def count_folder(
@@ -108,5 +125,5 @@ def _read_label(folder: pathlib.Path, name: str) -> np.ndarray:
             return read_grey(path) if suffix == ".png" else read_mat(path, "LabelMap")
     raise DataError(
         f"{folder} has no label of {name} ({' or '.join(f'{name}{s}' for s in SUFFIXES)}). "
-        "Score fewer images (--ids, --leave_out), or add it."
+        "Add it, or list the images to score (--ids)."
     )

@@ -1,6 +1,7 @@
 """Folders of predictions: names, readings of labels, processes, wrong files, the commands."""
 
 import json
+import re
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ import scipy.io
 from mtmamba_jax import boundaries
 from mtmamba_jax.boundaries import __main__ as command
 from mtmamba_jax.boundaries import folders, speed
+from mtmamba_jax.data_pipelines.builders.files import read_list
 
 SIZE = (48, 60)
 NAMES = ("a", "b", "c")
@@ -69,15 +71,33 @@ def test_lines_are_read_as_contours_or_as_regions(files):
     assert 0.9 * SIZE[1] < true["contours"] <= SIZE[1]
 
 
-def test_names_are_all_predictions_or_those_listed_without_those_left_out(files):
-    find, (only, but) = folders.find_ids, (files / "only.txt", files / "but.txt")
-    only.write_text("c\nb\n")
-    but.write_text("b\nelsewhere\n")
+def test_published_figures_of_pascal_context_are_of_2498_images():
+    left_out = read_list(folders.LEFT_OUT["pascal_context"])
+    assert len(left_out) == 5105 - 2498
+    assert all(re.fullmatch(r"20(08|09|10)_00\d{4}", name) for name in left_out)
+    assert list(left_out) == sorted(left_out)
+
+
+def test_names_are_those_listed_or_the_published_ones_of_the_predictions(files):
+    predictions, listed = files / "predictions", files / "listed.txt"
+    (predictions / "a.png").rename(predictions / "2008_000002.png")  # left out of PASCAL-Context's
+    listed.write_text("c\n2008_000002\n")
+    assert folders.find_ids("pascal_context", predictions, None) == ("b", "c")
+    assert folders.find_ids("nyudv2", predictions, None) == ("2008_000002", "b", "c")
+    every = folders.find_ids("pascal_context", predictions, None, every=True)
+    assert every == ("2008_000002", "b", "c")
+    assert folders.find_ids("pascal_context", predictions, listed) == ("c", "2008_000002")
+
+
+def test_no_prediction_to_score_is_an_error(files):
     predictions = files / "predictions"
-    assert find(predictions, None, None) == NAMES
-    assert find(predictions, only, None) == ("c", "b")
-    assert find(predictions, None, but) == ("a", "c")
-    assert find(predictions, only, but) == ("c",)
+    with pytest.raises(ValueError, match=r"labels/none holds 0 files NAME.png\. Predictions are"):
+        folders.find_ids("nyudv2", files / "labels/none", None)
+    for name in ("a", "b"):
+        (predictions / f"{name}.png").unlink()
+    (predictions / "c.png").rename(predictions / "2008_000002.png")
+    with pytest.raises(ValueError, match=r"holds 1 files.* leave out \(--all scores them\)"):
+        folders.find_ids("pascal_context", predictions, None)
 
 
 def write(path, array):
@@ -105,8 +125,6 @@ def test_wrong_arguments_are_named(files):
         counts(files, reading="region")
     with pytest.raises(ValueError, match="--workers: wanted 0 or more, got -1"):
         counts(files, num_workers=-1)
-    with pytest.raises(ValueError, match=r"no image to score: .*labels/../only/\*.png gives 0"):
-        folders.find_ids(files / "labels/../only", None, None)
 
 
 def run(files, *arguments):
@@ -131,9 +149,10 @@ def test_the_command_scores_a_folder(files, capsys):
 
 
 def test_the_command_says_in_one_message_what_is_wrong(files, capsys):
-    (files / "list.txt").write_text("a\n")
-    assert run(files, f"--leave_out={files / 'list.txt'}", f"--ids={files / 'list.txt'}") == 2
-    assert "error: There is no image to score" in capsys.readouterr().err
+    (files / "list.txt").write_text("d\n")
+    assert run(files, f"--ids={files / 'list.txt'}") == 2
+    assert "error: " in (said := capsys.readouterr().err)
+    assert "has no label of d (d.png or d.mat)" in said
 
 
 def test_both_ways_of_the_benchmark_match_alike(capsys):
