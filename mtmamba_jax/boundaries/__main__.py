@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
     scores = {name: f"{value:.2f}" for name, value in compute(sums).items()}
-    print(two_columns({f"{sums['images']} images": "", **scores}))
+    print(two_columns({"images": str(sums["images"]), **scores}))
     print(f"In {options.output}: {SCORES_FILE}, {TABLE_FILE}, {PICTURE_FILE}")
     return 0
 
