@@ -31,7 +31,7 @@ from mtmamba_jax.timing import (
 )
 from mtmamba_jax.training.optimizer import create_optimizer
 from mtmamba_jax.training.state import build, create_state
-from mtmamba_jax.training.step import create_train_step
+from mtmamba_jax.training.step import TrainStep, create_train_step
 
 DTYPES = ("bfloat16", "float32")
 FORWARD, BOTH = PASSES = ("forward", "forward + backward")
@@ -230,7 +230,11 @@ class Program:
     call: Callable[[], object]
 
 
-def train_program(config: ConfigDict, tasks: Sequence[Task]) -> Program:
+def train_program(
+    config: ConfigDict,
+    tasks: Sequence[Task],
+    around: Callable[[TrainStep], TrainStep] = lambda step: step,
+) -> Program:
     """Returns the training step; each call goes on from the state of the one before.
 
     Its result is (state, numbers). The batch is random and already on the devices.
@@ -238,6 +242,7 @@ def train_program(config: ConfigDict, tasks: Sequence[Task]) -> Program:
     Args:
       config: gives the model, the size of images and the batch.
       tasks: to learn.
+      around: makes the step that is called from the compiled one.
 
     Raises:
       ValueError: a batch that does not split over `config.mesh`.
@@ -249,11 +254,11 @@ def train_program(config: ConfigDict, tasks: Sequence[Task]) -> Program:
     batch = put_batch(random_batch(tasks, size, config.data.size, config.data.label_scale), mesh)
     step = create_train_step(config, graph, tasks, optimizer, mesh, layout)
     compiled, compiling = compile_timed(step.lower, state, batch)
-    held = _bytes_on_first(state)
+    held, step = _bytes_on_first(state), around(compiled)
 
     def call():
         nonlocal state  # the program takes the old one's memory
-        state, numbers = compiled(state, batch)
+        state, numbers = step(state, batch)
         return state, numbers
 
     return Program(size, mesh.size, held, compiled, compiling, call)

@@ -41,13 +41,13 @@ def saving_record(config: ConfigDict, repeats: int, folder: pathlib.Path) -> Rec
     check_repeats(repeats)
     tasks = configuration.tasks(config)
     configuration.check(config, [task.name for task in tasks])
-    program = train_program(config, tasks)
     with contextlib.ExitStack() as stack:
         workdir = stack.enter_context(
             tempfile.TemporaryDirectory(dir=folder, prefix=".benchmark_saving_")
         )
         checkpoints = Checkpoints(workdir, config=configuration.flatten(config))
         stack.callback(checkpoints.close)
+        program = train_program(config, tasks, around=checkpoints.beside_saving)
         stretch(program.call, WARM_UPS)
         stretch(program.call, 1, checkpoints.save_latest)  # makes the folders, starts the threads
         checkpoints.wait()

@@ -41,6 +41,10 @@ class Background:
         if self._error is not None:
             raise self._error
 
+    def is_busy(self) -> bool:
+        """Whether some work is not done."""
+        return any(not work.done() for work in self._given)
+
     def wait(self) -> None:
         """Waits until all is done."""
         concurrent.futures.wait(self._given)

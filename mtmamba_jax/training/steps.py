@@ -83,6 +83,7 @@ class Steps:
           NonFiniteError: a loss or gradient is not finite.
         """
         settings, clock, guard, profile = self._settings, self._clock, self._guard, self._profile
+        train_step = self._checkpoints.beside_saving(train_step)
         first = step = int(state.step)
         self._catch_up(step, state)
         clock.restart(step)
