@@ -51,10 +51,17 @@ def pad_offset(size: Sequence[int], padded: Sequence[int]) -> tuple[int, int]:
     return (int(padded[0]) - int(size[0])) // 2, (int(padded[1]) - int(size[1])) // 2
 
 
-def remove_padding(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Returns the part [height width ...] of a padded map [h w ...] that holds the image."""
-    top, left = pad_offset(size, image.shape[:2])
-    return image[top : top + int(size[0]), left : left + int(size[1])]
+def remove_padding(image: np.ndarray, size: Sequence[int], scale: int = 1) -> np.ndarray:
+    """Returns the part of a padded map [h*scale w*scale ...] that holds the image.
+
+    Args:
+      image: the map.
+      size: height and width of the image.
+      scale: of the map: s for labels, and for predictions on their grid.
+    """
+    offset = pad_offset(size, [n // scale for n in image.shape[:2]])
+    top, left, height, width = (int(n) * scale for n in (*offset, *size))
+    return image[top : top + height, left : left + width]
 
 
 def check_example(example: Mapping[str, Any], tasks: Sequence[Task]) -> None:

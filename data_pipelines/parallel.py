@@ -7,7 +7,7 @@ import concurrent.futures
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -21,14 +21,14 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def in_order(function: Callable, work: Sequence[tuple], num_workers: int) -> Iterator[Any]:
+def in_order(function: Callable, work: Iterable[tuple], num_workers: int) -> Iterator[Any]:
     """Yields `function(*arguments)` for all of `work`, in order.
 
     At most `num_workers` + 2 calls are ahead of what was taken: results can be large.
 
     Args:
       function: that pickles.
-      work: the arguments of each call.
+      work: the arguments of each call, taken as calls are made.
       num_workers: processes; 0 calls it in this one. They are spawned, so a script that uses them
         needs the `if __name__ == "__main__":` guard.
 

@@ -47,6 +47,7 @@ def create_parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--checkpoint", choices=("best", "latest"), default="best", help="which weights (best)"
         )
+    _add_eval(parser.commands["eval"])
     _add_processes(parser.commands["eval"])
     _add_export(parser.commands["export"])
     sub.add_argument("photos", nargs="+", help="files or folders")
@@ -132,6 +133,30 @@ def create_parser() -> argparse.ArgumentParser:
         "--format", choices=("markdown", "csv", "latex"), default="markdown", help="(markdown)"
     )
     return parser
+
+
+def _add_eval(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument(
+        "--save_predictions",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="write every prediction, as the official tools read them "
+        "(WORKDIR/predictions_CHECKPOINT)",
+    )
+    evaluate.add_argument(
+        "--odsf", action="store_true", help="score edge by the boundary benchmark too"
+    )
+    group = evaluate.add_argument_group("with --odsf")
+    group.add_argument(
+        "--boundary_labels",
+        metavar="DIR",
+        help="NAME.png or NAME.mat, whose regions give the true contours (the test set's labels)",
+    )
+    group.add_argument(
+        "--all", action="store_true", help="score every image, not only published ones"
+    )
+    group.add_argument("--workers", type=int, help="processes (one a core)")
 
 
 def _add_export(export: argparse.ArgumentParser) -> None:

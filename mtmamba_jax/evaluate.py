@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from mtmamba_jax.data_pipelines.batch import remove_padding
 from mtmamba_jax.data_pipelines.pipeline import eval_batches
 from mtmamba_jax.data_pipelines.sources import open_source
 from mtmamba_jax.labels import resize_logits
@@ -18,9 +21,25 @@ from mtmamba_jax.metrics.base import Accumulator
 from mtmamba_jax.metrics.multitask import headline
 from mtmamba_jax.sharding import jit_on, put_batch, replicated, split_batch
 from mtmamba_jax.tasks import Task
+from mtmamba_jax.visualize import to_value
 
 Scores = Mapping[str, Mapping[str, float]]
 """{task: {score name: value}}."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What is predicted for a test image and what is true, at the labels' size, without padding.
+
+    Attributes:
+      id: of the example.
+      values: {task: value} as `visualize.to_value` gives them.
+      labels: {task: label}, [h w label_channels].
+    """
+
+    id: str
+    values: Mapping[str, np.ndarray]
+    labels: Mapping[str, np.ndarray]
 
 
 class Evaluator:
@@ -48,6 +67,7 @@ class Evaluator:
         self._predict = create_predict_step(graph, mesh, layout)
         self._measure = create_measure_step(tasks, mesh)
         self._measure_constant = create_constant_step(tasks, mesh)
+        self._read = create_value_step(tasks, mesh)
 
     def scores(self, parameters: dict) -> dict[str, dict[str, float]]:
         """Returns every score of every task."""
@@ -77,6 +97,27 @@ class Evaluator:
                     return
                 count -= 1
                 yield {k: v[i] for k, v in batch.items()}, {k: v[i] for k, v in logits.items()}
+
+    def values(self, parameters: dict) -> Iterator[Prediction]:
+        """Yields what is scored of each of this process's test examples."""
+        scale = self._data.label_scale
+        for batch in self._batches():
+            on_devices = put_batch(batch, self._mesh)
+            values = self._read(self._predict(parameters, on_devices["images"]), on_devices)
+            values = {name: _local(value) for name, value in values.items()}
+            for i in np.flatnonzero(batch["mask"]):
+                inside = [
+                    {
+                        name: remove_padding(maps[name][i], batch["size"][i], scale)
+                        for name in values
+                    }
+                    for maps in (values, batch)
+                ]
+                yield Prediction(str(batch["id"][i]), *inside)
+
+    def __len__(self) -> int:
+        """Returns how many test examples there are."""
+        return len(self._source)
 
     def _batches(self):
         return eval_batches(
@@ -115,6 +156,21 @@ def create_measure_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
 
     split = split_batch(mesh)
     return jax.jit(step, in_shardings=(split, split), out_shardings=replicated(mesh))
+
+
+def create_value_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
+    """Returns `step(logits, batch) -> {task: visualize.to_value}` at the label's size."""
+
+    def step(logits, batch):
+        return {
+            task.name: to_value(
+                task, resize_logits(logits[task.name], batch[task.name].shape[1:3]), jnp
+            )
+            for task in tasks
+        }
+
+    split = split_batch(mesh)
+    return jax.jit(step, in_shardings=(split, split), out_shardings=split)
 
 
 def create_constant_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
 import jax
@@ -109,6 +109,19 @@ def highest(value: int) -> int:
     if jax.process_count() == 1:
         return value
     return int(np.max(multihost_utils.process_allgather(np.int32(value))))
+
+
+def sums_of_all(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the sums over all processes of arrays of int64; each must ask at the same place."""
+    if jax.process_count() == 1:
+        return dict(sums)
+    # JAX would make 32 bits of 64: they travel in halves.
+    halves = {name: np.atleast_1d(value).view(np.int32) for name, value in sums.items()}
+    gathered = multihost_utils.process_allgather(halves)
+    return {
+        name: np.ascontiguousarray(gathered[name]).view(np.int64).sum(0).reshape(value.shape)
+        for name, value in sums.items()
+    }
 
 
 @contextlib.contextmanager

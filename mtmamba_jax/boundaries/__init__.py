@@ -7,20 +7,31 @@ multi-task work does it (SEISM), the soft map is first thinned by non-maximum su
 
     python -m mtmamba_jax.boundaries --help
 
-`maps` is what is done to pictures, `matching` the matching, `counts` one image, `scores` a set.
+`maps` is what is done to pictures, `matching` the matching, `counts` one image, `scores` a set;
+`folders` scores saved predictions, `benchmark` those of a model (the command `eval`).
 """
 
 from __future__ import annotations
 
 from mtmamba_jax.boundaries.counts import MAX_DISTANCE, THRESHOLDS, count_matches
 from mtmamba_jax.boundaries.maps import contour_of_regions, suppress, thin
-from mtmamba_jax.boundaries.scores import Curve, Sums, compute, curve, empty, measure, merge
+from mtmamba_jax.boundaries.scores import (
+    Curve,
+    Sums,
+    add_up,
+    compute,
+    curve,
+    empty,
+    measure,
+    merge,
+)
 
 __all__ = [
     "MAX_DISTANCE",
     "THRESHOLDS",
     "Curve",
     "Sums",
+    "add_up",
     "compute",
     "contour_of_regions",
     "count_matches",

@@ -6,17 +6,21 @@ python -m mtmamba_jax.boundaries --dataset=nyudv2 --predictions=DIR --labels=DIR
 from __future__ import annotations
 
 import argparse
-import functools
 import pathlib
 import sys
 
 import tqdm
 
-from mtmamba_jax.boundaries import MAX_DISTANCE, compute, empty, measure, merge
+from mtmamba_jax.boundaries import MAX_DISTANCE, Sums, add_up
 from mtmamba_jax.boundaries.folders import READINGS, count_folder, find_ids
-from mtmamba_jax.boundaries.report import PICTURE_FILE, SCORES_FILE, TABLE_FILE, write_report
+from mtmamba_jax.boundaries.report import (
+    PICTURE_FILE,
+    SCORES_FILE,
+    TABLE_FILE,
+    score_table,
+    write_report,
+)
 from mtmamba_jax.data_pipelines.parallel import available_cores
-from mtmamba_jax.tables import two_columns
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -64,13 +68,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
-    scores = {name: f"{value:.2f}" for name, value in compute(sums).items()}
-    print(two_columns({"images": str(sums["images"]), **scores}))
+    print(score_table(sums))
     print(f"In {options.output}: {SCORES_FILE}, {TABLE_FILE}, {PICTURE_FILE}")
     return 0
 
 
-def _sums(options: argparse.Namespace) -> dict:
+def _sums(options: argparse.Namespace) -> Sums:
     ids = find_ids(options.dataset, options.predictions, options.ids, options.all)
     counts = count_folder(
         ids,
@@ -80,9 +83,7 @@ def _sums(options: argparse.Namespace) -> dict:
         max_distance=MAX_DISTANCE[options.dataset],
         num_workers=available_cores() if options.workers is None else options.workers,
     )
-    return functools.reduce(
-        merge, map(measure, tqdm.tqdm(counts, total=len(ids), unit="image")), empty()
-    )
+    return add_up(tqdm.tqdm(counts, total=len(ids), unit="image"))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def find_ids(
 
     Args:
       dataset: whose published figures leave images out (`LEFT_OUT`).
-      predictions: folder of NAME.png.
+      predictions: folder of NAME.png; NAME may hold subfolders.
       listed: file of names, one a line, all of which are scored; None takes all predictions but
         those left out, sorted.
       every: leave none out.
@@ -54,10 +54,11 @@ def find_ids(
     """
     if listed:
         return read_list(listed)
-    found = sorted(path.stem for path in predictions.glob("*.png"))
-    left_out = frozenset()
-    if dataset in LEFT_OUT and not every:
-        left_out = frozenset(read_list(LEFT_OUT[dataset]))
+    found = sorted(
+        path.relative_to(predictions).with_suffix("").as_posix()
+        for path in predictions.rglob("*.png")
+    )
+    left_out = frozenset() if every else names_left_out(dataset)
     ids = tuple(name for name in found if name not in left_out)
     if not ids:
         but = ", all of which the published figures leave out (--all scores them)" if found else ""
@@ -66,6 +67,11 @@ def find_ids(
             "Predictions are grey levels 0..255 of the probability of a contour."
         )
     return ids
+
+
+def names_left_out(dataset: str) -> frozenset[str]:
+    """Returns the names of images that a dataset's published figures leave out; mostly none."""
+    return frozenset(read_list(LEFT_OUT[dataset]) if dataset in LEFT_OUT else ())
 
 
 def count_folder(
@@ -107,18 +113,67 @@ def count_image(
     max_distance: float,
 ) -> np.ndarray:
     """Returns `count_matches` of one image's files; arguments and errors are `count_folder`'s."""
-    label = _read_label(labels, name)
+    label = read_label(labels, name)
     levels = read_grey(predictions / f"{name}.png", label.shape)
     if levels.dtype != np.uint8:
         raise DataError(
             f"{predictions / name}.png is of {8 * levels.itemsize} bits, wanted 8: grey levels "
             "0..255 of the probability of a contour."
         )
-    return count_matches(suppress(levels), READINGS[reading](label), max_distance)
+    return count_prediction(levels, label, reading, max_distance)
 
 
-def _read_label(folder: pathlib.Path, name: str) -> np.ndarray:
-    """Returns whole numbers [h w]."""
+def count_beside(
+    name: str, levels: np.ndarray, labels: pathlib.Path, reading: str, max_distance: float
+) -> np.ndarray:
+    """Returns `count_matches` of a prediction, uint8 [h w], and an image's label in a folder.
+
+    Raises:
+      ValueError: the label is missing, wrong or of another size (`DataError`).
+    """
+    label = read_label(labels, name)
+    if label.shape != levels.shape:
+        sizes = ("x".join(map(str, array.shape)) for array in (label, levels))
+        raise DataError(
+            "The label of {} in {} is {} (height x width), the prediction {}. Both must be of one "
+            "size: is it of another version of the dataset?".format(name, labels, *sizes)
+        )
+    return count_prediction(levels, label, reading, max_distance)
+
+
+def count_prediction(
+    levels: np.ndarray,
+    label: np.ndarray,
+    reading: str,
+    max_distance: float,
+    ignore: int | None = None,
+) -> np.ndarray:
+    """Returns `count_matches` of a prediction and a label.
+
+    Args:
+      levels: prediction, uint8 [h w].
+      label: whole numbers [h w].
+      reading: one of `READINGS`.
+      max_distance: as a share of the diagonal.
+      ignore: number of pixels that are not labelled: no contour is there, and what is predicted
+        there is not counted. None: all are labelled.
+
+    Raises:
+      ValueError: maps of two sizes, or of other types.
+    """
+    strength = suppress(levels)
+    if ignore is not None:
+        strength[label == ignore] = 0.0
+        label = np.where(label == ignore, 0, label)
+    return count_matches(strength, READINGS[reading](label), max_distance)
+
+
+def read_label(folder: pathlib.Path, name: str) -> np.ndarray:
+    """Returns an image's label in a folder of NAME.png or NAME.mat, whole numbers [h w].
+
+    Raises:
+      DataError: there is none, or it cannot be read.
+    """
     for suffix in SUFFIXES:
         path = folder / f"{name}{suffix}"
         if path.exists():

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-import pathlib
 from collections.abc import Mapping
 
 import numpy as np
+from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
 from mtmamba_jax.boundaries.counts import THRESHOLDS
 from mtmamba_jax.boundaries.scores import Sums, compute, curve
+from mtmamba_jax.tables import two_columns
 
 SCORES_FILE, TABLE_FILE, PICTURE_FILE = "boundaries.json", "curve.csv", "curve.png"
 COLUMNS = (
@@ -27,28 +29,41 @@ _TICKS = [tick / 5 for tick in range(6)]
 _LEVELS = [level / 10 for level in range(1, 10)]  # of F that are drawn
 
 
-def write_report(folder: pathlib.Path, sums: Sums, settings: Mapping[str, object]) -> None:
+def write_report(folder: epath.PathLike, sums: Sums, settings: Mapping[str, object]) -> None:
     """Writes `SCORES_FILE`, `TABLE_FILE` and `PICTURE_FILE`.
 
     Args:
-      folder: made if it is not there.
+      folder: made if it is not there; a bucket too.
       sums: over at least one image.
       settings: what is said of them beside the scores.
 
     Raises:
       OSError: the folder cannot be written to.
     """
+    folder, picture = epath.Path(folder), io.BytesIO()
     folder.mkdir(parents=True, exist_ok=True)
     record = {**settings, "images": int(sums["images"]), "scores": compute(sums)}
     (folder / SCORES_FILE).write_text(json.dumps(record, indent=2) + "\n")
-    points = curve(sums["counts"])
-    with (folder / TABLE_FILE).open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        shares = zip(THRESHOLDS, points.precision, points.recall, points.f, strict=True)
-        for numbers, counts in zip(shares, sums["counts"], strict=True):
-            writer.writerow([f"{number:.6g}" for number in numbers] + counts.tolist())
-    draw_curve(sums).save(folder / PICTURE_FILE)
+    (folder / TABLE_FILE).write_text(_curve_table(sums))
+    draw_curve(sums).save(picture, "PNG")
+    (folder / PICTURE_FILE).write_bytes(picture.getvalue())
+
+
+def _curve_table(sums: Sums) -> str:
+    """Returns CSV, a line a threshold."""
+    text, points = io.StringIO(), curve(sums["counts"])
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    shares = zip(THRESHOLDS, points.precision, points.recall, points.f, strict=True)
+    for numbers, counts in zip(shares, sums["counts"], strict=True):
+        writer.writerow([f"{number:.6g}" for number in numbers] + counts.tolist())
+    return text.getvalue()
+
+
+def score_table(sums: Sums) -> str:
+    """Returns a table of the scores."""
+    scores = {name: f"{value:.2f}" for name, value in compute(sums).items()}
+    return two_columns({"images": str(sums["images"]), **scores})
 
 
 def draw_curve(sums: Sums) -> Image.Image:

@@ -7,7 +7,8 @@ they do not depend on an order or on how work was divided.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -51,6 +52,11 @@ def measure(counts: np.ndarray) -> dict[str, np.ndarray]:
 def merge(a: Sums, b: Sums) -> dict[str, np.ndarray]:
     """Returns the sums over both."""
     return {name: a[name] + b[name] for name in a}
+
+
+def add_up(counts: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the sums over images, from the `count_matches` of each."""
+    return functools.reduce(merge, map(measure, counts), empty())
 
 
 def curve(counts: np.ndarray) -> Curve:

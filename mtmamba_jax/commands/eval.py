@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import json
+import pathlib
+from collections.abc import Mapping
 
+import jax
+import tqdm
 from etils import epath
 
+from mtmamba_jax.boundaries import add_up, compute
+from mtmamba_jax.boundaries.benchmark import Benchmark, choose_benchmark, count_test_set
+from mtmamba_jax.boundaries.report import score_table as boundary_table
+from mtmamba_jax.boundaries.report import write_report
 from mtmamba_jax.commands.console import announce, join_processes, program_name
 from mtmamba_jax.evaluate import Evaluator, score_table
 from mtmamba_jax.panels import write_panels
-from mtmamba_jax.processes import is_first
-from mtmamba_jax.training.run import load_run
+from mtmamba_jax.processes import highest, is_first, sums_of_all
+from mtmamba_jax.saved_predictions import Saving
+from mtmamba_jax.training.run import Run, load_run
 
 
 def run(options: argparse.Namespace) -> int:
@@ -19,17 +29,31 @@ def run(options: argparse.Namespace) -> int:
     join_processes(options)
     workdir = epath.Path(options.workdir)
     run = load_run(workdir, options.checkpoint)
+    benchmark, saving = _benchmark(options, run), _saving(options, run)
     announce(
         f"Evaluating the {options.checkpoint} checkpoint (step {run.step}) of {options.workdir} "
         f"on the test set of {run.config.data.name}"
     )
     evaluator = Evaluator(run.config, run.graph, run.tasks, run.mesh)
     scores, constants = evaluator.scores(run.parameters), evaluator.constants()
-    print(score_table(run.tasks, scores, constants))
+    print(score_table(run.tasks, scores, constants), flush=True)
     path = workdir / f"scores_{options.checkpoint}.json"
     written = {"step": run.step, "scores": scores, "constants": constants}
-    if is_first():
-        path.write_text(json.dumps(written, indent=2) + "\n")
+    _write(path, written)
+    sums = _pass(evaluator, run, benchmark, saving)
+    if saving:
+        record = {"workdir": options.workdir, "step": run.step, "images": len(evaluator)}
+        if is_first():
+            saving.finish(record)
+        print(f"\nPredictions of {len(evaluator)} images: {saving.folder}")
+    if benchmark:
+        folder = workdir / f"boundaries_{options.checkpoint}"
+        settings = {**benchmark.settings, "images": int(sums["images"])}
+        scores[benchmark.task.name] |= compute(sums)
+        _write(path, written | {"boundaries": settings})
+        if is_first():
+            write_report(folder, sums, {**settings, "step": run.step})
+        print(f"\n{benchmark.describe()}\n{boundary_table(sums)}\nThe curve: {folder}")
     # The best checkpoint's panels are those that training wrote.
     folder = "panels" if options.checkpoint == "best" else f"panels_{options.checkpoint}"
     panels = write_panels(
@@ -42,3 +66,61 @@ def run(options: argparse.Namespace) -> int:
         f"Next: {program_name()} predict --workdir={options.workdir} PHOTO_OR_FOLDER..."
     )
     return 0
+
+
+def _write(path: epath.Path, scores: Mapping[str, object]) -> None:
+    if is_first():
+        path.write_text(json.dumps(scores, indent=2) + "\n")
+
+
+def _benchmark(options: argparse.Namespace, run: Run) -> Benchmark | None:
+    """Returns how contours are scored, None where they are not."""
+    labels = options.boundary_labels
+    if options.odsf:
+        return choose_benchmark(
+            run.config.data.name,
+            run.tasks,
+            labels=None if labels is None else pathlib.Path(labels),
+            every=options.all,
+            num_workers=options.workers,
+        )
+    if labels is not None or options.all or options.workers is not None:
+        raise ValueError("--boundary_labels, --all and --workers are of --odsf: add it.")
+    return None
+
+
+def _saving(options: argparse.Namespace, run: Run) -> Saving | None:
+    """Returns where predictions are written, None where they are not."""
+    if options.save_predictions is None:
+        return None
+    default = epath.Path(options.workdir) / f"predictions_{options.checkpoint}"
+    return Saving(options.save_predictions or default, run.tasks)
+
+
+def _pass(evaluator: Evaluator, run: Run, benchmark: Benchmark | None, saving: Saving | None):
+    """Writes and counts predictions in one pass over the test set; returns all processes' sums.
+
+    Raises:
+      ValueError: there is no image to score.
+    """
+    if not (benchmark or saving):
+        return None
+    predictions = tqdm.tqdm(
+        evaluator.values(run.parameters),
+        total=-(-len(evaluator) // jax.process_count()),  # of this process, nearly
+        unit="image",
+        disable=not is_first(),
+    )
+    if saving:
+        predictions = saving.passing(predictions)
+    if not benchmark:
+        collections.deque(predictions, maxlen=0)
+        highest(0)  # all have written theirs
+        return None
+    sums = sums_of_all(add_up(count_test_set(benchmark, predictions)))
+    if not sums["images"]:
+        raise ValueError(
+            "--odsf found no image to score: none of the test set has a label of edges, or the "
+            "published figures leave all out (--all scores them)."
+        )
+    return sums
