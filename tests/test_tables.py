@@ -261,3 +261,100 @@ def test_scores_that_cannot_be_read_are_named(runs, capsys):
     (runs / "stm_2" / "best" / "8" / "details" / "metadata").write_text("{")
     assert cli.main(["tables", f"--runs={runs}"]) == 2
     assert str(runs / "stm_2" / "best" / "8") in capsys.readouterr().err
+
+
+EDGE = ("edge", "maxF")
+
+
+def write_odsf(folder, odsf, step=8, **settings):
+    """Writes what eval --odsf leaves, as far as `tables` reads it."""
+    settings = {"reading": "contours", "max_distance": 0.0075, "images": 5} | settings
+    written = {"step": step, "scores": {"edge": {"maxF": 1.0, "odsF": odsf}, "semseg": {"mIoU": 1}}}
+    (folder / "scores_best.json").write_text(json.dumps(written | {"boundaries": settings}))
+
+
+@pytest.fixture
+def edge_runs(tmp_path):
+    """MTMamba and single-task runs of the four tasks, all of edges but the last with an odsF."""
+    values = {SEMSEG: 40.0, DEPTH: 2.0, EDGE: 20.0, ("normals", "mErr"): 10.0}
+    for score, value in values.items():
+        alone = {"tasks__names": f"('{score[0]}',)", "model__name": "swin_decoder"}
+        write_run(tmp_path / score[0], {score: value}, **alone)
+    write_odsf(tmp_path / "edge", 50.0)
+    for seed in (0, 1):
+        write_run(
+            tmp_path / f"mtmamba_{seed}",
+            values | {EDGE: 22.0},
+            seed=str(seed),
+            tasks__names="()",
+        )
+    write_odsf(tmp_path / "mtmamba_0", 60.0)
+    return tmp_path
+
+
+def printed(folder, capsys):
+    """Returns the cells of the table, by row's title, and what is said beside it."""
+    assert cli.main(["tables", f"--runs={folder}"]) == 0
+    captured = capsys.readouterr()
+    lines = [line for line in captured.out.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]], captured.err
+
+
+def test_odsf_is_a_column_beside_the_own_score_and_in_delta_m_once_all_runs_have_it(
+    edge_runs, capsys
+):
+    (single, multi), _ = printed(edge_runs, capsys)
+    assert [name for name in single if "edge" in name] == ["edge maxF ↑", "edge odsF ↑"]
+    assert (single["edge maxF ↑"], single["edge odsF ↑"]) == ("20.00", "50.00")
+    # One of two seeds lacks it: a mean would be of other runs than those beside it.
+    assert multi["edge odsF ↑"] == "-"
+    assert multi["delta_m with maxF, %"] == "+2.50 ± 0.00"  # 10 % of a task in four
+    write_odsf(edge_runs / "mtmamba_1", 70.0)
+    (single, multi), _ = printed(edge_runs, capsys)
+    assert multi["edge maxF ↑"] == "22.00 ± 0.00"
+    assert multi["edge odsF ↑"] == "65.00 ± 7.07"
+    assert multi["delta_m with odsF, %"] == "+7.50 ± 3.54"  # 20 % and 40 % of a task in four
+    assert single["delta_m with odsF, %"] == "0"
+
+
+def test_odsf_of_another_step_is_left_out_and_named(edge_runs, capsys):
+    write_odsf(edge_runs / "mtmamba_1", 70.0, step=16)
+    (_, multi), said = printed(edge_runs, capsys)
+    assert f"another step than the best checkpoint's: {edge_runs}/mtmamba_1/scores" in said
+    assert f"--workdir={edge_runs}/mtmamba_1 --odsf" in said
+    assert multi["edge odsF ↑"] == "-"
+    assert "delta_m with maxF, %" in multi
+
+
+def test_scores_without_odsf_change_no_table(runs, capsys):
+    before, _ = printed(runs, capsys)
+    scores = {"step": 16, "scores": {"depth": {"RMSE": 9.0}}, "constants": {}}
+    (runs / "stm_2" / "scores_best.json").write_text(json.dumps(scores))
+    after, said = printed(runs, capsys)
+    assert after == before
+    assert "step" not in said
+
+
+def test_odsf_scored_in_two_ways_is_refused(edge_runs, capsys):
+    write_odsf(edge_runs / "mtmamba_1", 70.0, reading="regions")
+    assert cli.main(["tables", f"--runs={edge_runs}"]) == 2
+    error = capsys.readouterr().err
+    assert f"reading=regions, max_distance=0.0075, images=5: {edge_runs}/mtmamba_1" in error
+    assert "Score them alike" in error
+
+
+def test_a_torn_file_of_scores_is_named(edge_runs, capsys):
+    (edge_runs / "edge" / "scores_best.json").write_text('{"step": 8, "sco')
+    assert cli.main(["tables", f"--runs={edge_runs}"]) == 2
+    assert "scores_best.json cannot be read (JSONDecodeError" in capsys.readouterr().err
+
+
+def test_on_nyudv2_the_papers_odsf_is_below_ours(tmp_path, capsys):
+    scores = {SEMSEG: 50.0, DEPTH: 0.5, EDGE: 70.0, ("normals", "mErr"): 20.0}
+    keys = {"data__name": "nyudv2", "tasks__names": "()", "model__encoder": "swin_tiny"}
+    write_run(tmp_path / "run", scores, **keys)
+    write_odsf(tmp_path / "run", 75.0)
+    (ours, papers), _ = printed(tmp_path, capsys)
+    assert (ours["edge maxF ↑"], papers["edge maxF ↑"]) == ("70.00", "-")
+    assert (ours["edge odsF ↑"], papers["edge odsF ↑"]) == ("75.00", "76.90")

@@ -28,6 +28,12 @@ def run(options: argparse.Namespace) -> int:
         print(f"Left out, not finished: {path}", file=sys.stderr)
     for path in others:
         print(f"Left out, of no row: {path}", file=sys.stderr)
+    for path in found.outdated:
+        print(
+            f"Left out, odsF of another step than the best checkpoint's: {path}. The command eval, "
+            f"with --workdir={path.parent} --odsf, scores that.",
+            file=sys.stderr,
+        )
     if not tables:
         raise ValueError(
             f"--runs={options.runs} holds no finished run of a row. The command sweep makes them."
