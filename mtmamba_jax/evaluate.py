@@ -119,6 +119,13 @@ class Evaluator:
         """Returns how many test examples there are."""
         return len(self._source)
 
+    @property
+    def own(self) -> int:
+        """How many of them this process evaluates."""
+        share = self._batch_size // jax.process_count()
+        starts = range(jax.process_index() * share, len(self), self._batch_size)
+        return sum(min(share, len(self) - start) for start in starts)
+
     def _batches(self):
         return eval_batches(
             self._source,

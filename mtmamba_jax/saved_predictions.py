@@ -33,6 +33,8 @@ FOLDERS: Mapping[str, str] = {"saliency": "sal"}
 RECORD_FILE = "predictions.json"
 """Says what the predictions are of. Not there until all are written."""
 
+_MATLAB_TEXT = 116  # bytes
+
 
 class Form(NamedTuple):
     """How a value becomes a file: its suffix and its contents."""
@@ -59,7 +61,8 @@ def _matlab(depth: np.ndarray) -> bytes:
 
     file = io.BytesIO()
     scipy.io.savemat(file, {"depth": depth.astype(np.float32)})
-    return file.getvalue()
+    # The file begins with a text, in which scipy writes the time: equal maps are equal files here.
+    return b"MATLAB 5.0 MAT-file".ljust(_MATLAB_TEXT) + file.getvalue()[_MATLAB_TEXT:]
 
 
 FORMS: Mapping[str, Form] = {

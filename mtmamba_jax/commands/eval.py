@@ -8,7 +8,6 @@ import json
 import pathlib
 from collections.abc import Mapping
 
-import jax
 import tqdm
 from etils import epath
 
@@ -107,7 +106,7 @@ def _pass(evaluator: Evaluator, run: Run, benchmark: Benchmark | None, saving: S
         return None
     predictions = tqdm.tqdm(
         evaluator.values(run.parameters),
-        total=-(-len(evaluator) // jax.process_count()),  # of this process, nearly
+        total=evaluator.own,
         unit="image",
         disable=not is_first(),
     )

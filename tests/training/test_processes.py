@@ -166,6 +166,34 @@ def test_a_process_alone_joins_nothing(used):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment)
 
 
+def test_sums_of_all_processes_are_exact_in_64_bits():
+    code = (
+        "import sys\n"
+        "import numpy as np\n"
+        "from mtmamba_jax import processes\n"
+        "processes.join(f'localhost:{sys.argv[1]}', 2, int(sys.argv[2]))\n"
+        "own = 2**40 + 1 + int(sys.argv[2])\n"
+        "sums = {'a': np.array([[own, -5]]), 'b': np.int64(own)}\n"
+        "found = processes.sums_of_all(sums)\n"
+        "assert found['a'].tolist() == [[2**41 + 3, -10]], found\n"
+        "assert found['b'].shape == () and found['b'] == 2**41 + 3, found\n"
+    )
+    port, environment = free_port(), os.environ | {"JAX_PLATFORMS": "cpu"}
+    finish(
+        [
+            subprocess.Popen(
+                [sys.executable, "-c", code, str(port), str(index)],
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for index in range(2)
+        ]
+    )
+
+
 @pytest.mark.parametrize(
     ("told", "message"),
     [

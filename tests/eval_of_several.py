@@ -1,0 +1,13 @@
+"""One of several processes that evaluate a pixel model: PORT COUNT INDEX ARGUMENT..."""
+
+import sys
+
+if __name__ == "__main__":
+    from mtmamba_jax.cli import main
+    from mtmamba_jax.training import run
+    from tests.pixel_model import build_pixel_model
+
+    port, count, index, *arguments = sys.argv[1:]
+    run.abstract_build = build_pixel_model
+    flags = [f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={index}"]
+    sys.exit(main(["eval", *arguments, *flags]))
