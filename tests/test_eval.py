@@ -163,7 +163,7 @@ def test_saved_predictions_have_the_scores_that_eval_prints(evaluated):
             a, b = (classes == number) & (true != IGNORE), true == number
             hits[:, number] += (a & b).sum(), (a | b).sum()
         colours = read_png(folder / "normals" / f"{name}.png")[..., ::-1]
-        normals = 2 * colours / 255 - 1
+        normals = colours / 127.5 - 1
         normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
         scored = (label["normals"] != IGNORE).any(-1)
         cosines.append((normals * label["normals"]).sum(-1)[scored])
