@@ -20,6 +20,7 @@ from mtmamba_jax.tasks import IGNORE, NYUDV2, PASCAL_CONTEXT
 from mtmamba_jax.training import run as runs
 from mtmamba_jax.training import state
 from mtmamba_jax.training.loop import train
+from tests.bucket import BUCKET, serve_bucket
 from tests.pixel_model import build_pixel_model
 from tests.tiny import tiny_config
 from tests.training.test_processes import ROOT, finish, free_port
@@ -221,19 +222,17 @@ def test_a_file_lies_below_its_folder_and_is_not_hidden(identity, file):
     assert saved_predictions.file_of(PASCAL_CONTEXT[2], identity) == f"sal/{file}.png"
 
 
-def test_several_processes_save_and_count_what_one_does(workdir, tmp_path):
-    results = {}
-    for count in (1, 2):
-        port, folder = free_port(), tmp_path / str(count)
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}",
-        }
-        arguments = [f"--workdir={workdir}", f"--save_predictions={folder}", "--odsf"]
-        command = [sys.executable, "-m", "tests.eval_of_several", str(port), str(count)]
-        started = [
+def evaluate_in(count, *arguments):
+    """Has several processes, on four devices together, evaluate a pixel model."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}",
+    }
+    command = [sys.executable, "-m", "tests.eval_of_several", str(free_port()), str(count)]
+    finish(
+        [
             subprocess.Popen(
-                [*command, str(index), *arguments, "--workers=1"],
+                [*command, str(index), *arguments, "--odsf", "--workers=1"],
                 cwd=ROOT,
                 env=environment,
                 stdout=subprocess.PIPE,
@@ -242,11 +241,40 @@ def test_several_processes_save_and_count_what_one_does(workdir, tmp_path):
             )
             for index in range(count)
         ]
-        finish(started)
+    )
+
+
+def test_several_processes_save_and_count_what_one_does(workdir, tmp_path):
+    results = {}
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        evaluate_in(count, f"--workdir={workdir}", f"--save_predictions={folder}")
         curve = (workdir / "boundaries_best" / "curve.csv").read_text()
         results[count] = files_below(folder), curve, scores_of(workdir)["scores"]["edge"]["odsF"]
     assert len(results[1][0]) == 4 * len(NAMES) + 1
     assert results[2] == results[1]
+
+
+def test_a_run_in_a_bucket_has_its_predictions_and_curve_there(workdir, tmp_path, monkeypatch):
+    place = f"gs://{BUCKET}/run"
+    with serve_bucket() as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+
+        def copy(way, *arguments):
+            code = f"import gcsfs, sys; gcsfs.GCSFileSystem().{way}(*sys.argv[1:], recursive=True)"
+            subprocess.run([sys.executable, "-c", code, *arguments], check=True, cwd=ROOT)
+
+        copy("put", f"{workdir}/", place)
+        evaluate_in(1, f"--workdir={place}", "--save_predictions")
+        for name in ("predictions_best", "boundaries_best"):
+            copy("get", f"{place}/{name}", str(tmp_path / name))
+    evaluate_in(1, f"--workdir={workdir}", "--save_predictions")
+    for name in ("predictions_best", "boundaries_best"):
+        found, wanted = (files_below(folder / name) for folder in (tmp_path, workdir))
+        assert found.keys() == wanted.keys()
+        # The record names the place.
+        assert {n for n in found if found[n] != wanted[n]} <= {"predictions.json"}
 
 
 def test_regions_of_a_folder_of_labels_are_the_true_contours_where_it_is_given(

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import tqdm
 from etils import epath
 
-from mtmamba_jax.boundaries import add_up, compute
+from mtmamba_jax.boundaries import Sums, add_up, compute
 from mtmamba_jax.boundaries.benchmark import Benchmark, choose_benchmark, count_test_set
 from mtmamba_jax.boundaries.report import score_table as boundary_table
 from mtmamba_jax.boundaries.report import write_report
@@ -96,7 +96,9 @@ def _saving(options: argparse.Namespace, run: Run) -> Saving | None:
     return Saving(options.save_predictions or default, run.tasks)
 
 
-def _pass(evaluator: Evaluator, run: Run, benchmark: Benchmark | None, saving: Saving | None):
+def _pass(
+    evaluator: Evaluator, run: Run, benchmark: Benchmark | None, saving: Saving | None
+) -> Sums | None:
     """Writes and counts predictions in one pass over the test set; returns all processes' sums.
 
     Raises:

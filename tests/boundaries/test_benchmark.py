@@ -74,7 +74,7 @@ def test_pixels_that_are_not_labelled_hold_no_contour_and_count_for_none(reading
     levels[20:23, :25] = 255
     label[20:23, :30] = 1
     bare = count_prediction(levels, label, reading, 0.02)
-    assert bare[50, 0] > 20
+    assert bare[50, 0] >= 20  # of 25: the first fade at the border
     levels[:, 45:48] = 255
     label[:, 40:] = IGNORE
     np.testing.assert_array_equal(count_prediction(levels, label, reading, 0.02, IGNORE), bare)
