@@ -69,6 +69,19 @@ def test_scores_are_the_official_ones(dataset, task):
             np.testing.assert_allclose(ours[name], expected, rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize(
+    ("dataset", "chosen"), [("nyud", tasks.NYUDV2), ("pascalcontext", tasks.PASCAL_CONTEXT)]
+)
+def test_every_official_score_is_compared(dataset, chosen):
+    compared = {
+        f"score/{'sal' if task.name == 'saliency' else task.name}/{official}"
+        for task in chosen
+        for official in GOLDEN_SCORES[task.name].values()
+    }
+    with np.load(GOLDEN / f"metrics_{dataset}.npz") as file:
+        assert compared == {key for key in file if key.startswith("score/")}
+
+
 def random_set(task, number=7, h=9, w=8, seed=0):
     """Logits near the truth, and labels of which one pixel in ten is ignored."""
     rng = np.random.default_rng(seed)
@@ -163,24 +176,62 @@ def test_miou_of_a_hand_counted_case():
     counts = measure(logits, label, ONE)
     # Class 0: 1 of 2; class 1: 2 of 3; class 2: 1 of 1; four classes absent: 0.
     assert metric.compute(counts)["mIoU"] == pytest.approx(100 * (1 / 2 + 2 / 3 + 1) / 7)
+    wanted = np.zeros((7, 7), int)
+    wanted[0, 0], wanted[1, 0], wanted[1, 1], wanted[2, 2] = 1, 1, 2, 1
+    np.testing.assert_array_equal(counts["confusion"], wanted)
     per_class = metric.per_class(counts)
     assert list(per_class) == list(tasks.HUMAN_PART_CLASSES)
     assert per_class["head"] == pytest.approx(200 / 3)
     assert per_class["lower legs"] == 0
 
 
+def test_a_label_that_is_no_class_is_counted_nowhere():
+    logits, label = column(np.eye(7)[[0, 1, 2]]), column([0, -1, 7], np.int32)
+    _, measure = compiled(tasks.HUMAN_PARTS)
+    counts = measure(logits, label, ONE)["confusion"]
+    assert counts[0, 0] == counts.sum() == 1
+
+
+def test_every_unit_is_of_a_score():
+    for task in KINDS.values():
+        metric = metrics.create_metric(task)
+        assert task.score in metric.units()
+        assert metric.units().keys() <= metric.compute(metric.empty()).keys()
+
+
 def test_depth_errors_of_a_hand_computed_case():
     scores = score(tasks.DEPTH, [(column([1, 5, 9]), column([2, 4, 255]), ONE)])
-    # float32 sums.
+    # 5 / 4 is not below 1.25, and 2 / 1 below no limit. float32 sums.
     assert scores == pytest.approx(
         {
             "RMSE": 1.0,
             "log_rmse": np.sqrt((np.log(2) ** 2 + np.log(5 / 4) ** 2) / 2),
             "abs_rel": (1 / 2 + 1 / 4) / 2,
             "sq_rel": (1 / 2 + 1 / 4) / 2,
+            "delta1": 0.0,
+            "delta2": 50.0,
+            "delta3": 50.0,
         },
         rel=1e-6,
     )
+
+
+def test_deltas_are_the_shares_of_ratios_below_powers_of_one_and_a_quarter():
+    rng = np.random.default_rng(0)
+    true = rng.uniform(1, 9, 4000).astype("f4")
+    predicted = (true * np.exp(rng.normal(scale=0.4, size=4000))).astype("f4")
+    ratio = np.maximum(predicted / true, true / predicted)
+    scores = score(tasks.DEPTH, [(column(predicted), column(true), ONE)])
+    for power in (1, 2, 3):
+        # No ratio is within float32's rounding of a limit.
+        assert scores[f"delta{power}"] == pytest.approx(100 * np.mean(ratio < 1.25**power))
+    assert 30 < scores["delta1"] < scores["delta2"] < scores["delta3"] < 95
+
+
+def test_a_depth_that_is_not_positive_is_wrong_under_every_delta():
+    predicted, true = column([-2, 0, np.nan, 0, 2]), column([2, 2, 2, 0, 2])
+    scores = score(tasks.DEPTH, [(predicted, true, ONE)])
+    assert [scores[f"delta{power}"] for power in (1, 2, 3)] == [20.0, 20.0, 20.0]
 
 
 def test_a_negative_depth_counts_as_zero_metres():
@@ -193,7 +244,34 @@ def test_angles_of_hand_computed_normals():
     predicted = column([[0, 0, 7], [0, 3, 0], [0, 0, -1], [0, 0, 0], [1, 1, 1]])
     true = column([[0, 0, 1], [0, 0, 1], [0, 0, 1], [0, 0, 1], [255, 255, 255]])
     # 0, 90 and 180 degrees; a zero vector is 90 degrees from any normal.
-    assert score(tasks.NORMALS, [(predicted, true, ONE)])["mErr"] == pytest.approx(90.0)
+    scores = score(tasks.NORMALS, [(predicted, true, ONE)])
+    assert scores["mErr"] == pytest.approx(90.0)
+    assert [scores[f"within_{most}"] for most in ("11.25", "22.5", "30")] == [25.0] * 3
+
+
+@pytest.mark.parametrize("number", [1, 2, 4, 999, 1000])
+def test_median_angle_is_within_half_a_bin_of_the_exact_one(number):
+    rng = np.random.default_rng(number)
+    # Of every size up to 180 degrees, the small ones commonest; and one that is 180.
+    degrees = np.minimum(rng.gamma(1.2, 25, number), 180.0)
+    degrees[-1] = 180.0
+    turned = np.radians(degrees)
+    predicted = np.stack([np.sin(turned), 0 * turned, np.cos(turned)], axis=1)
+    true = np.broadcast_to([0.0, 0.0, 1.0], predicted.shape)
+    scores = score(tasks.NORMALS, [(column(predicted), column(true), ONE)])
+    exact = np.percentile(degrees, 50, method="lower")
+    # float32's rounding of an angle near 180 degrees.
+    assert abs(scores["median"] - exact) <= normals.BIN_WIDTH / 2 + 2e-5
+    for most in (11.25, 22.5, 30.0):
+        assert scores[f"within_{most:g}"] == pytest.approx(100 * np.mean(degrees < most))
+
+
+def test_a_normal_that_is_no_number_is_not_taken_for_a_right_one():
+    predicted = column([[np.nan, 0, 1], [0, 0, 1], [np.nan, 1, 0]])
+    true = column([[0, 0, 1]] * 3)
+    scores = score(tasks.NORMALS, [(predicted, true, ONE)])
+    assert scores["median"] > 179
+    assert scores["within_30"] == pytest.approx(100 / 3)
 
 
 def test_edge_f_of_a_hand_counted_case():

@@ -55,6 +55,10 @@ class Accumulator(abc.ABC):
 class Metric(Accumulator):
     """Scores of predictions against labels."""
 
+    def units(self) -> Mapping[str, str]:
+        """Returns the unit of each score that has one."""
+        return {}
+
     def measure(self, logits: Array, label: Array, mask: Array) -> dict[str, jax.Array]:
         """Returns the sums of one batch. Pure, for `jax.jit`.
 
@@ -103,6 +107,23 @@ def sum_where(valid: jax.Array, values: jax.Array) -> jax.Array:
 def count(condition: jax.Array) -> jax.Array:
     """Counts True pixels, int32."""
     return jnp.sum(condition, dtype=jnp.int32)
+
+
+def histogram(bins: jax.Array, where: jax.Array, size: int) -> jax.Array:
+    """Counts how often each of the bins 0 .. size - 1 is named where `where` is True, int32 [size].
+
+    A scatter-add, whose time does not depend on `size`. On two CPU cores, 8x448x576 pixels and 40^2
+    bins take 0.014 s, 255^2 bins 0.019 s; a product of one-hot matrices takes 0.19 s and 3.8 s. On
+    accelerators its additions meet the less the more bins there are.
+    """
+    # An index past the end is dropped.
+    index = jnp.where(where, bins, size).ravel()
+    return jnp.zeros(size, jnp.int32).at[index].add(1, mode="drop")
+
+
+def percent(numerator: Array, denominator: Array) -> float:
+    """Divides two host sums, in percent; NaN where nothing was counted."""
+    return 100.0 * ratio(numerator, denominator)
 
 
 def ratio(numerator: Array, denominator: Array) -> float:

@@ -5,17 +5,30 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from mtmamba_jax.metrics.base import ConstantBaseline, Metric, Scores, count, ratio, sum_where
+from mtmamba_jax.metrics.base import (
+    ConstantBaseline,
+    Metric,
+    Scores,
+    count,
+    percent,
+    ratio,
+    sum_where,
+)
 from mtmamba_jax.tasks import Task
 
 SMALLEST_DEPTH = 1e-9
-"""Predictions are raised to it before every score, as the official evaluation does."""
+"""Predictions are raised to it before every error, as the official evaluation does."""
+
+DELTAS = {"delta1": 1.25, "delta2": 1.25**2, "delta3": 1.25**3}
+"""The ratio that each score allows; exact in float32."""
 
 
 class Depth(Metric):
-    """RMSE, log_rmse (natural logarithm), abs_rel |p - g| / g, sq_rel (p - g)^2 / g.
+    """RMSE, log_rmse (natural logarithm), abs_rel |p - g| / g, sq_rel (p - g)^2 / g, delta1 to 3.
 
-    RMSE and sq_rel are in the task's unit.
+    RMSE and sq_rel are in the task's unit. delta_k is the share of pixels with
+    max(p / g, g / p) < 1.25^k, percent (Eigen et al., NeurIPS 2014); a prediction that is not
+    positive is wrong there.
     """
 
     def __init__(self, task: Task):
@@ -27,8 +40,14 @@ class Depth(Metric):
                 "squared_log": ((), np.float64),
                 "relative": ((), np.float64),
                 "squared_relative": ((), np.float64),
+                **dict.fromkeys(DELTAS, ((), np.int64)),
             },
         )
+
+    def units(self):
+        """Returns the unit of each score that has one."""
+        unit = self.task.unit
+        return {"RMSE": unit, "sq_rel": unit, **dict.fromkeys(DELTAS, "%")}
 
     def _measure(self, logits, label, valid):
         predicted = jnp.maximum(logits[..., 0], SMALLEST_DEPTH)
@@ -42,17 +61,27 @@ class Depth(Metric):
             "squared_log": sum_where(valid, (jnp.log(predicted) - jnp.log(divisor)) ** 2),
             "relative": sum_where(valid, jnp.abs(error) / divisor),
             "squared_relative": sum_where(valid, error**2 / divisor),
+            **{
+                name: count(valid & _within(logits[..., 0], true, most))
+                for name, most in DELTAS.items()
+            },
         }
 
     def compute(self, counts) -> Scores:
-        """Returns RMSE, log_rmse, abs_rel and sq_rel."""
+        """Returns RMSE, log_rmse, abs_rel, sq_rel and, in percent, delta1, delta2, delta3."""
         pixels = counts["pixels"]
         return {
             "RMSE": ratio(counts["squared"], pixels) ** 0.5,
             "log_rmse": ratio(counts["squared_log"], pixels) ** 0.5,
             "abs_rel": ratio(counts["relative"], pixels),
             "sq_rel": ratio(counts["squared_relative"], pixels),
+            **{name: percent(counts[name], pixels) for name in DELTAS},
         }
+
+
+def _within(predicted, true, most):
+    # Without division. Both hold for positive numbers alone: added, they say p < most^2 p.
+    return (predicted < most * true) & (true < most * predicted)
 
 
 class DepthConstant(ConstantBaseline):

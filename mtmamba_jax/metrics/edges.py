@@ -45,6 +45,10 @@ class Edge(Metric):
             },
         )
 
+    def units(self):
+        """Returns the unit of each score that has one."""
+        return {"maxF": "%"}
+
     def _measure(self, logits, label, valid):
         positive = valid & (label[..., 0] == 1)
         probability = jax.nn.sigmoid(logits)

@@ -1,4 +1,4 @@
-"""Surface normals: the mean angle between prediction and truth, degrees, pooled over pixels."""
+"""Surface normals: angles between prediction and truth, degrees, pooled over pixels."""
 
 from __future__ import annotations
 
@@ -6,25 +6,71 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmamba_jax.losses import normalise
-from mtmamba_jax.metrics.base import ConstantBaseline, Metric, Scores, count, ratio, sum_where
+from mtmamba_jax.metrics.base import (
+    ConstantBaseline,
+    Metric,
+    Scores,
+    count,
+    histogram,
+    percent,
+    ratio,
+    sum_where,
+)
 from mtmamba_jax.tasks import Task
+
+BIN_WIDTH = 0.01
+"""Degrees, of the histogram that the median is read from."""
+
+LIMITS = {"within_11.25": 11.25, "within_22.5": 22.5, "within_30": 30.0}
+"""The angle, degrees, that each of these scores counts the smaller ones of."""
 
 
 class Normals(Metric):
-    """`mErr`, degrees: the mean of 2 atan2(|p - g|, |p + g|) after normalising the prediction p."""
+    """`mErr` and `median`, degrees, and the shares of pixels within 11.25, 22.5 and 30, percent.
+
+    The angle is 2 atan2(|p - g|, |p + g|) after normalising the prediction p; a zero vector is 90
+    degrees from any normal. Angles cannot be summed to their median, so they are counted in bins of
+    `BIN_WIDTH` degrees: `median` is the middle of the bin that holds the lower of the two middle
+    angles, at most BIN_WIDTH / 2 away from that angle (and float32's rounding of it, 2e-5).
+    """
+
+    BINS = round(180.0 / BIN_WIDTH)
 
     def __init__(self, task: Task):
-        super().__init__(task, {"pixels": ((), np.int64), "degrees": ((), np.float64)})
+        super().__init__(
+            task,
+            {
+                "pixels": ((), np.int64),
+                "degrees": ((), np.float64),
+                "angles": ((self.BINS,), np.int64),
+                **dict.fromkeys(LIMITS, ((), np.int64)),
+            },
+        )
+
+    def units(self):
+        """Returns the unit of each score that has one."""
+        return {"mErr": "deg", "median": "deg", **dict.fromkeys(LIMITS, "%")}
 
     def _measure(self, logits, label, valid):
+        degrees = angle(normalise(logits), label, jnp)
+        # What is no number is as wrong as can be, not 0.
+        bins = jnp.nan_to_num(degrees, nan=180.0) / BIN_WIDTH
+        bins = jnp.minimum(bins, self.BINS - 1).astype(jnp.int32)
         return {
             "pixels": count(valid),
-            "degrees": sum_where(valid, _angle(normalise(logits), label, jnp)),
+            "degrees": sum_where(valid, degrees),
+            "angles": histogram(bins, valid, self.BINS),
+            **{name: count(valid & (degrees < most)) for name, most in LIMITS.items()},
         }
 
     def compute(self, counts) -> Scores:
-        """Returns {"mErr": degrees}."""
-        return {"mErr": ratio(counts["degrees"], counts["pixels"])}
+        """Returns mErr and median, degrees, and the shares within `LIMITS`, percent."""
+        pixels = counts["pixels"]
+        return {
+            "mErr": ratio(counts["degrees"], pixels),
+            "median": _median(np.asarray(counts["angles"])),
+            **{name: percent(counts[name], pixels) for name in LIMITS},
+        }
 
 
 class NormalsConstant(ConstantBaseline):
@@ -97,14 +143,25 @@ class NormalsConstant(ConstantBaseline):
         return directions / np.linalg.norm(directions, axis=1, keepdims=True), weights
 
 
-def _angle(a, b, xp):
-    """Angle between unit vectors [... 3], degrees. Exact at 0 and 180, where arccos is not."""
+def _median(angles: np.ndarray) -> float:
+    """The middle of the bin that the lower of the two middle angles is in; NaN for no angle."""
+    below = np.cumsum(angles)
+    if not below[-1]:
+        return float("nan")
+    return BIN_WIDTH * (0.5 + int(np.searchsorted(below, (below[-1] + 1) // 2)))
+
+
+def angle(a, b, xp):
+    """Returns the angle between unit vectors [... 3], degrees.
+
+    Exact at 0 and 180 too, where arccos is not. `xp` is numpy or jax.numpy.
+    """
     apart = xp.linalg.norm(a - b, axis=-1)
     return xp.degrees(2.0 * xp.arctan2(apart, xp.linalg.norm(a + b, axis=-1)))
 
 
 def _mean_angle(direction, directions, weights) -> float:
-    return float(np.average(_angle(direction, directions, np), weights=weights))
+    return float(np.average(angle(direction, directions, np), weights=weights))
 
 
 def _best(candidates, directions, weights) -> tuple[np.ndarray, float]:

@@ -42,6 +42,10 @@ class Saliency(Metric):
             },
         )
 
+    def units(self):
+        """Returns the unit of each score that has one."""
+        return {"maxF": "%", "maxF_exact": "%"}
+
     def _measure(self, logits, label, valid):
         positive = valid & (label[..., 0] == 1)
         probability = jax.nn.softmax(logits, axis=-1)[..., 1]

@@ -1,39 +1,37 @@
-"""mIoU: mean over classes of intersection over union, counts pooled over the set."""
+"""Segmentation: a confusion matrix pooled over the set, and intersection over union from it."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
 
-from mtmamba_jax.metrics.base import ConstantBaseline, Metric, Scores
+from mtmamba_jax.metrics.base import ConstantBaseline, Metric, Scores, histogram
 from mtmamba_jax.tasks import Task
 
 
 class Segmentation(Metric):
-    """`mIoU`, percent. A class with no pixel, predicted or labelled, has IoU 0 (as published)."""
+    """`mIoU`, percent. A class with no pixel, predicted or labelled, has IoU 0 (as published).
+
+    Its one sum is `confusion` [labelled predicted], pixels. A label that is no class is in no sum.
+    """
 
     def __init__(self, task: Task):
-        shape = (task.channels,)
-        super().__init__(
-            task,
-            {
-                "true_positives": (shape, np.int64),
-                "predicted": (shape, np.int64),
-                "labelled": (shape, np.int64),
-            },
-        )
+        super().__init__(task, {"confusion": ((task.channels, task.channels), np.int64)})
+
+    def units(self):
+        """Returns the unit of each score that has one."""
+        return {"mIoU": "%"}
 
     def _measure(self, logits, label, valid):
-        predicted, labelled = jnp.argmax(logits, axis=-1), label[..., 0]
-        return {
-            "true_positives": _histogram(labelled, valid & (predicted == labelled), self.task),
-            "predicted": _histogram(predicted, valid, self.task),
-            "labelled": _histogram(labelled, valid, self.task),
-        }
+        channels, labelled = self.task.channels, label[..., 0]
+        known = valid & (labelled >= 0) & (labelled < channels)
+        cells = labelled * channels + jnp.argmax(logits, axis=-1)
+        counts = histogram(cells, known, channels**2)
+        return {"confusion": counts.reshape(channels, channels)}
 
     def compute(self, counts) -> Scores:
         """Returns {"mIoU": percent}."""
-        if not np.any(counts["labelled"]):
+        if not np.any(counts["confusion"]):
             return {"mIoU": float("nan")}
         return {"mIoU": 100.0 * float(np.mean(_intersection_over_union(counts)))}
 
@@ -50,7 +48,7 @@ class SegmentationConstant(ConstantBaseline):
         super().__init__(task, {"labelled": ((task.channels,), np.int64)})
 
     def _measure(self, label, valid):
-        return {"labelled": _histogram(label[..., 0], valid, self.task)}
+        return {"labelled": histogram(label[..., 0], valid, self.task.channels)}
 
     def logits(self, counts):
         """Returns 1 for the commonest class, 0 for the others."""
@@ -58,24 +56,13 @@ class SegmentationConstant(ConstantBaseline):
 
     def compute(self, counts) -> Scores:
         """Returns {"mIoU": percent}."""
-        labelled = np.asarray(counts["labelled"])
         chosen = self.logits(counts).astype(np.int64)
-        return Segmentation(self.task).compute(
-            {
-                "true_positives": chosen * labelled,
-                "predicted": chosen * labelled.sum(),
-                "labelled": labelled,
-            }
-        )
-
-
-def _histogram(classes, where, task):
-    # An index past the end is dropped.
-    index = jnp.where(where, classes, task.channels).ravel()
-    return jnp.zeros(task.channels, jnp.int32).at[index].add(1, mode="drop")
+        confusion = np.outer(counts["labelled"], chosen)
+        return Segmentation(self.task).compute({"confusion": confusion})
 
 
 def _intersection_over_union(counts) -> np.ndarray:
-    both = np.asarray(counts["true_positives"], np.float64)
-    union = np.asarray(counts["predicted"]) + np.asarray(counts["labelled"]) - both
+    confusion = np.asarray(counts["confusion"])
+    both = np.diag(confusion).astype(np.float64)
+    union = confusion.sum(0) + confusion.sum(1) - both
     return both / np.maximum(union, 1.0)
