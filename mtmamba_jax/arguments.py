@@ -54,6 +54,9 @@ def create_parser() -> argparse.ArgumentParser:
     sub.add_argument("--output", default="predictions", help="where to write (predictions)")
     sub.add_argument("--size", help="HEIGHTxWIDTH photos are fitted into (that of training)")
     sub.add_argument("--overlay", action="store_true", help="also draw classes over the photo")
+    sub.add_argument(
+        "--features", action="store_true", help="also draw what each task's head is given"
+    )
 
     convert = command("convert", "Turn weights of PyTorch into a run, or into a plain file.")
     convert.add_argument(

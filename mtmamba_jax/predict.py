@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import cv2
 import numpy as np
 
-from mtmamba_jax.data_pipelines.batch import remove_padding
+from mtmamba_jax.data_pipelines.batch import denormalise, remove_padding
 from mtmamba_jax.data_pipelines.transforms import eval_transforms
+from mtmamba_jax.features import draw_features
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.visualize import overlay, panel, to_picture, to_value, write_png
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _STRIP = 256  # rows of a large photo whose logits are in memory at once
+
+Maps = Mapping[str, np.ndarray]
+"""{task: map}, with a leading axis of 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +64,7 @@ def find_photos(
 def predict_photos(
     photos: Sequence[pathlib.Path],
     tasks: Sequence[Task],
-    predict: Callable[[np.ndarray], dict[str, np.ndarray]],
+    predict: Callable[[np.ndarray], tuple[Maps, Maps]],
     folder: pathlib.Path,
     *,
     size: tuple[int, int],
@@ -69,12 +73,14 @@ def predict_photos(
     """Predicts and writes one folder for each photo; yields it, or why there is none.
 
     A folder holds `<task>.png`, `<task>.npy` (`visualize.to_value` at the photo's size),
-    `panel.png` and, `with_overlay`, `overlay.png`: the first task of classes over the photo.
+    `panel.png` and, `with_overlay`, `overlay.png`: the first task of classes over the photo; where
+    `predict` gives activations, `features.png` shows them.
 
     Args:
       photos: files to read.
       tasks: what `predict` predicts.
-      predict: images [1 h w 3], normalised -> {task: logits [1 h w channels]}.
+      predict: images [1 h w 3], normalised -> {task: logits [1 h w channels]}, and {task:
+        activation [1 h/4 w/4]} or {}; such as a step of `features.create_feature_step`.
       folder: to write in.
       size: height and width that photos are fitted into, keeping their aspect, as in training.
       with_overlay: write `overlay.png`.
@@ -89,12 +95,17 @@ def predict_photos(
         example = {"image": fit(photo, size), "id": str(path)}
         for transform in transforms:
             example = transform(example, np.random.default_rng(0))  # draws nothing
-        logits = predict(example["image"][None])
+        logits, activations = predict(example["image"][None])
         values = {}
         for task in tasks:
             cropped = remove_padding(np.asarray(logits[task.name][0]), example["size"])
             values[task.name] = enlarge(task, cropped, photo.shape[:2])
-        yield _write(folder / names[path], photo, tasks, values, with_overlay)
+        written = _write(folder / names[path], photo, tasks, values, with_overlay)
+        if activations:
+            given = denormalise(example["image"])
+            maps = {name: value[0] for name, value in activations.items()}
+            write_png(written / "features.png", draw_features(given, maps, example["size"]))
+        yield written
 
 
 def overlay_task(tasks: Sequence[Task]) -> Task:

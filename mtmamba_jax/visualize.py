@@ -74,9 +74,7 @@ def _draw_depth(task: Task, value: np.ndarray, ignored: np.ndarray) -> np.ndarra
     seen = value[~ignored]
     low, high = np.percentile(seen, (2, 98)) if seen.size else (0.0, 1.0)
     nearness = high - value if task.scale_power < 0 else value - low
-    nearness = np.clip(nearness / max(high - low, 1e-6), 0.0, 1.0)
-    bgr = cv2.applyColorMap((255 * nearness).astype(np.uint8), cv2.COLORMAP_VIRIDIS)
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    return coloured(nearness / max(high - low, 1e-6), cv2.COLORMAP_VIRIDIS)
 
 
 def _draw_normals(task: Task, value: np.ndarray, ignored: np.ndarray) -> np.ndarray:
@@ -105,6 +103,17 @@ def to_picture(task: Task, value: np.ndarray) -> np.ndarray:
     picture = DISPLAYS[task.display](task, value, ignored)
     picture[ignored] = _IGNORED
     return picture
+
+
+def coloured(share: np.ndarray, colours: int | np.ndarray) -> np.ndarray:
+    """Draws numbers [h w] in the colours of a scale: uint8 RGB [h w 3].
+
+    Args:
+      share: 0 is the scale's first colour, 1 its last; what lies outside takes the nearer of them.
+      colours: an OpenCV colour map, or uint8 BGR [256 1 3].
+    """
+    bgr = cv2.applyColorMap((255 * np.clip(share, 0.0, 1.0)).astype(np.uint8), colours)
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
 def overlay(photo: np.ndarray, picture: np.ndarray, opacity: float = 0.55) -> np.ndarray:

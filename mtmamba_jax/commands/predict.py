@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
+from collections.abc import Callable
 
 import tqdm
 
 from mtmamba_jax.commands.console import announce, parse_size
 from mtmamba_jax.evaluate import create_predict_step
+from mtmamba_jax.features import create_feature_step
 from mtmamba_jax.predict import Failure, find_photos, overlay_task, predict_photos
-from mtmamba_jax.training.run import load_run
+from mtmamba_jax.training.run import Run, load_run
 
 
 def run(options: argparse.Namespace) -> int:
@@ -26,11 +28,10 @@ def run(options: argparse.Namespace) -> int:
         f"Predicting {', '.join(task.name for task in run.tasks)} for {len(photos)} photos, "
         f"fitted into {size[0]}x{size[1]}, with step {run.step} of {options.workdir}"
     )
-    step = create_predict_step(run.graph, run.mesh)
     results = predict_photos(
         photos,
         run.tasks,
-        lambda images: step(run.parameters, images),
+        _create_predict(run, options.features),
         output,
         size=size,
         with_overlay=options.overlay,
@@ -43,7 +44,17 @@ def run(options: argparse.Namespace) -> int:
     if folders:
         print(
             f"Wrote {len(folders)} of {len(photos)} photos to {output}: in a folder for each, "
-            "panel.png and, for each task, a picture (.png) and the raw array (.npy).\n"
+            f"panel.png{' and features.png' if options.features else ''} and, for each task, a "
+            "picture (.png) and the raw array (.npy).\n"
             f"Next: look at {folders[0] / 'panel.png'}"
         )
     return 1 if failures else 0
+
+
+def _create_predict(run: Run, with_features: bool) -> Callable:
+    """Returns what `predict_photos` asks for logits, and for activations where they are wanted."""
+    if with_features:
+        step = create_feature_step(run.graph, run.tasks, run.mesh)
+        return lambda images: step(run.parameters, images)
+    step = create_predict_step(run.graph, run.mesh)
+    return lambda images: (step(run.parameters, images), {})

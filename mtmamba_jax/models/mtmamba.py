@@ -81,15 +81,30 @@ class MTMamba(nnx.Module):
         Raises:
           ValueError: images of another shape, or training without rngs.
         """
+        features = self.features(images, training=training, rngs=rngs)
+        return self.logits(features, images.shape[1:3], training=training)
+
+    def features(
+        self, images: Array, *, training: bool = False, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """Returns what the heads are given, the final decoder features: [t b h/4 w/4 c].
+
+        h/4 and w/4 are rounded up, t is in the order of the model's tasks. Arguments and errors are
+        those of `__call__`.
+        """
         if images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"images must be [b h w 3], channels last; got {images.shape}.")
         if training and rngs is None:
             raise ValueError("training=True drops paths at random: pass rngs=nnx.Rngs(...).")
         key = rngs.drop_path() if training else None
-        features = self.encoder(images, fold(key, 0))
-        logits = self.heads(self.decoder(features, fold(key, 1)), training=training)
-        size = images.shape[1:3]
-        return {name: resize_logits(value, size) for name, value in logits.items()}
+        return self.decoder(self.encoder(images, fold(key, 0)), fold(key, 1))
+
+    def logits(
+        self, features: Array, size: Sequence[int], *, training: bool = False
+    ) -> dict[str, jax.Array]:
+        """Returns {task name: float32 logits [b h w channels]} of `features`, at size = (h, w)."""
+        found = self.heads(features, training=training)
+        return {name: resize_logits(value, size) for name, value in found.items()}
 
 
 class MTMambaPlus(MTMamba):
