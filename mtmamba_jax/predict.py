@@ -103,7 +103,7 @@ def predict_photos(
         written = _write(folder / names[path], photo, tasks, values, with_overlay)
         if activations:
             given = denormalise(example["image"])
-            maps = {name: value[0] for name, value in activations.items()}
+            maps = {task.name: activations[task.name][0] for task in tasks}
             write_png(written / "features.png", draw_features(given, maps, example["size"]))
         yield written
 

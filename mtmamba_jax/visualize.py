@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
@@ -132,9 +133,11 @@ def panel(rows: Sequence[Mapping[str, np.ndarray]], *, cell: int = 320) -> np.nd
     scale = cell / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     columns = max(len(row) for row in rows)
-    pitch = (max(size[0], cell // 2) + _GAP, size[1] + _TITLE + _GAP)  # room for a title at least
+    font = ImageFont.load_default(14)
+    titles = max(math.ceil(font.getlength(title)) for row in rows for title in row)
+    pitch = (max(size[0], titles) + _GAP, size[1] + _TITLE + _GAP)
     sheet = Image.new("RGB", (columns * pitch[0] + _GAP, len(rows) * pitch[1] + _GAP), _PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    draw = ImageDraw.Draw(sheet)
     # Enlarged pixels stay pixels: what the network said, not what smoothing makes of it.
     interpolation = cv2.INTER_NEAREST if scale > 1 else cv2.INTER_AREA
     for i, row in enumerate(rows):
