@@ -17,7 +17,7 @@ from mtmamba_jax.data_pipelines.pipeline import eval_batches
 from mtmamba_jax.data_pipelines.sources import open_source
 from mtmamba_jax.labels import resize_logits
 from mtmamba_jax.metrics import create_constant, create_metric
-from mtmamba_jax.metrics.base import Accumulator
+from mtmamba_jax.metrics.base import Accumulator, Counts
 from mtmamba_jax.metrics.multitask import headline
 from mtmamba_jax.sharding import jit_on, put_batch, replicated, split_batch
 from mtmamba_jax.tasks import Task
@@ -71,6 +71,10 @@ class Evaluator:
 
     def scores(self, parameters: dict) -> dict[str, dict[str, float]]:
         """Returns every score of every task."""
+        return compute_scores(self._tasks, self.totals(parameters))
+
+    def totals(self, parameters: dict) -> dict[str, Counts]:
+        """Returns each metric's sums over the test set, by task, for `compute_scores`."""
 
         def measure(batch):
             return self._measure(self._predict(parameters, batch["images"]), batch)
@@ -80,7 +84,9 @@ class Evaluator:
     def constants(self) -> dict[str, float]:
         """Returns the best constant prediction's score for each task: what learning must beat."""
         accumulators = {task.name: create_constant(task) for task in self._tasks}
-        return headline(self._tasks, self._accumulate(self._measure_constant, accumulators))
+        totals = self._accumulate(self._measure_constant, accumulators)
+        scores = {name: a.compute(totals[name]) for name, a in accumulators.items()}
+        return headline(self._tasks, scores)
 
     def predictions(
         self, parameters: dict, count: int
@@ -140,13 +146,20 @@ class Evaluator:
 
     def _accumulate(
         self, measure: Callable, accumulators: Mapping[str, Accumulator]
-    ) -> dict[str, dict[str, float]]:
+    ) -> dict[str, Counts]:
         total = {name: accumulator.empty() for name, accumulator in accumulators.items()}
         for batch in self._batches():
             counts = measure(put_batch(batch, self._mesh))
             for name, accumulator in accumulators.items():
                 total[name] = accumulator.merge(total[name], counts[name])
-        return {name: dict(a.compute(total[name])) for name, a in accumulators.items()}
+        return total
+
+
+def compute_scores(
+    tasks: Sequence[Task], totals: Mapping[str, Counts]
+) -> dict[str, dict[str, float]]:
+    """Returns every score of every task from `Evaluator.totals`."""
+    return {task.name: create_metric(task).compute(totals[task.name]) for task in tasks}
 
 
 def create_measure_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:

@@ -1,4 +1,4 @@
-"""Decoder features as pictures: where what each task's head is given is strong (the paper's Fig. 3).
+"""Decoder features as pictures: where what a task's head is given is strong (the paper's Fig. 3).
 
 A feature has many channels. What is drawn is their mean absolute value at each place: it has no
 sign to choose, as a principal component has, and is the same of a batch and of a single image.

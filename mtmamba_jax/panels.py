@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 
 from mtmamba_jax.data_pipelines.batch import denormalise, remove_padding
+from mtmamba_jax.error_maps import error_map
 from mtmamba_jax.processes import is_first
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.visualize import label_value, panel, to_picture, to_value, write_png
@@ -16,7 +17,7 @@ from mtmamba_jax.visualize import label_value, panel, to_picture, to_value, writ
 def example_panel(
     tasks: Sequence[Task], example: Mapping[str, np.ndarray], logits: Mapping[str, np.ndarray]
 ) -> np.ndarray:
-    """Draws a test image with its predictions above its labels: uint8 RGB.
+    """Draws a test image with its predictions, below them its labels and errors: uint8 RGB.
 
     Args:
       tasks: the maps to draw.
@@ -25,15 +26,19 @@ def example_panel(
       logits: {task: [h w channels]}.
     """
     photo = denormalise(example["images"])
-    predicted, true = {"image": photo}, {"": np.full_like(photo, 255)}
+    size = example["size"]
+    photo, blank = remove_padding(photo, size), np.full((*size, 3), 255, np.uint8)
+    predicted, true, errors = {"image": photo}, {"": blank}, {"": blank}
     for task in tasks:
         label = example[task.name]
-        step = len(label) // len(photo)
-        predicted[f"{task.name}: predicted"] = to_picture(task, to_value(task, logits[task.name]))
-        true[f"{task.name}: true"] = to_picture(task, label_value(task, label[::step, ::step]))
-    size = example["size"]
-    rows = [{name: remove_padding(p, size) for name, p in row.items()} for row in (predicted, true)]
-    return panel(rows)
+        step = len(label) // len(example["images"])
+        label = remove_padding(label_value(task, label[::step, ::step]), size)
+        value = remove_padding(to_value(task, logits[task.name]), size)
+        predicted[f"{task.name}: predicted"] = to_picture(task, value)
+        true[f"{task.name}: true"] = to_picture(task, label)
+        meaning, picture = error_map(task, value, label)
+        errors[f"{task.name}: {meaning}"] = picture
+    return panel([predicted, true, errors])
 
 
 def write_panels(

@@ -17,7 +17,8 @@ from mtmamba_jax.tasks import Task
 
 _GAP, _TITLE = 6, 22  # pixels between pictures, and of a title line
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
-_IGNORED = (224, 224, 192)  # VOC's: black is background, no boundary, far away
+IGNORED = (224, 224, 192)
+"""Colour of ignored pixels, VOC's: black is background, no boundary, far away."""
 
 
 def _softmax_last(logits: Array, xp: ModuleType) -> Array:
@@ -98,12 +99,17 @@ DISPLAYS: Mapping[str, Callable[[Task, np.ndarray, np.ndarray], np.ndarray]] = {
 
 def to_picture(task: Task, value: np.ndarray) -> np.ndarray:
     """Draws a value or a label's value as uint8 RGB [h w 3]; ignored pixels in VOC's cream."""
-    per_pixel = value if value.ndim == 3 else value[..., None]
     # A predicted class never reaches 255, and no depth, normal or probability equals it.
-    ignored = (per_pixel == task.ignore).all(-1)
+    ignored = is_ignored(task, value)
     picture = DISPLAYS[task.display](task, value, ignored)
-    picture[ignored] = _IGNORED
+    picture[ignored] = IGNORED
     return picture
+
+
+def is_ignored(task: Task, value: np.ndarray) -> np.ndarray:
+    """Returns which pixels of a label's value [h w] or [h w 3] are ignored: bool [h w]."""
+    per_pixel = value if value.ndim == 3 else value[..., None]
+    return (per_pixel == task.ignore).all(-1)
 
 
 def coloured(share: np.ndarray, colours: int | np.ndarray) -> np.ndarray:

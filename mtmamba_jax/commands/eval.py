@@ -16,7 +16,14 @@ from mtmamba_jax.boundaries.benchmark import Benchmark, choose_benchmark, count_
 from mtmamba_jax.boundaries.report import score_table as boundary_table
 from mtmamba_jax.boundaries.report import write_report
 from mtmamba_jax.commands.console import announce, join_processes, program_name
-from mtmamba_jax.evaluate import Evaluator, score_table
+from mtmamba_jax.eval_report import (
+    class_ious,
+    class_table,
+    gains,
+    other_scores,
+    write_confusions,
+)
+from mtmamba_jax.evaluate import Evaluator, compute_scores, score_table
 from mtmamba_jax.panels import write_panels
 from mtmamba_jax.processes import highest, is_first, sums_of_all
 from mtmamba_jax.saved_predictions import Saving
@@ -60,8 +67,10 @@ def run(options: argparse.Namespace) -> int:
         run.tasks,
         evaluator.predictions(run.parameters, run.config.eval.panels),
     )
+    pictures = "".join(f", confusion_{name}.png" for name in ious)
     print(
-        f"\nWrote {path} (every score) and {len(panels)} panels in {options.workdir}/{folder}\n"
+        f"\nWrote {path} (every score){pictures} and {len(panels)} panels in "
+        f"{options.workdir}/{folder}\n"
         f"Next: {program_name()} predict --workdir={options.workdir} PHOTO_OR_FOLDER..."
     )
     return 0
