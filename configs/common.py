@@ -105,7 +105,7 @@ def get_config() -> ConfigDict:
 
     config.eval = ConfigDict()
     config.eval.batch_size = 8  # of all devices together
-    config.eval.panels = 6  # test images drawn with predictions and labels
+    config.eval.panels = 6  # test images drawn with predictions, labels and errors
     return config
 
 

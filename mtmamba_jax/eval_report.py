@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
+from ml_collections import ConfigDict
 
 from mtmamba_jax.confusion import draw_confusion
 from mtmamba_jax.evaluate import Scores
@@ -15,6 +16,7 @@ from mtmamba_jax.metrics.base import Counts
 from mtmamba_jax.metrics.multitask import delta_m, headline
 from mtmamba_jax.metrics.segmentation import Segmentation
 from mtmamba_jax.paper import ROWS, SCORES
+from mtmamba_jax.processes import is_first
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.visualize import write_png
 
@@ -40,6 +42,32 @@ def class_ious(tasks: Sequence[Task], totals: Mapping[str, Counts]) -> dict[str,
         for name, metric in metrics.items()
         if isinstance(metric, Segmentation)
     }
+
+
+def details(
+    config: ConfigDict,
+    tasks: Sequence[Task],
+    totals: Mapping[str, Counts],
+    scores: Scores,
+    constants: Mapping[str, float],
+) -> str:
+    """Returns what is to be read below `evaluate.score_table`.
+
+    Args:
+      config: of the run.
+      tasks: that were scored.
+      totals: of `Evaluator.totals`.
+      scores: all scores of each task; more than those of `totals` may be among them.
+      constants: of `Evaluator.constants`.
+    """
+    parts = [
+        class_table(name, ious, totals[name]["confusion"])
+        for name, ious in class_ious(tasks, totals).items()
+    ]
+    parts.append(other_scores(tasks, scores))
+    baselines = dict(config.tasks.baselines)
+    parts.append(gains(tasks, scores, constants, baselines, config.data.name))
+    return "\n\n".join(filter(None, parts))
 
 
 def class_table(name: str, ious: Mapping[str, float], confusion: np.ndarray) -> str:
@@ -129,13 +157,16 @@ def _gain(
 
 
 def write_confusions(
-    folder: epath.Path, tasks: Sequence[Task], totals: Mapping[str, Counts]
+    folder: epath.Path, tasks: Sequence[Task], totals: Mapping[str, Counts], suffix: str = ""
 ) -> list[epath.Path]:
-    """Writes `confusion_<task>.png` for each task of classes and returns the paths."""
+    """Writes `confusion_<task><suffix>.png` for each task of classes and returns the paths.
+
+    Of several processes the first does.
+    """
     paths = []
     for task in tasks:
-        if isinstance(create_metric(task), Segmentation):
+        if isinstance(create_metric(task), Segmentation) and is_first():
             picture = draw_confusion(task.name, task.class_names, totals[task.name]["confusion"])
-            paths.append(folder / f"confusion_{task.name}.png")
+            paths.append(folder / f"confusion_{task.name}{suffix}.png")
             write_png(paths[-1], np.asarray(picture))
     return paths

@@ -1,10 +1,13 @@
 """The commands as a person meets them: what they write, and what a mistake prints."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
 
 from mtmamba_jax import cli
+from mtmamba_jax.tasks import SEMSEG_NYUDV2
 from mtmamba_jax.training.loop import train
 from tests.tiny import tiny_config
 
@@ -66,6 +69,15 @@ def test_eval_prints_scores_beside_the_constant_and_writes_them(workdir, capsys)
     assert "constant" in output
     assert (workdir / "scores_best.json").exists()
     assert str(workdir / "scores_best.json") in output
+    written = json.loads((workdir / "scores_best.json").read_text())
+    ious = written["class_iou"]["semseg"]
+    assert list(ious) == list(SEMSEG_NYUDV2.class_names)
+    assert np.mean(list(ious.values())) == pytest.approx(written["scores"]["semseg"]["mIoU"])
+    assert f"{ious['wall']:.2f}" in output
+    assert f"delta1 {written['scores']['depth']['delta1']:.3f} %" in output
+    assert "against the best constant predictions" in output
+    assert "confusion_semseg.png" in output
+    assert cv2.imread(str(workdir / "confusion_semseg.png")) is not None
 
 
 def test_eval_of_a_checkpoint_that_is_not_there_says_when_it_will_be(workdir, tmp_path, capsys):
@@ -125,6 +137,20 @@ def test_predict_names_what_is_missing_and_does_the_rest(workdir, tmp_path, caps
     assert "empty: holds no photo" in captured.err
     assert "missing.jpg: does not exist" in captured.err
     assert [path.name for path in output.iterdir()] == ["photo"]
+
+
+def test_predict_draws_features_beside_the_same_predictions(workdir, tmp_path):
+    write_photo(tmp_path / "photo.png", 50, 70)
+    for name, flags in (("plain", []), ("more", ["--features"])):
+        arguments = [str(tmp_path / "photo.png"), f"--output={tmp_path / name}", *flags]
+        assert cli.main(["predict", f"--workdir={workdir}", *arguments]) == 0
+    plain, more = tmp_path / "plain" / "photo", tmp_path / "more" / "photo"
+    new = {path.name for path in more.iterdir()} - {path.name for path in plain.iterdir()}
+    assert new == {"features.png"}
+    assert cv2.imread(str(more / "features.png")).shape[1] > 3 * 300
+    # A program with more outputs may round otherwise.
+    depths = [np.load(folder / "depth.npy") for folder in (plain, more)]
+    np.testing.assert_allclose(*depths, rtol=1e-4, atol=1e-5)
 
 
 def test_predict_refuses_a_wrong_size(workdir, tmp_path, capsys):

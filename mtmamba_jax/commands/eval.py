@@ -16,13 +16,7 @@ from mtmamba_jax.boundaries.benchmark import Benchmark, choose_benchmark, count_
 from mtmamba_jax.boundaries.report import score_table as boundary_table
 from mtmamba_jax.boundaries.report import write_report
 from mtmamba_jax.commands.console import announce, join_processes, program_name
-from mtmamba_jax.eval_report import (
-    class_ious,
-    class_table,
-    gains,
-    other_scores,
-    write_confusions,
-)
+from mtmamba_jax.eval_report import class_ious, details, write_confusions
 from mtmamba_jax.evaluate import Evaluator, compute_scores, score_table
 from mtmamba_jax.panels import write_panels
 from mtmamba_jax.processes import highest, is_first, sums_of_all
@@ -41,10 +35,12 @@ def run(options: argparse.Namespace) -> int:
         f"on the test set of {run.config.data.name}"
     )
     evaluator = Evaluator(run.config, run.graph, run.tasks, run.mesh)
-    scores, constants = evaluator.scores(run.parameters), evaluator.constants()
+    totals, constants = evaluator.totals(run.parameters), evaluator.constants()
+    scores = compute_scores(run.tasks, totals)
     print(score_table(run.tasks, scores, constants), flush=True)
     path = workdir / f"scores_{options.checkpoint}.json"
     written = {"step": run.step, "scores": scores, "constants": constants}
+    written["class_iou"] = class_ious(run.tasks, totals)
     _write(path, written)
     sums = _pass(evaluator, run, benchmark, saving)
     if saving:
@@ -60,16 +56,19 @@ def run(options: argparse.Namespace) -> int:
         if is_first():
             write_report(folder, sums, {**settings, "step": run.step})
         print(f"\n{benchmark.describe()}\n{boundary_table(sums)}\nThe curve: {folder}")
+    print(f"\n{details(run.config, run.tasks, totals, scores, constants)}")
     # The best checkpoint's panels are those that training wrote.
-    folder = "panels" if options.checkpoint == "best" else f"panels_{options.checkpoint}"
+    suffix = "" if options.checkpoint == "best" else f"_{options.checkpoint}"
+    pictures = write_confusions(workdir, run.tasks, totals, suffix)
+    folder = f"panels{suffix}"
     panels = write_panels(
         workdir / folder,
         run.tasks,
         evaluator.predictions(run.parameters, run.config.eval.panels),
     )
-    pictures = "".join(f", confusion_{name}.png" for name in ious)
+    names = "".join(f", {picture.name}" for picture in pictures)
     print(
-        f"\nWrote {path} (every score){pictures} and {len(panels)} panels in "
+        f"\nWrote {path} (every score){names} and {len(panels)} panels in "
         f"{options.workdir}/{folder}\n"
         f"Next: {program_name()} predict --workdir={options.workdir} PHOTO_OR_FOLDER..."
     )

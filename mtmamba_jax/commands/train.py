@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
         f"\nBest model: step {result.step}. On the test set, beside the best constant "
         f"prediction:\n{score_table(tasks, result.scores, result.constants)}\n"
         f"\nTook {(time.monotonic() - start) / 60:.1f} minutes. Wrote to {workdir}:"
-        f"\n  panels/         {len(result.panels)} test images with predictions and labels"
+        f"\n  panels/         {len(result.panels)} test images with predictions, labels and errors"
         "\n  metrics.jsonl   every number of the run"
         "\n  tensorboard/    the same with pictures: tensorboard --logdir DIR"
         "\n  best/, latest/  checkpoints\n"

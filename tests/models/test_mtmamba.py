@@ -76,6 +76,29 @@ def test_the_first_gradient_of_a_padded_image_is_that_of_a_whole_one(model):
     assert gradient_norm(model, padded) < 5 * gradient_norm(model, whole)
 
 
+@pytest.mark.parametrize("name", ["mtmamba", "mtmamba_plus", "swin_decoder"])
+def test_a_prediction_is_the_heads_of_the_features_in_training_too(name):
+    model = create_model(name, **SMALL, rngs=nnx.Rngs(0))
+    x = images(33, 50, batch=2)
+    for training in (False, True):
+        graph, state = nnx.split(model)
+
+        @jax.jit
+        def both(state, x, training=training, graph=graph):
+            def rngs():
+                return nnx.Rngs(drop_path=jax.random.key(3)) if training else None
+
+            apart, whole = nnx.merge(graph, state), nnx.merge(graph, state)
+            features = apart.features(x, training=training, rngs=rngs())
+            logits = apart.logits(features, (33, 50), training=training)
+            return features, logits, whole(x, training=training, rngs=rngs())
+
+        features, logits, wanted = both(state, x)
+        assert features.shape == (2, 2, 9, 13, 8)
+        for task, value in wanted.items():
+            np.testing.assert_array_equal(logits[task], value)
+
+
 @pytest.mark.parametrize("size", [(33, 50), (1, 1)])
 def test_any_image_size_gives_finite_maps_of_that_size(model, size):
     for value in run(model, images(*size)).values():
