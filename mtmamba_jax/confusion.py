@@ -14,6 +14,7 @@ MOST_NUMBERED = 60
 
 _LIGHT, _DARK = np.array((255, 255, 255)), np.array((8, 69, 148))
 _EMPTY, _GRID = (232, 232, 232), (205, 205, 205)
+_LEGEND = "rows: labelled, columns: predicted, % of the row"
 _GAP = 8  # pixels around it, and between names and cells
 _TITLE = 44  # of the lines above it
 
@@ -34,10 +35,11 @@ def draw_confusion(title: str, class_names: Sequence[str], confusion: np.ndarray
     names = int(max(text_width(name, font) for name in class_names)) + 2 * _GAP
     left, top = names, _TITLE + names
     side = cell * count
-    width = max(left + side, int(text_width(title, 15))) + 2 * _GAP
+    head = max(text_width(title, 15), text_width(_LEGEND, 12))
+    width = max(left + side, int(head)) + 2 * _GAP
     canvas = Canvas(width, top + side + 2 * _GAP, detail=2)
     canvas.text(title, (_GAP, 18), "lm", 15)
-    canvas.text("rows: labelled, columns: predicted, % of the row", (_GAP, 38), "lm", 12)
+    canvas.text(_LEGEND, (_GAP, 38), "lm", 12)
     total = confusion.sum(axis=1, keepdims=True)
     shares = confusion / np.maximum(total, 1)
     for i, name in enumerate(class_names):

@@ -129,8 +129,8 @@ def cells(picture, count):
     """The colour near the corner of each cell, where no number is."""
     pixels = np.asarray(picture)
     side = {True: 24, False: 11}[count <= 60]
-    left = pixels.shape[1] - 16 - side * count
     top = pixels.shape[0] - 16 - side * count
+    left = top - 44  # what is above the names of columns, which take as much room as those of rows
     return pixels[top + 3 :: side, left + 3 :: side][:count, :count].astype(int)
 
 

@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from mtmamba_jax.cli import main
+from mtmamba_jax.metrics.depth import DELTAS
 from mtmamba_jax.training.report import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -103,7 +104,11 @@ def test_every_layout_gives_the_scores_of_one_process(layout, runs):
         wanted[0], rel=1e-6
     )  # of constants, before anything is learned
     assert len(found) == len(wanted) == 4
+    counted = [f"depth/{name}" for name in DELTAS]
     for a, b in zip(found, wanted, strict=True):
+        for name in counted:
+            # Two of 5x32x64 pixels, whose ratios are at a limit and round to either side of it.
+            assert a.pop(name, 0) == pytest.approx(b.pop(name, 0), abs=100 * 2 / (5 * 32 * 64))
         assert a == pytest.approx(b, rel=1e-5)
 
 
