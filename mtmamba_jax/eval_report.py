@@ -10,7 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mtmamba_jax.confusion import draw_confusion
-from mtmamba_jax.evaluate import Scores
+from mtmamba_jax.evaluate import Scores, compute_scores
 from mtmamba_jax.metrics import create_metric
 from mtmamba_jax.metrics.base import Counts
 from mtmamba_jax.metrics.multitask import delta_m, headline
@@ -64,7 +64,7 @@ def details(
         class_table(name, ious, totals[name]["confusion"])
         for name, ious in class_ious(tasks, totals).items()
     ]
-    parts.append(other_scores(tasks, scores))
+    parts.append(other_scores(tasks, compute_scores(tasks, totals)))
     baselines = dict(config.tasks.baselines)
     parts.append(gains(tasks, scores, constants, baselines, config.data.name))
     return "\n\n".join(filter(None, parts))
