@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import pathlib
 from collections.abc import Mapping
 
 import jax
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 
 from mtmamba_jax import config as configuration
 from mtmamba_jax.convert import Contents, contents_of, encoder_from_torch, from_torch, to_torch
+from mtmamba_jax.convert.layouts import official_prefix, size_name
 from mtmamba_jax.models.mtmamba import MODELS, abstract_model
 from mtmamba_jax.models.norm import LayerNorm
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin, SwinSize
@@ -37,11 +39,13 @@ class Converted:
       contents: what it holds.
       model: with its weights; a `Swin` where it is an encoder alone.
       config: of the run that the model is of; None of an encoder.
+      arguments: of the command line, for that configuration or for a model with that encoder.
     """
 
     contents: Contents
     model: nnx.Module
     config: ConfigDict | None
+    arguments: str
 
 
 def convert(
@@ -59,16 +63,38 @@ def convert(
     """
     contents = contents_of(tensors)
     if contents.official is None:
+        prefix = official_prefix(tensors)
+        if prefix:
+            raise ValueError(
+                f"The state dict holds a whole model, with {prefix!r} before its names. Take that "
+                "away from them."
+            )
         if name or overrides:
             raise ValueError(f"--config does not go with an encoder alone: it holds {contents}.")
-        return Converted(contents, _encoder(tensors, contents), None)
-    config = configuration.load(name or recognise(contents))
-    if "model.encoder" not in overrides:
-        config.model.encoder = encoder_name(contents.size)
+        encoder = _encoder(tensors, contents)
+        chosen = size_name(contents.size)
+        return Converted(
+            contents, encoder, None, f"--config.model.encoder={chosen}" if chosen else ""
+        )
+    name = name or recognise(contents)
+    config = configuration.load(name)
+    overrides = _sizes(contents, overrides, config) | overrides
     configuration.override(config, overrides)
     model = abstract_model(**config.model, tasks=configuration.tasks(config))
     nnx.update(model, from_torch(tensors, model))
-    return Converted(contents, model, config)
+    chosen = [f"--config={name}", *(f"--config.{key}={text}" for key, text in overrides.items())]
+    return Converted(contents, model, config, " ".join(chosen))
+
+
+def _sizes(contents: Contents, overrides: Mapping[str, str], config: ConfigDict) -> dict[str, str]:
+    """Returns {key: text} of a model's sizes that shapes tell and a configuration lacks."""
+    found: dict[str, object] = {}
+    if "model.encoder" not in overrides:
+        found["model.encoder"] = encoder_name(contents.size)
+    if contents.blocks:
+        found["model.expansion"], found["model.state_size"] = contents.blocks
+    own = configuration.flatten(config)
+    return {key: str(value) for key, value in found.items() if value != own[key]}
 
 
 def recognise(contents: Contents) -> str:
@@ -151,6 +177,11 @@ def check_target(place: str) -> None:
         if is_remote(place):
             raise ValueError(f"--to={place}: a file is written to a disk. Give its path there.")
         return
+    if not is_remote(place) and pathlib.Path(place).is_file():
+        raise ValueError(
+            f"--to={place} is a file. Give a folder, or the name of a file that ends in "
+            f"{SAFETENSORS}."
+        )
     check_written(place, "--to")
     workdir = epath.Path(place)
     if holds_checkpoints(workdir) or (workdir / CONFIG_FILE).exists():

@@ -58,7 +58,10 @@ def read_weights(source: str | os.PathLike) -> dict[str, np.ndarray]:
     source = os.fspath(source)
     path = download(source) if source.startswith(HUB) else pathlib.Path(source)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; give a file of weights in it.")
+        raise ValueError(
+            f"{path} is a folder; give the file of weights in it (of several parts their index, "
+            f"*{SAFETENSORS_INDEX})."
+        )
     if not path.exists():
         raise ValueError(f"{path} does not exist.")
     if path.name.endswith(SAFETENSORS):
@@ -72,7 +75,7 @@ def read_weights(source: str | os.PathLike) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: weights are read from files that end in {known}.")
     if not weights:
         raise ValueError(f"{path} holds no arrays. Give a file of weights.")
-    if all(name.startswith(_DISTRIBUTED) for name in weights):
+    while all(name.startswith(_DISTRIBUTED) for name in weights):  # one wrapper in another
         weights = {name.removeprefix(_DISTRIBUTED): array for name, array in weights.items()}
     return weights
 
@@ -153,7 +156,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     except safetensors.SafetensorError as error:
         raise ValueError(
-            f"{path} is no safetensors file ({first_line(error)}). {_BROKEN}"
+            f"{path} is no safetensors file ({first_line(error)}). {_guess(path)}"
         ) from error
     except (AttributeError, TypeError) as error:  # of numpy, which has not all of its dtypes
         raise ValueError(
@@ -204,7 +207,8 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise ValueError(_refusal(path, str(error))) from error
     except Exception as error:  # of many kinds: it trusts that a file is whole
         raise ValueError(
-            f"{path} is no PyTorch checkpoint ({first_line(error)}). {_BROKEN}"
+            f"{path} is no PyTorch checkpoint ({first_line(error) or type(error).__name__}). "
+            + _guess(path)
         ) from error
     state = _unwrap(path, loaded)
     others = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
@@ -220,7 +224,7 @@ def _refusal(path: pathlib.Path, message: str) -> str:
     """Returns what is said of a pickle that holds more than arrays, or is none."""
     found = re.search(r"GLOBAL ([\w.]+)", message)
     if not found:
-        return f"{path} is no PyTorch checkpoint, or holds more than arrays. {_BROKEN}"
+        return f"{path} is no PyTorch checkpoint, or holds more than arrays. {_guess(path)}"
     if found[1].startswith("numpy."):
         return (
             f"{path} holds NumPy's {found[1]} beside its tensors, which is not read. Save its "
@@ -231,6 +235,19 @@ def _refusal(path: pathlib.Path, message: str) -> str:
         "so it is not read. If you trust whoever made it, save its state dict alone with torch, or "
         "as safetensors."
     )
+
+
+def _guess(path: pathlib.Path) -> str:
+    """Returns what a file that cannot be read may be, by its first bytes, and what to do."""
+    with path.open("rb") as file:
+        start = file.read(256)
+    if not start:
+        return "It is empty: fetch it again."
+    if start.lstrip()[:1] == b"<":
+        return "It is a web page: fetch the file that the page is about."
+    if start.startswith(b"PK") and path.name.endswith(SAFETENSORS):
+        return "It looks like PyTorch's: give it a name that ends in .pth."
+    return _BROKEN
 
 
 def _unwrap(path: pathlib.Path, loaded: object) -> Mapping:

@@ -243,15 +243,24 @@ def test_older_artifact_is_replaced_as_a_whole_or_stays(pixel_run, tmp_path, mon
     assert {path.name for path in tmp_path.iterdir()} == {"run", "artifact"}
 
 
-def test_script_refuses_images_of_another_size_or_number(pixel_run, tmp_path):
+def test_script_names_what_is_wrong_with_its_images(pixel_run, tmp_path):
     output = tmp_path / "artifact"
     assert call_export(pixel_run, output, "--size=8x12") == 0
     image = np.zeros((8, 12, 3), np.uint8)
-    for images in ([image[:7]], [image, image]):
+    for images, message in (
+        ([image[:7]], "wanted uint8 [8, 12, 3]; it is uint8 [7, 12, 3]"),
+        ([image / 255], "it is float64 [8, 12, 3]"),
+        ([image, image], "Wanted 1 images at once, got 2"),
+        ([np.array([{}])], "is no image saved by numpy.save"),
+        ([], "writes TASK.npy files"),
+    ):
         ran = run_script(output, tmp_path, *images)
         assert ran.returncode == 1
-        assert "expected (1, 8, 12, 3)" in ran.stderr
-    assert run_script(output, tmp_path, image).returncode == 0
+        assert message in ran.stderr
+        assert "Traceback" not in ran.stderr
+    ran = run_script(output, tmp_path, image)
+    assert ran.returncode == 0
+    assert ran.stdout.startswith("Wrote ")
 
 
 def test_card_says_what_goes_in_what_comes_out_and_how_good_it_is(pixel_run, tmp_path):

@@ -43,6 +43,12 @@ def write(folder, name):
     return path, arrays
 
 
+def model_of(config):
+    """Returns a model with weights of its own."""
+    graph, parameters = build(config, configuration.tasks(config))
+    return nnx.merge(graph, parameters)
+
+
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_an_official_file_becomes_a_run_that_predicts_the_official_numbers(name, tmp_path, capsys):
     path, arrays = write(tmp_path, name)
@@ -95,11 +101,46 @@ def test_an_encoder_of_each_family_begins_a_run(family, tmp_path, capsys):
 
     for to in (tmp_path / "run", tmp_path / "again.safetensors"):
         assert main(["convert", f"--from={path}", f"--to={to}"]) == 0
-        assert f"train --config.init.encoder={to}" in capsys.readouterr().out
+        encoder = "--config.model.encoder=swin_random"
+        assert f"train {encoder} --config.init.encoder={to}" in capsys.readouterr().out
         config.init.encoder = str(to)
         jax.tree.map(np.testing.assert_array_equal, warm_start(config.init, graph, own), wanted)
     assert main(["eval", f"--workdir={tmp_path / 'run'}"]) == 2
-    assert "holds no run" in capsys.readouterr().err
+    assert "--config.init.encoder=" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_the_sizes_of_blocks_are_read_from_shapes(name, tmp_path, capsys):
+    keys = {"model.encoder": "swin_golden", "model.expansion": "1", "model.state_size": "3"}
+    config = configuration.load(name)
+    configuration.override(config, keys)
+    path = tmp_path / "small.safetensors"
+    write_safetensors(path, convert.to_torch(model_of(config)), {})
+    assert main(["convert", f"--from={path}", f"--to={tmp_path / 'again.safetensors'}"]) == 0
+    output = capsys.readouterr().out
+    assert "expansion 1, state size 3" in output
+    arguments = [f"--config={name}", *(f"--config.{key}={text}" for key, text in keys.items())]
+    assert f"train {' '.join(arguments)} --config.init.run=" in output
+    config.model.expansion = 2
+    model = abstract_model(**config.model, tasks=configuration.tasks(config))
+    with pytest.raises(ValueError, match=r"expansion 1, .*the model is .*expansion 2, state size"):
+        convert.from_torch(read_weights(path), model)
+
+
+def test_a_whole_model_below_a_prefix_is_not_taken_for_an_encoder(tmp_path, capsys):
+    path, _ = write(tmp_path, "nyudv2")
+    inside = {f"network.{name}": array for name, array in read_weights(path).items()}
+    write_safetensors(path, inside, {})
+    assert main(["convert", f"--from={path}", f"--to={tmp_path / 'run'}"]) == 2
+    assert "a whole model, with 'network.' before its names" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_in_the_place_of_a_folder_is_named_before_anything_is_read(tmp_path, capsys):
+    (tmp_path / "run").write_text("mine")
+    assert main(["convert", "--from=none.pth", f"--to={tmp_path / 'run'}"]) == 2
+    assert "run is a file. Give a folder" in capsys.readouterr().err
+    assert (tmp_path / "run").read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", OFFICIAL)

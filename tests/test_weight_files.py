@@ -157,10 +157,25 @@ def test_hostile_safetensors_is_named_in_one_line(kind, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (b"", "It is empty"),
+        (b"\n<!DOCTYPE html><html>", "It is a web page"),
+        (b"PK\x03\x04", "a name that ends in .pth"),
+    ],
+)
+def test_what_is_no_safetensors_file_is_guessed_by_its_first_bytes(start, message, tmp_path):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(start + bytes(64) if start else start)
+    with pytest.raises(ValueError, match=message):
+        read_weights(path)
+
+
 def test_folder_missing_file_and_unknown_suffix_are_named(tmp_path):
     (tmp_path / "weights.npz").write_bytes(b"")
     for name, message in (
-        ("", "is a folder; give a file"),
+        ("", r"is a folder; give the file of weights in it \(of several parts their index"),
         ("none.safetensors", "does not exist"),
         ("weights.npz", "that end in .safetensors,"),
     ):
@@ -177,7 +192,7 @@ def test_torch_file_comes_back_bit_for_bit(suffix, zipped, torch, tmp_path):
 
 
 @pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "module.module."])
 def test_wrappers_and_the_prefix_of_distributed_training_are_taken_off(
     wrapper, prefix, torch, tmp_path
 ):

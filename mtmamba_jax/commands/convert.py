@@ -22,14 +22,14 @@ def run(options: argparse.Namespace) -> int:
     if options.to.endswith(SAFETENSORS):
         write_file(converted, options.to, name)
         key = "run" if converted.config else "encoder"
-        following = f"train --config.init.{key}={options.to}"
+        following = f"train {converted.arguments} --config.init.{key}={options.to}"
     else:
         write_run(converted, options.to, name)
         following = (
             f"predict --workdir={options.to} PHOTO_OR_FOLDER...\n"
             f"  {program_name()} eval --workdir={options.to}"
             if converted.config
-            else f"train --config.init.encoder={options.to}"
+            else f"train {converted.arguments} --config.init.encoder={options.to}"
         )
     print(f"Wrote {options.to}\nNext:\n  {program_name()} {following}")
     return 0

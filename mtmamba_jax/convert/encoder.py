@@ -15,6 +15,7 @@ from mtmamba_jax.convert.layouts import (
     contents_of,
     describe_size,
     layout_of,
+    size_name,
     size_of,
 )
 from mtmamba_jax.convert.swin import FAMILIES, window_of_table
@@ -94,9 +95,11 @@ def check_size(contents: Contents, encoder: Swin) -> None:
     """
     ours = size_of(encoder)
     if contents.size and dataclasses.replace(contents.size, window=ours.window) != ours:
+        name = size_name(contents.size)
+        encoder = f"that encoder (--config.model.encoder={name})" if name else "that encoder"
         raise ValueError(
             f"The state dict holds {describe_size(contents.size)}; the model has "
-            f"{describe_size(ours)}. Take a model with that encoder, or another file."
+            f"{describe_size(ours)}. Take a model with {encoder}, or another file."
         )
 
 

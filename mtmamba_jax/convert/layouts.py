@@ -152,19 +152,29 @@ class Contents:
       tasks: that model's, in the order in which its cross-task blocks put them side by side.
       layout: of the encoder; None where none was found.
       size: of the encoder; None where shapes do not tell.
+      blocks: expansion and state size of the decoder's blocks; None where shapes do not tell.
     """
 
     official: Official | None
     tasks: tuple[str, ...]
     layout: Layout | None
     size: SwinSize | None
+    blocks: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         """Says it in words."""
         encoder = describe_size(self.size) if self.size else "an encoder of unknown size"
         if self.official is None:
             return f"{encoder}, with the names of {self.layout.family}"
-        return f"{self.official.title} with {encoder} and tasks {', '.join(sorted(self.tasks))}"
+        return describe_model(self.official, encoder, self.blocks, self.tasks)
+
+
+def describe_model(
+    official: Official, encoder: str, blocks: tuple[int, int] | None, tasks: Iterable[str]
+) -> str:
+    """Returns a whole model in words; arguments are those of `Contents`, the encoder in words."""
+    inner = "" if blocks is None else f", expansion {blocks[0]}, state size {blocks[1]}"
+    return f"{official.title} with {encoder}{inner} and tasks {', '.join(sorted(tasks))}"
 
 
 def contents_of(tensors: Mapping[str, np.ndarray]) -> Contents:
@@ -183,7 +193,27 @@ def contents_of(tensors: Mapping[str, np.ndarray]) -> Contents:
             marks = " or ".join(f"{each.title} ({each.mark}*)" for each in OFFICIAL)
             raise ValueError(f"These are not the names of {marks}. {error}") from None
         return Contents(official, _tasks_of(tensors), None, None)
-    return Contents(official, _tasks_of(tensors), layout, find_size(tensors, layout))
+    size, blocks = find_size(tensors, layout), official and _find_blocks(tensors)
+    return Contents(official, _tasks_of(tensors), layout, size, blocks)
+
+
+def official_prefix(names: Iterable[str]) -> str:
+    """Returns what stands before all names of a whole model of the official code, often nothing."""
+    marks = "|".join(re.escape(each.mark) for each in OFFICIAL)
+    matches = (re.match(rf"(.*?\.)(?:{marks})", name) for name in names)
+    return next((m[1] for m in matches if m), "")
+
+
+def _find_blocks(tensors: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
+    """Returns expansion and state size of a decoder's blocks; None where shapes do not tell."""
+    for name, tensor in tensors.items():
+        start, _, end = name.rpartition(".op.")
+        if end != "out_proj.weight":
+            continue
+        outward, states = np.shape(tensor), np.shape(tensors.get(f"{start}.op.A_logs"))
+        if len(outward) == len(states) == 2 and outward[0] and states[1]:
+            return outward[1] // outward[0], states[1]
+    return None
 
 
 def _tasks_of(names: Iterable[str]) -> tuple[str, ...]:
@@ -235,9 +265,14 @@ def size_of(encoder: Swin) -> SwinSize:
     )
 
 
+def size_name(size: SwinSize) -> str | None:
+    """Returns the key of `SWIN_SIZES` of a size, windows aside; None where there is none."""
+    of_any_window = {dataclasses.replace(s, window=0): name for name, s in SWIN_SIZES.items()}
+    return of_any_window.get(dataclasses.replace(size, window=0))
+
+
 def describe_size(size: SwinSize) -> str:
     """Returns a size in words, with its name if it has one."""
-    of_any_window = {dataclasses.replace(s, window=0): name for name, s in SWIN_SIZES.items()}
-    name = of_any_window.get(dataclasses.replace(size, window=0), "a Swin")
+    name = size_name(size) or "a Swin"
     depths, heads = (",".join(map(str, each)) for each in (size.depths, size.heads))
     return f"{name} (width {size.width}, depths {depths}, heads {heads}, window {size.window})"

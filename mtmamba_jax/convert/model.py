@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from flax import nnx
 
 from mtmamba_jax.convert.encoder import check_size, encoder_from_torch, encoder_to_torch
 from mtmamba_jax.convert.layouts import (
+    Contents,
     Layout,
     contents_of,
+    describe_model,
     describe_size,
     in_official_order,
+    official_prefix,
     size_of,
 )
 from mtmamba_jax.convert.official import OFFICIAL, Official
 from mtmamba_jax.convert.rules import Computed, Rule, within
 from mtmamba_jax.convert.swin import FAMILIES, swin_rules
 from mtmamba_jax.convert.tensors import from_tensors, to_tensors
+from mtmamba_jax.models.mtmamba import MTMamba
 from mtmamba_jax.models.swin import Swin
 
 BACKBONE = "backbone."
@@ -50,11 +54,11 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nnx.Module) -> nnx.S
     if contents.official is not official:
         raise ValueError(
             f"The state dict holds {contents}; the model is {official.title}. "
-            "`encoder_from_torch` reads an encoder alone, also out of a whole model."
+            + _remedy(contents, state_dict)
         )
     check_size(contents, model.encoder)
-    tasks = ", ".join(sorted(model.heads.names))
-    ours = f"{official.title} with {describe_size(size_of(model.encoder))} and tasks {tasks}"
+    encoder, names = describe_size(size_of(model.encoder)), model.heads.names
+    ours = describe_model(official, encoder, _blocks_of(model), names)
     return from_tensors(
         state_dict,
         model,
@@ -90,6 +94,24 @@ def to_torch(model: nnx.Module, layout: str | Layout = "mmsegmentation") -> dict
     table = official_table(official)
     found = to_tensors(model, table, tasks, order=in_official_order(tasks))
     return dict(sorted(found.items()))  # no order of the tasks is to be read from the names'
+
+
+def _remedy(contents: Contents, names: Iterable[str]) -> str:
+    """Returns what to do with a state dict that is of another model."""
+    prefix = official_prefix(names)
+    if contents.official is None and prefix:
+        return f"Take {prefix!r} away from the names of its tensors."
+    if contents.official is None:
+        return "An encoder alone is given as config.init.encoder (`encoder_from_torch`)."
+    return f"Take a configuration of {contents.official.title}, or another file."
+
+
+def _blocks_of(model: MTMamba) -> tuple[int, int]:
+    """Returns expansion and state size of a model's blocks."""
+    block = model.decoder.stages[0].blocks[0]
+    width = block.norm.scale.shape[-1]
+    *_, inner, states = block.mfe.ss2d.log_a.shape
+    return inner // width, states
 
 
 def official_model(model: nnx.Module) -> Official:

@@ -117,7 +117,8 @@ _HUGGINGFACE = Family(
     output_norms=tuple(f"hidden_states_norms.stage{i}" for i in range(1, 5)),
     last_norm="layernorm",
     classifier=False,
-    left_out=(r"classifier\..*", r"embeddings\.mask_token"),
+    # A SwinBackbone's `save_pretrained` (transformers 5) has `swin.` before its unused last norm.
+    left_out=(r"classifier\..*", r"embeddings\.mask_token", r"swin\.layernorm\.(weight|bias)"),
 )
 
 FAMILIES: Mapping[str, Family] = {

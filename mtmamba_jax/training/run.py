@@ -103,6 +103,11 @@ def saved_config(workdir: epath.Path) -> ConfigDict:
             found = _config_beside(checkpoint)
             if found:
                 return configuration.parse(found, f"The configuration in {checkpoint}")
+    if any(steps_saved(workdir, kind) for kind in KINDS):
+        raise ValueError(
+            f"{workdir} holds weights of an encoder alone, no run (no {CONFIG_FILE}). Train with "
+            f"them: --config.init.encoder={workdir}, and another --workdir."
+        )
     raise ValueError(
         f"{workdir} holds no run (no {CONFIG_FILE}). The command train, with --workdir={workdir}, "
         "makes one."

@@ -104,6 +104,13 @@ def test_a_backbone_of_transformers_5_has_its_norms_beside_it(encoder):
     assert_same_bits(encoder_to_torch(encoder, find_layout(state_dict)), state_dict)
 
 
+def test_a_saved_backbone_of_transformers_5_keeps_a_prefix_for_its_unused_norm(encoder):
+    state_dict = swin_state_dict("huggingface_5")
+    unused = {f"swin.layernorm.{name}": np.zeros(64, np.float32) for name in ("weight", "bias")}
+    nnx.update(encoder, encoder_from_torch(state_dict | unused, encoder))
+    assert_same_bits(encoder_to_torch(encoder, find_layout(state_dict)), state_dict)
+
+
 def test_learned_norms_do_not_go_where_there_is_no_place_for_them(encoder):
     nnx.update(encoder, encoder_from_torch(swin_state_dict("mmsegmentation"), encoder))
     with pytest.raises(ValueError, match=r"no place for norms\.0, norms\.1, norms\.2"):
