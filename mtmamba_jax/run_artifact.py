@@ -27,9 +27,11 @@ images = []
 for path in sys.argv[1:]:
     try:
         images.append(np.load(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         sys.exit(f"{path} is no image saved by numpy.save ({type(error).__name__}). {SEE}")
     got = images[-1]
+    if not isinstance(got, np.ndarray):
+        sys.exit(f"{path} holds several arrays: save one image by numpy.save. {SEE}")
     if (got.dtype, got.shape) != (wanted.dtype, wanted.shape[1:]):
         sizes = f"{wanted.dtype} {list(wanted.shape[1:])}; it is {got.dtype} {list(got.shape)}"
         sys.exit(f"{path}: wanted {sizes}. {SEE}")

@@ -45,7 +45,7 @@ class Converted:
     contents: Contents
     model: nnx.Module
     config: ConfigDict | None
-    arguments: str
+    arguments: tuple[str, ...]
 
 
 def convert(
@@ -73,17 +73,16 @@ def convert(
             raise ValueError(f"--config does not go with an encoder alone: it holds {contents}.")
         encoder = _encoder(tensors, contents)
         chosen = size_name(contents.size)
-        return Converted(
-            contents, encoder, None, f"--config.model.encoder={chosen}" if chosen else ""
-        )
+        chosen = (f"--config.model.encoder={chosen}",) if chosen else ()
+        return Converted(contents, encoder, None, chosen)
     name = name or recognise(contents)
     config = configuration.load(name)
     overrides = _sizes(contents, overrides, config) | overrides
     configuration.override(config, overrides)
     model = abstract_model(**config.model, tasks=configuration.tasks(config))
     nnx.update(model, from_torch(tensors, model))
-    chosen = [f"--config={name}", *(f"--config.{key}={text}" for key, text in overrides.items())]
-    return Converted(contents, model, config, " ".join(chosen))
+    chosen = (f"--config={name}", *(f"--config.{key}={text}" for key, text in overrides.items()))
+    return Converted(contents, model, config, chosen)
 
 
 def _sizes(contents: Contents, overrides: Mapping[str, str], config: ConfigDict) -> dict[str, str]:

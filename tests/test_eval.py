@@ -147,6 +147,7 @@ def test_odsf_is_beside_the_edges_other_scores(evaluated):
         "labels": "of the test set",
         "reading": "contours",
         "max_distance": 0.0075,
+        "only_published_images": False,
         "images": len(NAMES),
     }
 

@@ -268,7 +268,8 @@ EDGE = ("edge", "maxF")
 
 def write_odsf(folder, odsf, step=8, **settings):
     """Writes what eval --odsf leaves, as far as `tables` reads it."""
-    settings = {"reading": "contours", "max_distance": 0.0075, "images": 5} | settings
+    own = {"labels": "of the test set", "reading": "contours"}
+    settings = own | {"max_distance": 0.0075, "images": 5} | settings
     written = {"step": step, "scores": {"edge": {"maxF": 1.0, "odsF": odsf}, "semseg": {"mIoU": 1}}}
     (folder / "scores_best.json").write_text(json.dumps(written | {"boundaries": settings}))
 
@@ -336,11 +337,19 @@ def test_scores_without_odsf_change_no_table(runs, capsys):
     assert "step" not in said
 
 
-def test_odsf_scored_in_two_ways_is_refused(edge_runs, capsys):
-    write_odsf(edge_runs / "mtmamba_1", 70.0, reading="regions")
+@pytest.mark.parametrize(
+    ("way", "told"),
+    [
+        ({"reading": "regions"}, "regions, {}, labels of the test set: "),
+        ({"labels": "other"}, "contours, {}, labels of a folder: "),
+    ],
+)
+def test_odsf_scored_in_two_ways_is_refused(way, told, edge_runs, capsys):
+    write_odsf(edge_runs / "mtmamba_1", 70.0, **way)
     assert cli.main(["tables", f"--runs={edge_runs}"]) == 2
     error = capsys.readouterr().err
-    assert f"reading=regions, max_distance=0.0075, images=5: {edge_runs}/mtmamba_1" in error
+    told = told.format("max_distance=0.0075, images=5")
+    assert f"reading={told}{edge_runs}/mtmamba_1" in error
     assert "Score them alike" in error
 
 

@@ -19,6 +19,9 @@ from mtmamba_jax.tasks import Task
 READING_OF_OWN: Mapping[str, str] = {"nyudv2": "regions"}
 """How published figures read a dataset's own edge labels; of others they are contours."""
 
+OWN_LABELS = "of the test set"
+"""Said where no folder of labels was given."""
+
 _DISTANCE = MAX_DISTANCE["pascal_context"]  # where none is published: the stricter one
 
 
@@ -49,9 +52,10 @@ class Benchmark:
         """What scores depend on beside predictions, for reports."""
         return {
             "dataset": self.dataset,
-            "labels": "of the test set" if self.labels is None else str(self.labels),
+            "labels": OWN_LABELS if self.labels is None else str(self.labels),
             "reading": self.reading,
             "max_distance": self.max_distance,
+            "only_published_images": bool(self.left_out),
         }
 
     def describe(self) -> str:

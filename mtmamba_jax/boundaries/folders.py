@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
+from scipy import ndimage
 
 from mtmamba_jax.boundaries.counts import count_matches
 from mtmamba_jax.boundaries.maps import contour_of_regions, suppress
@@ -155,17 +156,20 @@ def count_prediction(
       label: whole numbers [h w].
       reading: one of `READINGS`.
       max_distance: as a share of the diagonal.
-      ignore: number of pixels that are not labelled: no contour is there, and what is predicted
-        there is not counted. None: all are labelled.
+      ignore: number of pixels that are not labelled: no contour is there or beside them, and what
+        is predicted there is not counted. None: all are labelled.
 
     Raises:
       ValueError: maps of two sizes, or of other types.
     """
     strength = suppress(levels)
-    if ignore is not None:
-        strength[label == ignore] = 0.0
-        label = np.where(label == ignore, 0, label)
-    return count_matches(strength, READINGS[reading](label), max_distance)
+    if ignore is None:
+        return count_matches(strength, READINGS[reading](label), max_distance)
+    left_out = label == ignore
+    # Where labelling ends is no contour either.
+    beside = ndimage.binary_dilation(left_out, np.ones((3, 3), bool))
+    contour = READINGS[reading](np.where(left_out, 0, label)) & ~beside
+    return count_matches(np.where(left_out, 0.0, strength), contour, max_distance)
 
 
 def read_label(folder: pathlib.Path, name: str) -> np.ndarray:

@@ -75,7 +75,8 @@ def draw_curve(sums: Sums) -> Image.Image:
     line = [
         _place(r, p) for r, p in zip(points.recall[drawn], points.precision[drawn], strict=True)
     ]
-    canvas.line(line, _LINE, width=2)
+    if line:
+        canvas.line(line, _LINE, width=2)
     canvas.dot(_place(scores["recall"] / 100, scores["precision"] / 100), 5, _LINE)
     title = f"odsF {scores['odsF']:.2f}   oisF {scores['oisF']:.2f}   AP {scores['AP']:.2f}"
     canvas.text(title, (_LEFT, 20), "lm", 15)

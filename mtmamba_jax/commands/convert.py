@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from mtmamba_jax.commands.console import program_name
 from mtmamba_jax.model_card import public_name
-from mtmamba_jax.torch_run import check_target, convert, describe_weights, write_file, write_run
+from mtmamba_jax.torch_run import (
+    Converted,
+    check_target,
+    convert,
+    describe_weights,
+    write_file,
+    write_run,
+)
 from mtmamba_jax.weight_files import SAFETENSORS, read_weights
 
 
@@ -22,14 +30,18 @@ def run(options: argparse.Namespace) -> int:
     if options.to.endswith(SAFETENSORS):
         write_file(converted, options.to, name)
         key = "run" if converted.config else "encoder"
-        following = f"train {converted.arguments} --config.init.{key}={options.to}"
+        following = _train(converted, f"--config.init.{key}={options.to}")
     else:
         write_run(converted, options.to, name)
         following = (
             f"predict --workdir={options.to} PHOTO_OR_FOLDER...\n"
             f"  {program_name()} eval --workdir={options.to}"
             if converted.config
-            else f"train {converted.arguments} --config.init.encoder={options.to}"
+            else _train(converted, f"--config.init.encoder={options.to}")
         )
     print(f"Wrote {options.to}\nNext:\n  {program_name()} {following}")
     return 0
+
+
+def _train(converted: Converted, *flags: str) -> str:
+    return shlex.join(["train", *converted.arguments, *flags])

@@ -49,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
             saving.finish(record)
         print(f"\nPredictions of {len(evaluator)} images: {saving.folder}")
     if benchmark:
+        _check_scored(sums)
         folder = workdir / f"boundaries_{options.checkpoint}"
         settings = {**benchmark.settings, "images": int(sums["images"])}
         scores[benchmark.task.name] |= compute(sums)
@@ -107,11 +108,7 @@ def _saving(options: argparse.Namespace, run: Run) -> Saving | None:
 def _pass(
     evaluator: Evaluator, run: Run, benchmark: Benchmark | None, saving: Saving | None
 ) -> Sums | None:
-    """Writes and counts predictions in one pass over the test set; returns all processes' sums.
-
-    Raises:
-      ValueError: there is no image to score.
-    """
+    """Writes and counts predictions in one pass over the test set; returns all processes' sums."""
     if not (benchmark or saving):
         return None
     predictions = tqdm.tqdm(
@@ -126,10 +123,13 @@ def _pass(
         collections.deque(predictions, maxlen=0)
         highest(0)  # all have written theirs
         return None
-    sums = sums_of_all(add_up(count_test_set(benchmark, predictions)))
+    return sums_of_all(add_up(count_test_set(benchmark, predictions)))
+
+
+def _check_scored(sums: Sums) -> None:
+    """Raises ValueError if there was no image to score."""
     if not sums["images"]:
         raise ValueError(
             "--odsf found no image to score: none of the test set has a label of edges, or the "
             "published figures leave all out (--all scores them)."
         )
-    return sums

@@ -12,6 +12,7 @@ from mtmamba_jax import config as configuration
 from mtmamba_jax.arguments import create_parser
 from mtmamba_jax.commands import train
 from mtmamba_jax.commands.console import program_name
+from mtmamba_jax.places import is_remote
 from mtmamba_jax.sweep import Job, jobs
 
 
@@ -35,6 +36,8 @@ def run(options: argparse.Namespace) -> int:
         try:
             code = _train(job)
         except (OSError, RuntimeError) as error:  # of this run: the others may do
+            if jax.process_count() > 1:  # which wait for this one within the run
+                raise
             print(f"error: {job.workdir}: {error}", file=sys.stderr, flush=True)
             failed += 1
             continue
@@ -43,7 +46,10 @@ def run(options: argparse.Namespace) -> int:
     if failed:
         print(f"error: {failed} of {len(found)} runs failed.", file=sys.stderr)
         return 1
-    print(f"\nAll are finished. Next:\n  {program_name()} tables --runs={workdir}")
+    if is_remote(workdir):
+        print("\nAll are finished. Copy the folder to a disk for the command tables.")
+    else:
+        print(f"\nAll are finished. Next:\n  {program_name()} tables --runs={workdir}")
     return 0
 
 

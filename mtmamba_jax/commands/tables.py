@@ -7,6 +7,7 @@ import pathlib
 import sys
 
 from mtmamba_jax.cost_table import cost_table
+from mtmamba_jax.places import is_remote
 from mtmamba_jax.run_table import run_tables
 from mtmamba_jax.runs import find_runs
 from mtmamba_jax.table_formats import FORMATS
@@ -22,6 +23,8 @@ def run(options: argparse.Namespace) -> int:
         )
         print(write(cost_table()))
         return 0
+    if is_remote(options.runs):
+        raise ValueError(f"--runs={options.runs}: copy the runs to a folder here, and give that.")
     found = find_runs(pathlib.Path(options.runs))
     tables, others = run_tables(found.finished)
     for path in found.unfinished:

@@ -23,6 +23,7 @@ from mtmamba_jax.training.step import TrainStep
 from mtmamba_jax.training.unreadable import ITEMS, put_aside, read_newest
 
 KINDS = ("best", "latest")
+_MOST_REPLACED = 500  # states, of which each array takes a kilobyte: 0.7 GB of Swin-Large's
 
 
 class SavingError(OSError):
@@ -95,7 +96,7 @@ class Checkpoints:
         def step_beside(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
             result = step(state, batch)
             self._replaced.append(state)
-            if not self._is_writing():
+            if len(self._replaced) > _MOST_REPLACED or not self._is_writing():
                 self._replaced.clear()
             return result
 

@@ -103,7 +103,7 @@ def saved_config(workdir: epath.Path) -> ConfigDict:
             found = _config_beside(checkpoint)
             if found:
                 return configuration.parse(found, f"The configuration in {checkpoint}")
-    if any(steps_saved(workdir, kind) for kind in KINDS):
+    if _is_encoder(workdir):
         raise ValueError(
             f"{workdir} holds weights of an encoder alone, no run (no {CONFIG_FILE}). Train with "
             f"them: --config.init.encoder={workdir}, and another --workdir."
@@ -112,6 +112,15 @@ def saved_config(workdir: epath.Path) -> ConfigDict:
         f"{workdir} holds no run (no {CONFIG_FILE}). The command train, with --workdir={workdir}, "
         "makes one."
     )
+
+
+def _is_encoder(workdir: epath.Path) -> bool:
+    """Whether the command convert put an encoder's weights there: a checkpoint without a run."""
+    steps = steps_saved(workdir, "best")
+    try:
+        return bool(steps) and not saved_details(workdir / "best" / str(steps[-1]))["config"]
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _config_beside(checkpoint: epath.Path) -> dict | None:

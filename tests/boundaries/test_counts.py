@@ -8,7 +8,9 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial.distance import cdist
 
 from mtmamba_jax import boundaries
+from mtmamba_jax.boundaries.folders import count_prediction
 from mtmamba_jax.boundaries.matching import Matcher, near_pixels
+from mtmamba_jax.boundaries.report import draw_curve
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 SETS = {"nyudv2": "nyudv2", "pascal_context": "pascal"}
@@ -101,6 +103,16 @@ def test_an_empty_prediction_scores_0():
     scores, counts = score(np.zeros((30, 30), np.uint8), contour)
     assert scores["odsF"] == scores["oisF"] == scores["recall"] == 0.0
     np.testing.assert_array_equal(counts, [[0, 30, 0, 0]] * 101)
+    assert draw_curve(boundaries.measure(counts)).size  # without a line
+
+
+def test_where_nothing_is_labelled_no_contour_is_and_none_counts():
+    label = np.ones((60, 60), np.uint8)
+    label[20:30] = 255
+    levels = np.zeros((60, 60), np.uint8)
+    levels[25] = 255
+    counts = count_prediction(levels, label, "regions", 0.05, ignore=255)
+    assert not counts.any()
 
 
 def test_without_a_true_contour_every_prediction_is_wrong():

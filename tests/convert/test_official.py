@@ -105,8 +105,8 @@ def test_the_encoder_of_a_model_is_read_by_itself(golden):
 def test_contents_are_told_in_words():
     told = str(convert.contents_of(random_state_dict("mtmamba_plus_pascal")))
     assert told == (
-        "MTMamba++ with a Swin (width 4, depths 2,2,2,2, heads 1,1,2,2, window 4) "
-        "and tasks edge, human_parts, normals, saliency, semseg"
+        "MTMamba++ with a Swin (width 4, depths 2,2,2,2, heads 1,1,2,2, window 4), expansion 2, "
+        "state size 16 and tasks edge, human_parts, normals, saliency, semseg"
     )
 
 
@@ -172,9 +172,10 @@ def test_everything_that_does_not_fit_is_in_one_error(abstract):
         "    concat_layers.depth_1.bias\n"
         "  other values than the model's size gives (1):\n"
         f"    {table.replace('bias_table', 'index')}\n"
-        "It holds MTMamba with a Swin (width 4, depths 2,2,2,2, heads 1,1,2,2, window 4) and tasks "
-        "depth, edge, normals, semseg; the model is MTMamba with a Swin (width 4, depths 2,2,2,2, "
-        "heads 1,1,2,2, window 4) and tasks depth, edge, normals, semseg."
+        "It holds MTMamba with a Swin (width 4, depths 2,2,2,2, heads 1,1,2,2, window 4), "
+        "expansion 2, state size 16 and tasks depth, edge, normals, semseg; the model is MTMamba "
+        "with a Swin (width 4, depths 2,2,2,2, heads 1,1,2,2, window 4), expansion 2, state size "
+        "16 and tasks depth, edge, normals, semseg."
     )
 
 
@@ -193,7 +194,7 @@ def test_of_many_names_the_first_and_their_number_are_listed():
         (
             lambda: random_state_dict("mtmamba_plus_pascal"),
             MTMamba,
-            r"holds MTMamba\+\+ with .*; the model is MTMamba\. `encoder_from_torch`",
+            r"holds MTMamba\+\+ with .*; the model is MTMamba\. Take a configuration of",
         ),
         (
             lambda: random_state_dict("mtmamba_nyudv2"),
