@@ -19,6 +19,7 @@ from mtmamba_jax.data_pipelines.folder import find_folder, task_folders
 from mtmamba_jax.kernels.ss2d import IMPLEMENTATIONS
 from mtmamba_jax.losses import REDUCTIONS, SCHEMES
 from mtmamba_jax.names import check_name, nearest
+from mtmamba_jax.places import write_whole
 from mtmamba_jax.tasks import CUSTOM, Task, select
 
 FREE_KEYS = (
@@ -259,9 +260,7 @@ def check(config: ConfigDict, task_names: Sequence[str]) -> None:
 
 def save(config: ConfigDict, path: pathlib.Path) -> None:
     """Writes the configuration as JSON, whole or not at all."""
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(flatten(config), indent=2) + "\n")
-    partial.replace(path)
+    write_whole(path, (json.dumps(flatten(config), indent=2) + "\n").encode())
 
 
 def read(path: pathlib.Path) -> ConfigDict:

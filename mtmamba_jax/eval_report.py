@@ -15,13 +15,10 @@ from mtmamba_jax.metrics import create_metric
 from mtmamba_jax.metrics.base import Counts
 from mtmamba_jax.metrics.multitask import delta_m, headline
 from mtmamba_jax.metrics.segmentation import Segmentation
-from mtmamba_jax.paper import ROWS, SCORES
+from mtmamba_jax.paper import DATASET, ROWS, SCORES
 from mtmamba_jax.processes import is_first
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.visualize import write_png
-
-PAPER_DATA = "nyudv2"
-"""The dataset that the paper's single-task scores are of."""
 
 MOST_LISTED = 60
 """Classes whose IoU is printed; of more they are in the file alone."""
@@ -128,7 +125,7 @@ def gains(
     found = headline(tasks, scores)
     what = "tasks.baselines" if baselines else "the best constant predictions"
     lines = [_gain(tasks, found, baselines or constants, what)]
-    if data_name == PAPER_DATA:
+    if data_name == DATASET:
         lines.append(_gain_on_paper(tasks, scores))
     return "\n".join(lines)
 

@@ -41,6 +41,9 @@ class Row:
         return len(self.variants) > 1
 
 
+DATASET = "nyudv2"
+"""That all rows are of."""
+
 SCORES = {"semseg": "mIoU", "depth": "RMSE", "normals": "mErr", "edge": "odsF"}
 """The paper's score of each task."""
 

@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 
+from etils import epath
 from etils.epath.backend import fsspec_backend
 
 
@@ -18,6 +19,27 @@ def forget_listings(place: str | os.PathLike) -> None:
     """Has a bucket listed anew: other processes, and TensorStore, change what is there."""
     if is_remote(place):
         fsspec_backend.fs(place).invalidate_cache()
+
+
+def write_whole(path: epath.PathLike, contents: bytes) -> None:
+    """Writes a file whole or not at all, should the process be killed or the disk be full.
+
+    It has another name until then; buckets have whole files only.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    path = epath.Path(path)
+    if is_remote(path):
+        path.write_bytes(contents)
+        return
+    partial = pathlib.Path(path.parent) / f".{path.name}.partial"
+    try:
+        partial.write_bytes(contents)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def check_written(place: str | os.PathLike, key: str) -> None:

@@ -11,7 +11,7 @@ from mtmamba_jax import config as configuration
 from mtmamba_jax.boundaries.benchmark import OWN_LABELS
 from mtmamba_jax.metrics.multitask import delta_m
 from mtmamba_jax.models.swin import SWIN_SIZES
-from mtmamba_jax.paper import ROWS, SCORES, Row
+from mtmamba_jax.paper import DATASET, ROWS, SCORES, Row
 from mtmamba_jax.paper_cost import count_cost
 from mtmamba_jax.runs import FinishedRun
 from mtmamba_jax.table_formats import Spread, Table
@@ -101,7 +101,7 @@ def _table(lines: Mapping[Place, Sequence[FinishedRun]], different: set[str]) ->
     for place in sorted(lines, key=lambda p: (p.row, order.index(p.encoder), p.weights or "")):
         gain = _gain(place, lines, tasks, lead)
         rows.append(_cells(place, lines[place], scores, gain))
-        if first.config.data.name == "nyudv2":
+        if first.config.data.name == DATASET:
             rows += _printed(place, scores)
     return Table(columns, rows, left=2, title=title)
 

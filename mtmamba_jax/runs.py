@@ -17,8 +17,8 @@ from mtmamba_jax.tasks import Task
 from mtmamba_jax.training.checkpoints import KINDS, steps_saved
 from mtmamba_jax.training.run import CONFIG_FILE, is_finished, saved_details
 
-SCORES_FILE = "scores_best.json"
-"""What the command eval writes of the best checkpoint."""
+SCORES_FILE = "scores_{}.json"
+"""What the command eval writes of a checkpoint, by its kind."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +74,10 @@ def find_runs(folder: pathlib.Path) -> Found:
             if is_finished(epath.Path(workdir), config):
                 step = steps_saved(workdir, "best")[-1]
                 run = _finished_run(workdir, config, step)
-                scored = _scored_contours(workdir / SCORES_FILE)
+                file = workdir / SCORES_FILE.format("best")
+                scored = _scored_contours(file)
                 if scored and scored.pop("step") != step:
-                    outdated.append(workdir / SCORES_FILE)
+                    outdated.append(file)
                     scored = {}
                 finished.append(dataclasses.replace(run, **scored))
             else:

@@ -14,8 +14,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
-import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -24,7 +22,7 @@ import numpy as np
 from etils import epath
 
 from mtmamba_jax.evaluate import Prediction
-from mtmamba_jax.places import is_remote
+from mtmamba_jax.places import write_whole
 from mtmamba_jax.tasks import Task
 
 FOLDERS: Mapping[str, str] = {"saliency": "sal"}
@@ -122,7 +120,9 @@ class Saving:
             with _naming(self.folder):
                 for task in self._tasks:
                     contents = FORMS[task.display].encode(prediction.values[task.name])
-                    _write_whole(self.folder / file_of(task, prediction.id), contents)
+                    file = self.folder / file_of(task, prediction.id)
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    write_whole(file, contents)
             yield prediction
 
     def finish(self, record: Mapping[str, object]) -> None:
@@ -132,25 +132,7 @@ class Saving:
           OSError: it could not be written.
         """
         with _naming(self.folder):
-            _write_whole(self.folder / RECORD_FILE, (json.dumps(record, indent=2) + "\n").encode())
-
-
-def _write_whole(path: epath.Path, contents: bytes) -> None:
-    """Writes a file under another name first: one that a killed process left is not taken for it.
-
-    Buckets have whole files only.
-    """
-    if is_remote(path):
-        path.write_bytes(contents)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(path.parent) / f".{path.name}.partial"
-    try:
-        partial.write_bytes(contents)
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+            write_whole(self.folder / RECORD_FILE, (json.dumps(record, indent=2) + "\n").encode())
 
 
 @contextlib.contextmanager

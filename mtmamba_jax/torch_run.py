@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from mtmamba_jax import config as configuration
 from mtmamba_jax.convert import Contents, contents_of, encoder_from_torch, from_torch, to_torch
-from mtmamba_jax.convert.layouts import official_prefix, size_name
+from mtmamba_jax.convert.layouts import check_not_whole, size_name
 from mtmamba_jax.models.mtmamba import MODELS, abstract_model
 from mtmamba_jax.models.norm import LayerNorm
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin, SwinSize
@@ -63,12 +63,7 @@ def convert(
     """
     contents = contents_of(tensors)
     if contents.official is None:
-        prefix = official_prefix(tensors)
-        if prefix:
-            raise ValueError(
-                f"The state dict holds a whole model, with {prefix!r} before its names. Take that "
-                "away from them."
-            )
+        check_not_whole(tensors)
         if name or overrides:
             raise ValueError(f"--config does not go with an encoder alone: it holds {contents}.")
         encoder = _encoder(tensors, contents)

@@ -23,7 +23,7 @@ from mtmamba_jax.training.loop import train
 from tests.bucket import BUCKET, serve_bucket
 from tests.pixel_model import build_pixel_model
 from tests.tiny import tiny_config
-from tests.training.test_processes import ROOT, finish, free_port
+from tests.training.test_processes import ROOT, finish, free_port, start_each
 
 # Labels are twice as large as images, which are smaller than the batch's by odd numbers of pixels.
 SIZES = [(64, 128), (59, 123), (58, 122), (64, 90), (39, 128)]
@@ -225,24 +225,8 @@ def test_a_file_lies_below_its_folder_and_is_not_hidden(identity, file):
 
 def evaluate_in(count, *arguments):
     """Has several processes, on four devices together, evaluate a pixel model."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}",
-    }
     command = [sys.executable, "-m", "tests.eval_of_several", str(free_port()), str(count)]
-    finish(
-        [
-            subprocess.Popen(
-                [*command, str(index), *arguments, "--odsf", "--workers=1"],
-                cwd=ROOT,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for index in range(count)
-        ]
-    )
+    finish(start_each(command, count, *arguments, "--odsf", "--workers=1"))
 
 
 def test_several_processes_save_and_count_what_one_does(workdir, tmp_path):

@@ -19,7 +19,9 @@ from mtmamba_jax.commands.console import announce, join_processes, program_name
 from mtmamba_jax.eval_report import class_ious, details, write_confusions
 from mtmamba_jax.evaluate import Evaluator, compute_scores, score_table
 from mtmamba_jax.panels import write_panels
+from mtmamba_jax.places import write_whole
 from mtmamba_jax.processes import highest, is_first, sums_of_all
+from mtmamba_jax.runs import SCORES_FILE
 from mtmamba_jax.saved_predictions import Saving
 from mtmamba_jax.training.run import Run, load_run
 
@@ -38,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     totals, constants = evaluator.totals(run.parameters), evaluator.constants()
     scores = compute_scores(run.tasks, totals)
     print(score_table(run.tasks, scores, constants), flush=True)
-    path = workdir / f"scores_{options.checkpoint}.json"
+    path = workdir / SCORES_FILE.format(options.checkpoint)
     written = {"step": run.step, "scores": scores, "constants": constants}
     written["class_iou"] = class_ious(run.tasks, totals)
     _write(path, written)
@@ -52,8 +54,9 @@ def run(options: argparse.Namespace) -> int:
         _check_scored(sums)
         folder = workdir / f"boundaries_{options.checkpoint}"
         settings = {**benchmark.settings, "images": int(sums["images"])}
-        scores[benchmark.task.name] |= compute(sums)
-        _write(path, written | {"boundaries": settings})
+        edge = benchmark.task.name
+        scores = scores | {edge: scores[edge] | compute(sums)}
+        _write(path, written | {"scores": scores, "boundaries": settings})
         if is_first():
             write_report(folder, sums, {**settings, "step": run.step})
         print(f"\n{benchmark.describe()}\n{boundary_table(sums)}\nThe curve: {folder}")
@@ -78,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _write(path: epath.Path, scores: Mapping[str, object]) -> None:
     if is_first():
-        path.write_text(json.dumps(scores, indent=2) + "\n")
+        write_whole(path, (json.dumps(scores, indent=2) + "\n").encode())
 
 
 def _benchmark(options: argparse.Namespace, run: Run) -> Benchmark | None:

@@ -197,11 +197,20 @@ def contents_of(tensors: Mapping[str, np.ndarray]) -> Contents:
     return Contents(official, _tasks_of(tensors), layout, size, blocks)
 
 
-def official_prefix(names: Iterable[str]) -> str:
-    """Returns what stands before all names of a whole model of the official code, often nothing."""
+def check_not_whole(names: Iterable[str]) -> None:
+    """Checks that what looks like an encoder alone is not the part of a whole model.
+
+    Raises:
+      ValueError: it is one of the official code, with something before its names.
+    """
     marks = "|".join(re.escape(each.mark) for each in OFFICIAL)
     matches = (re.match(rf"(.*?\.)(?:{marks})", name) for name in names)
-    return next((m[1] for m in matches if m), "")
+    prefix = next((m[1] for m in matches if m), "")
+    if prefix:
+        raise ValueError(
+            f"The state dict holds a whole model, with {prefix!r} before its names. Take that away "
+            "from them."
+        )
 
 
 def _find_blocks(tensors: Mapping[str, np.ndarray]) -> tuple[int, int] | None:

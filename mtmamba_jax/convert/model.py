@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from flax import nnx
 
 from mtmamba_jax.convert.encoder import check_size, encoder_from_torch, encoder_to_torch
 from mtmamba_jax.convert.layouts import (
-    Contents,
     Layout,
+    check_not_whole,
     contents_of,
     describe_model,
     describe_size,
     in_official_order,
-    official_prefix,
     size_of,
 )
 from mtmamba_jax.convert.official import OFFICIAL, Official
@@ -51,10 +50,16 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nnx.Module) -> nnx.S
         return encoder_from_torch(state_dict, model)
     official = official_model(model)
     contents = contents_of(state_dict)
+    if contents.official is None:
+        check_not_whole(state_dict)
     if contents.official is not official:
+        remedy = (
+            f"Take a configuration of {contents.official.title}, or another file."
+            if contents.official
+            else "An encoder alone is given as config.init.encoder (`encoder_from_torch`)."
+        )
         raise ValueError(
-            f"The state dict holds {contents}; the model is {official.title}. "
-            + _remedy(contents, state_dict)
+            f"The state dict holds {contents}; the model is {official.title}. {remedy}"
         )
     check_size(contents, model.encoder)
     encoder, names = describe_size(size_of(model.encoder)), model.heads.names
@@ -94,16 +99,6 @@ def to_torch(model: nnx.Module, layout: str | Layout = "mmsegmentation") -> dict
     table = official_table(official)
     found = to_tensors(model, table, tasks, order=in_official_order(tasks))
     return dict(sorted(found.items()))  # no order of the tasks is to be read from the names'
-
-
-def _remedy(contents: Contents, names: Iterable[str]) -> str:
-    """Returns what to do with a state dict that is of another model."""
-    prefix = official_prefix(names)
-    if contents.official is None and prefix:
-        return f"Take {prefix!r} away from the names of its tensors."
-    if contents.official is None:
-        return "An encoder alone is given as config.init.encoder (`encoder_from_torch`)."
-    return f"Take a configuration of {contents.official.title}, or another file."
 
 
 def _blocks_of(model: MTMamba) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import tqdm
 from etils import epath
 from tensorboardX import SummaryWriter
 
+from mtmamba_jax.places import write_whole
 from mtmamba_jax.tables import short
 from mtmamba_jax.training.workdir import WorkDirectory
 
@@ -149,9 +150,7 @@ def _lines_up_to(step: int, workdir: WorkDirectory) -> list[dict]:
 def _write_lines(lines: Sequence[dict], workdir: WorkDirectory) -> TextIO:
     """Returns the file of lines, to write more."""
     path = workdir.local / METRICS_FILE
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    fresh.replace(path)  # whole or not at all, should the process be killed here
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
     return path.open("a")
 
 

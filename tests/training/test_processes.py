@@ -34,20 +34,15 @@ def free_port():
         return free.getsockname()[1]
 
 
-def start(workdir, layout, *overrides):
-    """Starts the processes of `run`."""
-    count, fsdp = layout
-    port = free_port()
+def start_each(command, count, *arguments, flags=""):
+    """Starts `count` processes with four CPU devices together: a number of each in the command."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count} "
-        "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count} {flags}",
     }
-    settings = [*SETTINGS, f"mesh.fsdp={fsdp}", *overrides]
-    command = [sys.executable, "-m", "tests.training.one_of_several", str(port), str(count)]
     return [
         subprocess.Popen(
-            [*command, str(index), str(workdir), *settings],
+            [*command, str(index), *arguments],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
@@ -56,6 +51,16 @@ def start(workdir, layout, *overrides):
         )
         for index in range(count)
     ]
+
+
+def start(workdir, layout, *overrides):
+    """Starts the processes of `run`."""
+    count, fsdp = layout
+    settings = [*SETTINGS, f"mesh.fsdp={fsdp}", *overrides]
+    module = "tests.training.one_of_several"
+    command = [sys.executable, "-m", module, str(free_port()), str(count)]
+    flags = "--xla_backend_optimization_level=0"
+    return start_each(command, count, str(workdir), *settings, flags=flags)
 
 
 def finish(started):
