@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import collections
+import functools
+import math
 import weakref
+from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+
+from mtmamba_jax.sharding import jit_on
 
 HOST_MEMORY = "pinned_host"
 _SLACK = 0.05  # of a device's memory, which is in pieces
@@ -20,24 +26,20 @@ def snapshot(tree):
 
     It returns before the copies are made; a program that takes over an array's memory afterwards
     waits for them: milliseconds within a device's memory, a second and more for gigabytes to the
-    host's. What several devices hold alike (along the mesh's first axis) is copied by the first.
+    host's. In the host's memory, what several devices hold alike (along the mesh's first axis) is
+    there once.
 
     Args:
       tree: of arrays, all of this process's devices. Those that lie on no mesh are copied at once.
     """
     arrays, structure = jax.tree.flatten(tree)
     meshed = [array for array in arrays if isinstance(_sharding(array), NamedSharding)]
-    parts = [_first_copy(array) for array in meshed]
-    memory = None if _fits([part for found in parts for part in found]) else HOST_MEMORY
-    places = [
-        [SingleDeviceSharding(part.device, memory_kind=memory) for part in found] for found in parts
-    ]
-    copies = [
-        jax.make_array_from_single_device_arrays(array.shape, _layout(array, memory), found)
-        for array, found in zip(meshed, jax.device_put(parts, places, may_alias=False), strict=True)
-    ]
-    if memory is None:
-        _copies.extend(map(weakref.ref, copies))
+    copies = []
+    if meshed:
+        fits = _fits(meshed)
+        copies = _copying(meshed[0].sharding.mesh)(meshed) if fits else _copies_on_host(meshed)
+        if fits:
+            _copies.extend(map(weakref.ref, copies))
     remaining = iter(copies)
     found = [
         next(remaining) if isinstance(_sharding(array), NamedSharding) else np.array(array)
@@ -50,34 +52,56 @@ def _sharding(array):
     return getattr(array, "sharding", None)
 
 
+@functools.cache
+def _copying(mesh: Mesh) -> Callable[[Sequence[jax.Array]], list[jax.Array]]:
+    """Returns a program that copies arrays where they lie: for a thousand, one call is far sooner
+    made than a thousand."""
+    return jit_on(mesh, lambda arrays: [jnp.copy(array) for array in arrays])
+
+
+def _copies_on_host(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    parts = [_first_copy(array) for array in arrays]
+    places = [
+        [SingleDeviceSharding(part.device, memory_kind=HOST_MEMORY) for part in found]
+        for found in parts
+    ]
+    return [
+        jax.make_array_from_single_device_arrays(array.shape, _layout(array), found)
+        for array, found in zip(arrays, jax.device_put(parts, places, may_alias=False), strict=True)
+    ]
+
+
 def _first_copy(array: jax.Array) -> list[jax.Array]:
     """Returns the parts on the first devices of the mesh that hold all of an array."""
     devices = set(array.sharding.mesh.devices[0].flat)
     return [shard.data for shard in array.addressable_shards if shard.device in devices]
 
 
-def _layout(array: jax.Array, memory: str | None) -> NamedSharding:
+def _layout(array: jax.Array) -> NamedSharding:
     mesh = array.sharding.mesh
     first = Mesh(mesh.devices[:1], mesh.axis_names, axis_types=mesh.axis_types)
-    return NamedSharding(first, array.sharding.spec, memory_kind=memory)
+    return NamedSharding(first, array.sharding.spec, memory_kind=HOST_MEMORY)
 
 
-def _fits(parts: list[jax.Array]) -> bool:
+def _fits(arrays: Sequence[jax.Array]) -> bool:
     """Says whether devices have room for copies, beside the most that they have held so far.
 
     Earlier copies that they hold still come on top: that most may be of a time before them.
     """
-    _copies[:] = [copy for copy in _copies if copy() is not None]
-    held = [shard.data for copy in _copies for shard in _shards(copy())]
+    _copies[:] = [copy for copy in _copies if _is_held(copy())]
     needed: collections.Counter[jax.Device] = collections.Counter()
-    for part in [*held, *parts]:
-        needed[part.device] += part.nbytes
+    for array in [*(copy() for copy in _copies), *arrays]:
+        for device in array.sharding.device_set:
+            needed[device] += _bytes_on_each(array)
     return all(_free(device) > size for device, size in needed.items())
 
 
-def _shards(array: jax.Array | None) -> list[jax.Shard]:
-    gone = array is None or array.is_deleted()
-    return [] if gone else array.addressable_shards
+def _is_held(array: jax.Array | None) -> bool:
+    return array is not None and not array.is_deleted()
+
+
+def _bytes_on_each(array: jax.Array) -> int:
+    return math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
 
 
 def _free(device: jax.Device) -> float:

@@ -16,7 +16,7 @@ from mtmamba_jax.training.snapshot import snapshot
 
 @pytest.mark.parametrize(("free", "memory"), [(10**9, "device"), (10, "pinned_host")])
 @pytest.mark.parametrize(("data", "fsdp"), [(1, 1), (4, 1), (2, 2), (1, 4)])
-def test_a_copy_outlives_the_state_and_is_made_once(data, fsdp, free, memory, monkeypatch):
+def test_a_copy_outlives_the_state_and_is_on_the_host_once(data, fsdp, free, memory, monkeypatch):
     monkeypatch.setattr(snapshots, "_free", lambda device: free)
     mesh = create_mesh(4, data=data, fsdp=fsdp)
     wanted = {"a": {"kernel": np.arange(32.0).reshape(8, 4), "bias": np.arange(3.0)}, "step": 3}
@@ -28,8 +28,9 @@ def test_a_copy_outlives_the_state_and_is_made_once(data, fsdp, free, memory, mo
     jax.tree.map(np.testing.assert_array_equal, copy, wanted | {"elsewhere": np.arange(2)})
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, 2 * b), doubled, wanted)
     kernel = copy["a"]["kernel"]
-    assert len(kernel.addressable_shards) == fsdp
-    assert sum(shard.data.nbytes for shard in kernel.addressable_shards) == kernel.nbytes
+    copies = data if memory == "device" else 1
+    assert len(kernel.addressable_shards) == copies * fsdp
+    assert sum(shard.data.nbytes for shard in kernel.addressable_shards) == copies * kernel.nbytes
     assert kernel.sharding.memory_kind == memory
 
 
