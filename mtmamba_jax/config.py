@@ -239,6 +239,11 @@ def check(config: ConfigDict, task_names: Sequence[str]) -> None:
             f"train.batch_size={config.train.batch_size} does not split into "
             f"train.microbatches={config.train.microbatches} equal parts."
         )
+    if config.train.microbatches > 1 and config.loss.reduction != "image":
+        raise ValueError(
+            f"loss.reduction={config.loss.reduction!r} takes losses over the whole batch, so it "
+            "cannot go with train.microbatches > 1. Use loss.reduction='image'."
+        )
     if min(config.data.size) < 1:
         raise ValueError(f"Config key 'data.size' must be positive, got {config.data.size}.")
     for name, value in config.tasks.baselines.items():

@@ -7,6 +7,7 @@ A loss function knows nothing of ignored pixels or of batches: it returns a valu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -104,6 +105,23 @@ def reduce_pixels(
     return mean.reshape(-1), (count > 0).reshape(-1)
 
 
+class TaskLoss(NamedTuple):
+    """A task's loss over a batch; those of a batch's parts may be added or averaged field by field.
+
+    Attributes:
+      total: over the images that have a label for the task (one, where they are pooled).
+      count: of these images.
+    """
+
+    total: jax.Array
+    count: jax.Array
+
+    @property
+    def mean(self) -> jax.Array:
+        """Over these images; 0 where there is none."""
+        return jnp.where(self.count > 0, self.total / jnp.where(self.count > 0, self.count, 1), 0)
+
+
 def multitask_loss(
     tasks: Sequence[Task],
     logits: TaskMaps,
@@ -112,16 +130,15 @@ def multitask_loss(
     weights: Mapping[str, float],
     scheme: str,
     reduction: str,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the total to minimise, a scalar, and each task's mean loss, scalars; all float32.
+) -> tuple[jax.Array, dict[str, TaskLoss]]:
+    """Returns the total to minimise, a scalar, and each task's loss; all float32.
 
     With l_t the mean over valid pixels of task t's loss and w_t its weight,
     "sum": total = sum_t w_t * l_t; "log": total = sum_t w_t * log(l_t + 1e-8).
     "batch" takes l_t (and saliency's class weights) over all pixels of the batch. "image" takes
     them, and the logarithm, for each image, and averages the totals over the images: the published
     runs' objective, 8 processes of one image each. An image (or batch) without a label for a task
-    adds nothing for that task, nor does it enter the task's reported mean; a task without any label
-    reports 0.
+    adds nothing for that task, nor does it enter the task's loss.
 
     Args:
       tasks: the tasks to sum over.
@@ -148,14 +165,14 @@ def multitask_loss(
     # Padded examples are no images: they do not enlarge the divisor.
     groups = jnp.maximum(jnp.sum(mask), 1) if reduction == "image" else 1
     total = jnp.zeros((), jnp.float32)
-    means = {}
+    losses = {}
     for task in tasks:
         loss, present = _task_loss(task, logits[task.name], batch[task.name], mask, axes)
         # log(1) = 0 where there is no label: nothing added, and no 1 / 1e-8 in the gradient.
         term = jnp.log(jnp.where(present, loss + LOG_EPSILON, 1.0)) if scheme == "log" else loss
         total += weights[task.name] * jnp.sum(term) / groups
-        means[task.name] = jnp.sum(loss) / jnp.maximum(jnp.sum(present), 1)
-    return total, means
+        losses[task.name] = TaskLoss(jnp.sum(loss), jnp.sum(present, dtype=jnp.float32))
+    return total, losses
 
 
 def _task_loss(task, logits, label, mask, axes):

@@ -34,6 +34,11 @@ MISTAKES = [
     (["train", "--config.model.scan_implementation=xl"], 2, "Did you mean 'xla'?"),
     (["train", "--config.model.decoder_drop_path_rate=1.0"], 2, "must be in [0, 1), got 1.0"),
     (["train", "--config.train.microbatches=3"], 2, "does not split into train.microbatches=3"),
+    (
+        ["train", "--config.train.microbatches=2", "--config.loss.reduction=batch"],
+        2,
+        "cannot go with train.microbatches > 1. Use loss.reduction='image'",
+    ),
     (["train", "--config.tasks.baselines.depth=1.0"], 2, "tasks.baselines lacks semseg"),
 ]
 

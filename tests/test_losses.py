@@ -49,9 +49,10 @@ def random_case(seed=0, b=3, h=6, w=5, chosen=ALL):
 
 @functools.partial(jax.jit, static_argnames=("chosen", "scheme", "reduction"))
 def loss(chosen, logits, batch, scheme="log", reduction="image", weights=ONES):
-    return losses.multitask_loss(
+    total, found = losses.multitask_loss(
         chosen, logits, batch, weights=weights, scheme=scheme, reduction=reduction
     )
+    return total, {name: task_loss.mean for name, task_loss in found.items()}
 
 
 def one_image(maps, index):

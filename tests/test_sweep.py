@@ -2,6 +2,7 @@
 
 import pathlib
 import shlex
+import signal
 
 import pytest
 
@@ -36,11 +37,11 @@ def trained(monkeypatch):
         if "fails" in config.data.dir:
             raise OSError("the disk is full")
         if "stops" in config.data.dir and names[-1] == "stm_2_seed0":
-            return 130
+            return signal.SIGINT
         finish(config, options.workdir)
-        return 0
+        return signal.SIGTERM if "ends" in config.data.dir else None
 
-    monkeypatch.setattr("mtmamba_jax.commands.train.run", run)
+    monkeypatch.setattr("mtmamba_jax.commands.train.train_once", run)
     return names
 
 
@@ -89,6 +90,14 @@ def test_a_run_that_fails_does_not_keep_the_others(tmp_path, trained, capsys):
 def test_a_run_that_is_stopped_stops_the_sweep(tmp_path, trained):
     assert sweep(tmp_path, "--rows=stm_*", "--config.data.dir=stops") == 130
     assert trained == ["stm_1_seed0", "stm_2_seed0"]
+
+
+def test_a_signal_that_comes_when_a_run_ends_stops_the_sweep(tmp_path, trained, capsys):
+    assert sweep(tmp_path, "--rows=stm_*", "--config.data.dir=ends") == 0
+    assert trained == ["stm_1_seed0"]
+    output = capsys.readouterr().out
+    assert "Stopped by SIGTERM. The same command goes on." in output
+    assert "All are finished" not in output
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 
 import jax
@@ -34,15 +35,16 @@ def run(options: argparse.Namespace) -> int:
             f"\n[{number} of {len(found)}] {job.config}, seed {job.overrides['seed']}", flush=True
         )
         try:
-            code = _train(job)
+            stop = _train(job)
         except (OSError, RuntimeError) as error:  # of this run: the others may do
             if jax.process_count() > 1:  # which wait for this one within the run
                 raise
             print(f"error: {job.workdir}: {error}", file=sys.stderr, flush=True)
             failed += 1
             continue
-        if not job.is_done():  # stopped by a signal, which said so
-            return code
+        if stop:
+            print(f"Stopped by {stop.name}. The same command goes on.", flush=True)
+            return train.exit_code(stop)
     if failed:
         print(f"error: {failed} of {len(found)} runs failed.", file=sys.stderr)
         return 1
@@ -53,11 +55,11 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _train(job: Job) -> int:
+def _train(job: Job) -> signal.Signals | None:
     options, _ = create_parser().parse_known_args(job.arguments())
     options.overrides = job.overrides
     try:
-        return train.run(options)
+        return train.train_once(options)
     finally:
         jax.clear_caches()  # the programs of this run are of no use to the next
 

@@ -16,6 +16,19 @@ from mtmamba_jax.training.stopping import StoppedError
 
 def run(options: argparse.Namespace) -> int:
     """Trains, evaluates and draws."""
+    return exit_code(train_once(options))
+
+
+def exit_code(stop: signal.Signals | None) -> int:
+    """Returns what a command that was told to stop, and saved, ends with."""
+    return 130 if stop == signal.SIGINT else 0
+
+
+def train_once(options: argparse.Namespace) -> signal.Signals | None:
+    """Trains, and returns the signal that came meanwhile; None where none did.
+
+    A run that it stopped says so.
+    """
     config = configuration.load(options.config)
     configuration.override(config, options.overrides)
     tasks = configuration.tasks(config)
@@ -34,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
         result = train(config, workdir, profile)
     except StoppedError as stopped:
         print(f"{stopped} The same command goes on from there.", flush=True)
-        return 130 if stopped.number == signal.SIGINT else 0
+        return stopped.number
     print(
         f"\nBest model: step {result.step}. On the test set, beside the best constant "
         f"prediction:\n{score_table(tasks, result.scores, result.constants)}\n"
@@ -47,4 +60,4 @@ def run(options: argparse.Namespace) -> int:
         f"\n  {program_name()} predict --workdir={workdir} PHOTO_OR_FOLDER..."
         f"\n  {program_name()} eval --workdir={workdir}"
     )
-    return 0
+    return result.stop

@@ -20,7 +20,7 @@ from mtmamba_jax.training.background import Background
 from mtmamba_jax.training.snapshot import snapshot
 from mtmamba_jax.training.state import TrainState
 from mtmamba_jax.training.step import TrainStep
-from mtmamba_jax.training.unreadable import ITEMS, put_aside, read_newest
+from mtmamba_jax.training.unreadable import ITEMS, put_aside, put_unreadable_aside, read_newest
 
 KINDS = ("best", "latest")
 _MOST_REPLACED = 500  # states, of which each array takes a kilobyte: 0.7 GB of Swin-Large's
@@ -130,6 +130,16 @@ class Checkpoints:
         if found and found[-1] > step:
             for each in found:  # the last one last: a start after a kill here finds it still
                 manager.delete(each)
+
+    def put_best_aside(self) -> None:
+        """Moves best checkpoints out of the way of a run that starts anew, and says so.
+
+        They are of a run that was killed before its first latest one.
+        """
+        manager = self._managers["best"]
+        for step in sorted(manager.all_steps()):
+            reason = "is of a run that left no state to go on from"
+            put_aside(manager, self._workdir, step, "earlier", reason, "training starts anew")
 
     def check_room(self, items) -> None:
         """Checks that a folder's disk has room for arrays; of a bucket nothing is known.
@@ -264,7 +274,7 @@ class Checkpoints:
                 f"{first_line(error)}). Give another --workdir, or delete this one to start anew."
             ) from error
         for step, error in unreadable.items():
-            put_aside(manager, self._workdir, step, error, "the one before is taken")
+            put_unreadable_aside(manager, self._workdir, step, error, "the one before is taken")
         rest = found["rest"]
         return TrainState(rest["step"], found["parameters"], rest["optimizer"])
 
@@ -281,7 +291,8 @@ class Checkpoints:
         manager = self._managers["best"]
         _, unreadable = read_newest(manager, ocp.args.Composite(**items))
         for step, error in unreadable.items():
-            put_aside(manager, self._workdir, step, error, "the best of those to come is kept")
+            after = "the best of those to come is kept"
+            put_unreadable_aside(manager, self._workdir, step, error, after)
 
     def _restore(self, kind: str, **items) -> ocp.args.Composite:
         manager = self._managers[kind]

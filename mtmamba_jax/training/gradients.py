@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import jax
@@ -9,12 +10,13 @@ import jax.numpy as jnp
 
 from mtmamba_jax.tasks import Task
 
-STACKED = ("decoder", "heads")
-"""Parts of the model whose arrays have a leading axis t, and may have one more for what is shared,
-unless a task's name is in their path or they are shared as a whole."""
-
 SHARED = "shared"
 """Of the decoder: what the cross-task blocks compute for all tasks together."""
+
+_LISTED = re.compile(r"/each/(\d+)/")
+"""Of modules that lie in a list, one for each task and then perhaps one for what is shared."""
+_SHARED = re.compile(r"/(conv|bias)_shared(/|$)")
+"""Of what there is once for all tasks."""
 
 
 def gradient_norms(gradients: dict, tasks: Sequence[Task]) -> dict[str, jax.Array]:
@@ -28,22 +30,30 @@ def gradient_norms(gradients: dict, tasks: Sequence[Task]) -> dict[str, jax.Arra
       gradients: of the model's parameters, a nested dict.
       tasks: in the order of the axis t.
     """
-    names = [task.name for task in tasks]
     squares: dict[str, jax.Array] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
-        keys = [str(entry.key) for entry in path]
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         square = jnp.square(leaf.astype(jnp.float32))
-        owner = next((key for key in keys if key in names), None)
-        if owner is None and keys[0] in STACKED and len(leaf) in (len(names), len(names) + 1):
-            by_task = jnp.sum(square, axis=tuple(range(1, leaf.ndim)))
-            owned = dict(zip([*names, SHARED], by_task, strict=False))
-        elif owner is None and keys[0] in STACKED:
-            owned = {SHARED: jnp.sum(square)}
-        else:
-            owned = {owner or keys[0]: jnp.sum(square)}
-        for name, value in owned.items():
-            squares[name] = squares.get(name, 0.0) + value
+        for owner, value in _by_owner(name, square, [task.name for task in tasks]).items():
+            squares[owner] = squares.get(owner, 0.0) + value
     total = jnp.sqrt(sum(squares.values()))
     return {"gradient_norm": total} | {
         f"gradient_norm/{name}": jnp.sqrt(value) for name, value in squares.items()
     }
+
+
+def _by_owner(name: str, square: jax.Array, tasks: Sequence[str]) -> dict[str, jax.Array]:
+    """Returns {part: its sum of an array}, by the array's name."""
+    part, *below = name.split("/")
+    task = next((key for key in below if key in tasks), None)
+    listed = _LISTED.search(name)
+    if part == "encoder" or task:
+        return {task or part: jnp.sum(square)}
+    if listed:
+        return {[*tasks, SHARED][int(listed[1])]: jnp.sum(square)}
+    if _SHARED.search(name):
+        return {SHARED: jnp.sum(square)}
+    # All other arrays have a leading axis t, and may have one more for what is shared.
+    sums = jnp.sum(square, axis=tuple(range(1, square.ndim)))
+    owners = [*tasks, SHARED][: len(sums)]
+    return dict(zip(owners, sums, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import signal
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -45,12 +46,14 @@ class Result:
       scores: of that checkpoint on the test set.
       constants: the best constant prediction's score for each task.
       panels: the pictures that were written.
+      stop: the signal that came when there were no steps left to stop before; None where none did.
     """
 
     step: int
     scores: Scores
     constants: Mapping[str, float]
     panels: list[epath.Path]
+    stop: signal.Signals | None
 
 
 def train(
@@ -111,7 +114,7 @@ def train(
         panels = write_panels(
             workdir / "panels", tasks, evaluator.predictions(parameters, config.eval.panels)
         )
-    return Result(details["step"], details["scores"], steps.constants, panels)
+    return Result(details["step"], details["scores"], steps.constants, panels, stops.found)
 
 
 def _open(config: ConfigDict) -> tuple[ConfigDict, tuple[Task, ...], Source]:
@@ -145,6 +148,7 @@ def _begin(
     """Returns the state of the latest checkpoint, or the given one with `config.init`'s weights."""
     anew = checkpoints.step("latest") is None
     if anew:
+        checkpoints.put_best_aside()
         checkpoints.check_room(state)
         weights = warm_start(config.init, graph, state.parameters)
         state = dataclasses.replace(state, parameters=weights)

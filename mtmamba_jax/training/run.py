@@ -12,12 +12,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mtmamba_jax import config as configuration
-from mtmamba_jax.names import first_line
 from mtmamba_jax.places import check_written
 from mtmamba_jax.sharding import create_mesh, replicated
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.training.checkpoints import KINDS, Checkpoints, steps_saved
 from mtmamba_jax.training.state import abstract_build
+from mtmamba_jax.training.unreadable import naming_errors
 
 CONFIG_FILE = "config.json"
 
@@ -54,7 +54,8 @@ def load_run(workdir: epath.PathLike, checkpoint: str, *, batch_size: int | None
       batch_size: of the batches to come; that of evaluation by default.
 
     Raises:
-      ValueError: there is no run or no such checkpoint there.
+      ValueError: there is no run or no such checkpoint there, or it is damaged.
+      OSError: reading failed for a reason that may pass.
     """
     check_written(workdir, "--workdir")
     workdir = epath.Path(workdir)
@@ -74,15 +75,11 @@ def load_run(workdir: epath.PathLike, checkpoint: str, *, batch_size: int | None
         placed = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), abstract
         )
-        try:
+        other = "latest" if checkpoint == "best" else "best"
+        what = f"The {checkpoint} checkpoint of {workdir}, step {step},"
+        with naming_errors(what, f"Try --checkpoint={other}."):
             parameters = checkpoints.parameters(checkpoint, placed)
             details = checkpoints.details(checkpoint)
-        except Exception as error:  # of many kinds: torn JSON, missing or damaged arrays
-            other = "latest" if checkpoint == "best" else "best"
-            raise ValueError(
-                f"The {checkpoint} checkpoint of {workdir}, step {step}, cannot be read "
-                f"({first_line(error)}). Try --checkpoint={other}."
-            ) from error
     finally:
         checkpoints.close()
     return Run(config, graph, parameters, tasks, mesh, step, details)

@@ -86,7 +86,8 @@ def _layout(array: jax.Array) -> NamedSharding:
 def _fits(arrays: Sequence[jax.Array]) -> bool:
     """Says whether devices have room for copies, beside the most that they have held so far.
 
-    Earlier copies that they hold still come on top: that most may be of a time before them.
+    Earlier copies that they hold still come on top: that most may be of a time before them. One
+    that is gone may be part of it, so that the last few gigabytes are left free: slower, but sure.
     """
     _copies[:] = [copy for copy in _copies if _is_held(copy())]
     needed: collections.Counter[jax.Device] = collections.Counter()

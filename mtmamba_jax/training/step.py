@@ -40,27 +40,14 @@ def create_train_step(
     Those leave parameters and optimizer, with its count of steps, as they were.
 
     Args:
-      config: loss, microbatches, seed and on_nonfinite.
+      config: loss, microbatches, seed and on_nonfinite, as `config.check` wants them.
       graph: the model's structure.
       tasks: that have labels in the batch.
       optimizer: that made the state.
       mesh: of devices.
       layout: a sharding in place of each array of the state, `sharding.split_state`.
-
-    Raises:
-      ValueError: the batch does not split into `config.train.microbatches`, or its loss does not.
     """
     parts = config.train.microbatches
-    if parts < 1 or config.train.batch_size % parts:
-        raise ValueError(
-            f"train.batch_size={config.train.batch_size} does not split into "
-            f"train.microbatches={parts} equal parts."
-        )
-    if parts > 1 and config.loss.reduction != "image":
-        raise ValueError(
-            f"loss.reduction={config.loss.reduction!r} takes losses over the whole batch, so it "
-            "cannot go with train.microbatches > 1. Use loss.reduction='image'."
-        )
 
     def loss(learned, structure, statistics, batch, key):
         model = nnx.merge(structure, learned, statistics)
@@ -73,8 +60,7 @@ def create_train_step(
             scheme=config.loss.scheme,
             reduction=config.loss.reduction,
         )
-        numbers = {"loss": total} | {f"loss/{name}": v for name, v in losses.items()}
-        return total, (numbers, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+        return total, ((total, losses), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
     def step(state, batch):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -84,17 +70,18 @@ def create_train_step(
             return jax.grad(loss, has_aux=True)(learned, structure, statistics, batch, key)
 
         if parts == 1:
-            gradients, (numbers, statistics) = gradient(learned, batch, key)
+            gradients, ((total, losses), statistics) = gradient(learned, batch, key)
         elif statistics:
             raise ValueError(
                 f"train.microbatches={parts} does not go with {config.model.name!r}, whose "
                 "BatchNorm is over the whole batch. Use train.microbatches=1."
             )
         else:
-            gradients, (numbers, _) = _accumulate(gradient, learned, batch, key, parts)
+            gradients, ((total, losses), _) = _accumulate(gradient, learned, batch, key, parts)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, learned)
         learned = optax.apply_updates(learned, updates)
         parameters = split_model(nnx.merge(structure, learned, statistics))[1]
+        numbers = {"loss": total} | {f"loss/{name}": found.mean for name, found in losses.items()}
         numbers |= gradient_norms(gradients, tasks)
         new = TrainState(state.step + 1, parameters, optimizer_state)
         if config.on_nonfinite == "skip":

@@ -26,12 +26,15 @@ class StoppedError(Exception):
 class StopSignals:
     """Notices signals while it is entered; a second Ctrl-C interrupts at once.
 
+    Attributes:
+      found: the signal that this process noticed, None where it did not.
+
     In several processes JAX's preemption service notices SIGTERM: when one process gets it, all
     stop after the same step. Ctrl-C becomes a SIGTERM there.
     """
 
     def __init__(self):
-        self._found: signal.Signals | None = None
+        self.found: signal.Signals | None = None
         self._before = {}
         self._alone = jax.process_count() == 1
 
@@ -51,9 +54,9 @@ class StopSignals:
             signal.signal(*self._before.popitem())
 
     def _notice(self, number: int, frame) -> None:
-        if self._found == signal.SIGINT == number:
+        if self.found == signal.SIGINT == number:
             raise KeyboardInterrupt
-        self._found = signal.Signals(number)
+        self.found = signal.Signals(number)
         # Not by print: it may be what was interrupted.
         os.write(2, b"\nStopping after this step, to save. Ctrl-C again: at once, without.\n")
         if not self._alone:
@@ -62,6 +65,6 @@ class StopSignals:
     def noticed(self, step: int) -> signal.Signals | None:
         """Returns the signal that a run is to stop for after this step; ask after each."""
         if self._alone:
-            return self._found
+            return self.found
         # Where all are to stop alike, what one of them noticed says nothing.
         return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None

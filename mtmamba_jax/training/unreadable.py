@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator
 
 import jax
 import orbax.checkpoint as ocp
@@ -71,21 +73,55 @@ def may_pass(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(code in text for code in _PASSING_CODES)
 
 
-def put_aside(
+@contextlib.contextmanager
+def naming_errors(what: str, remedy: str) -> Iterator[None]:
+    """Says what could not be read, and why.
+
+    Args:
+      what: is read.
+      remedy: for the message, where it cannot be read another time either.
+
+    Raises:
+      OSError: it failed for a reason that may pass.
+      ValueError: it failed for another.
+    """
+    try:
+        yield
+    except Exception as error:  # of many kinds: torn JSON, missing or damaged arrays, the network
+        if may_pass(error):
+            remedy = "Try again once that is mended."
+        kind = OSError if may_pass(error) else ValueError
+        raise kind(f"{what} cannot be read ({first_line(error)}). {remedy}") from error
+
+
+def put_unreadable_aside(
     manager: ocp.CheckpointManager, workdir: epath.Path, step: int, error: Exception, after: str
 ) -> None:
-    """Moves an unreadable checkpoint out of the way and says so.
+    """Moves a checkpoint out of the way that reading gave an error for; see `put_aside`."""
+    put_aside(manager, workdir, step, "unreadable", f"cannot be read ({first_line(error)})", after)
+
+
+def put_aside(
+    manager: ocp.CheckpointManager,
+    workdir: epath.Path,
+    step: int,
+    label: str,
+    reason: str,
+    after: str,
+) -> None:
+    """Moves a checkpoint out of the way and says so.
 
     Args:
       manager: of its kind.
-      workdir: of the run, where it goes.
+      workdir: of the run, where it goes, as `<label>_<kind>_<step>`.
       step: of the checkpoint.
-      error: that reading it gave.
+      label: what it is.
+      reason: why it is in the way, for the message.
       after: what is done without it, for the message.
     """
     source = manager.directory / str(step)
     # No folder round it: in a bucket there is none to make first.
-    target = workdir / f"unreadable_{manager.directory.name}_{step}"
+    target = workdir / f"{label}_{manager.directory.name}_{step}"
     if is_first():
         if target.exists():
             target.rmtree()
@@ -95,8 +131,7 @@ def put_aside(
     forget_listings(source)  # as they were before another process moved it
     manager.reload()
     print(
-        f"warning: checkpoint {source} cannot be read ({first_line(error)}). It is moved to "
-        f"{target}, and {after}.",
+        f"warning: checkpoint {source} {reason}. It is moved to {target}, and {after}.",
         flush=True,
     )
 

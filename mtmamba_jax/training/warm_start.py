@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -14,9 +13,9 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mtmamba_jax.convert import encoder_from_torch, from_torch
-from mtmamba_jax.names import first_line, listed
+from mtmamba_jax.names import listed
 from mtmamba_jax.training.checkpoints import KINDS, absolute, steps_saved
-from mtmamba_jax.training.unreadable import may_pass
+from mtmamba_jax.training.unreadable import naming_errors
 from mtmamba_jax.weight_files import HUB, is_file_of_weights, read_weights
 
 ENCODER = "encoder"
@@ -88,11 +87,12 @@ def _read_run(key: str, workdir: str, like: dict) -> dict:
     """Returns the parameters of a run's checkpoint that `like` has."""
     step = find_checkpoint(key, workdir)
     folder = step / "parameters"
+    reading = (f"config.{key}: checkpoint {step}", "Name another run.")
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        with _naming_errors(key, step):
+        with naming_errors(*reading):
             saved = checkpointer.metadata(folder).item_metadata.tree
         _check(key, workdir, _shapes(saved, like), _shapes(like, like))
-        with _naming_errors(key, step):
+        with naming_errors(*reading):
             found = checkpointer.restore(
                 folder,
                 args=ocp.args.PyTreeRestore(
@@ -103,17 +103,6 @@ def _read_run(key: str, workdir: str, like: dict) -> dict:
             )
     print(f"config.{key}: weights of {step}", flush=True)
     return found
-
-
-@contextlib.contextmanager
-def _naming_errors(key: str, step: epath.Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # of many kinds: torn JSON, missing or damaged arrays, the network
-        what = f"config.{key}: checkpoint {step} cannot be read ({first_line(error)})."
-        if may_pass(error):
-            raise OSError(f"{what} Try again once that is mended.") from error
-        raise ValueError(f"{what} Name another run.") from error
 
 
 def check_places(settings: ConfigDict) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mtmamba_jax import config as configuration
+from mtmamba_jax.models.mtmamba import MODELS
 from mtmamba_jax.training.gradients import gradient_norms
 from mtmamba_jax.training.state import build
 from tests.tiny import tiny_config
@@ -34,3 +35,49 @@ def test_norms_are_of_the_encoder_each_task_and_what_tasks_share():
         assert found[f"gradient_norm/{task.name}"] == pytest.approx(norm(own), rel=1e-5)
     shared = [array[2] for array in stacked if len(array) == 3]
     assert found["gradient_norm/shared"] == pytest.approx(norm(shared), rel=1e-5)
+
+
+TASKS = ("semseg", "depth", "edge", "normals")
+
+
+def owners(model, count, part):
+    """Returns who has a norm, of a gradient that is 1 where `part` is in an array's name."""
+    config = tiny_config(model__name=model, tasks__names=repr(TASKS[:count]))
+    tasks = configuration.tasks(config)
+    shapes = jax.eval_shape(lambda: build(config, tasks)[1])
+    sizes = []
+
+    def fill(path, leaf):
+        chosen = part in jax.tree_util.keystr(path, simple=True, separator="/")
+        sizes.append(leaf.size * chosen)
+        return np.full(leaf.shape, float(chosen), np.float32)
+
+    gradients = jax.tree_util.tree_map_with_path(fill, shapes)
+    found = {name: float(value) for name, value in gradient_norms(gradients, tasks).items()}
+    assert sum(sizes) > 0
+    assert found["gradient_norm"] == pytest.approx(np.sqrt(sum(sizes)), rel=1e-5)
+    parts = {name.removeprefix("gradient_norm/"): v for name, v in found.items() if "/" in name}
+    assert np.sum(np.square(list(parts.values()))) == pytest.approx(sum(sizes), rel=1e-5)
+    return {name for name, value in parts.items() if value > 0}
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("model", MODELS)
+def test_the_squares_of_the_parts_add_up(model, count):
+    found = owners(model, count, "")
+    assert found - {"shared"} == {"encoder", *TASKS[:count]}
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("array", ["conv_shared/kernel", "conv_shared/bias", "bias_shared"])
+def test_what_there_is_once_for_all_tasks_is_shared(array, count):
+    assert owners("mtmamba_plus", count, array) == {"shared"}
+
+
+@pytest.mark.parametrize("model", ["swin_decoder", "attention_mfe", "attention_gate"])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_modules_in_a_list_belong_to_their_task(model, count):
+    for index, task in enumerate(TASKS[:count]):
+        assert owners(model, count, f"/each/{index}/") == {task}
+    if model == "attention_mfe" and count > 1:
+        assert owners(model, count, f"/each/{count}/") == {"shared"}

@@ -113,6 +113,24 @@ def test_a_damaged_best_checkpoint_is_named_and_made_again(damage, layout, whole
     assert len(read_metrics(workdir)) == len(read_metrics(whole))  # no score is written twice
 
 
+@pytest.mark.parametrize("layout", [(1, 1), (2, 1)])
+@pytest.mark.parametrize("damage", [lambda checkpoint: None, lose_details])
+def test_a_run_that_was_killed_before_its_first_latest_one_starts_anew(
+    damage, layout, whole, tmp_path
+):
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(workdir / "latest")
+    (best,) = (workdir / "best").iterdir()
+    damage(best)
+    best.rename(best.with_name("90"))  # later than all that are to come
+    output = run(workdir, layout, *STEPS)[0]
+    assert "best/90 is of a run that left no state to go on from" in output
+    assert (workdir / "earlier_best_90").is_dir()
+    assert [path.name for path in (workdir / "best").iterdir()] == ["60"]
+    rel = 0 if layout == (1, 1) else 1e-5
+    assert losses(workdir) == pytest.approx(losses(whole), rel=rel, abs=0)
+
+
 def test_a_checkpoint_that_cannot_be_read_for_now_stays_where_it_is(whole, tmp_path, monkeypatch):
     workdir = shutil.copytree(whole, tmp_path / "run")
     monkeypatch.setattr(state, "build", build_pixel_model)
