@@ -16,7 +16,7 @@ from mtmamba_jax.paper_cost import count_cost
 from mtmamba_jax.runs import FinishedRun
 from mtmamba_jax.table_formats import Spread, Table
 from mtmamba_jax.tables import short
-from mtmamba_jax.tasks import Task, select
+from mtmamba_jax.tasks import TASK_SETS, Task
 
 ROW_KEYS = ("model.name", "model.encoder", "tasks.names", "init.encoder")
 """Keys in which the rows of one table differ."""
@@ -72,7 +72,8 @@ def place_of(run: FinishedRun) -> Place | None:
 
 
 def _all_tasks(run: FinishedRun) -> tuple[Task, ...]:
-    return select(run.config.tasks.set, (), run.config.tasks.classes)
+    """Returns the tasks of a run's set as the set has them: without classes that the run names."""
+    return TASK_SETS[run.config.tasks.set]
 
 
 def _recipe(run: FinishedRun) -> Recipe:
@@ -198,7 +199,9 @@ def _cells(
 def _score_cell(task: Task, score: str, runs: Sequence[FinishedRun]) -> str | Spread:
     """Returns the scores of a line's runs; - where there are none, or some lack odsF."""
     found = [
-        run.scores if score == task.score else run.contours for run in runs if task in run.tasks
+        run.scores if score == task.score else run.contours
+        for run in runs
+        if task.name in run.scores
     ]
     values = tuple(scores[task.name] for scores in found if task.name in scores)
     return Spread(values, _digits(task)) if values and len(values) == len(found) else "-"
