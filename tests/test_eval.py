@@ -285,6 +285,26 @@ def test_regions_of_a_folder_of_labels_are_the_true_contours_where_it_is_given(
     assert "odsF" not in scores_of(workdir)["scores"]["edge"]
 
 
+def open_without_edges(data: ConfigDict, tasks, split):
+    return [
+        {name: np.full_like(v, IGNORE) if name == "edge" else v for name, v in example.items()}
+        for example in open_source(data, tasks, split)
+    ]
+
+
+def refuse_constant(name):
+    raise AssertionError(f"{name} is no JSON")
+
+
+def test_scores_of_a_task_without_labels_are_null_as_json_has_no_nan(workdir, monkeypatch):
+    monkeypatch.setattr(evaluate, "open_source", open_without_edges)
+    assert cli.main(["eval", f"--workdir={workdir}"]) == 0
+    text = (workdir / "scores_best.json").read_text()
+    written = json.loads(text, parse_constant=refuse_constant)
+    assert written["scores"]["edge"]["maxF"] is written["constants"]["edge"] is None
+    assert written["scores"]["depth"]["RMSE"] > 0
+
+
 @pytest.fixture
 def nothing_computed(monkeypatch):
     def refuse(*arguments):
