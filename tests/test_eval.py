@@ -305,6 +305,20 @@ def test_scores_of_a_task_without_labels_are_null_as_json_has_no_nan(workdir, mo
     assert written["scores"]["depth"]["RMSE"] > 0
 
 
+def test_without_an_image_to_score_all_but_odsf_is_written_before_it_is_said(
+    tmp_path, monkeypatch, capsys
+):
+    trained(tmp_path)
+    monkeypatch.setattr(evaluate, "open_source", open_without_edges)
+    assert cli.main(["eval", f"--workdir={tmp_path}", "--odsf", "--workers=0"]) == 2
+    captured = capsys.readouterr()
+    assert "--odsf found no image to score" in captured.err
+    assert "odsF" not in scores_of(tmp_path)["scores"]["edge"]
+    assert not (tmp_path / "boundaries_best").exists()
+    assert (tmp_path / "confusion_semseg.png").exists()
+    assert f"Wrote {tmp_path / 'scores_best.json'}" in captured.out
+
+
 @pytest.fixture
 def nothing_computed(monkeypatch):
     def refuse(*arguments):

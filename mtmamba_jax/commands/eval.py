@@ -49,8 +49,7 @@ def run(options: argparse.Namespace) -> int:
         if is_first():
             saving.finish(record)
         print(f"\nPredictions of {len(evaluator)} images: {saving.folder}")
-    if benchmark:
-        _check_scored(sums)
+    if benchmark and sums["images"]:
         folder = workdir / f"boundaries_{options.checkpoint}"
         settings = {**benchmark.settings, "images": int(sums["images"])}
         edge = benchmark.task.name
@@ -75,6 +74,8 @@ def run(options: argparse.Namespace) -> int:
         f"{options.workdir}/{folder}\n"
         f"Next: {program_name()} predict --workdir={options.workdir} PHOTO_OR_FOLDER..."
     )
+    if benchmark:
+        _check_scored(sums)  # last: what else was asked for is written
     return 0
 
 
