@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mtmamba_jax import config as configuration
-from mtmamba_jax.boundaries.benchmark import OWN_LABELS
 from mtmamba_jax.metrics.multitask import delta_m
 from mtmamba_jax.models.swin import SWIN_SIZES
 from mtmamba_jax.paper import DATASET, ROWS, SCORES, Row
@@ -116,8 +115,8 @@ def _check_contours(runs: Sequence[FinishedRun]) -> None:
                 f"{key}={run.benchmark.get(key)}" for key in ("reading", "max_distance", "images")
             ]
             # Not the folder's path, which differs between machines.
-            own = run.benchmark.get("labels") == OWN_LABELS
-            way.append(f"labels {OWN_LABELS if own else 'of a folder'}")
+            own = run.benchmark.get("labels") is None
+            way.append(f"labels of {'the test set' if own else 'a folder'}")
             ways.setdefault(", ".join(way), run.workdir)
     if len(ways) > 1:
         told = "".join(f"\n    {way}: {workdir}" for way, workdir in ways.items())

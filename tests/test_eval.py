@@ -144,7 +144,7 @@ def test_odsf_is_beside_the_edges_other_scores(evaluated):
     assert "maxF" in written["scores"]["edge"]
     assert written["boundaries"] == {
         "dataset": "synthetic",
-        "labels": "of the test set",
+        "labels": None,
         "reading": "contours",
         "max_distance": 0.0075,
         "only_published_images": False,

@@ -287,7 +287,7 @@ EDGE = ("edge", "maxF")
 
 def write_odsf(folder, odsf, step=8, **settings):
     """Writes what eval --odsf leaves, as far as `tables` reads it."""
-    own = {"labels": "of the test set", "reading": "contours"}
+    own = {"labels": None, "reading": "contours"}
     settings = own | {"max_distance": 0.0075, "images": 5} | settings
     written = {"step": step, "scores": {"edge": {"maxF": 1.0, "odsF": odsf}, "semseg": {"mIoU": 1}}}
     (folder / "scores_best.json").write_text(json.dumps(written | {"boundaries": settings}))

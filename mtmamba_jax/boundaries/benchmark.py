@@ -19,9 +19,6 @@ from mtmamba_jax.tasks import Task
 READING_OF_OWN: Mapping[str, str] = {"nyudv2": "regions"}
 """How published figures read a dataset's own edge labels; of others they are contours."""
 
-OWN_LABELS = "of the test set"
-"""Said where no folder of labels was given."""
-
 _DISTANCE = MAX_DISTANCE["pascal_context"]  # where none is published: the stricter one
 
 
@@ -52,7 +49,7 @@ class Benchmark:
         """What scores depend on beside predictions, for reports."""
         return {
             "dataset": self.dataset,
-            "labels": OWN_LABELS if self.labels is None else str(self.labels),
+            "labels": None if self.labels is None else str(self.labels),
             "reading": self.reading,
             "max_distance": self.max_distance,
             "only_published_images": bool(self.left_out),
@@ -62,8 +59,8 @@ class Benchmark:
         """Returns the settings in words."""
         own = "" if self.dataset in MAX_DISTANCE else f" (none is published for {self.dataset})"
         return (
-            f"Boundary benchmark: {self.reading} of labels {self.settings['labels']}, within "
-            f"{self.max_distance} of the diagonal{own}"
+            f"Boundary benchmark: {self.reading} of labels {self.labels or 'of the test set'}, "
+            f"within {self.max_distance} of the diagonal{own}"
         )
 
 
