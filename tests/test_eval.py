@@ -135,6 +135,7 @@ def test_odsf_is_that_of_the_saved_predictions(evaluated, tmp_path):
     assert found["scores"] == wanted["scores"]
     assert found["images"] == wanted["images"] == len(NAMES)
     assert 0 < found["scores"]["odsF"] < 100
+    assert found.keys() - {"step"} == wanted.keys()
 
 
 def test_odsf_is_beside_the_edges_other_scores(evaluated):
@@ -144,7 +145,9 @@ def test_odsf_is_beside_the_edges_other_scores(evaluated):
     assert "maxF" in written["scores"]["edge"]
     assert written["boundaries"] == {
         "dataset": "synthetic",
+        "predictions": None,
         "labels": None,
+        "ids": None,
         "reading": "contours",
         "max_distance": 0.0075,
         "only_published_images": False,

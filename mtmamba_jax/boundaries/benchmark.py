@@ -11,6 +11,7 @@ import numpy as np
 from mtmamba_jax.boundaries.counts import MAX_DISTANCE
 from mtmamba_jax.boundaries.folders import count_beside, count_prediction, names_left_out
 from mtmamba_jax.boundaries.maps import thin
+from mtmamba_jax.boundaries.report import scoring_settings
 from mtmamba_jax.data_pipelines.parallel import available_cores, in_order
 from mtmamba_jax.evaluate import Prediction
 from mtmamba_jax.saved_predictions import to_levels
@@ -46,14 +47,14 @@ class Benchmark:
 
     @property
     def settings(self) -> dict[str, object]:
-        """What scores depend on beside predictions, for reports."""
-        return {
-            "dataset": self.dataset,
-            "labels": None if self.labels is None else str(self.labels),
-            "reading": self.reading,
-            "max_distance": self.max_distance,
-            "only_published_images": bool(self.left_out),
-        }
+        """What scores depend on beside the model, for reports."""
+        return scoring_settings(
+            self.dataset,
+            self.reading,
+            self.max_distance,
+            labels=self.labels,
+            only_published_images=bool(self.left_out),
+        )
 
     def describe(self) -> str:
         """Returns the settings in words."""
