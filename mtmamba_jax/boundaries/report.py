@@ -94,7 +94,11 @@ def _curve_table(sums: Sums) -> str:
 
 def score_table(sums: Sums) -> str:
     """Returns a table of the scores."""
-    scores = {name: f"{value:.2f}" for name, value in compute(sums).items()}
+    # 0.999 is no threshold of 1.
+    scores = {
+        name: f"{value:.{3 if name == 'threshold' else 2}f}"
+        for name, value in compute(sums).items()
+    }
     return two_columns({"images": str(sums["images"]), **scores})
 
 

@@ -85,6 +85,14 @@ def test_a_report_holds_scores_table_and_picture(tmp_path):
     assert (tmp_path / "made" / report.PICTURE_FILE).stat().st_size > 1000
 
 
+@pytest.mark.parametrize(("place", "printed"), [(0, "0.001"), (-1, "0.999")])
+def test_the_outermost_thresholds_are_not_printed_as_0_and_1(place, printed):
+    matched = np.zeros(len(LINE), int)
+    matched[place] = 50
+    last = report.score_table(total(counts_of(matched, 100, 100))).splitlines()[-1]
+    assert [cell.strip() for cell in last.split("|")[1:-1]] == ["threshold", printed]
+
+
 def test_a_disk_that_fills_up_leaves_the_report_that_was_there(tmp_path, monkeypatch):
     report.write_report(tmp_path, total(EARLY), {})
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
