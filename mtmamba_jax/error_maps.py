@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from mtmamba_jax.metrics.normals import angle
+from mtmamba_jax.tables import short
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.visualize import IGNORED, coloured, is_ignored
 
@@ -44,7 +45,7 @@ def _classes(task: Task, predicted: np.ndarray, true: np.ndarray, counted: np.nd
 def _depth(task: Task, predicted: np.ndarray, true: np.ndarray, counted: np.ndarray) -> ErrorMap:
     error = np.abs(predicted - true)
     most = float(np.percentile(error[counted], _SHOWN)) if counted.any() else 0.0
-    return f"error, 0 to {most:.2g} {task.unit}", coloured(error / max(most, 1e-6), _SCALE)
+    return f"error, 0 to {short(most)} {task.unit}", coloured(error / max(most, 1e-6), _SCALE)
 
 
 def _normals(task: Task, predicted: np.ndarray, true: np.ndarray, counted: np.ndarray) -> ErrorMap:

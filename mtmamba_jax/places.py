@@ -1,10 +1,13 @@
-"""Places to read and write: folders and buckets, and the room on disks."""
+"""Places to read and write: folders and buckets, and the room on disks; what is written there."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import pathlib
 import shutil
+from collections.abc import Mapping
 
 from etils import epath
 from etils.epath.backend import fsspec_backend
@@ -40,6 +43,24 @@ def write_whole(path: epath.PathLike, contents: bytes) -> None:
     except OSError:
         partial.unlink(missing_ok=True)
         raise
+
+
+def as_json(record: object, *, indent: int | None = None) -> str:
+    """Returns a record as JSON, null for every number that is not finite: JSON has none.
+
+    Args:
+      record: numbers, texts, None, and mappings and sequences of them.
+      indent: spaces a level; None is one line.
+    """
+    return json.dumps(_finite(record), indent=indent, allow_nan=False)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_written(place: str | os.PathLike, key: str) -> None:

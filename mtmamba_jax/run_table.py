@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mtmamba_jax import config as configuration
-from mtmamba_jax.boundaries.benchmark import OWN_LABELS
 from mtmamba_jax.metrics.multitask import delta_m
 from mtmamba_jax.models.swin import SWIN_SIZES
 from mtmamba_jax.paper import DATASET, ROWS, SCORES, Row
@@ -16,7 +15,7 @@ from mtmamba_jax.paper_cost import count_cost
 from mtmamba_jax.runs import FinishedRun
 from mtmamba_jax.table_formats import Spread, Table
 from mtmamba_jax.tables import short
-from mtmamba_jax.tasks import Task, select
+from mtmamba_jax.tasks import TASK_SETS, Task
 
 ROW_KEYS = ("model.name", "model.encoder", "tasks.names", "init.encoder")
 """Keys in which the rows of one table differ."""
@@ -72,7 +71,8 @@ def place_of(run: FinishedRun) -> Place | None:
 
 
 def _all_tasks(run: FinishedRun) -> tuple[Task, ...]:
-    return select(run.config.tasks.set, (), run.config.tasks.classes)
+    """Returns the tasks of a run's set as the set has them: without classes that the run names."""
+    return TASK_SETS[run.config.tasks.set]
 
 
 def _recipe(run: FinishedRun) -> Recipe:
@@ -115,8 +115,8 @@ def _check_contours(runs: Sequence[FinishedRun]) -> None:
                 f"{key}={run.benchmark.get(key)}" for key in ("reading", "max_distance", "images")
             ]
             # Not the folder's path, which differs between machines.
-            own = run.benchmark.get("labels") == OWN_LABELS
-            way.append(f"labels {OWN_LABELS if own else 'of a folder'}")
+            own = run.benchmark.get("labels") is None
+            way.append(f"labels of {'the test set' if own else 'a folder'}")
             ways.setdefault(", ".join(way), run.workdir)
     if len(ways) > 1:
         told = "".join(f"\n    {way}: {workdir}" for way, workdir in ways.items())
@@ -198,7 +198,9 @@ def _cells(
 def _score_cell(task: Task, score: str, runs: Sequence[FinishedRun]) -> str | Spread:
     """Returns the scores of a line's runs; - where there are none, or some lack odsF."""
     found = [
-        run.scores if score == task.score else run.contours for run in runs if task in run.tasks
+        run.scores if score == task.score else run.contours
+        for run in runs
+        if task.name in run.scores
     ]
     values = tuple(scores[task.name] for scores in found if task.name in scores)
     return Spread(values, _digits(task)) if values and len(values) == len(found) else "-"

@@ -24,6 +24,7 @@ from etils import epath
 from mtmamba_jax.evaluate import Prediction
 from mtmamba_jax.places import write_whole
 from mtmamba_jax.tasks import Task
+from mtmamba_jax.visualize import normal_levels, to_levels
 
 FOLDERS: Mapping[str, str] = {"saliency": "sal"}
 """The official name of a task's folder, where it is not the task's."""
@@ -41,17 +42,12 @@ class Form(NamedTuple):
     encode: Callable[[np.ndarray], bytes]
 
 
-def to_levels(probability: np.ndarray) -> np.ndarray:
-    """Returns round(255 * probability), uint8, which the boundary benchmark scores."""
-    return np.rint(255.0 * np.clip(probability, 0.0, 1.0)).astype(np.uint8)
-
-
 def _png(levels: np.ndarray) -> bytes:
     return cv2.imencode(".png", levels)[1].tobytes()
 
 
 def _colours(normals: np.ndarray) -> bytes:
-    return _png(to_levels((normals + 1.0) / 2.0)[..., ::-1])  # OpenCV takes BGR
+    return _png(normal_levels(normals)[..., ::-1])  # OpenCV takes BGR
 
 
 def _matlab(depth: np.ndarray) -> bytes:

@@ -62,6 +62,16 @@ def label_value(task: Task, label: Array) -> np.ndarray:
     return label if label.shape[-1] > 1 else label[..., 0]
 
 
+def to_levels(probability: np.ndarray) -> np.ndarray:
+    """Returns round(255 * probability), uint8."""
+    return np.rint(255.0 * np.clip(probability, 0.0, 1.0)).astype(np.uint8)
+
+
+def normal_levels(normals: np.ndarray) -> np.ndarray:
+    """Returns round(255 * (normal + 1) / 2), uint8."""
+    return to_levels((normals + 1.0) / 2.0)
+
+
 def _draw_classes(task: Task, value: np.ndarray, ignored: np.ndarray) -> np.ndarray:
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(task.palette)] = task.palette
@@ -80,11 +90,11 @@ def _draw_depth(task: Task, value: np.ndarray, ignored: np.ndarray) -> np.ndarra
 
 
 def _draw_normals(task: Task, value: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    return np.clip(127.5 * (value + 1.0), 0, 255).astype(np.uint8)
+    return normal_levels(value)
 
 
 def _draw_probability(task: Task, value: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    return np.repeat((255 * np.clip(value, 0, 1)).astype(np.uint8)[..., None], 3, axis=-1)
+    return np.repeat(to_levels(value)[..., None], 3, axis=-1)
 
 
 DISPLAYS: Mapping[str, Callable[[Task, np.ndarray, np.ndarray], np.ndarray]] = {

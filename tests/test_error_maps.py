@@ -53,11 +53,16 @@ def test_depth_errors_are_white_to_dark_and_the_title_gives_range_and_unit(task)
     predicted = true + np.linspace(-2, 0, 101, dtype=np.float32)
     meaning, picture = error_map(task, predicted, true)
     # The 98th percentile of 0 to 2.
-    assert meaning == f"error, 0 to 2 {task.unit}"
+    assert meaning == f"error, 0 to 1.960 {task.unit}"
     brightness = picture[0].astype(int).sum(-1)
     assert (np.diff(brightness) >= 0).all()
     assert tuple(picture[0, -1]) == (255, 255, 255)
     assert tuple(picture[0, 0]) == tuple(picture[0, 2]) == (70, 0, 16)
+
+
+def test_the_range_of_large_errors_is_written_out():
+    meaning, _ = error_map(DISPARITY, np.full((1, 9), 124.4, "f4"), np.ones((1, 9), np.float32))
+    assert meaning == "error, 0 to 123.4 px"
 
 
 def test_angles_of_normals_are_darkest_from_sixty_degrees_on():

@@ -135,6 +135,7 @@ def test_odsf_is_that_of_the_saved_predictions(evaluated, tmp_path):
     assert found["scores"] == wanted["scores"]
     assert found["images"] == wanted["images"] == len(NAMES)
     assert 0 < found["scores"]["odsF"] < 100
+    assert found.keys() - {"step"} == wanted.keys()
 
 
 def test_odsf_is_beside_the_edges_other_scores(evaluated):
@@ -144,7 +145,9 @@ def test_odsf_is_beside_the_edges_other_scores(evaluated):
     assert "maxF" in written["scores"]["edge"]
     assert written["boundaries"] == {
         "dataset": "synthetic",
-        "labels": "of the test set",
+        "predictions": None,
+        "labels": None,
+        "ids": None,
         "reading": "contours",
         "max_distance": 0.0075,
         "only_published_images": False,
@@ -283,6 +286,40 @@ def test_regions_of_a_folder_of_labels_are_the_true_contours_where_it_is_given(
     # What was scored before is kept, but not an odsF of other labels.
     assert "maxF" in scores_of(workdir)["scores"]["edge"]
     assert "odsF" not in scores_of(workdir)["scores"]["edge"]
+
+
+def open_without_edges(data: ConfigDict, tasks, split):
+    return [
+        {name: np.full_like(v, IGNORE) if name == "edge" else v for name, v in example.items()}
+        for example in open_source(data, tasks, split)
+    ]
+
+
+def refuse_constant(name):
+    raise AssertionError(f"{name} is no JSON")
+
+
+def test_scores_of_a_task_without_labels_are_null_as_json_has_no_nan(workdir, monkeypatch):
+    monkeypatch.setattr(evaluate, "open_source", open_without_edges)
+    assert cli.main(["eval", f"--workdir={workdir}"]) == 0
+    text = (workdir / "scores_best.json").read_text()
+    written = json.loads(text, parse_constant=refuse_constant)
+    assert written["scores"]["edge"]["maxF"] is written["constants"]["edge"] is None
+    assert written["scores"]["depth"]["RMSE"] > 0
+
+
+def test_without_an_image_to_score_all_but_odsf_is_written_before_it_is_said(
+    tmp_path, monkeypatch, capsys
+):
+    trained(tmp_path)
+    monkeypatch.setattr(evaluate, "open_source", open_without_edges)
+    assert cli.main(["eval", f"--workdir={tmp_path}", "--odsf", "--workers=0"]) == 2
+    captured = capsys.readouterr()
+    assert "--odsf found no image to score" in captured.err
+    assert "odsF" not in scores_of(tmp_path)["scores"]["edge"]
+    assert not (tmp_path / "boundaries_best").exists()
+    assert (tmp_path / "confusion_semseg.png").exists()
+    assert f"Wrote {tmp_path / 'scores_best.json'}" in captured.out
 
 
 @pytest.fixture

@@ -212,6 +212,25 @@ def test_runs_of_another_recipe_are_a_table_of_their_own_that_names_what_differs
     ]
 
 
+def test_runs_of_a_set_that_names_no_classes_are_told_apart_and_have_their_scores(tmp_path, capsys):
+    own, alone = {"tasks__set": "custom"}, {"model__name": "swin_decoder"}
+    names, classes = "('depth', 'normals')", "('background', 'crack')"
+    few = {DEPTH: 0.5, ("normals", "mErr"): 20.0}
+    write_run(tmp_path / "few", few, tasks__names=names, **own)
+    write_run(tmp_path / "depth", {DEPTH: 0.5}, tasks__names="('depth',)", **own, **alone)
+    named = {"tasks__names": "('semseg',)", "tasks__classes": classes}
+    write_run(tmp_path / "semseg", {SEMSEG: 50.0}, **named, **own, **alone)
+    assert cli.main(["tables", f"--runs={tmp_path}", "--format=csv"]) == 0
+    captured = capsys.readouterr()
+    assert f"Left out, of no row: {tmp_path / 'few'}" in captured.err
+    found = {}
+    for part in captured.out.strip().split("\n\n"):  # a recipe each, as classes differ
+        title, _, table = part.partition("\n")
+        (found[title.rpartition("=")[2]],) = csv.DictReader(table.splitlines())
+    scores = {k: (v["semseg mIoU ↑"], v["depth RMSE (m) ↓"]) for k, v in found.items()}
+    assert scores == {"[]": ("-", "0.5000"), "['background', 'crack']": ("50.00", "-")}
+
+
 def test_without_all_single_task_runs_there_is_no_gain(tmp_path, capsys):
     write_run(
         tmp_path / "one", {SEMSEG: 1.0, DEPTH: 9.0}, tasks__set="cityscapes", model__name="stm_1"
@@ -268,7 +287,7 @@ EDGE = ("edge", "maxF")
 
 def write_odsf(folder, odsf, step=8, **settings):
     """Writes what eval --odsf leaves, as far as `tables` reads it."""
-    own = {"labels": "of the test set", "reading": "contours"}
+    own = {"labels": None, "reading": "contours"}
     settings = own | {"max_distance": 0.0075, "images": 5} | settings
     written = {"step": step, "scores": {"edge": {"maxF": 1.0, "odsF": odsf}, "semseg": {"mIoU": 1}}}
     (folder / "scores_best.json").write_text(json.dumps(written | {"boundaries": settings}))

@@ -1,18 +1,22 @@
 """Values and pictures of maps."""
 
+import cv2
 import numpy as np
 import pytest
 
 from mtmamba_jax.benchmark import random_batch
 from mtmamba_jax.panels import example_panel
 from mtmamba_jax.predict import enlarge
+from mtmamba_jax.saved_predictions import FORMS
 from mtmamba_jax.tasks import (
     CITYSCAPES,
     DEPTH,
     DISPARITY,
+    EDGE,
     NORMALS,
     NYUDV2,
     PASCAL_CONTEXT,
+    SALIENCY,
     SEMSEG_NYUDV2,
 )
 from mtmamba_jax.visualize import label_value, overlay, panel, to_picture, to_value
@@ -47,6 +51,15 @@ def test_normals_have_unit_length_and_depth_keeps_metres():
     vectors = np.array([[[3.0, 0.0, 4.0], [0.0, -2.0, 0.0]]])
     np.testing.assert_allclose(to_value(NORMALS, vectors)[0, 0], [0.6, 0, 0.8], rtol=1e-6)
     np.testing.assert_allclose(to_value(DEPTH, np.full((2, 2, 1), 3.5)), 3.5)
+
+
+@pytest.mark.parametrize("task", [NORMALS, EDGE, SALIENCY], ids=lambda task: task.name)
+def test_pictures_have_the_levels_of_saved_predictions(task):
+    value = np.linspace(0, 1, 99, dtype=np.float32).reshape(1, 33, 3)
+    value = 2 * value - 1 if task is NORMALS else value[..., 0]
+    saved = np.frombuffer(FORMS[task.display].encode(value), np.uint8)
+    levels = cv2.imdecode(saved, cv2.IMREAD_COLOR)[..., ::-1]
+    np.testing.assert_array_equal(to_picture(task, value), levels)
 
 
 @pytest.mark.parametrize("task", [DEPTH, DISPARITY], ids=lambda task: task.unit)

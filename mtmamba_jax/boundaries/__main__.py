@@ -12,12 +12,13 @@ import sys
 import tqdm
 
 from mtmamba_jax.boundaries import MAX_DISTANCE, Sums, add_up
-from mtmamba_jax.boundaries.folders import READINGS, count_folder, find_ids
+from mtmamba_jax.boundaries.folders import READINGS, count_folder, find_ids, names_left_out
 from mtmamba_jax.boundaries.report import (
     PICTURE_FILE,
     SCORES_FILE,
     TABLE_FILE,
     score_table,
+    scoring_settings,
     write_report,
 )
 from mtmamba_jax.data_pipelines.parallel import available_cores
@@ -59,18 +60,26 @@ def main(arguments: list[str] | None = None) -> int:
     options = create_parser().parse_args(arguments)
     try:
         sums = _sums(options)
-        settings = {
-            "dataset": options.dataset,
-            "reading": options.reading,
-            "max_distance": MAX_DISTANCE[options.dataset],
-        }
-        write_report(options.output, sums, settings)
+        write_report(options.output, sums, _settings(options))
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
     print(score_table(sums))
     print(f"In {options.output}: {SCORES_FILE}, {TABLE_FILE}, {PICTURE_FILE}")
     return 0
+
+
+def _settings(options: argparse.Namespace) -> dict[str, object]:
+    every = options.all or options.ids is not None
+    return scoring_settings(
+        options.dataset,
+        options.reading,
+        MAX_DISTANCE[options.dataset],
+        labels=options.labels,
+        only_published_images=not every and bool(names_left_out(options.dataset)),
+        predictions=options.predictions,
+        ids=options.ids,
+    )
 
 
 def _sums(options: argparse.Namespace) -> Sums:

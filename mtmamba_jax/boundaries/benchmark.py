@@ -11,16 +11,14 @@ import numpy as np
 from mtmamba_jax.boundaries.counts import MAX_DISTANCE
 from mtmamba_jax.boundaries.folders import count_beside, count_prediction, names_left_out
 from mtmamba_jax.boundaries.maps import thin
+from mtmamba_jax.boundaries.report import scoring_settings
 from mtmamba_jax.data_pipelines.parallel import available_cores, in_order
 from mtmamba_jax.evaluate import Prediction
-from mtmamba_jax.saved_predictions import to_levels
 from mtmamba_jax.tasks import Task
+from mtmamba_jax.visualize import to_levels
 
 READING_OF_OWN: Mapping[str, str] = {"nyudv2": "regions"}
 """How published figures read a dataset's own edge labels; of others they are contours."""
-
-OWN_LABELS = "of the test set"
-"""Said where no folder of labels was given."""
 
 _DISTANCE = MAX_DISTANCE["pascal_context"]  # where none is published: the stricter one
 
@@ -49,21 +47,21 @@ class Benchmark:
 
     @property
     def settings(self) -> dict[str, object]:
-        """What scores depend on beside predictions, for reports."""
-        return {
-            "dataset": self.dataset,
-            "labels": OWN_LABELS if self.labels is None else str(self.labels),
-            "reading": self.reading,
-            "max_distance": self.max_distance,
-            "only_published_images": bool(self.left_out),
-        }
+        """What scores depend on beside the model, for reports."""
+        return scoring_settings(
+            self.dataset,
+            self.reading,
+            self.max_distance,
+            labels=self.labels,
+            only_published_images=bool(self.left_out),
+        )
 
     def describe(self) -> str:
         """Returns the settings in words."""
         own = "" if self.dataset in MAX_DISTANCE else f" (none is published for {self.dataset})"
         return (
-            f"Boundary benchmark: {self.reading} of labels {self.settings['labels']}, within "
-            f"{self.max_distance} of the diagonal{own}"
+            f"Boundary benchmark: {self.reading} of labels {self.labels or 'of the test set'}, "
+            f"within {self.max_distance} of the diagonal{own}"
         )
 
 

@@ -51,8 +51,12 @@ def find_ids(
       every: leave none out.
 
     Raises:
-      ValueError: there is none; a file that is no list of names (`DataError`).
+      ValueError: there is none; a list and all; a file that is no list of names (`DataError`).
     """
+    if listed and every:
+        raise ValueError(
+            f"--ids={listed} scores the images listed, --all every prediction: give one of the two."
+        )
     if listed:
         return read_list(listed)
     found = sorted(

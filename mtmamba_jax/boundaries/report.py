@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+import pathlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,6 +14,7 @@ from PIL import Image
 from mtmamba_jax.boundaries.counts import THRESHOLDS
 from mtmamba_jax.boundaries.scores import Sums, compute, curve
 from mtmamba_jax.canvas import INK, Canvas
+from mtmamba_jax.places import as_json, write_whole
 from mtmamba_jax.tables import two_columns
 
 SCORES_FILE, TABLE_FILE, PICTURE_FILE = "boundaries.json", "curve.csv", "curve.png"
@@ -29,13 +30,44 @@ _TICKS = [tick / 5 for tick in range(6)]
 _LEVELS = [level / 10 for level in range(1, 10)]  # of F that are drawn
 
 
+def scoring_settings(
+    dataset: str,
+    reading: str,
+    max_distance: float,
+    *,
+    labels: pathlib.Path | None,
+    only_published_images: bool,
+    predictions: pathlib.Path | None = None,
+    ids: pathlib.Path | None = None,
+) -> dict[str, object]:
+    """Returns what scores depend on, as files of scores have it.
+
+    Args:
+      dataset: whose figures they are like.
+      reading: of true contours, one of `folders.READINGS`.
+      max_distance: as a share of the diagonal.
+      labels: their folder; None: the test set's own.
+      only_published_images: whether those are left out that published figures leave out.
+      predictions: their folder; None: a model's, of a run.
+      ids: file of the images that are scored; None: it was not given.
+    """
+    places = {"predictions": predictions, "labels": labels, "ids": ids}
+    return {
+        "dataset": dataset,
+        **{name: None if place is None else str(place) for name, place in places.items()},
+        "only_published_images": only_published_images,
+        "reading": reading,
+        "max_distance": max_distance,
+    }
+
+
 def write_report(folder: epath.PathLike, sums: Sums, settings: Mapping[str, object]) -> None:
     """Writes `SCORES_FILE`, `TABLE_FILE` and `PICTURE_FILE`.
 
     Args:
       folder: made if it is not there; a bucket too.
       sums: over at least one image.
-      settings: what is said of them beside the scores.
+      settings: what is said of them beside the scores; `scoring_settings` and more.
 
     Raises:
       OSError: the folder cannot be written to.
@@ -43,10 +75,10 @@ def write_report(folder: epath.PathLike, sums: Sums, settings: Mapping[str, obje
     folder, picture = epath.Path(folder), io.BytesIO()
     folder.mkdir(parents=True, exist_ok=True)
     record = {**settings, "images": int(sums["images"]), "scores": compute(sums)}
-    (folder / SCORES_FILE).write_text(json.dumps(record, indent=2) + "\n")
-    (folder / TABLE_FILE).write_text(_curve_table(sums))
+    write_whole(folder / SCORES_FILE, (as_json(record, indent=2) + "\n").encode())
+    write_whole(folder / TABLE_FILE, _curve_table(sums).encode())
     draw_curve(sums).save(picture, "PNG")
-    (folder / PICTURE_FILE).write_bytes(picture.getvalue())
+    write_whole(folder / PICTURE_FILE, picture.getvalue())
 
 
 def _curve_table(sums: Sums) -> str:
@@ -62,7 +94,11 @@ def _curve_table(sums: Sums) -> str:
 
 def score_table(sums: Sums) -> str:
     """Returns a table of the scores."""
-    scores = {name: f"{value:.2f}" for name, value in compute(sums).items()}
+    # 0.999 is no threshold of 1.
+    scores = {
+        name: f"{value:.{3 if name == 'threshold' else 2}f}"
+        for name, value in compute(sums).items()
+    }
     return two_columns({"images": str(sums["images"]), **scores})
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import json
 import pathlib
 from collections.abc import Mapping
 
@@ -19,7 +18,7 @@ from mtmamba_jax.commands.console import announce, join_processes, program_name
 from mtmamba_jax.eval_report import class_ious, details, write_confusions
 from mtmamba_jax.evaluate import Evaluator, compute_scores, score_table
 from mtmamba_jax.panels import write_panels
-from mtmamba_jax.places import write_whole
+from mtmamba_jax.places import as_json, write_whole
 from mtmamba_jax.processes import highest, is_first, sums_of_all
 from mtmamba_jax.runs import SCORES_FILE
 from mtmamba_jax.saved_predictions import Saving
@@ -50,8 +49,7 @@ def run(options: argparse.Namespace) -> int:
         if is_first():
             saving.finish(record)
         print(f"\nPredictions of {len(evaluator)} images: {saving.folder}")
-    if benchmark:
-        _check_scored(sums)
+    if benchmark and sums["images"]:
         folder = workdir / f"boundaries_{options.checkpoint}"
         settings = {**benchmark.settings, "images": int(sums["images"])}
         edge = benchmark.task.name
@@ -76,12 +74,14 @@ def run(options: argparse.Namespace) -> int:
         f"{options.workdir}/{folder}\n"
         f"Next: {program_name()} predict --workdir={options.workdir} PHOTO_OR_FOLDER..."
     )
+    if benchmark:
+        _check_scored(sums)  # last: what else was asked for is written
     return 0
 
 
 def _write(path: epath.Path, scores: Mapping[str, object]) -> None:
     if is_first():
-        write_whole(path, (json.dumps(scores, indent=2) + "\n").encode())
+        write_whole(path, (as_json(scores, indent=2) + "\n").encode())
 
 
 def _benchmark(options: argparse.Namespace, run: Run) -> Benchmark | None:

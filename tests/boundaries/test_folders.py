@@ -140,12 +140,33 @@ def test_the_command_scores_a_folder(files, capsys):
         sums = boundaries.merge(sums, boundaries.measure(image))
     assert record == {
         "dataset": "nyudv2",
+        "predictions": str(files / "predictions"),
+        "labels": str(files / "labels"),
+        "ids": None,
+        "only_published_images": False,
         "reading": "regions",
         "max_distance": 0.011,
         "images": 3,
         "scores": boundaries.compute(sums),
     }
     assert f"{record['scores']['odsF']:.2f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("which", ["published", "all", "ids"])
+def test_the_report_says_which_images_were_scored(which, files):
+    listed = files / "list.txt"
+    listed.write_text("a\n")
+    flags = {"published": (), "all": ("--all",), "ids": (f"--ids={listed}",)}[which]
+    assert run(files, "--dataset=pascal_context", *flags) == 0
+    record = json.loads((files / "output" / "boundaries.json").read_text())
+    assert record["images"] == (1 if which == "ids" else 3)
+    assert record["ids"] == (str(listed) if which == "ids" else None)
+    assert record["only_published_images"] == (which == "published")
+
+
+def test_a_list_and_all_are_refused_together(files, capsys):
+    assert run(files, "--all", "--ids=list.txt") == 2
+    assert "--ids=list.txt scores the images listed, --all every" in capsys.readouterr().err
 
 
 def test_the_command_says_in_one_message_what_is_wrong(files, capsys):

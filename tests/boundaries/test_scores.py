@@ -1,7 +1,10 @@
 """Scores of sets: hand-computed cases, any order, the files of a report."""
 
 import csv
+import errno
 import json
+import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -80,6 +83,29 @@ def test_a_report_holds_scores_table_and_picture(tmp_path):
     np.testing.assert_array_equal(np.array(rows)[:, 4:].astype(int), sums["counts"])
     np.testing.assert_allclose(np.array(rows)[:, 0].astype(float), boundaries.THRESHOLDS)
     assert (tmp_path / "made" / report.PICTURE_FILE).stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("place", "printed"), [(0, "0.001"), (-1, "0.999")])
+def test_the_outermost_thresholds_are_not_printed_as_0_and_1(place, printed):
+    matched = np.zeros(len(LINE), int)
+    matched[place] = 50
+    last = report.score_table(total(counts_of(matched, 100, 100))).splitlines()[-1]
+    assert [cell.strip() for cell in last.split("|")[1:-1]] == ["threshold", printed]
+
+
+def test_a_disk_that_fills_up_leaves_the_report_that_was_there(tmp_path, monkeypatch):
+    report.write_report(tmp_path, total(EARLY), {})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    write = pathlib.Path.write_bytes
+
+    def fill_up(path, contents):
+        write(path, contents[:9])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", fill_up)
+    with pytest.raises(OSError, match="No space left"):
+        report.write_report(tmp_path, total(LATE), {})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_the_picture_has_a_point_at_odsfs_precision_and_recall():
