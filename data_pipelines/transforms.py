@@ -292,7 +292,8 @@ class NormaliseAndPad(Transform):
         if height > self.size[0] or width > self.size[1]:
             raise ValueError(
                 f"the image is {height}x{width} (height x width), larger than the input size "
-                f"{self.size[0]}x{self.size[1]}; give a size that holds every image."
+                f"{self.size[0]}x{self.size[1]}. Give one that holds every image, as "
+                f"--config.data.size={height},{width} does this one, or shrink images and labels."
             )
         arrays["size"][:] = height, width
         offset = pad_offset((height, width), self.size)

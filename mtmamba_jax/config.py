@@ -169,9 +169,10 @@ def _parse(key: str, text: str, current: object) -> object:
             value = float(value)
         fits = current is None or type(value) is type(current)
     if not fits:
+        kind = type(current).__name__
+        article = "an" if kind == "int" else "a"
         raise ValueError(
-            f"Config key {key!r} wants a {type(current).__name__} such as {current!r}; "
-            f"got {text!r}."
+            f"Config key {key!r} wants {article} {kind} such as {current!r}; got {text!r}."
         )
     return value
 

@@ -10,8 +10,17 @@ from etils import epath
 from mtmamba_jax.data_pipelines.batch import denormalise, remove_padding
 from mtmamba_jax.error_maps import error_map
 from mtmamba_jax.processes import is_first
+from mtmamba_jax.tables import short
 from mtmamba_jax.tasks import Task
-from mtmamba_jax.visualize import label_value, panel, to_picture, to_value, write_png
+from mtmamba_jax.visualize import (
+    depth_span,
+    is_ignored,
+    label_value,
+    panel,
+    to_picture,
+    to_value,
+    write_png,
+)
 
 
 def example_panel(
@@ -34,11 +43,19 @@ def example_panel(
         step = len(label) // len(example["images"])
         label = remove_padding(label_value(task, label[::step, ::step]), size)
         value = remove_padding(to_value(task, logits[task.name]), size)
-        predicted[f"{task.name}: predicted"] = to_picture(task, value)
-        true[f"{task.name}: true"] = to_picture(task, label)
+        predicted[f"{task.name}: predicted"] = to_picture(task, value, like=label)
+        true[f"{task.name}: true{_span(task, label)}"] = to_picture(task, label)
         meaning, picture = error_map(task, value, label)
         errors[f"{task.name}: {meaning}"] = picture
     return panel([predicted, true, errors])
+
+
+def _span(task: Task, label: np.ndarray) -> str:
+    """Returns what the colours of depth go from and to; nothing of other maps."""
+    if task.display != "depth" or is_ignored(task, label).all():
+        return ""
+    low, high = depth_span(task, label)
+    return f", {short(low)} to {short(high)} {task.unit}"
 
 
 def write_panels(

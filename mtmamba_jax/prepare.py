@@ -163,7 +163,9 @@ def check(name: str, data_dir: str | None, num_workers: int = 0) -> int:
         for index in range(info.num_examples)
     ]
     results = in_order(_check_record, work, num_workers)
-    for _ in tqdm.tqdm(results, total=len(work), desc=f"Checking {name}", unit="example"):
+    for _ in tqdm.tqdm(
+        results, total=len(work), desc=f"Checking {name}", unit="example", disable=None
+    ):
         pass
     return len(work)
 

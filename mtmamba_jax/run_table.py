@@ -37,25 +37,35 @@ class Place(NamedTuple):
     weights: str | None
 
 
-def run_tables(runs: Sequence[FinishedRun]) -> tuple[list[Table], list[Path]]:
+def run_tables(runs: Sequence[FinishedRun]) -> tuple[list[Table], list[Path], list[Path]]:
     """Sorts runs into tables, one for all that differ in their rows and seeds alone.
 
     Returns:
-      The tables, and the work directories of runs that are of none of the paper's rows.
+      The tables, and the work directories of runs that are left out: of those that are of none of
+      the paper's rows, and of those that are what an earlier one is, with its seed.
     """
     recipes: dict[Recipe, dict[Place, list[FinishedRun]]] = {}
-    others = []
+    others, again = [], []
     for run in runs:
         place = place_of(run)
         if place is None:
             others.append(run.workdir)
+            continue
+        line = recipes.setdefault(_recipe(run), {}).setdefault(place, [])
+        if any(_is_same(run, counted) for counted in line):
+            again.append(run.workdir)
         else:
-            recipes.setdefault(_recipe(run), {}).setdefault(place, []).append(run)
+            line.append(run)
     different = {
         key for one, other in itertools.combinations(recipes, 2) for key, _ in set(one) ^ set(other)
     }
     tables = [_table(lines, different) for _, lines in sorted(recipes.items())]
-    return tables, others
+    return tables, others, again
+
+
+def _is_same(run: FinishedRun, other: FinishedRun) -> bool:
+    """Whether two runs of one line differ in nothing: single-task runs of a line do in the task."""
+    return run.config.seed == other.config.seed and run.tasks == other.tasks
 
 
 def place_of(run: FinishedRun) -> Place | None:

@@ -72,28 +72,27 @@ def normal_levels(normals: np.ndarray) -> np.ndarray:
     return to_levels((normals + 1.0) / 2.0)
 
 
-def _draw_classes(task: Task, value: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+def _draw_classes(task: Task, value: np.ndarray, like: np.ndarray) -> np.ndarray:
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(task.palette)] = task.palette
-    return palette[np.where(ignored, 255, value).astype(np.uint8)]
+    return palette[np.where(is_ignored(task, value), 255, value).astype(np.uint8)]
 
 
-def _draw_depth(task: Task, value: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    """Near is yellow, far is dark blue; from the 2nd to the 98th percentile of the map.
+def _draw_depth(task: Task, value: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Near is yellow, far is dark blue, over `depth_span` of the map that it is drawn like.
 
     Near is where values are small, or large where they grow as the image does (disparity).
     """
-    seen = value[~ignored]
-    low, high = np.percentile(seen, (2, 98)) if seen.size else (0.0, 1.0)
+    low, high = depth_span(task, like)
     nearness = high - value if task.scale_power < 0 else value - low
     return coloured(nearness / max(high - low, 1e-6), cv2.COLORMAP_VIRIDIS)
 
 
-def _draw_normals(task: Task, value: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+def _draw_normals(task: Task, value: np.ndarray, like: np.ndarray) -> np.ndarray:
     return normal_levels(value)
 
 
-def _draw_probability(task: Task, value: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+def _draw_probability(task: Task, value: np.ndarray, like: np.ndarray) -> np.ndarray:
     return np.repeat(to_levels(value)[..., None], 3, axis=-1)
 
 
@@ -107,12 +106,24 @@ DISPLAYS: Mapping[str, Callable[[Task, np.ndarray, np.ndarray], np.ndarray]] = {
 """How a value becomes a picture, for each `Task.display`."""
 
 
-def to_picture(task: Task, value: np.ndarray) -> np.ndarray:
-    """Draws a value or a label's value as uint8 RGB [h w 3]; ignored pixels in VOC's cream."""
+def depth_span(task: Task, value: np.ndarray) -> tuple[float, float]:
+    """Returns the 2nd and 98th percentile of a map of depth, 0 and 1 where it is all ignored."""
+    seen = value[~is_ignored(task, value)]
+    low, high = np.percentile(seen, (2, 98)) if seen.size else (0.0, 1.0)
+    return float(low), float(high)
+
+
+def to_picture(task: Task, value: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
+    """Draws a value or a label's value as uint8 RGB [h w 3]; ignored pixels in VOC's cream.
+
+    Args:
+      task: whose map it is.
+      value: the map.
+      like: another map of the task, that the colours of depth are to mean the same in.
+    """
     # A predicted class never reaches 255, and no depth, normal or probability equals it.
-    ignored = is_ignored(task, value)
-    picture = DISPLAYS[task.display](task, value, ignored)
-    picture[ignored] = IGNORED
+    picture = DISPLAYS[task.display](task, value, value if like is None else like)
+    picture[is_ignored(task, value)] = IGNORED
     return picture
 
 

@@ -73,7 +73,7 @@ def test_override_keeps_types():
     [
         ("train.step", "7", "Unknown config key 'train.step'. Did you mean 'train.steps'?"),
         ("train", "7", "Unknown config key 'train'"),
-        ("train.steps", "many", "'train.steps' wants a int such as"),
+        ("train.steps", "many", "'train.steps' wants an int such as"),
         ("model.encoder", "3", "'model.encoder' wants a str"),
     ],
 )

@@ -176,6 +176,7 @@ def runs(tmp_path):
     write_run(tmp_path / "stm_2", values, model__name="stm_2", **two)
     write_run(tmp_path / "plus", values, model__name="mtmamba_plus", **two)
     write_run(tmp_path / "stopped", values, finished=False, **two)
+    write_run(tmp_path / "stm_2_again", values, model__name="stm_2", **two)
     return tmp_path
 
 
@@ -184,6 +185,8 @@ def test_finished_runs_fill_in_the_rows_with_means_spread_and_gains(runs, capsys
     captured = capsys.readouterr()
     assert f"Left out, not finished: {runs / 'stopped'}" in captured.err
     assert f"Left out, of no row: {runs / 'plus'}" in captured.err
+    again = runs / "stm_2_again"
+    assert f"Left out, a run like it with its seed is counted: {again}" in captured.err
     lines = captured.out.splitlines()
     assert lines[0] == "**synthetic, 32x64, 20 steps**"
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]

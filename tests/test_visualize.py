@@ -38,6 +38,15 @@ def test_every_task_draws_predictions_and_labels(task):
     assert (picture[1:] > 0).any()
 
 
+def test_depths_drawn_alike_have_one_scale():
+    near, far = np.full((2, 4), 1.0, np.float32), np.full((2, 4), 3.0, np.float32)
+    true = np.hstack([near, far])
+    drawn = to_picture(DEPTH, true)
+    np.testing.assert_array_equal(to_picture(DEPTH, near, like=true), drawn[:, :4])
+    np.testing.assert_array_equal(to_picture(DEPTH, far, like=true), drawn[:, 4:])
+    assert (drawn[:, :4] != drawn[:, 4:]).any()
+
+
 def test_class_picture_has_the_palette_colours():
     logits = np.zeros((1, 3, 40))
     logits[0, np.arange(3), [0, 7, 39]] = 1

@@ -50,7 +50,7 @@ def create_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--workers", type=int, help="processes (one a core)")
     parser.add_argument(
-        "--output", type=pathlib.Path, default="boundaries", help="where to write (boundaries)"
+        "--output", type=pathlib.Path, help="folder to write in (boundaries_DATASET)"
     )
     return parser
 
@@ -58,14 +58,15 @@ def create_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Scores a folder, writes the report and prints the scores; returns the exit code."""
     options = create_parser().parse_args(arguments)
+    output = options.output or pathlib.Path(f"boundaries_{options.dataset}")
     try:
         sums = _sums(options)
-        write_report(options.output, sums, _settings(options))
+        write_report(output, sums, _settings(options))
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
     print(score_table(sums))
-    print(f"In {options.output}: {SCORES_FILE}, {TABLE_FILE}, {PICTURE_FILE}")
+    print(f"In {output}: {SCORES_FILE}, {TABLE_FILE}, {PICTURE_FILE}")
     return 0
 
 
@@ -92,7 +93,7 @@ def _sums(options: argparse.Namespace) -> Sums:
         max_distance=MAX_DISTANCE[options.dataset],
         num_workers=available_cores() if options.workers is None else options.workers,
     )
-    return add_up(tqdm.tqdm(counts, total=len(ids), unit="image"))
+    return add_up(tqdm.tqdm(counts, total=len(ids), unit="image", disable=None))
 
 
 if __name__ == "__main__":

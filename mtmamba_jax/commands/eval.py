@@ -118,7 +118,7 @@ def _pass(
         evaluator.values(run.parameters),
         total=evaluator.own,
         unit="image",
-        disable=not is_first(),
+        disable=None if is_first() else True,  # None: where there is no terminal
     )
     if saving:
         predictions = saving.passing(predictions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tqdm
 
@@ -21,11 +21,13 @@ def run(options: argparse.Namespace) -> int:
     output = pathlib.Path(options.output)
     photos, failures = find_photos([pathlib.Path(path) for path in options.photos], skip=output)
     run = load_run(options.workdir, options.checkpoint, batch_size=1)
+    if not photos:
+        return _say_failures(failures)
     size = parse_size(options.size) if options.size else run.config.data.size
     if options.overlay:
         overlay_task(run.tasks)
     announce(
-        f"Predicting {', '.join(task.name for task in run.tasks)} for {len(photos)} photos, "
+        f"Predicting {', '.join(task.name for task in run.tasks)}, photos: {len(photos)}, "
         f"fitted into {size[0]}x{size[1]}, with step {run.step} of {options.workdir}"
     )
     results = predict_photos(
@@ -37,10 +39,9 @@ def run(options: argparse.Namespace) -> int:
         with_overlay=options.overlay,
     )
     folders = []
-    for result in tqdm.tqdm(results, total=len(photos), unit="photo"):
+    for result in tqdm.tqdm(results, total=len(photos), unit="photo", disable=None):
         (failures if isinstance(result, Failure) else folders).append(result)
-    for failure in failures:
-        print(f"error: {failure.path}: {failure.reason}", file=sys.stderr)
+    code = _say_failures(failures)
     if folders:
         print(
             f"Wrote {len(folders)} of {len(photos)} photos to {output}: in a folder for each, "
@@ -48,6 +49,13 @@ def run(options: argparse.Namespace) -> int:
             "picture (.png) and the raw array (.npy).\n"
             f"Next: look at {folders[0] / 'panel.png'}"
         )
+    return code
+
+
+def _say_failures(failures: Sequence[Failure]) -> int:
+    """Prints why photos gave no prediction; returns the exit code."""
+    for failure in failures:
+        print(f"error: {failure.path}: {failure.reason}", file=sys.stderr)
     return 1 if failures else 0
 
 

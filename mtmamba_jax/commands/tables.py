@@ -26,11 +26,13 @@ def run(options: argparse.Namespace) -> int:
     if is_remote(options.runs):
         raise ValueError(f"--runs={options.runs}: copy the runs to a folder here, and give that.")
     found = find_runs(pathlib.Path(options.runs))
-    tables, others = run_tables(found.finished)
+    tables, others, again = run_tables(found.finished)
     for path in found.unfinished:
         print(f"Left out, not finished: {path}", file=sys.stderr)
     for path in others:
         print(f"Left out, of no row: {path}", file=sys.stderr)
+    for path in again:
+        print(f"Left out, a run like it with its seed is counted: {path}", file=sys.stderr)
     for path in found.outdated:
         print(
             f"Left out, odsF of another step than the best checkpoint's: {path}. The command eval, "

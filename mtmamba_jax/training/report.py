@@ -15,7 +15,7 @@ import tqdm
 from etils import epath
 from tensorboardX import SummaryWriter
 
-from mtmamba_jax.places import write_whole
+from mtmamba_jax.places import as_json, write_whole
 from mtmamba_jax.tables import short
 from mtmamba_jax.training.workdir import WorkDirectory
 
@@ -70,10 +70,10 @@ class Report:
 
         What is not finite is null in the file, as JSON has no such numbers.
         """
+        line = {"step": step, "kind": kind, **values}
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        line = {"step": step, "kind": kind, **dict.fromkeys(values), **finite}
         with self._naming_errors():
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(as_json(line) + "\n")
             self._file.flush()
             if not self._board_lives():  # its queue would fill up, and wait for ever
                 raise OSError("TensorBoard's events could not be written")
@@ -150,7 +150,7 @@ def _lines_up_to(step: int, workdir: WorkDirectory) -> list[dict]:
 def _write_lines(lines: Sequence[dict], workdir: WorkDirectory) -> TextIO:
     """Returns the file of lines, to write more."""
     path = workdir.local / METRICS_FILE
-    write_whole(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    write_whole(path, "".join(as_json(line) + "\n" for line in lines).encode())
     return path.open("a")
 
 
