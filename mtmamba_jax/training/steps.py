@@ -85,9 +85,9 @@ class Steps:
         settings, clock, guard, profile = self._settings, self._clock, self._guard, self._profile
         train_step = self._checkpoints.beside_saving(train_step)
         first = step = int(state.step)
+        self._catch_up(step, state)
         if step < settings.steps:
             self._report.say("Compiling the training step: a minute or more.")
-        self._catch_up(step, state)
         clock.restart(step)
         while step < settings.steps:
             batch = clock.next(batches)
