@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import pathlib
 import statistics
 import tempfile
@@ -17,6 +18,7 @@ from mtmamba_jax.benchmark import Record, train_program
 from mtmamba_jax.tables import gib, two_columns
 from mtmamba_jax.timing import WARM_UPS, check_repeats
 from mtmamba_jax.training.checkpoints import Checkpoints
+from mtmamba_jax.training.garbage import leave_out_of_collections
 from mtmamba_jax.training.state import TrainState
 
 EVERY = 100
@@ -51,6 +53,8 @@ def saving_record(config: ConfigDict, repeats: int, folder: pathlib.Path) -> Rec
         stretch(program.call, WARM_UPS)
         stretch(program.call, 1, checkpoints.save_latest)  # makes the folders, starts the threads
         checkpoints.wait()
+        leave_out_of_collections()  # as training does
+        stack.callback(gc.unfreeze)
         without, saving, handing, writing = [], [], [], []
         for _ in range(repeats):
             without.append(stretch(program.call, EVERY)[0])

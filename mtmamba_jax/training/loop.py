@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import signal
 from collections.abc import Callable, Mapping, Sequence
 
@@ -107,6 +108,7 @@ def train(
         watch = _watch(stack, config, mesh, directory, start, profile)
         stops = stack.enter_context(StopSignals())
         steps = Steps(config, tasks, checkpoints, evaluator, watch)
+        stack.callback(gc.unfreeze)  # what the steps leave out of collections
         state = steps.run(state, train_step, batches, mesh, stops)
         checkpoints.wait()
         parameters = checkpoints.parameters("best", like=state.parameters)

@@ -19,6 +19,7 @@ from mtmamba_jax.sharding import put_batch
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.training.checkpoints import Checkpoints
 from mtmamba_jax.training.clock import Clock
+from mtmamba_jax.training.garbage import leave_out_of_collections
 from mtmamba_jax.training.guard import Guard
 from mtmamba_jax.training.optimizer import learning_rate
 from mtmamba_jax.training.profile import Profile
@@ -116,7 +117,9 @@ class Steps:
             if stop:
                 self._checkpoints.wait()
                 raise StoppedError(step, stop)
-            if log or evaluate or save or step == first + 1:  # the first step compiles
+            if evaluate or step == first + 1:  # they compile
+                leave_out_of_collections()
+            if log or evaluate or save or step == first + 1:
                 clock.restart(step)
         return state
 

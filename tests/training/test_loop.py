@@ -1,5 +1,6 @@
 """A run: killed and gone on with, refused, stopped on a non-finite loss."""
 
+import gc
 import json
 import random
 import time
@@ -8,6 +9,7 @@ import pytest
 
 from mtmamba_jax.data_pipelines import sources
 from mtmamba_jax.training import loop, state
+from mtmamba_jax.training.checkpoints import Checkpoints
 from mtmamba_jax.training.loop import train
 from mtmamba_jax.training.report import read_metrics
 from mtmamba_jax.training.step import create_train_step
@@ -107,3 +109,21 @@ def test_waiting_for_input_is_logged(slow, tmp_path, monkeypatch, capsys):
     share = lines[1]["input_wait"]  # of steps 5 to 8: step 1 compiles
     assert 0.6 < share <= 1 if slow == "source" else 0 <= share < 0.4
     assert f", {100 * share:.0f} % waiting for input" in capsys.readouterr().out
+
+
+def test_programs_are_left_out_of_garbage_collections_until_the_run_ends(tmp_path, monkeypatch):
+    left_out = []
+
+    class Watched(Checkpoints):
+        def save_latest(self, *arguments, **keywords):
+            left_out.append((gc.get_freeze_count(), len(gc.get_objects())))
+            super().save_latest(*arguments, **keywords)
+
+    monkeypatch.setattr(loop, "Checkpoints", Watched)
+    monkeypatch.setattr(state, "build", build_pixel_model)
+    settings = {"train__steps": "4", "train__eval_every": "2", "train__checkpoint_every": "1"}
+    train(tiny_config(**settings), tmp_path)
+    assert gc.get_freeze_count() == 0
+    before, *rest = left_out
+    assert before[0] == 0 or before[0] > before[1]
+    assert all(frozen > 100_000 > 10 * others for frozen, others in rest)
