@@ -18,7 +18,7 @@ from mtmamba_jax.benchmark import Record, train_program
 from mtmamba_jax.tables import gib, two_columns
 from mtmamba_jax.timing import WARM_UPS, check_repeats
 from mtmamba_jax.training.checkpoints import Checkpoints
-from mtmamba_jax.training.garbage import leave_out_of_collections
+from mtmamba_jax.training.pauses import keep_replaced, leave_out_of_collections
 from mtmamba_jax.training.state import TrainState
 
 EVERY = 100
@@ -49,7 +49,9 @@ def saving_record(config: ConfigDict, repeats: int, folder: pathlib.Path) -> Rec
         )
         checkpoints = Checkpoints(workdir, config=configuration.flatten(config))
         stack.callback(checkpoints.close)
-        program = train_program(config, tasks, around=checkpoints.beside_saving)
+        program = train_program(
+            config, tasks, around=lambda step: keep_replaced(step, checkpoints.is_writing)
+        )
         stretch(program.call, WARM_UPS)
         stretch(program.call, 1, checkpoints.save_latest)  # makes the folders, starts the threads
         checkpoints.wait()

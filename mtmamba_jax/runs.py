@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from mtmamba_jax import config as configuration
 from mtmamba_jax.metrics.multitask import headline
 from mtmamba_jax.tasks import Task
-from mtmamba_jax.training.checkpoints import KINDS, steps_saved
-from mtmamba_jax.training.run import CONFIG_FILE, is_finished, saved_details
+from mtmamba_jax.training.run import CONFIG_FILE, is_finished
+from mtmamba_jax.training.saved import KINDS, read_details, steps_saved
 
 SCORES_FILE = "scores_{}.json"
 """What the command eval writes of a checkpoint, by its kind."""
@@ -90,7 +90,7 @@ def _finished_run(workdir: pathlib.Path, config: ConfigDict, step: int) -> Finis
     tasks = configuration.tasks(config)
     checkpoint = epath.Path(workdir) / "best" / str(step)
     try:
-        scores = headline(tasks, saved_details(checkpoint)["scores"])
+        scores = headline(tasks, read_details(checkpoint)["scores"])
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"The scores in {checkpoint} cannot be read ({type(error).__name__}: {error}). The "

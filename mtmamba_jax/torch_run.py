@@ -22,8 +22,9 @@ from mtmamba_jax.models.swin import SWIN_SIZES, Swin, SwinSize
 from mtmamba_jax.models.weights import WEIGHTS, split_model
 from mtmamba_jax.places import check_written, is_remote
 from mtmamba_jax.tasks import TASK_SETS
-from mtmamba_jax.training.checkpoints import Checkpoints, holds_checkpoints
+from mtmamba_jax.training.checkpoints import Checkpoints
 from mtmamba_jax.training.run import CONFIG_FILE
+from mtmamba_jax.training.saved import holds_checkpoints
 from mtmamba_jax.training.state import TrainState
 from mtmamba_jax.weight_files import SAFETENSORS, TORCH, write_safetensors
 

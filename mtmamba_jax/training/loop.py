@@ -24,12 +24,19 @@ from mtmamba_jax.places import check_written
 from mtmamba_jax.processes import is_first, together
 from mtmamba_jax.sharding import create_mesh
 from mtmamba_jax.tasks import Task
-from mtmamba_jax.training.checkpoints import Checkpoints, holds_checkpoints, steps_saved
+from mtmamba_jax.training.checkpoints import Checkpoints, check_room
 from mtmamba_jax.training.clock import Clock, least_seconds
 from mtmamba_jax.training.optimizer import create_optimizer
 from mtmamba_jax.training.profile import Profile
+from mtmamba_jax.training.recovery import Earlier, recover
 from mtmamba_jax.training.report import Report
 from mtmamba_jax.training.run import CONFIG_FILE, saved_config
+from mtmamba_jax.training.saved import (
+    holds_checkpoints,
+    read_details,
+    read_parameters,
+    steps_saved,
+)
 from mtmamba_jax.training.state import TrainState, create_state
 from mtmamba_jax.training.step import create_train_step
 from mtmamba_jax.training.steps import Steps, Watch
@@ -97,22 +104,21 @@ def train(
         train_step = create_train_step(config, graph, tasks, optimizer, mesh, layout)
         with together():
             evaluator = Evaluator(config, graph, tasks, mesh, layout.parameters)
+        begun = _begin(config, graph, state, workdir)
+        state, start = begun.state, int(begun.state.step)
         checkpoints = Checkpoints(
             workdir, config.train.keep_checkpoints, config=configuration.flatten(config)
         )
         _close_at_end(stack, checkpoints.close)
-        state = _begin(config, graph, state, checkpoints, workdir)
-        start = int(state.step)
         batches = open_batches(config, source, tasks, start)
         _close_at_end(stack, batches.close)
         watch = _watch(stack, config, mesh, directory, start, profile)
         stops = stack.enter_context(StopSignals())
-        steps = Steps(config, tasks, checkpoints, evaluator, watch)
+        steps = Steps(config, tasks, checkpoints, evaluator, watch, begun.best)
         stack.callback(gc.unfreeze)  # what the steps leave out of collections
         state = steps.run(state, train_step, batches, mesh, stops)
-        checkpoints.wait()
-        parameters = checkpoints.parameters("best", like=state.parameters)
-        details = checkpoints.details("best")
+        best = checkpoints.best()
+        parameters, details = read_parameters(best, like=state.parameters), read_details(best)
         panels = write_panels(
             workdir / "panels", tasks, evaluator.predictions(parameters, config.eval.panels)
         )
@@ -141,30 +147,23 @@ def _close_at_end(stack: contextlib.ExitStack, close: Callable[[], None]) -> Non
 
 
 def _begin(
-    config: ConfigDict,
-    graph: nnx.GraphDef,
-    state: TrainState,
-    checkpoints: Checkpoints,
-    workdir: epath.Path,
-) -> TrainState:
-    """Returns the state of the latest checkpoint, or the given one with `config.init`'s weights."""
-    anew = checkpoints.step("latest") is None
-    if anew:
-        checkpoints.put_best_aside()
-        checkpoints.check_room(state)
+    config: ConfigDict, graph: nnx.GraphDef, state: TrainState, workdir: epath.Path
+) -> Earlier:
+    """Returns what the run goes on from, or the given state with the weights of `config.init`."""
+    found = recover(workdir, like=state)
+    if found is None:
+        check_room(workdir, state)
         weights = warm_start(config.init, graph, state.parameters)
-        state = dataclasses.replace(state, parameters=weights)
-    if is_first() and (anew or not (workdir / CONFIG_FILE).exists()):
+        begun = Earlier(dataclasses.replace(state, parameters=weights), best=None)
+    else:
+        begun = found
+        step = int(begun.state.step)
+        print(f"Going on from step {step} in {workdir}", flush=True)
+        if step < config.train.steps:
+            check_room(workdir, begun.state)
+    if is_first() and (found is None or not (workdir / CONFIG_FILE).exists()):
         configuration.save(config, workdir / CONFIG_FILE)
-    if anew:
-        return state
-    state = checkpoints.state(like=state)
-    checkpoints.forget_best_after(int(state.step))
-    checkpoints.drop_unreadable_best(like=state.parameters)
-    print(f"Going on from step {int(state.step)} in {workdir}", flush=True)
-    if int(state.step) < config.train.steps:
-        checkpoints.check_room(state)
-    return state
+    return begun
 
 
 def _watch(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import jax
 from etils import epath
@@ -15,9 +14,15 @@ from mtmamba_jax import config as configuration
 from mtmamba_jax.places import check_written
 from mtmamba_jax.sharding import create_mesh, replicated
 from mtmamba_jax.tasks import Task
-from mtmamba_jax.training.checkpoints import KINDS, Checkpoints, steps_saved
+from mtmamba_jax.training.saved import (
+    KINDS,
+    naming_errors,
+    newest,
+    read_details,
+    read_parameters,
+    steps_saved,
+)
 from mtmamba_jax.training.state import abstract_build
-from mtmamba_jax.training.unreadable import naming_errors
 
 CONFIG_FILE = "config.json"
 
@@ -63,25 +68,20 @@ def load_run(workdir: epath.PathLike, checkpoint: str, *, batch_size: int | None
     tasks = configuration.tasks(config)
     graph, abstract = abstract_build(config, tasks)
     mesh = create_mesh(batch_size or config.eval.batch_size)
-    checkpoints = Checkpoints(workdir, read_only=True)
-    try:
-        step = checkpoints.step(checkpoint)
-        if step is None:
-            raise ValueError(
-                f"{workdir} has no {checkpoint} checkpoint yet. One is written every "
-                f"train.eval_every={config.train.eval_every} (best) or train.checkpoint_every="
-                f"{config.train.checkpoint_every} (latest) steps."
-            )
-        placed = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), abstract
+    found = newest(workdir, checkpoint)
+    if found is None:
+        raise ValueError(
+            f"{workdir} has no {checkpoint} checkpoint yet. One is written every "
+            f"train.eval_every={config.train.eval_every} (best) or train.checkpoint_every="
+            f"{config.train.checkpoint_every} (latest) steps."
         )
-        other = "latest" if checkpoint == "best" else "best"
-        what = f"The {checkpoint} checkpoint of {workdir}, step {step},"
-        with naming_errors(what, f"Try --checkpoint={other}."):
-            parameters = checkpoints.parameters(checkpoint, placed)
-            details = checkpoints.details(checkpoint)
-    finally:
-        checkpoints.close()
+    placed = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), abstract
+    )
+    step, other = int(found.name), "latest" if checkpoint == "best" else "best"
+    what = f"The {checkpoint} checkpoint of {workdir}, step {step},"
+    with naming_errors(what, f"Try --checkpoint={other}."):
+        parameters, details = read_parameters(found, placed), read_details(found)
     return Run(config, graph, parameters, tasks, mesh, step, details)
 
 
@@ -113,9 +113,9 @@ def saved_config(workdir: epath.Path) -> ConfigDict:
 
 def _is_encoder(workdir: epath.Path) -> bool:
     """Whether the command convert put an encoder's weights there: a checkpoint without a run."""
-    steps = steps_saved(workdir, "best")
+    best = newest(workdir, "best")
     try:
-        return bool(steps) and not saved_details(workdir / "best" / str(steps[-1]))["config"]
+        return best is not None and not read_details(best)["config"]
     except (OSError, ValueError, KeyError):
         return False
 
@@ -123,21 +123,9 @@ def _is_encoder(workdir: epath.Path) -> bool:
 def _config_beside(checkpoint: epath.Path) -> dict | None:
     """Returns the configuration in a checkpoint's details, None where they cannot be read."""
     try:
-        return saved_details(checkpoint)["config"]
+        return read_details(checkpoint)["config"]
     except (OSError, ValueError, KeyError):
         return None
-
-
-def saved_details(checkpoint: epath.Path) -> dict:
-    """Returns the details in a checkpoint's folder, such as the scores of a best one.
-
-    Not by Orbax, in which the processes of a run would meet.
-
-    Raises:
-      OSError: they are not there.
-      ValueError: they cannot be read.
-    """
-    return json.loads((checkpoint / "details" / "metadata").read_text())
 
 
 def is_finished(workdir: epath.Path, config: ConfigDict) -> bool:

@@ -17,39 +17,57 @@ from mtmamba_jax.sharding import jit_on
 
 HOST_MEMORY = "pinned_host"
 _SLACK = 0.05  # of a device's memory, which is in pieces
-_copies: list[weakref.ref] = []
-"""What was copied within devices' memory; some of it is gone."""
 
 
-def snapshot(tree):
-    """Returns a copy of arrays: on their devices where there is room, else in the host's memory.
+class Snapshots:
+    """Takes copies of a state: on its devices where there is room, else in the host's memory."""
 
-    It returns before the copies are made; a program that takes over an array's memory afterwards
-    waits for them: milliseconds within a device's memory, a second and more for gigabytes to the
-    host's. In the host's memory, what several devices hold alike (along the mesh's first axis) is
-    there once.
+    def __init__(self):
+        self._on_devices: list[weakref.ref] = []  # arrays of copies, some of them gone by now
 
-    Args:
-      tree: of arrays, all of this process's devices. Those that lie on no mesh are copied at once.
-    """
-    arrays, structure = jax.tree.flatten(tree)
-    meshed = [array for array in arrays if isinstance(_sharding(array), NamedSharding)]
-    copies = []
-    if meshed:
-        fits = _fits(meshed)
-        copies = _copying(meshed[0].sharding.mesh)(meshed) if fits else _copies_on_host(meshed)
-        if fits:
-            _copies.extend(map(weakref.ref, copies))
-    remaining = iter(copies)
-    found = [
-        next(remaining) if isinstance(_sharding(array), NamedSharding) else np.array(array)
-        for array in arrays
-    ]
-    return jax.tree.unflatten(structure, found)
+    def take(self, tree):
+        """Returns a copy of arrays.
+
+        It returns before the copies are made; a program that takes over an array's memory
+        afterwards waits for them: milliseconds within a device's memory, a second and more for
+        gigabytes to the host's. In the host's memory, what several devices hold alike (along the
+        mesh's first axis) is there once.
+
+        Args:
+          tree: of arrays, all of this process's devices. Those that lie on no mesh are copied at
+            once.
+        """
+        arrays, structure = jax.tree.flatten(tree)
+        remaining = iter(self._copies([array for array in arrays if _is_on_mesh(array)]))
+        found = [next(remaining) if _is_on_mesh(array) else np.array(array) for array in arrays]
+        return jax.tree.unflatten(structure, found)
+
+    def _copies(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+        if not arrays:
+            return []
+        if not self._fit(arrays):
+            return _copies_on_host(arrays)
+        copies = _copying(arrays[0].sharding.mesh)(arrays)
+        self._on_devices.extend(map(weakref.ref, copies))
+        return copies
+
+    def _fit(self, arrays: Sequence[jax.Array]) -> bool:
+        """Says whether devices have room for copies, beside the most that they have held so far.
+
+        Earlier copies that they hold still come on top: that most may be of a time before them. One
+        that is gone may be part of it, so that the last few gigabytes are left free: slower, but
+        sure.
+        """
+        self._on_devices = [copy for copy in self._on_devices if _is_held(copy())]
+        needed: collections.Counter[jax.Device] = collections.Counter()
+        for array in [*(copy() for copy in self._on_devices), *arrays]:
+            for device in array.sharding.device_set:
+                needed[device] += _bytes_on_each(array)
+        return all(_free(device) > size for device, size in needed.items())
 
 
-def _sharding(array):
-    return getattr(array, "sharding", None)
+def _is_on_mesh(array) -> bool:
+    return isinstance(getattr(array, "sharding", None), NamedSharding)
 
 
 @functools.cache
@@ -81,20 +99,6 @@ def _layout(array: jax.Array) -> NamedSharding:
     mesh = array.sharding.mesh
     first = Mesh(mesh.devices[:1], mesh.axis_names, axis_types=mesh.axis_types)
     return NamedSharding(first, array.sharding.spec, memory_kind=HOST_MEMORY)
-
-
-def _fits(arrays: Sequence[jax.Array]) -> bool:
-    """Says whether devices have room for copies, beside the most that they have held so far.
-
-    Earlier copies that they hold still come on top: that most may be of a time before them. One
-    that is gone may be part of it, so that the last few gigabytes are left free: slower, but sure.
-    """
-    _copies[:] = [copy for copy in _copies if _is_held(copy())]
-    needed: collections.Counter[jax.Device] = collections.Counter()
-    for array in [*(copy() for copy in _copies), *arrays]:
-        for device in array.sharding.device_set:
-            needed[device] += _bytes_on_each(array)
-    return all(_free(device) > size for device, size in needed.items())
 
 
 def _is_held(array: jax.Array | None) -> bool:

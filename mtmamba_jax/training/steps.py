@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -19,9 +19,9 @@ from mtmamba_jax.sharding import put_batch
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.training.checkpoints import Checkpoints
 from mtmamba_jax.training.clock import Clock
-from mtmamba_jax.training.garbage import leave_out_of_collections
 from mtmamba_jax.training.guard import Guard
 from mtmamba_jax.training.optimizer import learning_rate
+from mtmamba_jax.training.pauses import keep_replaced, leave_out_of_collections
 from mtmamba_jax.training.profile import Profile
 from mtmamba_jax.training.report import Report
 from mtmamba_jax.training.state import TrainState
@@ -43,9 +43,10 @@ class Steps:
     Args:
       config: of the run.
       tasks: that the model learns.
-      checkpoints: of the run; its best one is readable or not there.
+      checkpoints: of the run.
       evaluator: of the model on the test set.
       watch: where numbers go.
+      best: details of the best checkpoint so far; None where there is none.
 
     Attributes:
       constants: the best constant prediction's score for each task.
@@ -58,6 +59,7 @@ class Steps:
         checkpoints: Checkpoints,
         evaluator: Evaluator,
         watch: Watch,
+        best: Mapping[str, object] | None,
     ):
         self._settings, self._tasks = config.train, tasks
         self._checkpoints, self._evaluator = checkpoints, evaluator
@@ -70,8 +72,7 @@ class Steps:
         delta_m(tasks, self._baselines, self._baselines)  # an unusable baseline stops us now
         if watch.report.start_step == 0:
             watch.report.numbers(0, "constant", self.constants)
-        has_best = checkpoints.step("best") is not None
-        self._best = checkpoints.details("best")["delta_m"] if has_best else np.nan
+        self._best = np.nan if best is None else best["delta_m"]
 
     def run(
         self, state: TrainState, train_step, batches: Batches, mesh: Mesh, stops: StopSignals
@@ -84,7 +85,7 @@ class Steps:
           NonFiniteError: a loss or gradient is not finite.
         """
         settings, clock, guard, profile = self._settings, self._clock, self._guard, self._profile
-        train_step = self._checkpoints.beside_saving(train_step)
+        train_step = keep_replaced(train_step, self._checkpoints.is_writing)
         first = step = int(state.step)
         self._catch_up(step, state)
         if step < settings.steps:

@@ -14,8 +14,7 @@ from ml_collections import ConfigDict
 
 from mtmamba_jax.convert import encoder_from_torch, from_torch
 from mtmamba_jax.names import listed
-from mtmamba_jax.training.checkpoints import KINDS, absolute, steps_saved
-from mtmamba_jax.training.unreadable import naming_errors
+from mtmamba_jax.training.saved import KINDS, naming_errors, newest
 from mtmamba_jax.weight_files import HUB, is_file_of_weights, read_weights
 
 ENCODER = "encoder"
@@ -131,9 +130,9 @@ def find_checkpoint(key: str, workdir: str) -> epath.Path:
       ValueError: there is none.
     """
     for kind in KINDS:
-        found = steps_saved(workdir, kind)
-        if found:
-            return absolute(workdir) / kind / str(found[-1])
+        found = newest(workdir, kind)
+        if found is not None:
+            return found
     raise ValueError(
         f"config.{key}={workdir} holds no checkpoint. It must be the work directory of a run that "
         "has saved one (there is a folder best/ or latest/ in it), or a file of PyTorch weights "

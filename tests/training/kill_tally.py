@@ -24,10 +24,10 @@ import jax
 import numpy as np
 
 from mtmamba_jax.tables import row, rule
-from mtmamba_jax.training.checkpoints import Checkpoints
 from mtmamba_jax.training.clock import MEASURED
 from mtmamba_jax.training.report import read_metrics
 from mtmamba_jax.training.run import load_run
+from mtmamba_jax.training.saved import newest, read_details
 from tests.tiny import TINY
 from tests.training.lives import NEVER, STEPS_A_KILL, Life, draw_moments, live
 
@@ -148,10 +148,7 @@ def _parameters(workdir: pathlib.Path, kind: str) -> tuple:
 
 
 def _scores(workdir: pathlib.Path) -> str:
-    checkpoints = Checkpoints(workdir, read_only=True)
-    details = checkpoints.details("best")
-    checkpoints.close()
-    return json.dumps(details)
+    return json.dumps(read_details(newest(workdir, "best")))
 
 
 def _metrics(workdir: pathlib.Path) -> list[str]:

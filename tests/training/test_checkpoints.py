@@ -1,4 +1,4 @@
-"""Checkpoints beside training."""
+"""What is kept while checkpoints are written beside training."""
 
 import threading
 import weakref
@@ -6,6 +6,7 @@ import weakref
 import jax.numpy as jnp
 
 from mtmamba_jax.training.checkpoints import Checkpoints
+from mtmamba_jax.training.pauses import keep_replaced
 from mtmamba_jax.training.state import TrainState
 
 
@@ -17,7 +18,9 @@ def test_states_that_a_step_replaced_are_freed_once_nothing_is_written(tmp_path,
     written = threading.Event()
     monkeypatch.setattr(Checkpoints, "_hand_over", lambda *arguments: written.wait())
     checkpoints = Checkpoints(tmp_path)
-    step = checkpoints.beside_saving(lambda state, batch: (state_of(state.step + 1), {}))
+    step = keep_replaced(
+        lambda state, batch: (state_of(state.step + 1), {}), checkpoints.is_writing
+    )
     kernels = []
     state = state_of(0)
     checkpoints.save_latest(state)

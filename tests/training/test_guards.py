@@ -23,11 +23,12 @@ from mtmamba_jax.data_pipelines.workers import WorkerError
 from mtmamba_jax.sharding import create_mesh, put_batch
 from mtmamba_jax.tasks import select
 from mtmamba_jax.training import guard, loop, state
-from mtmamba_jax.training.checkpoints import SavingError, steps_saved
+from mtmamba_jax.training.checkpoints import SavingError
 from mtmamba_jax.training.guard import NonFiniteError
 from mtmamba_jax.training.loop import train
 from mtmamba_jax.training.optimizer import create_optimizer
 from mtmamba_jax.training.report import read_metrics
+from mtmamba_jax.training.saved import steps_saved
 from mtmamba_jax.training.state import create_state
 from mtmamba_jax.training.step import create_train_step
 from tests.pixel_model import build_pixel_model

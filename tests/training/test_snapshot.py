@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 
 from mtmamba_jax.sharding import create_mesh, split_state
-from mtmamba_jax.training import snapshot as snapshots
+from mtmamba_jax.training import snapshot
 from mtmamba_jax.training.background import Background
-from mtmamba_jax.training.snapshot import snapshot
+from mtmamba_jax.training.snapshot import Snapshots
 
 
 @pytest.mark.parametrize(("free", "memory"), [(10**9, "device"), (10, "pinned_host")])
 @pytest.mark.parametrize(("data", "fsdp"), [(1, 1), (4, 1), (2, 2), (1, 4)])
 def test_a_copy_outlives_the_state_and_is_on_the_host_once(data, fsdp, free, memory, monkeypatch):
-    monkeypatch.setattr(snapshots, "_free", lambda device: free)
+    monkeypatch.setattr(snapshot, "_free", lambda device: free)
     mesh = create_mesh(4, data=data, fsdp=fsdp)
     wanted = {"a": {"kernel": np.arange(32.0).reshape(8, 4), "bias": np.arange(3.0)}, "step": 3}
     state = jax.tree.map(jnp.asarray, wanted)
     state = jax.device_put(state, split_state(state, mesh))
-    copy = snapshot(state | {"elsewhere": np.arange(2)})
+    copy = Snapshots().take(state | {"elsewhere": np.arange(2)})
     doubled = jax.jit(lambda tree: jax.tree.map(lambda x: 2 * x, tree), donate_argnums=0)(state)
     assert all(array.is_deleted() for array in jax.tree.leaves(state))
     jax.tree.map(np.testing.assert_array_equal, copy, wanted | {"elsewhere": np.arange(2)})
@@ -35,7 +35,7 @@ def test_a_copy_outlives_the_state_and_is_on_the_host_once(data, fsdp, free, mem
 
 
 def test_copies_that_are_still_held_take_room(monkeypatch):
-    monkeypatch.setattr(snapshots, "_free", lambda device: 250)
+    monkeypatch.setattr(snapshot, "_free", lambda device: 250)
     mesh = create_mesh(1)
     state = {"kernel": jnp.arange(32.0)}  # 128 bytes
     state = jax.device_put(state, split_state(state, mesh))
@@ -43,11 +43,12 @@ def test_copies_that_are_still_held_take_room(monkeypatch):
     def place(copy):
         return copy["kernel"].sharding.memory_kind
 
-    first = snapshot(state)
+    snapshots = Snapshots()
+    first = snapshots.take(state)
     assert place(first) == "device"
-    assert place(snapshot(state)) == "pinned_host"
+    assert place(snapshots.take(state)) == "pinned_host"
     del first
-    assert place(snapshot(state)) == "device"
+    assert place(snapshots.take(state)) == "device"
 
 
 def until_raised(call):
