@@ -1,24 +1,19 @@
-"""The paper's tables, filled in with the scores of finished runs."""
+"""One of the paper's tables, filled in with the scores of finished runs."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 from mtmamba_jax import config as configuration
 from mtmamba_jax.metrics.multitask import delta_m
 from mtmamba_jax.models.swin import SWIN_SIZES
 from mtmamba_jax.paper import DATASET, ROWS, SCORES, Row
 from mtmamba_jax.paper_cost import count_cost
+from mtmamba_jax.run_groups import Lines, Place, all_tasks
 from mtmamba_jax.runs import FinishedRun
 from mtmamba_jax.table_formats import Spread, Table
 from mtmamba_jax.tables import short
-from mtmamba_jax.tasks import TASK_SETS, Task
-
-ROW_KEYS = ("model.name", "model.encoder", "tasks.names", "init.encoder")
-"""Keys in which the rows of one table differ."""
+from mtmamba_jax.tasks import Task
 
 CONTOURS = "odsF"
 """The score of `FinishedRun.contours`; higher is better."""
@@ -26,92 +21,32 @@ CONTOURS = "odsF"
 Column = tuple[Task, str]
 """A column of scores: the task, and the score's name."""
 
-Recipe = tuple[tuple[str, str], ...]
 
+def run_table(lines: Lines, told: Sequence[str]) -> Table:
+    """Returns the table of some lines; on the paper's dataset its own are below them.
 
-class Place(NamedTuple):
-    """A line of a table: the paper's row, by number, its encoder, and the encoder's weights."""
+    Args:
+      lines: of `group_runs`.
+      told: keys of the configuration that the title tells, beside data, size and steps.
 
-    row: int
-    encoder: str
-    weights: str | None
-
-
-def run_tables(runs: Sequence[FinishedRun]) -> tuple[list[Table], list[Path], list[Path]]:
-    """Sorts runs into tables, one for all that differ in their rows and seeds alone.
-
-    Returns:
-      The tables, and the work directories of runs that are left out: of those that are of none of
-      the paper's rows, and of those that are what an earlier one is, with its seed.
+    Raises:
+      ValueError: odsF was not scored alike.
     """
-    recipes: dict[Recipe, dict[Place, list[FinishedRun]]] = {}
-    others, again = [], []
-    for run in runs:
-        place = place_of(run)
-        if place is None:
-            others.append(run.workdir)
-            continue
-        line = recipes.setdefault(_recipe(run), {}).setdefault(place, [])
-        if any(_is_same(run, counted) for counted in line):
-            again.append(run.workdir)
-        else:
-            line.append(run)
-    different = {
-        key for one, other in itertools.combinations(recipes, 2) for key, _ in set(one) ^ set(other)
-    }
-    tables = [_table(lines, different) for _, lines in sorted(recipes.items())]
-    return tables, others, again
-
-
-def _is_same(run: FinishedRun, other: FinishedRun) -> bool:
-    """Whether two runs of one line differ in nothing: single-task runs of a line do in the task."""
-    return run.config.seed == other.config.seed and run.tasks == other.tasks
-
-
-def place_of(run: FinishedRun) -> Place | None:
-    """Returns which line of a table a run is for, None where it is for none."""
-    config = run.config
-    single = len(run.tasks) == 1
-    if not single and len(run.tasks) < len(_all_tasks(run)):
-        return None
-    for number, row in enumerate(ROWS):
-        if (row.model, row.single_task) == (config.model.name, single):
-            return Place(number, config.model.encoder, config.init.encoder)
-    return None
-
-
-def _all_tasks(run: FinishedRun) -> tuple[Task, ...]:
-    """Returns the tasks of a run's set as the set has them: without classes that the run names."""
-    return TASK_SETS[run.config.tasks.set]
-
-
-def _recipe(run: FinishedRun) -> Recipe:
-    """Returns all that runs of one table have in common, sortable."""
-    left_out = {"seed", *configuration.FREE_KEYS, *ROW_KEYS}
-    return tuple(
-        (key, repr(value))
-        for key, value in configuration.flatten(run.config).items()
-        if key not in left_out and not key.startswith("tasks.baselines")
-    )
-
-
-def _table(lines: Mapping[Place, Sequence[FinishedRun]], different: set[str]) -> Table:
     runs = [run for found in lines.values() for run in found]
-    first = runs[0]
-    tasks, flat = _all_tasks(first), configuration.flatten(first.config)
-    height, width = first.config.data.size
-    title = f"{first.config.data.name}, {height}x{width}, {first.config.train.steps} steps"
-    title += "".join(f", {key}={flat.get(key)}" for key in sorted(different))
+    config = runs[0].config
+    tasks, flat = all_tasks(runs[0]), configuration.flatten(config)
+    height, width = config.data.size
+    title = f"{config.data.name}, {height}x{width}, {config.train.steps} steps"
+    title += "".join(f", {key}={flat.get(key)}" for key in told)
     _check_contours(runs)
-    scores, gain_title, lead = _score_columns(tasks, runs), *_lead(tasks, runs)
+    scores, (gain_title, lead) = _score_columns(tasks, runs), _lead(tasks, runs)
     columns = ["row", "encoder", "runs", *(_score_title(*column) for column in scores)]
     columns += [gain_title, "#Param, M", "FLOPs, G"]
     rows = []
     order = list(SWIN_SIZES)
     for place in sorted(lines, key=lambda p: (p.row, order.index(p.encoder), p.weights or "")):
-        gain = _gain(place, lines, tasks, lead)
-        rows.append(_cells(place, lines[place], scores, gain))
-        if first.config.data.name == DATASET:
+        rows.append(_cells(place, lines[place], scores, _gain(place, lines, tasks, lead)))
+        if config.data.name == DATASET:
             rows += _printed(place, scores)
     return Table(columns, rows, left=2, title=title)
 
@@ -171,7 +106,7 @@ def _score_title(task: Task, score: str) -> str:
 
 def _gain(
     place: Place,
-    lines: Mapping[Place, Sequence[FinishedRun]],
+    lines: Lines,
     tasks: Sequence[Task],
     lead: Callable[[FinishedRun], Mapping[str, float]],
 ) -> str | Spread:

@@ -8,7 +8,8 @@ import sys
 
 from mtmamba_jax.cost_table import cost_table
 from mtmamba_jax.places import is_remote
-from mtmamba_jax.run_table import run_tables
+from mtmamba_jax.run_groups import group_runs
+from mtmamba_jax.run_table import run_table
 from mtmamba_jax.runs import find_runs
 from mtmamba_jax.table_formats import FORMATS
 
@@ -26,12 +27,12 @@ def run(options: argparse.Namespace) -> int:
     if is_remote(options.runs):
         raise ValueError(f"--runs={options.runs}: copy the runs to a folder here, and give that.")
     found = find_runs(pathlib.Path(options.runs))
-    tables, others, again = run_tables(found.finished)
+    groups = group_runs(found.finished)
     for path in found.unfinished:
         print(f"Left out, not finished: {path}", file=sys.stderr)
-    for path in others:
+    for path in groups.others:
         print(f"Left out, of no row: {path}", file=sys.stderr)
-    for path in again:
+    for path in groups.again:
         print(f"Left out, a run like it with its seed is counted: {path}", file=sys.stderr)
     for path in found.outdated:
         print(
@@ -39,9 +40,10 @@ def run(options: argparse.Namespace) -> int:
             f"with --workdir={path.parent} --odsf, scores that.",
             file=sys.stderr,
         )
-    if not tables:
+    if not groups.tables:
         raise ValueError(
             f"--runs={options.runs} holds no finished run of a row. The command sweep makes them."
         )
+    tables = [run_table(lines, groups.different) for lines in groups.tables]
     print("\n\n".join(map(write, tables)))
     return 0
