@@ -16,8 +16,12 @@ from ml_collections import ConfigDict
 import mtmamba_jax.configs
 from mtmamba_jax.configs import common
 from mtmamba_jax.data_pipelines.folder import find_folder, task_folders
+from mtmamba_jax.data_pipelines.transforms import AugmentSettings
 from mtmamba_jax.kernels.ss2d import IMPLEMENTATIONS
 from mtmamba_jax.losses import REDUCTIONS, SCHEMES
+from mtmamba_jax.models.layers import REMAT_POLICIES
+from mtmamba_jax.models.mtmamba import DTYPES, MODELS
+from mtmamba_jax.models.swin import SWIN_SIZES
 from mtmamba_jax.names import check_name, nearest
 from mtmamba_jax.places import write_whole
 from mtmamba_jax.tasks import CUSTOM, Task, select
@@ -68,6 +72,10 @@ CHOICES = {
     "on_nonfinite": ("stop", "skip"),
     "loss.scheme": SCHEMES,
     "loss.reduction": tuple(REDUCTIONS),
+    "model.name": MODELS,
+    "model.encoder": SWIN_SIZES,
+    "model.dtype": DTYPES,
+    "model.remat": REMAT_POLICIES,
     "model.scan_implementation": (None, *IMPLEMENTATIONS),
 }
 """Keys that name one of a few."""
@@ -245,6 +253,7 @@ def check(config: ConfigDict, task_names: Sequence[str]) -> None:
             f"loss.reduction={config.loss.reduction!r} takes losses over the whole batch, so it "
             "cannot go with train.microbatches > 1. Use loss.reduction='image'."
         )
+    AugmentSettings(**config.augment)  # which checks them
     if min(config.data.size) < 1:
         raise ValueError(f"Config key 'data.size' must be positive, got {config.data.size}.")
     for name, value in config.tasks.baselines.items():

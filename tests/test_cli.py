@@ -18,6 +18,9 @@ MISTAKES = [
     (["train", "--config.train.steps"], 2, "--config.train.steps has no value"),
     (["train", "--config.tasks.names=dept"], 2, "Unknown task 'dept'"),
     (["train", "--config.model.encoder=swin_larg"], 2, "Did you mean 'swin_large'?"),
+    (["train", "--config.model.name=mtmanba"], 2, "Did you mean 'mtmamba'?"),
+    (["train", "--config.model.dtype=float16"], 2, "config key 'model.dtype', 'float16'"),
+    (["train", "--config.model.remat=all"], 2, "config key 'model.remat', 'all'"),
     (["train", "--config.data.name=imagenet"], 2, "Unknown data source 'imagenet'"),
     (["train", "--wordkir=x"], 2, "Did you mean '--workdir'?"),
     (["eval", "--workdir=nowhere"], 2, "nowhere holds no run"),
@@ -44,7 +47,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), MISTAKES, ids=lambda v: str(v)[:40])
-def test_mistake_prints_one_message_and_no_stack_trace(
+def test_mistake_prints_one_message_without_a_stack_trace_and_writes_nothing(
     arguments, code, message, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -53,6 +56,7 @@ def test_mistake_prints_one_message_and_no_stack_trace(
     assert error.startswith("error: ")
     assert message in error
     assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_traceback_flag_shows_where_an_error_comes_from(tmp_path):
