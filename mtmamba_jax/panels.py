@@ -9,6 +9,7 @@ from etils import epath
 
 from mtmamba_jax.data_pipelines.batch import denormalise, remove_padding
 from mtmamba_jax.error_maps import error_map
+from mtmamba_jax.legend import with_legend
 from mtmamba_jax.processes import is_first
 from mtmamba_jax.tables import short
 from mtmamba_jax.tasks import Task
@@ -38,6 +39,7 @@ def example_panel(
     size = example["size"]
     photo, blank = remove_padding(photo, size), np.full((*size, 3), 255, np.uint8)
     predicted, true, errors = {"image": photo}, {"": blank}, {"": blank}
+    maps = {}
     for task in tasks:
         label = example[task.name]
         step = len(label) // len(example["images"])
@@ -45,9 +47,10 @@ def example_panel(
         value = remove_padding(to_value(task, logits[task.name]), size)
         predicted[f"{task.name}: predicted"] = to_picture(task, value, like=label)
         true[f"{task.name}: true{_span(task, label)}"] = to_picture(task, label)
+        maps[task.name] = (value, label)
         meaning, picture = error_map(task, value, label)
         errors[f"{task.name}: {meaning}"] = picture
-    return panel([predicted, true, errors])
+    return with_legend(panel([predicted, true, errors]), tasks, maps)
 
 
 def _span(task: Task, label: np.ndarray) -> str:

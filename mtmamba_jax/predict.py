@@ -12,6 +12,7 @@ import numpy as np
 from mtmamba_jax.data_pipelines.batch import denormalise, remove_padding
 from mtmamba_jax.data_pipelines.transforms import eval_transforms
 from mtmamba_jax.features import draw_features
+from mtmamba_jax.legend import with_legend
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.visualize import overlay, panel, to_picture, to_value, write_png
 
@@ -182,7 +183,8 @@ def _write(folder, photo, tasks, values, with_overlay) -> pathlib.Path:
     if with_overlay:
         pictures["overlay"] = overlay(photo, pictures[overlay_task(tasks).name])
         write_png(folder / "overlay.png", pictures["overlay"])
-    write_png(folder / "panel.png", panel([pictures]))
+    maps = {name: [value] for name, value in values.items()}
+    write_png(folder / "panel.png", with_legend(panel([pictures]), tasks, maps))
     return folder
 
 

@@ -13,6 +13,7 @@ from mtmamba_jax.data_pipelines.mirror import how_to_upload
 from mtmamba_jax.data_pipelines.parallel import in_order
 from mtmamba_jax.data_pipelines.records import Records, create_builder, default_data_dir
 from mtmamba_jax.data_pipelines.transforms import Example
+from mtmamba_jax.legend import with_legend
 from mtmamba_jax.places import is_remote
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.visualize import label_value, panel, to_picture, write_png
@@ -130,7 +131,11 @@ def contact_sheet(name: str, data_dir: str | None) -> np.ndarray:
         example = sources[split][index]
         examples.append(example | {"id": f"{split}: {example['id']}"})
     size = np.max([example["image"].shape[:2] for example in examples], axis=0)
-    return panel([_pictures(example, tasks, size) for example in examples])
+    sheet = panel([_pictures(example, tasks, size) for example in examples])
+    maps = {
+        task.name: [label_value(task, example[task.name]) for example in examples] for task in tasks
+    }
+    return with_legend(sheet, tasks, maps)
 
 
 def _pictures(example: Example, tasks: tuple[Task, ...], size: np.ndarray) -> dict:

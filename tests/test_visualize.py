@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mtmamba_jax.benchmark import random_batch
+from mtmamba_jax.legend import with_legend
 from mtmamba_jax.panels import example_panel
 from mtmamba_jax.predict import enlarge
 from mtmamba_jax.saved_predictions import FORMS
@@ -19,7 +20,7 @@ from mtmamba_jax.tasks import (
     SALIENCY,
     SEMSEG_NYUDV2,
 )
-from mtmamba_jax.visualize import label_value, overlay, panel, to_picture, to_value
+from mtmamba_jax.visualize import IGNORED, label_value, overlay, panel, to_picture, to_value
 
 ALL = {task: task.name for task in (*NYUDV2, *PASCAL_CONTEXT, *CITYSCAPES)}
 
@@ -106,3 +107,31 @@ def test_panel_holds_every_picture_and_overlay_keeps_size():
     thin = panel([{"thin": np.zeros((1, 700, 3), np.uint8)}])
     assert thin.shape[1] > 320
     assert overlay(picture, picture).shape == picture.shape
+
+
+def test_the_legend_names_the_classes_in_the_maps_the_most_frequent_first():
+    sheet = np.full((10, 400, 3), 7, np.uint8)
+    value = np.array([[3, 3, 3, 0]], np.uint8)
+    label = np.array([[3, 0, 255, 255]], np.int32)
+    drawn = with_legend(sheet, (DEPTH, SEMSEG_NYUDV2), {"semseg": [value, label]})
+    np.testing.assert_array_equal(drawn[:10], sheet)
+
+    def columns(colour):  # of a sample of it: single pixels of text are grey
+        return np.flatnonzero((drawn[10:] == colour).all(-1).sum(0) > 5)
+
+    first, second, last = map(columns, (*(SEMSEG_NYUDV2.palette[i] for i in (3, 0)), IGNORED))
+    assert all(found.size for found in (first, second, last))
+    assert first.max() < second.min() < second.max() < last.min()
+    others = [colour for i, colour in enumerate(SEMSEG_NYUDV2.palette) if i not in (0, 3)]
+    assert not any(columns(colour).size for colour in others)
+
+
+def test_a_legend_of_many_classes_takes_more_lines_and_one_of_none_takes_none():
+    sheet = np.zeros((10, 400, 3), np.uint8)
+    every = np.arange(40, dtype=np.uint8)[None]
+    heights = [
+        len(with_legend(sheet, (SEMSEG_NYUDV2,), {"semseg": [value]})) - 10
+        for value in (every[:, :1], every)
+    ]
+    assert 20 < heights[0] < 40 < 5 * heights[0] < heights[1]
+    assert with_legend(sheet, (DEPTH,), {}) is sheet

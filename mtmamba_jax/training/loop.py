@@ -225,5 +225,6 @@ def check_start(config: ConfigDict, workdir: epath.Path) -> None:
         raise ValueError(
             f"{workdir} holds a checkpoint of another configuration. These keys differ "
             "(saved -> wanted):\n  " + "\n  ".join(differing) + "\n"
-            "Set them back to go on with that run, or choose another --workdir."
+            "Set them back to go on with that run, or choose another --workdir; there "
+            f"--config.init.run={workdir} begins with its weights."
         )
