@@ -253,7 +253,10 @@ def check(config: ConfigDict, task_names: Sequence[str]) -> None:
             f"loss.reduction={config.loss.reduction!r} takes losses over the whole batch, so it "
             "cannot go with train.microbatches > 1. Use loss.reduction='image'."
         )
-    AugmentSettings(**config.augment)  # which checks them
+    try:
+        AugmentSettings(**config.augment)  # which checks them
+    except ValueError as error:
+        raise ValueError(f"Config keys 'augment.*': {error}") from error
     if min(config.data.size) < 1:
         raise ValueError(f"Config key 'data.size' must be positive, got {config.data.size}.")
     for name, value in config.tasks.baselines.items():

@@ -7,10 +7,13 @@ import math
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 from etils import epath
 from etils.epath.backend import fsspec_backend
+
+_PATIENCE = 90.0  # seconds
 
 
 def is_remote(data_dir: str | os.PathLike | None) -> bool:
@@ -22,6 +25,20 @@ def forget_listings(place: str | os.PathLike) -> None:
     """Has a bucket listed anew: other processes, and TensorStore, change what is there."""
     if is_remote(place):
         fsspec_backend.fs(place).invalidate_cache()
+
+
+def wait_to_see(is_seen: Callable[[], bool]) -> bool:
+    """Waits until this host sees what another one did to a file system that they share.
+
+    Returns:
+      Whether it does; NFS takes up to a minute, and more is not waited for.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while not is_seen():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(1)
+    return True
 
 
 def write_whole(path: epath.PathLike, contents: bytes) -> None:

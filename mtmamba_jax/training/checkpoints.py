@@ -16,7 +16,7 @@ from mtmamba_jax.names import first_line
 from mtmamba_jax.places import check_space, is_remote
 from mtmamba_jax.processes import is_first
 from mtmamba_jax.training.background import Background
-from mtmamba_jax.training.saved import ITEMS, absolute, split, steps_saved
+from mtmamba_jax.training.saved import ITEMS, absolute, items_of, steps_saved
 from mtmamba_jax.training.snapshot import Snapshots
 from mtmamba_jax.training.state import TrainState
 
@@ -31,15 +31,14 @@ class Checkpoints:
     A method may therefore raise the `SavingError` of an earlier save; `wait` and `close` wait for
     the last. Whenever a process is killed, the next one can count on this:
 
-    1. A checkpoint is seen once it is whole: Orbax gives it its name last. What was left unfinished
-       is deleted here.
+    1. A checkpoint is seen once it is whole: Orbax gives it its name last.
     2. A latest one is handed over when the best of its step or before is on disk, since a run that
        goes on from it does not evaluate that step again.
     3. ... and when its `before` is done.
     4. After a save that failed none is begun.
 
     Args:
-      workdir: of the run; what `recovery` finds there is found before.
+      workdir: of the run; where there may be checkpoints, `recovery.recover` comes first.
       keep: how many of the latest to keep.
       config: of the run, dotted keys, to be saved in each.
     """
@@ -62,7 +61,6 @@ class Checkpoints:
                 item_names=ITEMS,
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=number,
-                    cleanup_tmp_directories=True,
                     # Each manager meets the other processes under names of its own.
                     multiprocessing_options=ocp.options.MultiprocessingOptions(
                         barrier_sync_key_prefix=kind
@@ -79,7 +77,7 @@ class Checkpoints:
           state: of the run.
           before: what must be done before a run may go on from it.
         """
-        self._save("latest", int(state.step), {}, before, split(state))
+        self._save("latest", int(state.step), {}, before, items_of(state))
 
     def save_best(self, state: TrainState, details: dict) -> None:
         """Saves parameters as the best so far, with JSON details such as their scores."""

@@ -28,7 +28,7 @@ from mtmamba_jax.training.checkpoints import Checkpoints, check_room
 from mtmamba_jax.training.clock import Clock, least_seconds
 from mtmamba_jax.training.optimizer import create_optimizer
 from mtmamba_jax.training.profile import Profile
-from mtmamba_jax.training.recovery import Earlier, recover
+from mtmamba_jax.training.recovery import Start, recover
 from mtmamba_jax.training.report import Report
 from mtmamba_jax.training.run import CONFIG_FILE, saved_config
 from mtmamba_jax.training.saved import (
@@ -148,13 +148,13 @@ def _close_at_end(stack: contextlib.ExitStack, close: Callable[[], None]) -> Non
 
 def _begin(
     config: ConfigDict, graph: nnx.GraphDef, state: TrainState, workdir: epath.Path
-) -> Earlier:
+) -> Start:
     """Returns what the run goes on from, or the given state with the weights of `config.init`."""
     found = recover(workdir, like=state)
     if found is None:
         check_room(workdir, state)
         weights = warm_start(config.init, graph, state.parameters)
-        begun = Earlier(dataclasses.replace(state, parameters=weights), best=None)
+        begun = Start(dataclasses.replace(state, parameters=weights), best=None)
     else:
         begun = found
         step = int(begun.state.step)

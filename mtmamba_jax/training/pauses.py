@@ -40,10 +40,10 @@ def keep_replaced(step: TrainStep, is_writing: Callable[[], bool]) -> TrainStep:
 
 
 def leave_out_of_collections() -> None:
-    """Has the garbage collector pass over every object that exists now, until `gc.unfreeze`.
+    """Has the garbage collector skip every object that exists now; `gc.unfreeze` ends that.
 
     JAX keeps a million objects of a traced training step. To go through them takes half a second,
     and what a checkpoint creates brings that about.
     """
-    gc.collect()  # what is garbage by now would stay
+    gc.collect()  # it would skip what is garbage by now
     gc.freeze()

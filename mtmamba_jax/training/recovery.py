@@ -11,14 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import jax
+import orbax.checkpoint as ocp
 from etils import epath
 from etils.epath.backend import fsspec_backend
 from jax.experimental import multihost_utils
 
 from mtmamba_jax.names import first_line
-from mtmamba_jax.places import forget_listings, is_remote
+from mtmamba_jax.places import is_remote, wait_to_see
 from mtmamba_jax.processes import highest, is_first
 from mtmamba_jax.training.saved import (
+    KINDS,
     absolute,
     may_pass,
     read_details,
@@ -34,28 +36,28 @@ Found = TypeVar("Found")
 
 
 @dataclasses.dataclass(frozen=True)
-class Earlier:
-    """What a run goes on from.
+class Start:
+    """Where training starts.
 
     Attributes:
-      state: of its newest latest checkpoint that can be read.
-      best: details of its best checkpoint up to there; None where there is none.
+      state: before the next step.
+      best: details of the best checkpoint up to there; None where there is none.
     """
 
     state: TrainState
     best: dict | None
 
 
-def recover(workdir: epath.PathLike, like: TrainState) -> Earlier | None:
+def recover(workdir: epath.PathLike, like: TrainState) -> Start | None:
     """Returns what a run in a work directory goes on from, None where it starts anew.
 
-    Checkpoints that would be in its way are put aside, and named:
+    The newest latest checkpoint that can be read, and the newest best one. Unfinished ones are
+    deleted, and so are best ones where the newest is of a later step than the state's, which the
+    run redoes. Others that would be in its way are put aside, and named:
 
     - latest ones that cannot be read, as `unreadable_latest_<step>`, where an older one can;
-    - best ones that cannot be read, as `unreadable_best_<step>`;
+    - best ones newer than any that can be read, as `unreadable_best_<step>`;
     - where there is no latest one, as of a run killed early, the best, as `earlier_best_<step>`.
-
-    Best ones of later steps, which the run redoes, are deleted.
 
     Args:
       workdir: of the run.
@@ -66,6 +68,7 @@ def recover(workdir: epath.PathLike, like: TrainState) -> Earlier | None:
       OSError: reading failed for a reason that may pass.
     """
     workdir = absolute(workdir)
+    _delete_unfinished(workdir)
     latest = _listed(workdir / "latest")
     if not latest:
         for checkpoint in _listed(workdir / "best"):
@@ -88,7 +91,7 @@ def recover(workdir: epath.PathLike, like: TrainState) -> Earlier | None:
 
     best, unreadable = _read_newest(_listed(workdir / "best"), read_best)
     _put_unreadable_aside(unreadable, "the best of those to come is kept")
-    return Earlier(state, best)
+    return Start(state, best)
 
 
 def _listed(folder: epath.Path) -> list[epath.Path]:
@@ -102,10 +105,26 @@ def _listed(folder: epath.Path) -> list[epath.Path]:
     return [folder / str(highest(step)) for step in reversed(steps)]
 
 
-def _meet(where: str) -> None:
-    """Waits for the other processes."""
+def _delete_unfinished(workdir: epath.Path) -> None:
+    """Deletes what a killed process was writing: it takes room."""
+    folders = [workdir / kind for kind in KINDS]
+    for folder in folders if is_first() else ():
+        for path in folder.iterdir() if folder.exists() else ():
+            if path.is_dir() and ocp.utils.is_tmp_checkpoint(path):
+                path.rmtree()
+
+
+def _see_gone(checkpoint: epath.Path) -> None:
+    """Waits until every process sees that the first one has taken a checkpoint away.
+
+    Raises:
+      OSError: this one still sees it after a minute.
+    """
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
+        multihost_utils.sync_global_devices(f"take away {checkpoint}")
+    kind = checkpoint.parent
+    if not wait_to_see(lambda: int(checkpoint.name) not in steps_saved(kind.parent, kind.name)):
+        raise OSError(f"{checkpoint} is taken away, but still seen on another host. Try again.")
 
 
 def _read_newest(
@@ -132,8 +151,8 @@ def _read_newest(
         error = error or RuntimeError("another process cannot")
         if worst == _PASSING:
             raise OSError(
-                f"Checkpoint {checkpoint} could not be read ({first_line(error)}). Nothing is "
-                "changed; try again once that is mended."
+                f"Checkpoint {checkpoint} could not be read ({first_line(error)}). It stays where "
+                "it is; try again once that is mended."
             ) from error
         unreadable[checkpoint] = error
     return None, unreadable
@@ -148,7 +167,7 @@ def _forget_after(step: int, best: Sequence[epath.Path]) -> None:
         for checkpoint in reversed(best):  # a start after a kill here finds the newest still
             if is_first():
                 checkpoint.rmtree()
-        _meet(f"deleted {best[0]}")
+            _see_gone(checkpoint)
 
 
 def _put_unreadable_aside(unreadable: Mapping[epath.Path, Exception], after: str) -> None:
@@ -172,8 +191,7 @@ def _put_aside(checkpoint: epath.Path, label: str, reason: str, after: str) -> N
         if target.exists():
             target.rmtree()
         _move(checkpoint, target)
-    _meet(f"put aside {checkpoint}")
-    forget_listings(checkpoint)  # as they were before another process moved it
+    _see_gone(checkpoint)
     print(
         f"warning: checkpoint {checkpoint} {reason}. It is moved to {target}, and {after}.",
         flush=True,

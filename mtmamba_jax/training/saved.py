@@ -36,7 +36,10 @@ _PASSING_CODES = (
 def steps_saved(workdir: epath.PathLike, kind: str) -> list[int]:
     """Returns the steps of a work directory's finished checkpoints, in order."""
     forget_listings(workdir)
-    return sorted(ocp.utils.checkpoint_steps(epath.Path(workdir) / kind))
+    found = ocp.utils.checkpoint_steps_paths(epath.Path(workdir) / kind)
+    # A copy that somebody made, 40_copy, is none.
+    steps = [int(path.name) for path in found if path.name.isdecimal()]
+    return sorted(step for step in steps if epath.Path(workdir) / kind / str(step) in found)
 
 
 def holds_checkpoints(workdir: epath.PathLike) -> bool:
@@ -82,12 +85,11 @@ def read_state(checkpoint: epath.Path, like: TrainState) -> TrainState:
     Raises:
       Exception: it cannot be read; see `naming_errors`.
     """
-    parts = split(like)
-    found = _read(checkpoint, **parts)
+    found = _read(checkpoint, **items_of(like))
     return TrainState(parameters=found["parameters"], **found["rest"])
 
 
-def split(state: TrainState) -> dict[str, dict]:
+def items_of(state: TrainState) -> dict[str, dict]:
     """Returns a state as the items of a checkpoint."""
     rest = {"step": state.step, "optimizer": state.optimizer}
     return {"parameters": state.parameters, "rest": rest}

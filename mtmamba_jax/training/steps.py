@@ -118,7 +118,7 @@ class Steps:
             if stop:
                 self._checkpoints.wait()
                 raise StoppedError(step, stop)
-            if evaluate or step == first + 1:  # they compile
+            if evaluate or step == first + 1:  # the first of each compiles
                 leave_out_of_collections()
             if log or evaluate or save or step == first + 1:
                 clock.restart(step)

@@ -8,18 +8,16 @@ import pathlib
 import secrets
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 
 import jax
 from etils import epath
 
 from mtmamba_jax.data_pipelines.locks import NoLocksError, locked
-from mtmamba_jax.places import is_remote
+from mtmamba_jax.places import is_remote, wait_to_see
 from mtmamba_jax.processes import highest, is_first, together
 
 LOCK_FILE = ".lock"
-_PATIENCE = 90.0  # seconds until a shared file system shows a file to other hosts; NFS's take 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,11 +116,9 @@ def _check_token(path: epath.Path, token: int) -> None:
     Raises:
       ValueError: it does not.
     """
-    file, deadline = path / LOCK_FILE, time.monotonic() + _PATIENCE
-    while not is_first() and not (file.exists() and file.read_text() == str(token)):
-        if time.monotonic() > deadline:
-            raise ValueError(
-                f"--workdir={path} of process {jax.process_index()} is not that of the first. All "
-                "need the same one: on a disk that they share, or in a bucket (gs://BUCKET/NAME)."
-            )
-        time.sleep(1)
+    file = path / LOCK_FILE
+    if not wait_to_see(lambda: is_first() or (file.exists() and file.read_text() == str(token))):
+        raise ValueError(
+            f"--workdir={path} of process {jax.process_index()} is not that of the first. All need "
+            "the same one: on a disk that they share, or in a bucket (gs://BUCKET/NAME)."
+        )

@@ -124,6 +124,6 @@ def test_programs_are_left_out_of_garbage_collections_until_the_run_ends(tmp_pat
     settings = {"train__steps": "4", "train__eval_every": "2", "train__checkpoint_every": "1"}
     train(tiny_config(**settings), tmp_path)
     assert gc.get_freeze_count() == 0
-    before, *rest = left_out
-    assert before[0] == 0 or before[0] > before[1]
-    assert all(frozen > 100_000 > 10 * others for frozen, others in rest)
+    before, *rest = left_out  # the first step is saved before what it compiled is left out
+    assert before[0] == 0
+    assert all(frozen > 10 * others for frozen, others in rest)

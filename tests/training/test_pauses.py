@@ -1,4 +1,4 @@
-"""What is kept while checkpoints are written beside training."""
+"""What is kept out of training while checkpoints are written beside it."""
 
 import threading
 import weakref
