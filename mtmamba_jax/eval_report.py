@@ -9,16 +9,16 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from mtmamba_jax.confusion import draw_confusion
 from mtmamba_jax.evaluate import Scores, compute_scores
 from mtmamba_jax.metrics import create_metric
 from mtmamba_jax.metrics.base import Counts
 from mtmamba_jax.metrics.multitask import delta_m, headline
 from mtmamba_jax.metrics.segmentation import Segmentation
-from mtmamba_jax.paper import DATASET, ROWS, SCORES
+from mtmamba_jax.paper.printed import DATASET, ROWS, SCORES
+from mtmamba_jax.pictures.confusion import draw_confusion
+from mtmamba_jax.pictures.visualize import write_png
 from mtmamba_jax.processes import is_first
 from mtmamba_jax.tasks import Task
-from mtmamba_jax.visualize import write_png
 
 MOST_LISTED = 60
 """Classes whose IoU is printed; of more they are in the file alone."""

@@ -19,9 +19,9 @@ from mtmamba_jax.labels import resize_logits
 from mtmamba_jax.metrics import create_constant, create_metric
 from mtmamba_jax.metrics.base import Accumulator, Counts
 from mtmamba_jax.metrics.multitask import headline
+from mtmamba_jax.pictures.visualize import to_value
 from mtmamba_jax.sharding import jit_on, put_batch, replicated, split_batch
 from mtmamba_jax.tasks import Task
-from mtmamba_jax.visualize import to_value
 
 Scores = Mapping[str, Mapping[str, float]]
 """{task: {score name: value}}."""

@@ -24,10 +24,10 @@ from ml_collections import ConfigDict
 
 from mtmamba_jax.data_pipelines.transforms import normalise
 from mtmamba_jax.model_card import to_markdown
+from mtmamba_jax.pictures.visualize import to_value
 from mtmamba_jax.places import check_space
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.training.state import abstract_build
-from mtmamba_jax.visualize import to_value
 
 PROGRAM, WEIGHTS, SCRIPT = "program.jax_export", "weights.npz", "run.py"
 CARD, CARD_TEXT = "model_card.json", "model_card.md"

@@ -11,10 +11,10 @@ import numpy as np
 
 from mtmamba_jax.data_pipelines.batch import denormalise, remove_padding
 from mtmamba_jax.data_pipelines.transforms import eval_transforms
-from mtmamba_jax.features import draw_features
-from mtmamba_jax.legend import with_legend
+from mtmamba_jax.pictures.features import draw_features
+from mtmamba_jax.pictures.legend import with_legend
+from mtmamba_jax.pictures.visualize import overlay, panel, to_picture, to_value, write_png
 from mtmamba_jax.tasks import Task
-from mtmamba_jax.visualize import overlay, panel, to_picture, to_value, write_png
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _STRIP = 256  # rows of a large photo whose logits are in memory at once

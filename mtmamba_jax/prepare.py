@@ -13,10 +13,10 @@ from mtmamba_jax.data_pipelines.mirror import how_to_upload
 from mtmamba_jax.data_pipelines.parallel import in_order
 from mtmamba_jax.data_pipelines.records import Records, create_builder, default_data_dir
 from mtmamba_jax.data_pipelines.transforms import Example
-from mtmamba_jax.legend import with_legend
+from mtmamba_jax.pictures.legend import with_legend
+from mtmamba_jax.pictures.visualize import label_value, panel, to_picture, write_png
 from mtmamba_jax.places import is_remote
 from mtmamba_jax.tasks import Task
-from mtmamba_jax.visualize import label_value, panel, to_picture, write_png
 
 SHEET_FILE = "samples.png"
 _SAMPLES = 8

@@ -22,9 +22,9 @@ import numpy as np
 from etils import epath
 
 from mtmamba_jax.evaluate import Prediction
+from mtmamba_jax.pictures.visualize import normal_levels, to_levels
 from mtmamba_jax.places import write_whole
 from mtmamba_jax.tasks import Task
-from mtmamba_jax.visualize import normal_levels, to_levels
 
 FOLDERS: Mapping[str, str] = {"saliency": "sal"}
 """The official name of a task's folder, where it is not the task's."""

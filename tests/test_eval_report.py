@@ -8,8 +8,6 @@ from etils import epath
 from PIL import Image
 
 from mtmamba_jax import tasks
-from mtmamba_jax.canvas import Canvas
-from mtmamba_jax.confusion import draw_confusion
 from mtmamba_jax.eval_report import (
     class_ious,
     class_table,
@@ -20,6 +18,8 @@ from mtmamba_jax.eval_report import (
 )
 from mtmamba_jax.evaluate import compute_scores
 from mtmamba_jax.metrics import create_metric
+from mtmamba_jax.pictures.canvas import Canvas
+from mtmamba_jax.pictures.confusion import draw_confusion
 from tests.tiny import tiny_config
 
 PARTS = tasks.HUMAN_PARTS

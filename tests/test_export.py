@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mtmamba_jax import cli, export, model_card, visualize
+from mtmamba_jax import cli, export, model_card
 from mtmamba_jax import config as configuration
 from mtmamba_jax.data_pipelines.transforms import eval_transforms
 from mtmamba_jax.kernels import ss2d
+from mtmamba_jax.pictures import visualize
 from mtmamba_jax.training import run as runs
 from mtmamba_jax.training.checkpoints import Checkpoints
 from mtmamba_jax.training.state import TrainState, build
@@ -145,7 +146,7 @@ def test_program_for_an_absent_device_is_read_back_with_its_scan_and_no_paths(
 COMPILE = """
 import importlib, json, pathlib, sys
 import jax, jax.export
-from mtmamba_jax import topology
+from mtmamba_jax.planning import topology
 folder, devices = pathlib.Path(sys.argv[1]), topology.find(sys.argv[2])
 for name in json.loads((folder / "model_card.json").read_text())["program"]["imports"]:
     importlib.import_module(name)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mtmamba_jax import metrics, tasks
-from mtmamba_jax.benchmark import random_batch
+from mtmamba_jax.benchmarks.programs import random_batch
 from mtmamba_jax.evaluate import create_measure_step
 from mtmamba_jax.metrics import normals
 from mtmamba_jax.sharding import create_mesh, put_batch

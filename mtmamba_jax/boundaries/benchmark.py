@@ -14,8 +14,8 @@ from mtmamba_jax.boundaries.maps import thin
 from mtmamba_jax.boundaries.report import scoring_settings
 from mtmamba_jax.data_pipelines.parallel import available_cores, in_order
 from mtmamba_jax.evaluate import Prediction
+from mtmamba_jax.pictures.visualize import to_levels
 from mtmamba_jax.tasks import Task
-from mtmamba_jax.visualize import to_levels
 
 READING_OF_OWN: Mapping[str, str] = {"nyudv2": "regions"}
 """How published figures read a dataset's own edge labels; of others they are contours."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mtmamba_jax.boundaries.counts import THRESHOLDS
 from mtmamba_jax.boundaries.scores import Sums, compute, curve
-from mtmamba_jax.canvas import INK, Canvas
+from mtmamba_jax.pictures.canvas import INK, Canvas
 from mtmamba_jax.places import as_json, write_whole
 from mtmamba_jax.tables import two_columns
 

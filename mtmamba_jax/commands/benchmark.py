@@ -7,10 +7,10 @@ import pathlib
 import sys
 
 from mtmamba_jax import config as configuration
-from mtmamba_jax.benchmark import check_ss2d, model_record
-from mtmamba_jax.benchmark_devices import report_devices
-from mtmamba_jax.benchmark_report import model_table, report_ss2d, write
-from mtmamba_jax.benchmark_saving import saving_record, saving_table
+from mtmamba_jax.benchmarks.devices import report_devices
+from mtmamba_jax.benchmarks.programs import check_ss2d, model_record
+from mtmamba_jax.benchmarks.report import model_table, report_ss2d, write
+from mtmamba_jax.benchmarks.saving import saving_record, saving_table
 from mtmamba_jax.commands.console import announce, describe_program
 from mtmamba_jax.kernels.ss2d.arg_specs import DECODER
 
@@ -77,7 +77,7 @@ def _model(options: argparse.Namespace, output: pathlib.Path) -> int:
 
 def _input(options: argparse.Namespace, output: pathlib.Path) -> int:
     # Only this one needs the packages that make records.
-    from mtmamba_jax.benchmark_input import EXAMPLES, check_input, report_input
+    from mtmamba_jax.benchmarks.input import EXAMPLES, check_input, report_input
     from mtmamba_jax.data_pipelines.records import DATASETS
 
     names = options.spec.split(",") if options.spec else list(DATASETS)

@@ -17,10 +17,10 @@ from mtmamba_jax.boundaries.report import write_report
 from mtmamba_jax.commands.console import announce, join_processes, program_name
 from mtmamba_jax.eval_report import class_ious, details, write_confusions
 from mtmamba_jax.evaluate import Evaluator, compute_scores, score_table
-from mtmamba_jax.panels import write_panels
+from mtmamba_jax.paper.runs import SCORES_FILE
+from mtmamba_jax.pictures.panels import write_panels
 from mtmamba_jax.places import as_json, write_whole
 from mtmamba_jax.processes import highest, is_first, sums_of_all
-from mtmamba_jax.runs import SCORES_FILE
 from mtmamba_jax.saved_predictions import Saving
 from mtmamba_jax.training.run import Run, load_run
 

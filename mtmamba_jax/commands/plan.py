@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 from mtmamba_jax import config as configuration
-from mtmamba_jax import topology as topologies
 from mtmamba_jax.commands.console import describe_program
-from mtmamba_jax.plan_report import plan_json, report_plan
+from mtmamba_jax.planning import topology as topologies
+from mtmamba_jax.planning.report import plan_json, report_plan
 
 
 def run(options: argparse.Namespace) -> int:

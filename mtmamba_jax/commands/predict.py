@@ -11,7 +11,7 @@ import tqdm
 
 from mtmamba_jax.commands.console import announce, parse_size
 from mtmamba_jax.evaluate import create_predict_step
-from mtmamba_jax.features import create_feature_step
+from mtmamba_jax.pictures.features import create_feature_step
 from mtmamba_jax.predict import Failure, find_photos, overlay_task, predict_photos
 from mtmamba_jax.training.run import Run, load_run
 

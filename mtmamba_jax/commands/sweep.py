@@ -13,8 +13,8 @@ from mtmamba_jax import config as configuration
 from mtmamba_jax.arguments import create_parser
 from mtmamba_jax.commands import train
 from mtmamba_jax.commands.console import program_name
+from mtmamba_jax.paper.sweep import Job, jobs
 from mtmamba_jax.places import is_remote
-from mtmamba_jax.sweep import Job, jobs
 
 
 def run(options: argparse.Namespace) -> int:

@@ -6,12 +6,12 @@ import argparse
 import pathlib
 import sys
 
-from mtmamba_jax.cost_table import cost_table
+from mtmamba_jax.paper.cost_table import cost_table
+from mtmamba_jax.paper.run_groups import group_runs
+from mtmamba_jax.paper.run_table import run_table
+from mtmamba_jax.paper.runs import find_runs
+from mtmamba_jax.paper.table_formats import FORMATS
 from mtmamba_jax.places import is_remote
-from mtmamba_jax.run_groups import group_runs
-from mtmamba_jax.run_table import run_table
-from mtmamba_jax.runs import find_runs
-from mtmamba_jax.table_formats import FORMATS
 
 
 def run(options: argparse.Namespace) -> int:

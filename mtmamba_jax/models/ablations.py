@@ -1,7 +1,7 @@
 """MTMamba with parts of it replaced: the blocks of the paper's Tables 2 to 5 (section 4.3).
 
 What the paper leaves unsaid (heads, windows, what stays beside a replaced part) is as its columns
-of parameters and FLOPs have it: `tests/test_tables.py`.
+of parameters and FLOPs have it: `tests/paper/test_tables.py`.
 """
 
 from __future__ import annotations

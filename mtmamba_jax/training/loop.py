@@ -19,7 +19,7 @@ from mtmamba_jax.data_pipelines.pipeline import Batches, Source, train_batches
 from mtmamba_jax.data_pipelines.sources import open_source
 from mtmamba_jax.data_pipelines.transforms import AugmentSettings
 from mtmamba_jax.evaluate import Evaluator, Scores
-from mtmamba_jax.panels import write_panels
+from mtmamba_jax.pictures.panels import write_panels
 from mtmamba_jax.places import check_written
 from mtmamba_jax.processes import is_first, together
 from mtmamba_jax.sharding import create_mesh

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from mtmamba_jax.data_pipelines.pipeline import Batches
 from mtmamba_jax.evaluate import Evaluator, score_table
 from mtmamba_jax.metrics.multitask import delta_m, headline
-from mtmamba_jax.panels import example_panel
+from mtmamba_jax.pictures.panels import example_panel
 from mtmamba_jax.processes import highest
 from mtmamba_jax.sharding import put_batch
 from mtmamba_jax.tasks import Task

@@ -20,15 +20,15 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mtmamba_jax import kernel_memory, topology
-from mtmamba_jax.collectives import count_collectives
-from mtmamba_jax.compiled_scan import compile_scan
 from mtmamba_jax.kernels.ss2d import DIRECTIONS, ss2d
 from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, SHAPES
 from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
 from mtmamba_jax.kernels.ss2d.benchmark import with_gradients
 from mtmamba_jax.models import ss2d as ss2d_module
 from mtmamba_jax.models.blocks import MFE, MambaSettings
+from mtmamba_jax.planning import kernel_memory, topology
+from mtmamba_jax.planning.collectives import count_collectives
+from mtmamba_jax.planning.compiled_scan import compile_scan
 from mtmamba_jax.sharding import create_mesh, replicated
 from tests.kernels.ss2d_suite import over_tasks, recomputed
 
@@ -139,7 +139,7 @@ def test_memory_is_a_fifth_of_a_whole_image_scan_and_no_more_than_the_chunked(na
 def test_inner_loops_are_as_short_as_promised(chip):
     table = subprocess.run(
         [
-            *(sys.executable, "-m", "mtmamba_jax.kernel_schedule"),
+            *(sys.executable, "-m", "mtmamba_jax.planning.kernel_schedule"),
             f"--topology={chip}:{CHIPS[chip]}",
             "--spec=stage1_t1_b1,stage2_t1_b1,stage3_t1_b1",
         ],

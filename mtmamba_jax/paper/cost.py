@@ -1,0 +1,134 @@
+"""What a model costs, as the paper counts it: its columns #Param and FLOPs.
+
+Its FLOPs are multiply-adds as fvcore 0.1.5 counts them (github.com/facebookresearch/fvcore):
+
+- convolutions, linear maps and products of matrices; not their biases
+- 5 for each number that a LayerNorm normalises
+- 4 for each number of the tasks' maps, which are resized to the image's size, also from that size
+- an einsum as `numpy.einsum_path` prints its cost: with four digits
+- a scan, which fvcore does not know: 9 n + 1 for each of the l * d numbers of a direction
+
+Everything else is free: softmax, activations, gates, sums. Read off the model's own program
+(jaxpr), so that nothing is allocated or compiled. Products of weights alone are left out: the
+heads here make some, in place of larger ones of features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.extend import core
+from ml_collections import ConfigDict
+
+from mtmamba_jax import config as configuration
+from mtmamba_jax.flops import of_convolution, of_product
+from mtmamba_jax.training.state import abstract_build
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Parameters in millions, multiply-adds of one image in 10^9."""
+
+    parameters: float
+    flops: float
+
+
+def count_cost(config: ConfigDict) -> Cost:
+    """Returns what a configuration's model costs for an image of `data.size`.
+
+    Raises:
+      NotImplementedError: the model has a part that the paper's counting says nothing of.
+    """
+    config = config.copy_and_resolve_references()
+    config.model.scan_implementation = "xla"  # whose program shows one call for a scan
+    tasks = configuration.tasks(config)
+    graph, weights = abstract_build(config, tasks)
+    images = jax.ShapeDtypeStruct((1, *config.data.size, 3), jnp.float32)
+    program = jax.make_jaxpr(lambda weights, x: nnx.merge(graph, weights)(x))(weights, images).jaxpr
+    resized = 4 * math.prod(config.data.size) * sum(task.channels for task in tasks)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(weights))
+    return Cost(parameters / 1e6, (_count(program, program.invars[-1:]) + resized) / 1e9)
+
+
+def _count(program: core.Jaxpr, inputs: Sequence[core.Var]) -> float:
+    """Counts what a program does with some of its inputs, and with what comes of them."""
+    reached, total = set(inputs), 0
+    for equation in program.eqns:
+        if any(isinstance(v, core.Var) and v in reached for v in equation.invars):
+            reached.update(equation.outvars)
+            total += _of_equation(equation)
+    return total
+
+
+def _of_equation(equation: core.JaxprEqn) -> float:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        return of_product(equation) / 2
+    if name == "conv_general_dilated":
+        return of_convolution(equation) / 2
+    if name == "custom_vjp_call":
+        function = params["call_jaxpr"].jaxpr.debug_info.func_name
+        if function in OWN_RULES:
+            return OWN_RULES[function](*(v.aval.shape for v in equation.invars))
+        if function not in BY_CONTENT:
+            raise NotImplementedError(
+                f"The paper's counting has no rule for {function}: add one to OWN_RULES or name it "
+                "in BY_CONTENT, in mtmamba_jax/paper/cost.py."
+            )
+    if name == "jit" and params["name"] == "_resize":
+        return 0  # counted at the model's end
+    inner = [_count(program, program.invars) for program in core.jaxprs_in_params(params)]
+    if name in ("scan", "while") and any(inner):
+        raise NotImplementedError(f"The paper's counting has no rule for a {name} with products.")
+    return max(inner, default=0) if name == "cond" else sum(inner)
+
+
+def _layer_norm(x: Shape, *_: Shape) -> int:
+    return 5 * math.prod(x)
+
+
+def _convolve(x: Shape, *_: Shape) -> int:
+    return 9 * math.prod(x)
+
+
+def _inverse_deviation(x: Shape, kernel: Shape) -> int:
+    """The product that makes a fine map of a coarse one, and its LayerNorm."""
+    return math.prod(x[:-1]) * math.prod(kernel[1:]) * (x[-1] + 5)
+
+
+def _ss2d(x: Shape, dt: Shape, weight: Shape, bias: Shape, a: Shape, b: Shape, *_: Shape) -> float:
+    """A stack of t scans: each an einsum for the step sizes, then the recurrence.
+
+    What the einsum before it, which selects, has too many or too few for its four digits is
+    counted here as well.
+    """
+    del weight, bias, a
+    t, pixels, d = x[0], math.prod(x[1:4]), x[4]
+    (k, r), n = dt[4:], b[5]
+    each = k * pixels * d
+    selecting = each * (r + 2 * n)
+    steps = _four_digits(each * r)
+    return t * (each * (9 * n + 1) + steps + _four_digits(selecting) - selecting)
+
+
+def _four_digits(multiply_adds: int) -> float:
+    return float(f"{2 * multiply_adds:.3e}") / 2
+
+
+OWN_RULES: Mapping[str, Callable[..., float]] = {
+    "_layer_norm": _layer_norm,
+    "_convolve": _convolve,
+    "_inverse_deviation": _inverse_deviation,
+    "_ss2d": _ss2d,
+}
+"""Functions of the model that count by their arguments' shapes, whatever is inside."""
+
+BY_CONTENT = ("_attention", "_gelu", "_product")
+"""Functions of the model that count as what is inside."""

@@ -1,0 +1,1 @@
+"""What a program takes on accelerators that are not here, told by their compilers."""

@@ -1,0 +1,125 @@
+"""How the command `plan` shows its records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from mtmamba_jax import config as configuration
+from mtmamba_jax.benchmarks.programs import Record
+from mtmamba_jax.benchmarks.report import document
+from mtmamba_jax.planning.plan import batch_of, plan_records
+from mtmamba_jax.planning.topology import GPUS, Topology
+from mtmamba_jax.tables import gib, percent, short, two_columns
+
+PARTS = ("arguments", "temporaries", "outputs", "aliased", "code")
+
+
+def report_plan(what: str, config: ConfigDict, topology: Topology) -> bool:
+    """Prints what `plan_records` finds, as soon as it is known.
+
+    Returns:
+      Whether the program as configured fits.
+    """
+    records = plan_records(what, config, topology)
+    wanted = next(records)
+    print(f"\n{plan_table(what, config, topology, wanted)}")
+    print("".join(f"\n{note}" for note in _notes(what, config, topology, wanted)))
+    print(f"\n{_verdict(wanted)}", flush=True)
+    if not wanted["fits"]:
+        _report_savings(records)
+    return wanted["fits"]
+
+
+def _report_savings(records: Iterator[Record]) -> None:
+    print("\nSettings that may take less, each with those above it that do:", flush=True)
+    record, before = None, {}
+    for record in records:
+        new = {k: v for k, v in record["settings"].items() if before.get(k) != v}
+        print(f"  {_flags(new)}: {_verdict(record)} {_compiled(record)}", flush=True)
+        before = record["settings"]
+    if record is None:
+        print("  none that this program does not have already")
+    if record is not None and record["fits"]:
+        print(f"\nFits with {_flags(record['settings'])}")
+    else:
+        print("\nNothing found that fits. Take a smaller batch or data.size, or more devices.")
+
+
+def _flags(settings: dict[str, object]) -> str:
+    return " ".join(f"--config.{key}={value}" for key, value in settings.items())
+
+
+def _compiled(record: Record) -> str:
+    return f"(compiled in {record['compile_seconds']:.0f} s)"
+
+
+def _verdict(record: Record) -> str:
+    """One sentence: whether a program fits."""
+    if record["refusal"]:
+        return f"Does not fit. The compiler: {record['refusal']}"
+    peak, available = record["memory_bytes"]["peak"], record["available_bytes"]
+    does = "Fits" if record["fits"] else "Does not fit"
+    return (
+        f"{does}: {gib(peak)} of {gib(available)} GiB on each device, {percent(peak / available)}."
+    )
+
+
+def plan_table(what: str, config: ConfigDict, topology: Topology, record: Record) -> str:
+    """Returns the table of one record: one line a quantity, of one device."""
+    memory, chip = record.get("memory_bytes", {}), topology.chip
+    devices = topology.devices
+    values = {
+        "batch": str(batch_of(what, config)[1]),
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        **{f"{part}, GiB": gib(memory.get(part)) for part in PARTS},
+        "peak, GiB": gib(memory.get("peak")),
+        "HBM for programs, GiB": gib(record["available_bytes"]),
+        "GFLOP": _scaled(record.get("flops"), 1e9),
+        f"- at {chip.flops / 1e12:.0f} TFLOP/s, ms": _scaled(record.get("flops_seconds"), 1e-3),
+        "GB moved": _scaled(record.get("bytes"), 1e9),
+        f"- at {chip.bytes / 1e12:.2f} TB/s, ms": _scaled(record.get("bytes_seconds"), 1e-3),
+    }
+    for kind, found in record.get("collectives", {}).items():
+        values[f"{kind}, MB"] = f"{found['count']} x, {short(found['bytes'] / 1e6)}"
+    values["compile s"] = f"{record['compile_seconds']:.1f}"
+    return two_columns(values)
+
+
+def _scaled(number: float | None, unit: float) -> str:
+    return "-" if number is None else short(number / unit)
+
+
+def _notes(what: str, config: ConfigDict, topology: Topology, record: Record) -> Iterator[str]:
+    """What a reader of the table has to know."""
+    if record["refusal"] is None:
+        if record["flops"] is None:
+            yield "Without the GPU its compiler counts no FLOPs and bytes."
+        elif record["loops"]:
+            yield (
+                f"The compiler counts the body of each of {record['loops']} loops once: FLOPs, "
+                "bytes and collectives are at least these."
+            )
+    if topology.name.partition(":")[0] in GPUS:
+        yield ("HBM for programs is jax's default share of it, 75 %, or XLA_CLIENT_MEM_FRACTION.")
+    count, evaluated = len(topology.devices), config.eval.batch_size
+    if what == "step" and evaluated % count:
+        yield (
+            f"The command train uses all {count} devices only if they also divide "
+            f"eval.batch_size, which is {evaluated}."
+        )
+
+
+def plan_json(what: str, config: ConfigDict, topology: Topology) -> tuple[str, bool]:
+    """Returns what `plan_records` finds as JSON, and whether the program as configured fits."""
+    records = list(plan_records(what, config, topology))
+    device = {
+        "topology": topology.name,
+        "kind": topology.devices[0].device_kind,
+        "platform": topology.devices[0].platform,
+        "count": len(topology.devices),
+    }
+    fits = records[0]["fits"]
+    settings = {"config": configuration.flatten(config)}
+    return document(what, device, settings, records), fits
