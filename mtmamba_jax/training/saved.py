@@ -13,6 +13,7 @@ from etils import epath
 
 from mtmamba_jax.names import first_line
 from mtmamba_jax.places import forget_listings
+from mtmamba_jax.training.quiet import quiet_orbax
 from mtmamba_jax.training.state import TrainState
 
 KINDS = ("best", "latest")
@@ -101,6 +102,7 @@ def _read(checkpoint: epath.Path, **like) -> ocp.args.Composite:
         name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, item))
         for name, item in like.items()
     }
+    quiet_orbax()
     handler = ocp.CompositeCheckpointHandler(*ITEMS)
     with contextlib.closing(handler):
         return handler.restore(checkpoint, args=ocp.args.Composite(**arguments))

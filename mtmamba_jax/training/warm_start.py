@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from mtmamba_jax.convert import encoder_from_torch, from_torch
 from mtmamba_jax.names import listed
+from mtmamba_jax.training.quiet import quiet_orbax
 from mtmamba_jax.training.saved import KINDS, naming_errors, newest
 from mtmamba_jax.weight_files import HUB, is_file_of_weights, read_weights
 
@@ -87,6 +88,7 @@ def _read_run(key: str, workdir: str, like: dict) -> dict:
     step = find_checkpoint(key, workdir)
     folder = step / "parameters"
     reading = (f"config.{key}: checkpoint {step}", "Name another run.")
+    quiet_orbax()
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         with naming_errors(*reading):
             saved = checkpointer.metadata(folder).item_metadata.tree
