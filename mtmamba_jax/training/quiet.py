@@ -29,4 +29,5 @@ def quiet_orbax() -> None:
 
 def _is_of_others(record: logging.LogRecord) -> bool:
     text = record.getMessage()
-    return not ("never retrieved" in text and "orbax" in text)
+    of_reading = "orbax" in text or "tensorstore" in text
+    return not ("never retrieved" in text and of_reading)
