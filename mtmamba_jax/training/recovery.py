@@ -159,9 +159,13 @@ def _read_newest(
 
 
 def _forget_after(step: int, best: Sequence[epath.Path]) -> None:
-    """Deletes best checkpoints, the newest first, if that one is of a step after `step`.
+    """Deletes the best checkpoints if the newest of them is of a step after `step`.
 
     Those beside it go too: they were being deleted for it, and may be half gone.
+
+    Args:
+      step: that the run goes on from.
+      best: all of them, the newest first.
     """
     if best and int(best[0].name) > step:
         for checkpoint in reversed(best):  # a start after a kill here finds the newest still
