@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from mtmamba_jax.cli import main
+    from mtmamba_jax.cli.main import main
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error}. Install the package first: pip install -e .")
 

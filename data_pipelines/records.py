@@ -10,10 +10,10 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from mtmamba_jax.data_pipelines import mirror
+from mtmamba_jax.data_pipelines import remote_cache
 from mtmamba_jax.data_pipelines.transforms import Example
-from mtmamba_jax.names import check_name
-from mtmamba_jax.places import is_remote
+from mtmamba_jax.files.paths import is_remote
+from mtmamba_jax.messages import check_name
 from mtmamba_jax.tasks import Task
 
 DATASETS = ("nyudv2", "pascal_context", "cityscapes")
@@ -87,7 +87,7 @@ class Records:
         version = _builder_class(name).VERSION  # says what is missing where it is not installed
         if is_remote(data_dir or default_data_dir()):
             place = os.fspath(data_dir or default_data_dir())
-            data_dir = mirror.fetch(place, name, str(version))
+            data_dir = remote_cache.fetch(place, name, str(version))
         # Workers, which get these, open the copy without a look at the remote place.
         self._arguments = (name, data_dir, split, tuple(tasks))
         builder = create_builder(name, data_dir)

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
-from mtmamba_jax.data_pipelines.folder import Folder
+from mtmamba_jax.data_pipelines.folder.source import Folder
 from mtmamba_jax.data_pipelines.pipeline import Source
 from mtmamba_jax.data_pipelines.records import DATASETS, Records
-from mtmamba_jax.data_pipelines.synthetic import SyntheticScenes
+from mtmamba_jax.data_pipelines.synthetic.source import SyntheticScenes
 from mtmamba_jax.data_pipelines.transforms import Example
-from mtmamba_jax.names import check_name
+from mtmamba_jax.messages import check_name
 from mtmamba_jax.tasks import Task
 
 SPLITS = {"train": "train", "test": "val"}

@@ -15,15 +15,15 @@ from ml_collections import ConfigDict
 
 import mtmamba_jax.configs
 from mtmamba_jax.configs import common
-from mtmamba_jax.data_pipelines.folder import find_folder, task_folders
+from mtmamba_jax.data_pipelines.folder.source import find_folder, task_folders
 from mtmamba_jax.data_pipelines.transforms import AugmentSettings
+from mtmamba_jax.files.paths import write_whole
 from mtmamba_jax.kernels.ss2d import IMPLEMENTATIONS
 from mtmamba_jax.losses import REDUCTIONS, SCHEMES
+from mtmamba_jax.messages import check_name, nearest
 from mtmamba_jax.models.layers import REMAT_POLICIES
 from mtmamba_jax.models.mtmamba import DTYPES, MODELS
 from mtmamba_jax.models.swin import SWIN_SIZES
-from mtmamba_jax.names import check_name, nearest
-from mtmamba_jax.places import write_whole
 from mtmamba_jax.tasks import CUSTOM, Task, select
 
 FREE_KEYS = (

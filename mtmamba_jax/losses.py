@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from mtmamba_jax.array_types import Batch, TaskMaps
 from mtmamba_jax.labels import check_shapes, valid_pixels
-from mtmamba_jax.names import check_name
+from mtmamba_jax.messages import check_name
 from mtmamba_jax.tasks import Task
 
 EDGE_POSITIVE_WEIGHT = 0.95

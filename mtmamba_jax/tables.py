@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from mtmamba_jax.chips import GIB
+from mtmamba_jax.devices.chips import GIB
 
 
 def two_columns(values: Mapping[str, str]) -> str:

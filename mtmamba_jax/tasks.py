@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from mtmamba_jax.names import check_name
+from mtmamba_jax.messages import check_name
 
 IGNORE = 255
 """Label value that no loss and no metric counts, in every task (normals: all three channels)."""
@@ -39,7 +39,7 @@ class Task:
         of it becomes ignore.
       class_names: one for each class, for class tasks.
       palette: an RGB colour for each class, for class tasks.
-      display: key of `visualize.DISPLAYS`: how a prediction becomes a picture.
+      display: key of `visualization.pictures.DISPLAYS`: how a prediction becomes a picture.
     """
 
     name: str

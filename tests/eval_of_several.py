@@ -3,8 +3,8 @@
 import sys
 
 if __name__ == "__main__":
-    from mtmamba_jax.cli import main
-    from mtmamba_jax.training import run
+    from mtmamba_jax.checkpoints import run
+    from mtmamba_jax.cli.main import main
     from tests.pixel_model import build_pixel_model
 
     port, count, index, *arguments = sys.argv[1:]

@@ -8,8 +8,8 @@ import subprocess
 import pytest
 
 from mtmamba_jax import config as configuration
-from mtmamba_jax.arguments import create_parser
-from mtmamba_jax.cli import CONFIGURED, _overrides
+from mtmamba_jax.cli.flags import create_parser
+from mtmamba_jax.cli.main import CONFIGURED, _overrides
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 import tqdm
 
-from mtmamba_jax.data_pipelines.builders.files import DataError
-from mtmamba_jax.places import check_space
+from mtmamba_jax.data_pipelines.builders.reading import DataError
+from mtmamba_jax.files.paths import check_space
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 

@@ -19,11 +19,11 @@ from tensorflow_datasets.core import dataset_builder
 from tensorflow_datasets.core import splits as tfds_splits
 
 from mtmamba_jax.data_pipelines.builders import encoding
-from mtmamba_jax.data_pipelines.builders.layout import Layout
+from mtmamba_jax.data_pipelines.builders.dataset_files import Layout
 from mtmamba_jax.data_pipelines.builders.opening import open_layouts
 from mtmamba_jax.data_pipelines.builders.shards import split, write_all
-from mtmamba_jax.data_pipelines.locks import locked
-from mtmamba_jax.places import check_space
+from mtmamba_jax.files.locks import locked
+from mtmamba_jax.files.paths import check_space
 
 
 class DenseBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mtmamba_jax.data_pipelines.builders.files import NORMALS_OF_LEVELS
+from mtmamba_jax.data_pipelines.builders.reading import NORMALS_OF_LEVELS
 from mtmamba_jax.data_pipelines.transforms import Example
 from mtmamba_jax.tasks import Task
 

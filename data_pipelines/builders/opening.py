@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import tqdm
 
 from mtmamba_jax.data_pipelines.builders import archives
-from mtmamba_jax.data_pipelines.builders.files import DataError
-from mtmamba_jax.data_pipelines.builders.layout import Layout
+from mtmamba_jax.data_pipelines.builders.dataset_files import Layout
+from mtmamba_jax.data_pipelines.builders.reading import DataError
 
 
 def open_layouts(

@@ -115,7 +115,9 @@ def write_cityscapes(
     cities = {"train": ("aachen", "bochum"), "val": ("frankfurt", "lindau")}
     names = {
         split: tuple(
-            sorted("{0}/{0}_{1:06d}_000019".format(cities[split][i % 2], i) for i in range(n))
+            sorted(
+                f"{cities[split][i % 2]}/{cities[split][i % 2]}_{i:06d}_000019" for i in range(n)
+            )
         )
         for split, n in splits.items()
     }

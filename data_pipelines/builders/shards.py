@@ -19,8 +19,8 @@ from tensorflow_datasets.core import example_serializer
 
 from mtmamba_jax.data_pipelines.batch import check_example
 from mtmamba_jax.data_pipelines.builders import encoding
-from mtmamba_jax.data_pipelines.builders.files import AGAIN, DataError
-from mtmamba_jax.data_pipelines.builders.layout import Layout
+from mtmamba_jax.data_pipelines.builders.dataset_files import Layout
+from mtmamba_jax.data_pipelines.builders.reading import AGAIN, DataError
 from mtmamba_jax.data_pipelines.parallel import in_order
 from mtmamba_jax.tasks import Task
 

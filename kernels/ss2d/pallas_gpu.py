@@ -14,7 +14,7 @@ from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from mtmamba_jax.kernels.ss2d.fused import LOG2E, columns_and_reverses, fused
-from mtmamba_jax.kernels.ss2d.mosaic_gpu import backward, forward, steps, summaries
+from mtmamba_jax.kernels.ss2d.mosaic_gpu import backward, forward, step_sizes, summaries
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     GROUPS,
     OWN_STATES,
@@ -99,7 +99,7 @@ def _programs(scan: Scan, channels: int) -> int:
 
 
 def _shared_bytes(scan: Scan, dtype, rank: int) -> int:
-    parts = backward.memory(scan, dtype, steps.columns(rank, dtype))
+    parts = backward.memory(scan, dtype, step_sizes.columns(rank, dtype))
     arrays = (v for v in parts if not isinstance(v, plgpu.Barrier))
     return sum(math.prod(v.shape) * jnp.dtype(v.dtype).itemsize for v in arrays)
 
@@ -199,10 +199,10 @@ class _Arrays(NamedTuple):
 
 
 def _prepare(scan: Scan, x, dt, dt_weight, dt_bias, A, B, C) -> _Arrays:
-    dt, weight = steps.operands(dt, dt_weight, dt_bias)
+    dt, weight = step_sizes.operands(dt, dt_weight, dt_bias)
     return _Arrays(
         x=_to_images(x, scan),
-        dt=_pad_image(dt, scan, 1, steps.ROWS),
+        dt=_pad_image(dt, scan, 1, step_sizes.ROWS),
         weight=_pad_channels(weight, scan, 1),
         maps=_maps_of(scan, B, C),
         A=_states_of(scan, A),

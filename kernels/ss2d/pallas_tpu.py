@@ -11,7 +11,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from mtmamba_jax.kernels.ss2d.fused import LOG2E, columns_and_reverses, fused
 from mtmamba_jax.kernels.ss2d.mosaic_tpu import backward, forward, memory
-from mtmamba_jax.kernels.ss2d.mosaic_tpu.way import SUBLANES, Way, cut
+from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import SUBLANES, Way, cut
 
 Array = jax.Array
 

@@ -19,16 +19,16 @@ from mtmamba_jax import config as configuration
 from mtmamba_jax.benchmarks.plain_input import Published, Raw, plain_batches
 from mtmamba_jax.benchmarks.programs import Record
 from mtmamba_jax.benchmarks.report import document
-from mtmamba_jax.data_pipelines.builders.layout import Layout
+from mtmamba_jax.data_pipelines.builders.dataset_files import Layout
 from mtmamba_jax.data_pipelines.builders.opening import locate
 from mtmamba_jax.data_pipelines.parallel import available_cores
 from mtmamba_jax.data_pipelines.pipeline import train_batches
 from mtmamba_jax.data_pipelines.records import DATASETS, Records, create_builder
 from mtmamba_jax.data_pipelines.transforms import AugmentSettings
-from mtmamba_jax.names import check_name
+from mtmamba_jax.devices.timing import check_repeats
+from mtmamba_jax.messages import check_name
 from mtmamba_jax.tables import row, rule, short
 from mtmamba_jax.tasks import select
-from mtmamba_jax.timing import check_repeats
 
 PLAIN, PLAIN_ON_RECORDS, RECORDS = WAYS = ("plain", "plain on records", "records")
 EXAMPLES = 16

@@ -19,8 +19,8 @@ import cv2
 import numpy as np
 
 from mtmamba_jax.data_pipelines.batch import MEAN, STD
-from mtmamba_jax.data_pipelines.builders.cityscapes.layout import TRAINED_IDS
-from mtmamba_jax.data_pipelines.builders.layout import Layout
+from mtmamba_jax.data_pipelines.builders.cityscapes.files import TRAINED_IDS
+from mtmamba_jax.data_pipelines.builders.dataset_files import Layout
 from mtmamba_jax.data_pipelines.builders.pascal_context.classes import (
     HUMAN_PART_GROUPS,
     NORMALS_CLASSES,

@@ -13,22 +13,22 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mtmamba_jax import config as configuration
-from mtmamba_jax.chips import CHIPS
-from mtmamba_jax.evaluate import create_predict_step
-from mtmamba_jax.kernels.ss2d import IMPLEMENTATIONS, ss2d
-from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, PLATFORMS, SHAPES
-from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
-from mtmamba_jax.models.norm import TaskLayerNorm
-from mtmamba_jax.names import check_name
-from mtmamba_jax.sharding import compiler_options, create_mesh, put_batch, split_state
-from mtmamba_jax.tasks import Task
-from mtmamba_jax.timing import (
+from mtmamba_jax.devices.chips import CHIPS
+from mtmamba_jax.devices.sharding import compiler_options, create_mesh, put_batch, split_state
+from mtmamba_jax.devices.timing import (
     Timing,
     check_repeats,
     compile_timed,
     program_memory,
     time_calls,
 )
+from mtmamba_jax.evaluation.evaluate import create_predict_step
+from mtmamba_jax.kernels.ss2d import IMPLEMENTATIONS, ss2d
+from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, PLATFORMS, SHAPES
+from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
+from mtmamba_jax.messages import check_name
+from mtmamba_jax.models.norm import TaskLayerNorm
+from mtmamba_jax.tasks import Task
 from mtmamba_jax.training.optimizer import create_optimizer
 from mtmamba_jax.training.state import build, create_state
 from mtmamba_jax.training.step import TrainStep, create_train_step

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from flax import nnx
 
-from mtmamba_jax.convert.layouts import (
+from mtmamba_jax.convert.state_dicts import (
     Contents,
     Layout,
     contents_of,

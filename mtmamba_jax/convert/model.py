@@ -8,7 +8,9 @@ import numpy as np
 from flax import nnx
 
 from mtmamba_jax.convert.encoder import check_size, encoder_from_torch, encoder_to_torch
-from mtmamba_jax.convert.layouts import (
+from mtmamba_jax.convert.official import OFFICIAL, Official
+from mtmamba_jax.convert.rules import Computed, Rule, within
+from mtmamba_jax.convert.state_dicts import (
     Layout,
     check_not_whole,
     contents_of,
@@ -17,8 +19,6 @@ from mtmamba_jax.convert.layouts import (
     in_official_order,
     size_of,
 )
-from mtmamba_jax.convert.official import OFFICIAL, Official
-from mtmamba_jax.convert.rules import Computed, Rule, within
 from mtmamba_jax.convert.swin import FAMILIES, swin_rules
 from mtmamba_jax.convert.tensors import from_tensors, to_tensors
 from mtmamba_jax.models.mtmamba import MTMamba

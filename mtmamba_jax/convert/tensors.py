@@ -10,8 +10,8 @@ import numpy as np
 from flax import nnx
 
 from mtmamba_jax.convert.rules import Pairing, Table, computed, dotted, pair
+from mtmamba_jax.messages import listed
 from mtmamba_jax.models.weights import WEIGHTS
-from mtmamba_jax.names import listed
 
 NO_RULE = "parameters without a rule"
 NO_PLACE = "tensors that have no place in the model"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mtmamba_jax.messages import check_name
 from mtmamba_jax.metrics.base import ConstantBaseline, Metric
 from mtmamba_jax.metrics.depth import Depth, DepthConstant
 from mtmamba_jax.metrics.edges import Edge, EdgeConstant
@@ -11,7 +12,6 @@ from mtmamba_jax.metrics.multitask import delta_m, headline
 from mtmamba_jax.metrics.normals import Normals, NormalsConstant
 from mtmamba_jax.metrics.saliency import Saliency, SaliencyConstant
 from mtmamba_jax.metrics.segmentation import Segmentation, SegmentationConstant
-from mtmamba_jax.names import check_name
 from mtmamba_jax.tasks import Task
 
 METRICS: Mapping[str, type[Metric]] = {

@@ -1,7 +1,7 @@
 """Edges by the pixel: the best F1 over 99 thresholds, counts pooled over the set.
 
 A contour one pixel off counts as wrong here; the boundary protocol's odsF, which matches contours
-within a distance, is another score (`mtmamba_jax.boundaries`).
+within a distance, is another score (`mtmamba_jax.metrics.boundaries`).
 """
 
 from __future__ import annotations

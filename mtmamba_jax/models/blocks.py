@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mtmamba_jax.array_types import Array
-from mtmamba_jax.models import initial
+from mtmamba_jax.models import initializers
 from mtmamba_jax.models.layers import DepthwiseConv, TaskLinear, drop_path, recomputed
 from mtmamba_jax.models.norm import TaskLayerNorm
 from mtmamba_jax.models.ss2d import SS2D
@@ -126,7 +126,7 @@ class CTM(nnx.Module):
         # One map of all t*c channels, kept as [t c d].
         fan_in = (tasks * features) ** -0.5
         self.in_proj_shared = nnx.Param(
-            initial.normal(rngs.params(), (tasks, features, inner), fan_in)
+            initializers.normal(rngs.params(), (tasks, features, inner), fan_in)
         )
         self.gate = self.make_gate(tasks, features, inner, dtype=dtype, rngs=rngs)
         # The tasks' extractors, then the shared one, as one stack: one scan for all.

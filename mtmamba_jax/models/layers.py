@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mtmamba_jax.array_types import Array
-from mtmamba_jax.models import initial
+from mtmamba_jax.models import initializers
 
-linear = functools.partial(nnx.Linear, kernel_init=initial.lecun_normal)
+linear = functools.partial(nnx.Linear, kernel_init=initializers.lecun_normal)
 
 
 class TaskLinear(nnx.Module):
@@ -34,7 +34,7 @@ class TaskLinear(nnx.Module):
         self.dtype = dtype
         bound = in_features**-0.5  # what the official decoder starts from
         shape = (tasks, in_features, out_features)
-        self.kernel = nnx.Param(initial.uniform(rngs.params(), shape, -bound, bound))
+        self.kernel = nnx.Param(initializers.uniform(rngs.params(), shape, -bound, bound))
         self.bias = nnx.Param(jnp.zeros((tasks, out_features))) if use_bias else None
 
     def __call__(self, x: Array) -> Array:
@@ -53,8 +53,8 @@ class Conv(nnx.Module):
         self.dtype = dtype
         bound = (9 * in_features) ** -0.5
         shape = (3, 3, in_features, out_features)
-        self.kernel = nnx.Param(initial.uniform(rngs.params(), shape, -bound, bound))
-        self.bias = nnx.Param(initial.uniform(rngs.params(), shape[3:], -bound, bound))
+        self.kernel = nnx.Param(initializers.uniform(rngs.params(), shape, -bound, bound))
+        self.bias = nnx.Param(initializers.uniform(rngs.params(), shape[3:], -bound, bound))
 
     def __call__(self, x: Array) -> Array:
         """Convolves [b h w i]."""
@@ -80,7 +80,9 @@ class DepthwiseConv(nnx.Module):
     ):
         self.dtype = dtype
         # Fan-in 9, as for a convolution with one input channel a group.
-        self.kernel = nnx.Param(initial.normal(rngs.params(), (tasks, 3, 3, features), 9**-0.5))
+        self.kernel = nnx.Param(
+            initializers.normal(rngs.params(), (tasks, 3, 3, features), 9**-0.5)
+        )
         self.bias = nnx.Param(jnp.zeros((tasks, features)))
 
     def __call__(self, x: Array) -> Array:

@@ -10,15 +10,15 @@ from flax import nnx
 
 from mtmamba_jax.array_types import Array
 from mtmamba_jax.labels import resize_logits
+from mtmamba_jax.messages import check_name
 from mtmamba_jax.models.ablations import ABLATIONS
 from mtmamba_jax.models.blocks import STM, MambaSettings
 from mtmamba_jax.models.decoder import STAGE_BLOCKS, Block, MambaDecoder
 from mtmamba_jax.models.heads import ExpandHeads
-from mtmamba_jax.models.initial import Parts, initialise
+from mtmamba_jax.models.initializers import Parts, initialise
 from mtmamba_jax.models.layers import REMAT_POLICIES, fold
 from mtmamba_jax.models.plus import SCTM, ConvHeads
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin
-from mtmamba_jax.names import check_name
 from mtmamba_jax.tasks import Task
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mtmamba_jax.array_types import Array
-from mtmamba_jax.models import initial
+from mtmamba_jax.models import initializers
 from mtmamba_jax.models.layers import TaskLinear, linear
 from mtmamba_jax.models.norm import LayerNorm, TaskLayerNorm
 
@@ -48,7 +48,7 @@ class PatchEmbed(nnx.Module):
         # PyTorch's start of a convolution. With zeros, padding would stay zero through norm after
         # norm, and each multiplies a gradient by 1 / sqrt(epsilon) there.
         bound = (self.patch**2 * 3) ** -0.5
-        self.projection.bias[...] = initial.uniform(rngs.params(), (features,), -bound, bound)
+        self.projection.bias[...] = initializers.uniform(rngs.params(), (features,), -bound, bound)
         self.norm = LayerNorm(features, dtype=dtype)
 
     def __call__(self, images: Array) -> Array:

@@ -10,7 +10,7 @@ from flax import nnx
 
 from mtmamba_jax.array_types import Array
 from mtmamba_jax.labels import resize_logits
-from mtmamba_jax.models import initial
+from mtmamba_jax.models import initializers
 from mtmamba_jax.models.blocks import MFE, MambaSettings
 from mtmamba_jax.models.layers import Conv, TaskLinear, drop_path, linear, recomputed
 from mtmamba_jax.models.norm import EPSILON, TaskLayerNorm
@@ -44,8 +44,10 @@ class SCTM(nnx.Module):
         # One map of all t*c channels, kept as [t c c].
         bound = (tasks * features) ** -0.5
         shape = (tasks, features, features)
-        self.in_proj_shared = nnx.Param(initial.uniform(rngs.params(), shape, -bound, bound))
-        self.bias_shared = nnx.Param(initial.uniform(rngs.params(), (features,), -bound, bound))
+        self.in_proj_shared = nnx.Param(initializers.uniform(rngs.params(), shape, -bound, bound))
+        self.bias_shared = nnx.Param(
+            initializers.uniform(rngs.params(), (features,), -bound, bound)
+        )
         self.conv_shared = Conv(features, features, dtype=dtype, rngs=rngs)
         self.selecting = TaskLinear(tasks, features, inner, dtype=dtype, rngs=rngs)
         self.in_proj = TaskLinear(tasks, features, inner, dtype=dtype, rngs=rngs)

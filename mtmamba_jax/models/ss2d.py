@@ -9,16 +9,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mtmamba_jax.array_types import Array
+from mtmamba_jax.devices.sharding import batch_axes
 from mtmamba_jax.kernels.ss2d import DIRECTIONS, ss2d
-from mtmamba_jax.models import initial
-from mtmamba_jax.sharding import batch_axes
+from mtmamba_jax.models import initializers
 
 STEP_MIN, STEP_MAX, STEP_FLOOR = 1e-3, 1e-1, 1e-4  # Mamba's initial step sizes
 
 
-def _step_bias(key: jax.Array | initial.Parts, shape: tuple[int, ...]) -> jax.Array:
+def _step_bias(key: jax.Array | initializers.Parts, shape: tuple[int, ...]) -> jax.Array:
     """Returns biases whose softplus is log-uniform in [STEP_MIN, STEP_MAX]."""
-    log_step = initial.uniform(key, shape, math.log(STEP_MIN), math.log(STEP_MAX))
+    log_step = initializers.uniform(key, shape, math.log(STEP_MIN), math.log(STEP_MAX))
     step = jnp.maximum(jnp.exp(log_step), STEP_FLOOR)
     return step + jnp.log(-jnp.expm1(-step))  # the inverse of softplus
 
@@ -55,10 +55,12 @@ class SS2D(nnx.Module):
         # Mamba's own scheme: fan-in uniform projections, A = -(1..n), D = 1.
         bound = d**-0.5
         self.projection = nnx.Param(
-            initial.uniform(rngs.params(), (t, k, d, r + 2 * n), -bound, bound)
+            initializers.uniform(rngs.params(), (t, k, d, r + 2 * n), -bound, bound)
         )
         bound = r**-0.5
-        self.step_weight = nnx.Param(initial.uniform(rngs.params(), (t, k, r, d), -bound, bound))
+        self.step_weight = nnx.Param(
+            initializers.uniform(rngs.params(), (t, k, r, d), -bound, bound)
+        )
         self.step_bias = nnx.Param(_step_bias(rngs.params(), (t, k, d)))
         self.log_a = nnx.Param(
             jnp.broadcast_to(jnp.log(jnp.arange(1, n + 1, dtype=jnp.float32)), (t, k, d, n))

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from mtmamba_jax.array_types import Array
-from mtmamba_jax.models import initial
+from mtmamba_jax.models import initializers
 from mtmamba_jax.models.layers import call_block, drop_path, fold, linear, recomputed
 from mtmamba_jax.models.norm import LayerNorm
 from mtmamba_jax.models.patches import PatchEmbed, PatchMerging, pad_to_multiple
@@ -97,7 +97,7 @@ class WindowAttention(nnx.Module):
         self.heads, self.window, self.shifted = heads, window, shifted
         self.qkv = linear(features, 3 * features, dtype=dtype, rngs=rngs)
         self.position_bias = nnx.Param(
-            initial.truncated_normal(rngs.params(), ((2 * window - 1) ** 2, heads), 0.02)
+            initializers.truncated_normal(rngs.params(), ((2 * window - 1) ** 2, heads), 0.02)
         )
         self.projection = linear(features, features, dtype=dtype, rngs=rngs)
 

@@ -26,7 +26,7 @@ from jax.extend import core
 from ml_collections import ConfigDict
 
 from mtmamba_jax import config as configuration
-from mtmamba_jax.flops import of_convolution, of_product
+from mtmamba_jax.devices.flops import of_convolution, of_product
 from mtmamba_jax.training.state import abstract_build
 
 Shape = tuple[int, ...]

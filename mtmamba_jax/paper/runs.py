@@ -12,10 +12,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mtmamba_jax import config as configuration
+from mtmamba_jax.checkpoints.run import CONFIG_FILE, is_finished
+from mtmamba_jax.checkpoints.saved import KINDS, read_details, steps_saved
 from mtmamba_jax.metrics.multitask import headline
 from mtmamba_jax.tasks import Task
-from mtmamba_jax.training.run import CONFIG_FILE, is_finished
-from mtmamba_jax.training.saved import KINDS, read_details, steps_saved
 
 SCORES_FILE = "scores_{}.json"
 """What the command eval writes of a checkpoint, by its kind."""

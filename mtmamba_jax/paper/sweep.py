@@ -10,8 +10,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mtmamba_jax import config as configuration
-from mtmamba_jax.names import nearest
-from mtmamba_jax.training.run import CONFIG_FILE, is_finished, saved_config
+from mtmamba_jax.checkpoints.run import CONFIG_FILE, is_finished, saved_config
+from mtmamba_jax.messages import nearest
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,13 +15,13 @@ from ml_collections import ConfigDict
 
 from mtmamba_jax import config as configuration
 from mtmamba_jax.benchmarks.programs import MODEL_PROGRAMS, Record, random_batch
-from mtmamba_jax.evaluate import create_predict_step
-from mtmamba_jax.names import check_name
+from mtmamba_jax.devices.sharding import create_mesh, on_device, split_state
+from mtmamba_jax.devices.timing import program_memory
+from mtmamba_jax.evaluation.evaluate import create_predict_step
+from mtmamba_jax.messages import check_name
 from mtmamba_jax.planning.collectives import count_collectives, count_loops
 from mtmamba_jax.planning.topology import Topology
-from mtmamba_jax.sharding import create_mesh, on_device, split_state
 from mtmamba_jax.tasks import Task
-from mtmamba_jax.timing import program_memory
 from mtmamba_jax.training.optimizer import create_optimizer
 from mtmamba_jax.training.state import abstract_build, abstract_state
 from mtmamba_jax.training.step import create_train_step

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import jax
 from jax.experimental import topologies
 
-from mtmamba_jax.chips import CHIPS, Chip
-from mtmamba_jax.names import check_name
+from mtmamba_jax.devices.chips import CHIPS, Chip
+from mtmamba_jax.messages import check_name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mtmamba_jax import config as configuration
-from mtmamba_jax.chips import CHIPS, GIB
 from mtmamba_jax.data_pipelines.pipeline import Batches
-from mtmamba_jax.flops import count_flops
-from mtmamba_jax.timing import device_peak
+from mtmamba_jax.devices.chips import CHIPS, GIB
+from mtmamba_jax.devices.flops import count_flops
+from mtmamba_jax.devices.timing import device_peak
 from mtmamba_jax.training.state import abstract_build
 
 MEASURED = (

@@ -12,9 +12,9 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from mtmamba_jax.devices.sharding import FSDP_AXIS, split_state
 from mtmamba_jax.models.mtmamba import abstract_model, create_model
 from mtmamba_jax.models.weights import split_learned, split_model
-from mtmamba_jax.sharding import FSDP_AXIS, split_state
 from mtmamba_jax.tasks import Task
 
 

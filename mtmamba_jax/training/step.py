@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mtmamba_jax.array_types import Batch
+from mtmamba_jax.devices.sharding import jit_on, replicated, split_batch
 from mtmamba_jax.labels import resize_logits
 from mtmamba_jax.losses import multitask_loss
 from mtmamba_jax.models.weights import split_learned, split_model
-from mtmamba_jax.sharding import jit_on, replicated, split_batch
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.training.gradients import gradient_norms
 from mtmamba_jax.training.optimizer import updates_made

@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtmamba_jax import cli, losses, tasks
 from mtmamba_jax import config as configuration
-from mtmamba_jax.data_pipelines import folder
+from mtmamba_jax import losses, tasks
+from mtmamba_jax.cli import main as cli
 from mtmamba_jax.data_pipelines.batch import check_example
-from mtmamba_jax.data_pipelines.builders.files import DataError
-from mtmamba_jax.data_pipelines.folder import Folder, find_folder
-from mtmamba_jax.data_pipelines.folder_labels import read_label
+from mtmamba_jax.data_pipelines.builders.reading import DataError
+from mtmamba_jax.data_pipelines.folder import source as folder
+from mtmamba_jax.data_pipelines.folder.labels import read_label
+from mtmamba_jax.data_pipelines.folder.source import Folder, find_folder
 from mtmamba_jax.data_pipelines.pipeline import ExampleError, eval_batches
 from mtmamba_jax.data_pipelines.sources import open_source
-from mtmamba_jax.data_pipelines.synthetic import SyntheticScenes
-from mtmamba_jax.training.loop import train
+from mtmamba_jax.data_pipelines.synthetic.source import SyntheticScenes
 from mtmamba_jax.training.report import read_metrics
+from mtmamba_jax.training.train import train
 from tests.tiny import tiny_config
 
 CLASSES = ("background", "person", "chair")

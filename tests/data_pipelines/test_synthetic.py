@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from mtmamba_jax import tasks as tasks_lib
-from mtmamba_jax.data_pipelines.scenes import labels, layout
-from mtmamba_jax.data_pipelines.scenes.geometry import Camera, cast
-from mtmamba_jax.data_pipelines.scenes.materials import random_material
-from mtmamba_jax.data_pipelines.scenes.pieces import Piece, Scene
-from mtmamba_jax.data_pipelines.synthetic import SyntheticScenes
+from mtmamba_jax.data_pipelines.synthetic import arrangement, labels
+from mtmamba_jax.data_pipelines.synthetic.geometry import Camera, cast
+from mtmamba_jax.data_pipelines.synthetic.materials import random_material
+from mtmamba_jax.data_pipelines.synthetic.pieces import Piece, Scene
+from mtmamba_jax.data_pipelines.synthetic.source import SyntheticScenes
 
 SIZE = (96, 128)
 SETS = {"nyudv2": tasks_lib.NYUDV2, "pascal_context": tasks_lib.PASCAL_CONTEXT}
@@ -69,7 +69,7 @@ def test_normals_are_unit(examples):
         np.testing.assert_allclose(np.linalg.norm(example["normals"], axis=-1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("view", [layout.room_view, layout.people_view])
+@pytest.mark.parametrize("view", [arrangement.room_view, arrangement.people_view])
 def test_normals_face_the_viewer_and_agree_with_the_depth_of_neighbouring_pixels(view):
     shares = []
     for seed in range(6):
@@ -98,7 +98,7 @@ def test_normals_face_the_viewer_and_agree_with_the_depth_of_neighbouring_pixels
 
 
 def test_depth_is_metres_along_the_camera_axis():
-    setting = layout.room_view(np.random.default_rng(0), SIZE)
+    setting = arrangement.room_view(np.random.default_rng(0), SIZE)
     hits = cast(setting.scene.primitives(), setting.camera)
     forward = -setting.camera.axes[2]
     np.testing.assert_allclose(

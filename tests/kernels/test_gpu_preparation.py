@@ -9,7 +9,7 @@ import pytest
 
 from mtmamba_jax.kernels.ss2d import fused, pallas_gpu, softplus
 from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ArgSpec
-from mtmamba_jax.kernels.ss2d.mosaic_gpu import steps
+from mtmamba_jax.kernels.ss2d.mosaic_gpu import step_sizes
 from tests.kernels.ss2d_suite import relative_error
 
 PLAN = pallas_gpu._Plan((False, True, False, True), (False, False, True, True))
@@ -67,9 +67,9 @@ def test_states_come_back_from_the_order_of_threads(d, n):
 def test_one_product_of_bfloat16_numbers_is_the_projection_with_its_bias(dtype, tolerance):
     _, dt, weight, bias, *_ = ArgSpec(3, 5, d=24, t=2, b=2, r=7).arguments()
     dt = jnp.asarray(dt, dtype)
-    left, right = steps.operands(dt, weight, bias)
+    left, right = step_sizes.operands(dt, weight, bias)
     assert left.dtype == right.dtype == jnp.bfloat16
-    assert left.shape[-1] == right.shape[-1] == steps.columns(7, dtype)
+    assert left.shape[-1] == right.shape[-1] == step_sizes.columns(7, dtype)
     left = left.reshape(2, 4, 2, 3, 5, -1).astype(jnp.float32)
     right = right.reshape(2, 4, 24, -1).astype(jnp.float32)
     exact = jax.lax.Precision.HIGHEST

@@ -8,7 +8,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from mtmamba_jax.kernels.ss2d import DIRECTIONS, pallas_tpu
 from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ODD, ArgSpec
-from mtmamba_jax.kernels.ss2d.mosaic_tpu import launch, way
+from mtmamba_jax.kernels.ss2d.mosaic_tpu import launch, tiling
 from tests.kernels.ss2d_suite import SS2DSuite
 
 
@@ -33,13 +33,13 @@ def interpreter(capsys):
 @pytest.fixture
 def small_cuts(monkeypatch):
     """Cuts small images as large ones are cut: lines into pieces, images into many tiles."""
-    monkeypatch.setattr(way, "PIECE", 8)
-    monkeypatch.setattr(way, "ENOUGH", 2 * 8 * 128)
+    monkeypatch.setattr(tiling, "PIECE", 8)
+    monkeypatch.setattr(tiling, "ENOUGH", 2 * 8 * 128)
 
 
 @pytest.fixture
 def other_cuts():
-    """Forgets programs cut otherwise, before and after a test that cuts in its own way."""
+    """Forgets programs cut otherwise, before and after a test that cuts in its own tiling."""
     jax.clear_caches()
     yield
     jax.clear_caches()
@@ -79,7 +79,7 @@ class TestPallasTPU(SS2DSuite):
         self.check(ArgSpec(2, 3, d=140, n=3).arguments())
 
     def test_lines_that_a_tile_does_not_hold(self, monkeypatch, other_cuts):
-        monkeypatch.setattr(way, "PIECES", 1)
+        monkeypatch.setattr(tiling, "PIECES", 1)
         self.check(ArgSpec(2, 9, d=4, n=3, k=1).arguments(), ("row_reversed",))
 
     def test_more_states_than_a_register_has(self):

@@ -20,16 +20,17 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from mtmamba_jax.devices.sharding import create_mesh, replicated
 from mtmamba_jax.kernels.ss2d import DIRECTIONS, ss2d
+from mtmamba_jax.kernels.ss2d.analysis import memory as kernel_memory
+from mtmamba_jax.kernels.ss2d.analysis.compiled_scan import compile_scan
 from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, SHAPES
 from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
 from mtmamba_jax.kernels.ss2d.benchmark import with_gradients
 from mtmamba_jax.models import ss2d as ss2d_module
 from mtmamba_jax.models.blocks import MFE, MambaSettings
-from mtmamba_jax.planning import kernel_memory, topology
+from mtmamba_jax.planning import topology
 from mtmamba_jax.planning.collectives import count_collectives
-from mtmamba_jax.planning.compiled_scan import compile_scan
-from mtmamba_jax.sharding import create_mesh, replicated
 from tests.kernels.ss2d_suite import over_tasks, recomputed
 
 CHIPS = {"v4": "2x2x1", "v5e": "2x2", "v5p": "2x2x1", "v6e": "2x2", "tpu7x": "2x2x1"}
@@ -139,7 +140,7 @@ def test_memory_is_a_fifth_of_a_whole_image_scan_and_no_more_than_the_chunked(na
 def test_inner_loops_are_as_short_as_promised(chip):
     table = subprocess.run(
         [
-            *(sys.executable, "-m", "mtmamba_jax.planning.kernel_schedule"),
+            *(sys.executable, "-m", "mtmamba_jax.kernels.ss2d.analysis.schedule"),
             f"--topology={chip}:{CHIPS[chip]}",
             "--spec=stage1_t1_b1,stage2_t1_b1,stage3_t1_b1",
         ],

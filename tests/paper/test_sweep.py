@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from mtmamba_jax import cli
 from mtmamba_jax import config as configuration
+from mtmamba_jax.cli import main as cli
 from tests.tiny import TINY
 
 NAME = "ablations_synthetic"
@@ -41,7 +41,7 @@ def trained(monkeypatch):
         finish(config, options.workdir)
         return signal.SIGTERM if "ends" in config.data.dir else None
 
-    monkeypatch.setattr("mtmamba_jax.commands.train.train_once", run)
+    monkeypatch.setattr("mtmamba_jax.cli.train.train_once", run)
     return names
 
 

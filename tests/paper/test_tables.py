@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mtmamba_jax import cli
 from mtmamba_jax import config as configuration
+from mtmamba_jax.cli import main as cli
 from mtmamba_jax.configs.ablations import VARIANTS
 from mtmamba_jax.models.mtmamba import MODELS
 from mtmamba_jax.paper import cost
@@ -96,7 +96,7 @@ def test_an_einsum_of_a_scan_counts_as_numpy_prints_it():
 
 def test_the_command_prints_the_paper_beside_ours_in_each_format(monkeypatch, capsys):
     rows = [row for row in ROWS if row.name in ("stm_1", "gate_0")]
-    monkeypatch.setattr("mtmamba_jax.commands.tables.cost_table", lambda: cost_table(rows))
+    monkeypatch.setattr("mtmamba_jax.cli.tables.cost_table", lambda: cost_table(rows))
     assert cli.main(["tables"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].split("|")[1:-1] == [

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from mtmamba_jax import cli, sharding
 from mtmamba_jax import config as configuration
-from mtmamba_jax.chips import CHIPS, GIB, Chip
+from mtmamba_jax.cli import main as cli
+from mtmamba_jax.devices import sharding
+from mtmamba_jax.devices.chips import CHIPS, GIB, Chip
 from mtmamba_jax.planning import plan, topology
 from mtmamba_jax.planning.collectives import count_collectives, count_loops
 from mtmamba_jax.planning.topology import Topology
@@ -351,7 +352,7 @@ def test_jax_takes_three_quarters_of_a_gpu_unless_told(monkeypatch):
 
 def run_command(*arguments):
     """The command in a process of its own, which can have the small encoder of the tests."""
-    run = "import sys, tests.tiny, mtmamba_jax.cli as cli; sys.exit(cli.main(sys.argv[1:]))"
+    run = "import sys, tests.tiny, mtmamba_jax.cli.main as cli; sys.exit(cli.main(sys.argv[1:]))"
     return subprocess.run(
         [sys.executable, "-c", run, "plan", *arguments], capture_output=True, text=True
     )

@@ -4,9 +4,9 @@ import sys
 
 import orbax.checkpoint as ocp
 
-from mtmamba_jax import places
-from mtmamba_jax.cli import main
+from mtmamba_jax.cli.main import main
 from mtmamba_jax.data_pipelines import sources
+from mtmamba_jax.files import paths
 from mtmamba_jax.training import state
 from tests.pixel_model import build_pixel_model
 from tests.tiny import TINY
@@ -52,7 +52,7 @@ if __name__ == "__main__":
         elif fault == "data":
             settings |= {"data.name": "folder", "data.dir": "/nowhere"}
         elif fault == "workdir":
-            places._PATIENCE = 1.0
+            paths._PATIENCE = 1.0
             place += "_of_another"
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
     joining = [f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={index}"]

@@ -23,11 +23,11 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
+from mtmamba_jax.checkpoints.run import load_run
+from mtmamba_jax.checkpoints.saved import newest, read_details
 from mtmamba_jax.tables import row, rule
 from mtmamba_jax.training.clock import MEASURED
 from mtmamba_jax.training.report import read_metrics
-from mtmamba_jax.training.run import load_run
-from mtmamba_jax.training.saved import newest, read_details
 from tests.tiny import TINY
 from tests.training.lives import NEVER, STEPS_A_KILL, Life, draw_moments, live
 

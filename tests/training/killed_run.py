@@ -2,7 +2,7 @@
 
 import sys
 
-from mtmamba_jax.cli import main
+from mtmamba_jax.cli.main import main
 from tests.tiny import TINY
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Mapping
 
-from mtmamba_jax.training.saved import KINDS
+from mtmamba_jax.checkpoints.saved import KINDS
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS_A_KILL = 5  # of a run: what a start may train before the next kill

@@ -3,15 +3,16 @@
 import sys
 
 if __name__ == "__main__":
-    from mtmamba_jax.processes import join
+    from mtmamba_jax.devices.processes import join
 
     port, count, index, workdir, *overrides = sys.argv[1:]
     if int(count) > 1:
         join(f"localhost:{port}", int(count), int(index))
 
-    from mtmamba_jax.training import run, state
-    from mtmamba_jax.training.loop import train
+    from mtmamba_jax.checkpoints import run
+    from mtmamba_jax.training import state
     from mtmamba_jax.training.stopping import StoppedError
+    from mtmamba_jax.training.train import train
     from tests.pixel_model import build_pixel_model
     from tests.tiny import tiny_config
 

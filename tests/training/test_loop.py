@@ -7,12 +7,12 @@ import time
 
 import pytest
 
+from mtmamba_jax.checkpoints.save import Checkpoints
 from mtmamba_jax.data_pipelines import sources
-from mtmamba_jax.training import loop, state
-from mtmamba_jax.training.checkpoints import Checkpoints
-from mtmamba_jax.training.loop import train
+from mtmamba_jax.training import state
 from mtmamba_jax.training.report import read_metrics
 from mtmamba_jax.training.step import create_train_step
+from mtmamba_jax.training.train import train
 from tests.pixel_model import build_pixel_model
 from tests.tiny import TINY, tiny_config
 from tests.training import kill_tally
@@ -103,7 +103,7 @@ def test_waiting_for_input_is_logged(slow, tmp_path, monkeypatch, capsys):
     if slow == "source":
         monkeypatch.setattr(sources, "SyntheticScenes", SlowScenes)
     else:
-        monkeypatch.setattr(loop, "create_train_step", create_slow_step)
+        monkeypatch.setattr("mtmamba_jax.training.train.create_train_step", create_slow_step)
     train(tiny_config(train__steps="9", train__log_every="4", train__eval_every="9"), tmp_path)
     lines = [line for line in read_metrics(tmp_path) if line["kind"] == "train"]
     share = lines[1]["input_wait"]  # of steps 5 to 8: step 1 compiles
@@ -119,7 +119,7 @@ def test_programs_are_left_out_of_garbage_collections_until_the_run_ends(tmp_pat
             left_out.append((gc.get_freeze_count(), len(gc.get_objects())))
             super().save_latest(*arguments, **keywords)
 
-    monkeypatch.setattr(loop, "Checkpoints", Watched)
+    monkeypatch.setattr("mtmamba_jax.training.train.Checkpoints", Watched)
     monkeypatch.setattr(state, "build", build_pixel_model)
     settings = {"train__steps": "4", "train__eval_every": "2", "train__checkpoint_every": "1"}
     train(tiny_config(**settings), tmp_path)

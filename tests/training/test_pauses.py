@@ -5,7 +5,7 @@ import weakref
 
 import jax.numpy as jnp
 
-from mtmamba_jax.training.checkpoints import Checkpoints
+from mtmamba_jax.checkpoints.save import Checkpoints
 from mtmamba_jax.training.pauses import keep_replaced
 from mtmamba_jax.training.state import TrainState
 

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from mtmamba_jax.cli import main
+from mtmamba_jax.cli.main import main
 from mtmamba_jax.metrics.depth import DELTAS
 from mtmamba_jax.training.report import read_metrics
 

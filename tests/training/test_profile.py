@@ -2,9 +2,9 @@
 
 import pytest
 
-from mtmamba_jax import cli
+from mtmamba_jax.cli import main as cli
 from mtmamba_jax.training import state
-from mtmamba_jax.training.loop import train
+from mtmamba_jax.training.train import train
 from tests.pixel_model import build_pixel_model
 from tests.tiny import tiny_config
 

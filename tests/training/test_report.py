@@ -10,7 +10,7 @@ DEAD = """
 import pathlib, sys
 import numpy as np
 from mtmamba_jax.training.report import Report
-from mtmamba_jax.training.workdir import WorkDirectory
+from mtmamba_jax.checkpoints.workdir import WorkDirectory
 folder = pathlib.Path(sys.argv[1])
 report = Report(WorkDirectory(folder, folder), start_step=0, steps=1)
 report.numbers(0, "constant", {"a": 1.0})

@@ -9,10 +9,10 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from mtmamba_jax.devices.sharding import create_mesh, jit_on, put_batch, split_longest, split_state
 from mtmamba_jax.losses import multitask_loss
 from mtmamba_jax.models.layers import drop_path
 from mtmamba_jax.models.weights import split_model
-from mtmamba_jax.sharding import create_mesh, jit_on, put_batch, split_longest, split_state
 from mtmamba_jax.tasks import select
 from mtmamba_jax.training.optimizer import create_optimizer
 from mtmamba_jax.training.state import abstract_build, abstract_state, create_state, initial_state

@@ -11,9 +11,9 @@ import pytest
 
 from mtmamba_jax.training import state
 from mtmamba_jax.training.clock import MEASURED
-from mtmamba_jax.training.loop import train
 from mtmamba_jax.training.report import read_metrics
 from mtmamba_jax.training.stopping import StoppedError, StopSignals
+from mtmamba_jax.training.train import train
 from tests.pixel_model import build_pixel_model
 from tests.tiny import tiny_config
 from tests.training.test_processes import SETTINGS, finish, losses, run, start

@@ -3,7 +3,7 @@
 from etils import epath
 
 from mtmamba_jax.data_pipelines.builders.base import DenseBuilder
-from mtmamba_jax.data_pipelines.builders.cityscapes.layout import Cityscapes
+from mtmamba_jax.data_pipelines.builders.cityscapes.files import Cityscapes
 from mtmamba_jax.data_pipelines.records import TERMS
 
 

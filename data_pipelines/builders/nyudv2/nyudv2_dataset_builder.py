@@ -3,7 +3,7 @@
 from etils import epath
 
 from mtmamba_jax.data_pipelines.builders.base import DenseBuilder
-from mtmamba_jax.data_pipelines.builders.nyudv2.layout import NYUDv2
+from mtmamba_jax.data_pipelines.builders.nyudv2.files import NYUDv2
 from mtmamba_jax.data_pipelines.records import TERMS
 
 

@@ -3,7 +3,7 @@
 from etils import epath
 
 from mtmamba_jax.data_pipelines.builders.base import DenseBuilder
-from mtmamba_jax.data_pipelines.builders.pascal_context.layout import PASCALContext
+from mtmamba_jax.data_pipelines.builders.pascal_context.files import PASCALContext
 from mtmamba_jax.data_pipelines.records import TERMS
 
 

@@ -31,7 +31,7 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     store,
 )
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.registers import keep, kept, over_own, over_states
-from mtmamba_jax.kernels.ss2d.mosaic_gpu.steps import Steps, scratch
+from mtmamba_jax.kernels.ss2d.mosaic_gpu.step_sizes import Steps, scratch
 from mtmamba_jax.kernels.ss2d.softplus import softplus_gradient
 
 Array = jax.Array

@@ -21,7 +21,7 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     store,
 )
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.registers import keep, kept
-from mtmamba_jax.kernels.ss2d.mosaic_gpu.steps import Steps, scratch
+from mtmamba_jax.kernels.ss2d.mosaic_gpu.step_sizes import Steps, scratch
 
 Array = jax.Array
 

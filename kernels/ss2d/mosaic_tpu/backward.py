@@ -13,7 +13,7 @@ from mtmamba_jax.kernels.ss2d.fused import LN2
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.launch import Blocks, launch
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.memory import backward_scratch
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.tile import Tile, add, block_of, product, rows_of
-from mtmamba_jax.kernels.ss2d.mosaic_tpu.way import LANES, SUBLANES, Way
+from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import LANES, SUBLANES, Way
 from mtmamba_jax.kernels.ss2d.softplus import softplus_gradient
 
 Array = jax.Array

@@ -11,7 +11,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.launch import Blocks, launch, saved_shape
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.tile import Tile, add, block_of, rows_of
-from mtmamba_jax.kernels.ss2d.mosaic_tpu.way import LANES, SUBLANES, Way
+from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import LANES, SUBLANES, Way
 
 Array = jax.Array
 

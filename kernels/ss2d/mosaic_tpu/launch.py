@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.memory import vector_memory
-from mtmamba_jax.kernels.ss2d.mosaic_tpu.way import Way
+from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import Way
 
 Array = jax.Array
 

@@ -7,7 +7,7 @@ import math
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
-from mtmamba_jax.kernels.ss2d.mosaic_tpu.way import LANES, SUBLANES, Way
+from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import LANES, SUBLANES, Way
 
 SPARE_MEMORY = 3 * 2**20  # bytes that the compiler takes beside what is asked for
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from mtmamba_jax.kernels.ss2d.mosaic_tpu.way import LANES, SUBLANES, Way
+from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import LANES, SUBLANES, Way
 from mtmamba_jax.kernels.ss2d.softplus import softplus
 
 Array = jax.Array

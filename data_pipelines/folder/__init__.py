@@ -1,0 +1,1 @@
+"""Data of your own: a folder of images and labels."""

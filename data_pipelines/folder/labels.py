@@ -1,0 +1,88 @@
+"""Reading the labels of a folder of one's own (`folder`), each file with its checks."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from mtmamba_jax.data_pipelines.builders.reading import (
+    DataError,
+    class_label,
+    classes_table,
+    read_depth,
+    read_grey,
+    read_normals,
+)
+from mtmamba_jax.tasks import Task
+
+# A unit vector in 8 bits is within 0.01 of length 1; interpolation and JPEG shorten it.
+_LENGTHS = (0.8, 1.2)
+_NO_DIRECTION = 0.5
+
+
+def suffixes_of(task: Task) -> tuple[str, ...]:
+    """Returns those that a task's labels may have."""
+    return _FORMATS.get(task.name, _CLASSES)[0]
+
+
+def read_label(task: Task, path: pathlib.Path, size: Sequence[int] | None) -> np.ndarray:
+    """Returns a label as in a raw example.
+
+    Args:
+      task: whose label it is.
+      path: the file.
+      size: height and width of its image; None takes any.
+
+    Raises:
+      DataError: unreadable, of another kind or size, or with values that must not occur.
+    """
+    return _FORMATS.get(task.name, _CLASSES)[1](task, path, size)
+
+
+def _read_classes(task, path, size):
+    count = len(task.class_names) or 2
+    wanted = f"0 to {count - 1}, the numbers of the run's {count} classes, and 255, not labelled"
+    if not task.class_names:
+        wanted = "0, 1 on boundaries, and 255, not labelled"
+    return class_label(classes_table(count), read_grey(path, size), path, wanted)
+
+
+def _read_depth(task, path, size):
+    if path.suffix.lower() == ".npy":
+        return read_depth(path, size)
+    levels = read_grey(path, size)
+    if levels.dtype != np.uint16:
+        raise DataError(
+            f"{path} has 8 bits, wanted 16: millimetres. Save it as uint16, or metres as .npy."
+        )
+    metres = levels.astype(np.float32) / 1000
+    return np.where(levels == 0, np.float32(task.ignore), metres)[..., None]
+
+
+def _read_normals(task, path, size):
+    normals = read_normals(path, size)
+    length = np.linalg.norm(normals, axis=-1)
+    drawn = (normals != -1).any(-1)
+    right = (length >= _LENGTHS[0]) & (length <= _LENGTHS[1])
+    if (drawn & right).sum() < 0.5 * drawn.sum():
+        raise DataError(
+            f"{path} holds no unit vectors: at most pixels their length is not 1. Wanted "
+            "RGB = (normal + 1) / 2 * 255."
+        )
+    labelled = drawn & (length >= _NO_DIRECTION)
+    if (normals[..., 2][labelled] < 0).sum() > 0.5 * labelled.sum():
+        raise DataError(
+            f"{path}: most normals point away from the camera, which sees no such surface. "
+            "Wanted x right, y up, z towards the camera: blue above 127."
+        )
+    return np.where(labelled[..., None], normals / length[..., None], np.float32(task.ignore))
+
+
+_Reader = Callable[[Task, pathlib.Path, Sequence[int] | None], np.ndarray]
+_FORMATS: Mapping[str, tuple[tuple[str, ...], _Reader]] = {
+    "depth": ((".npy", ".png"), _read_depth),
+    "normals": ((".png",), _read_normals),
+}
+_CLASSES: tuple[tuple[str, ...], _Reader] = ((".png",), _read_classes)

@@ -1,0 +1,337 @@
+"""Your own data: images, and a folder of labels for each task.
+
+my_data/
+  images/NAME.jpg     or .jpeg, .png: 8-bit RGB
+  semseg/NAME.png     class numbers 0, 1, ... in the order of `tasks.classes`
+  human_parts/        the same in that of `tasks.HUMAN_PART_CLASSES`, 0 to 6
+  saliency/           the same: 0, and 1 on what is salient
+  edge/               the same: 0, and 1 on boundaries
+  depth/NAME.npy      metres, floating point [h w]; or NAME.png, 16 bits: millimetres
+  normals/NAME.png    RGB = (normal + 1) / 2 * 255; x right, y up, z towards the camera
+  train.txt, val.txt  names of the images to train on and to score, one a line, without suffix
+
+Not labelled: 255 in class numbers (edge and saliency too), 0 in depth, black or grey in normals.
+An image without a file in a task's folder is not labelled for that task. NAME may hold subfolders;
+suffixes may be in capitals. A label is of its image's size. Class numbers may be a palette's
+indices, or the 0 and 1 of a PNG of 1 bit.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import pathlib
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from mtmamba_jax.data_pipelines.builders.reading import (
+    DataError,
+    read_list,
+    read_rgb,
+)
+from mtmamba_jax.data_pipelines.folder.labels import read_label, suffixes_of
+from mtmamba_jax.data_pipelines.transforms import Example
+from mtmamba_jax.messages import check_name
+from mtmamba_jax.tasks import CUSTOM, IGNORE, Task
+
+LISTS = {"train": "train on", "val": "score"}
+"""The splits, each with a list of names, and what for."""
+
+_IMAGES = "images"
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+_SHOWN = 20  # names in a message
+_LOOKED_AT = 200  # labels of a task, at most
+
+
+class Folder:
+    """A random-access source (for grain) of raw examples; see `batch` for the labels' values.
+
+    Opening checks names, all at once, and looks at some labels of two classes; an example's files
+    are checked when it is read.
+
+    Args:
+      root: the folder; see above.
+      split: "train" or "val".
+      tasks: whose labels each example holds; an attribute too.
+
+    Attributes:
+      ids: the names in the split's list.
+      labelled: for each task, how many of them have a label.
+
+    Raises:
+      DataError: something is missing or wrong; the message names it and the remedy.
+    """
+
+    def __init__(self, root: str | os.PathLike | None, split: str, tasks: Sequence[Task]):
+        check_name("split", split, LISTS)
+        self.root, self.split, self.tasks = find_folder(root), split, tuple(tasks)
+        problems: list[str] = []
+        images = _scan(self.root, _IMAGES, _IMAGE_SUFFIXES, problems)
+        if not images:
+            raise DataError(
+                f"{self.root / _IMAGES} holds no image, NAME{', '.join(_IMAGE_SUFFIXES)}. "
+                "Put the images there."
+            )
+        # Training ends with scores: what they lack is said before it starts.
+        checked = tuple(LISTS) if split == "train" else (split,)
+        lists = _read_lists(self.root, images, checked, problems)
+        wanted = {name: lists[name] for name in checked if name in lists}
+        labels = {
+            task.name: _scan_labels(self.root, task, images, wanted, problems) for task in tasks
+        }
+        _raise(self.root, problems)
+        self.ids = lists[split]
+        self._files = [
+            {_IMAGES: images[name]}
+            | {t: files[name] for t, files in labels.items() if name in files}
+            for name in self.ids
+        ]
+        self.labelled = {task: sum(task in files for files in self._files) for task in labels}
+        self._unused = {
+            task: [file for name, file in files.items() if name not in images]
+            for task, files in labels.items()
+        }
+        if split == "train":
+            _raise(self.root, [p for task in self.tasks for p in self._look(task)])
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Example:
+        files = self._files[index]
+        image = read_rgb(self.root / files[_IMAGES])
+        size = image.shape[:2]
+        example = {"image": image, "id": self.ids[index]}
+        for task in self.tasks:
+            if task.name in files:
+                example[task.name] = read_label(task, self.root / files[task.name], size)
+            else:
+                shape = (*size, task.label_channels)
+                example[task.name] = np.full(shape, task.ignore, task.label_dtype)
+        return example
+
+    def __repr__(self) -> str:
+        names = "+".join(task.name for task in self.tasks)
+        return f"Folder({str(self.root)!r}, {self.split!r}, {names})"
+
+    def summary(self) -> str:
+        """Returns in a line how many images there are, and how many of them have which label."""
+        counts: dict[int, list[str]] = {}
+        for task, count in self.labelled.items():
+            counts.setdefault(count, []).append(task)
+        labels = ", ".join(
+            f"{'all' if count == len(self) else count} with {' '.join(names)}"
+            for count, names in sorted(counts.items(), reverse=True)
+        )
+        text = f"{self.root}: {len(self)} images to {LISTS[self.split]}, {labels}"
+        for files in self._unused.values():
+            if files:
+                text += f"\n  labels without an image: {len(files)}, such as {files[0]}"
+        return text
+
+    def _look(self, task: Task) -> Iterable[str]:
+        """Reads labels of two classes until one shows the second; says what is wrong if none does.
+
+        Maps of 0 and 255, as drawing programs write them, would else count as not labelled where
+        they matter. Labels from all over the list are enough to tell that it is right.
+        """
+        if task.label_dtype != "int32" or len(task.class_names) > 2:
+            return
+        labels = [files[task.name] for files in self._files if task.name in files]
+        ignored = False
+        for some in (labels[:: -(-len(labels) // _LOOKED_AT)], labels):  # all if some look wrong
+            for file in some:
+                label = read_label(task, self.root / file, None)
+                if (label == 1).any():
+                    return
+                ignored |= bool((label == IGNORE).any())
+            if not ignored:
+                return
+        yield (
+            f"{self.root / task.name} holds no values but 0 and 255 for the images of "
+            f"{self.split}.txt, and 255 means not labelled. Write 1 where now is 255."
+        )
+
+
+def find_folder(root: str | os.PathLike | None) -> pathlib.Path:
+    """Returns the folder `config.data.dir`.
+
+    Raises:
+      DataError: it is not set, not there, or without images.
+    """
+    if root is None:
+        raise DataError(
+            "Config key 'data.dir' is not set: which folder holds your data? "
+            "--config.data.dir=my_data. data_pipelines/folder.py says what it holds."
+        )
+    path = pathlib.Path(root).expanduser()
+    if not path.is_dir():
+        raise DataError(f"{path} is no folder. Give that of your data: --config.data.dir=my_data.")
+    if not (path / _IMAGES).is_dir():
+        raise DataError(
+            f"{path} has no folder {_IMAGES}/. {_held(path)} Put the images in {path / _IMAGES}."
+        )
+    return path
+
+
+def task_folders(root: pathlib.Path) -> list[str]:
+    """Returns the tasks that a folder of data has a folder for."""
+    return [task.name for task in CUSTOM if (root / task.name).is_dir()]
+
+
+def _held(path: pathlib.Path) -> str:
+    folders = sorted(f"{p.name}/" for p in path.iterdir() if p.is_dir())
+    return f"It holds {_some(folders)}." if folders else "It holds no folder."
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+
+
+def _raise(root: pathlib.Path, problems: Sequence[str]) -> None:
+    if len(problems) == 1:
+        raise DataError(problems[0])
+    if problems:
+        raise DataError(f"{len(problems)} things are wrong in {root}:\n" + "\n".join(problems))
+
+
+def _walk(root: pathlib.Path, folder: str) -> list[pathlib.PurePosixPath]:
+    """Returns the files of a folder and those in it, by name, as seen from the folder."""
+    found = []
+    for place, folders, files in os.walk(root / folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = pathlib.Path(place).relative_to(root / folder)
+        found += [inside / name for name in files if not name.startswith(".")]
+    return sorted(pathlib.PurePosixPath(path.as_posix()) for path in found)
+
+
+def _scan(
+    root: pathlib.Path, folder: str, suffixes: Sequence[str], problems: list[str]
+) -> dict[str, str]:
+    """Returns {NAME: file, as seen from the root} of those files that have one of the suffixes."""
+    found: dict[str, str] = {}
+    twice = []
+    for path in _walk(root, folder):
+        if path.suffix.lower() in suffixes:
+            name, file = str(path.with_suffix("")), f"{folder}/{path}"
+            if name in found:
+                twice.append(f"{found[name]} and {file}")
+            found[name] = file
+    if twice:
+        problems.append(
+            f"{root / folder} has two files of one name: {_some(twice)}. Remove one of each, or "
+            "rename it."
+        )
+    return found
+
+
+def _read_lists(
+    root: pathlib.Path, images: Mapping[str, str], checked: Sequence[str], problems: list[str]
+) -> dict[str, tuple[str, ...]]:
+    """Returns the names of each split that has a list; those `checked` must."""
+    lists = {}
+    for split in LISTS:
+        path = root / f"{split}.txt"
+        if path.exists():
+            lists[split] = read_list(path)
+    missing = [split for split in checked if split not in lists]
+    if missing:
+        problems.append(_how_to_list(root, missing, len(images)))
+    for split in checked:
+        strangers = [name for name in lists.get(split, ()) if name not in images]
+        if strangers:
+            problems.append(
+                f"{root / split}.txt names images that {_IMAGES}/ lacks ({len(strangers)}): "
+                f"{_some(strangers)}. {_remedy(root, strangers[0], images)}"
+            )
+    shared = sorted(set(lists.get("train", ())) & set(lists.get("val", ())))
+    if shared:
+        problems.append(
+            f"{root}: train.txt and val.txt share images ({len(shared)}): {_some(shared)}. "
+            "Remove them from one: scores are to be of images that were not trained on."
+        )
+    return lists
+
+
+def _how_to_list(root: pathlib.Path, missing: Sequence[str], count: int) -> str:
+    """Returns a message with the command that writes the missing lists, one or both."""
+    names = r"find images/ -type f | sed 's|^images/*||; s|\.[^./]*$||'"
+    if len(missing) == 2:
+        scored = max(1, round(count / 10))
+        command = (
+            f"{names} | sort -R > names.txt && tail -n +{scored + 1} names.txt > train.txt "
+            f"&& head -n {scored} names.txt > val.txt"
+        )
+    else:
+        (other,) = set(LISTS) - set(missing)
+        command = f"{names} | grep -vxF -f {other}.txt > {missing[0]}.txt"
+    wanted = " and ".join(f"{split}.txt (images to {LISTS[split]})" for split in missing)
+    return (
+        f"{root} lacks {wanted}: names, one a line, without suffix. To make "
+        f"{'them' if len(missing) == 2 else 'it'} of the {count} images there:"
+        f"\n  cd {shlex.quote(str(root))} && {command}"
+    )
+
+
+def _remedy(root: pathlib.Path, name: str, images: Mapping[str, str]) -> str:
+    """Returns what to do about a name in a list that no image has."""
+    plain = name.removeprefix("./").removeprefix(f"{_IMAGES}/")
+    for written in (plain, os.path.splitext(plain)[0]):
+        if written in images:
+            return f"Write {written!r}, not {name!r}."
+    others = sorted(glob.glob(f"{glob.escape(str(root / _IMAGES / name))}.*"))
+    if others:
+        return f"{others[0]} has another suffix: save it as .jpg or .png."
+    return "Add the images, or remove the names."
+
+
+def _scan_labels(
+    root: pathlib.Path,
+    task: Task,
+    images: Mapping[str, str],
+    lists: Mapping[str, Sequence[str]],
+    problems: list[str],
+) -> dict[str, str]:
+    """Returns {NAME: file} of a task's labels."""
+    folder, suffixes = root / task.name, suffixes_of(task)
+    without = "or leave the task out of --config.tasks.names"
+    if not folder.is_dir():
+        problems.append(
+            f"{root} has no folder {task.name}/ for the labels of task {task.name!r}. "
+            f"{_held(root)} Add it, {without}."
+        )
+        return {}
+    wrong = [
+        f"{task.name}/{path}"
+        for path in _walk(root, task.name)
+        if path.suffix.lower() not in suffixes and str(path.with_suffix("")) in images
+    ]
+    if wrong:
+        problems.append(
+            f"{folder} has labels of another suffix than {' or '.join(suffixes)}: {_some(wrong)}. "
+            "Save them so; JPEG changes the numbers."
+        )
+    found = _scan(root, task.name, suffixes, problems)
+    if wrong:
+        return found
+    if not found:
+        problems.append(
+            f"{folder} holds no label, NAME{' or '.join(suffixes)}. Add some, {without}."
+        )
+    elif not found.keys() & images.keys():
+        name, file = next(iter(images.items()))
+        problems.append(
+            f"{folder} has {len(found)} files, such as {next(iter(found.values()))}, but none with "
+            f"the name of an image: the label of {file} is {task.name}/{name}"
+            f"{' or '.join(suffixes)}."
+        )
+    else:
+        problems += [
+            f"{folder} has no label for any image of {split}.txt, so there is nothing to "
+            f"{LISTS[split]}. Add some, {without}."
+            for split, names in lists.items()
+            if not found.keys() & set(names)
+        ]
+    return found

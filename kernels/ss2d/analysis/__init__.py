@@ -1,0 +1,1 @@
+"""Schedule and memory of the scan, as reported by the TPU compiler."""

@@ -1,0 +1,1 @@
+"""Checkpoints and the work directory of a run."""

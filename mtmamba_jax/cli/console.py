@@ -1,0 +1,57 @@
+"""What commands say alike, and flags that several take."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+
+import jax
+from ml_collections import ConfigDict
+
+from mtmamba_jax.devices.compilation_cache import keep_programs
+from mtmamba_jax.devices.processes import join
+
+
+def announce(*lines: str) -> None:
+    """Says what is about to run, on which devices; from here on they keep their programs."""
+    keep_programs()
+    devices = jax.devices()
+    print("\n".join(lines))
+    count = jax.process_count()
+    processes = f" of {count} processes" if count > 1 else ""
+    kinds = ", ".join(sorted({device.device_kind for device in devices}))
+    print(f"Devices: {len(devices)} x {kinds}{processes} (jax {jax.__version__})", flush=True)
+
+
+def describe_program(what: str, config: ConfigDict, kind: str = "") -> str:
+    """Returns a model's program in words; `kind` of images."""
+    program = "the prediction" if what == "inference" else "a training step"
+    height, width = config.data.size
+    return (
+        f"{program} of {config.model.name} with {config.model.encoder} on {kind}{height}x{width} "
+        f"images, {config.model.dtype}"
+    )
+
+
+def program_name() -> str:
+    """Returns how this process was called, for commands that are proposed."""
+    name = pathlib.Path(sys.argv[0]).name
+    return f"python {name}" if name.endswith(".py") else "mtmamba"
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Returns the height and width of --size.
+
+    Raises:
+      ValueError: it is not HEIGHTxWIDTH.
+    """
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise ValueError(f"--size wants HEIGHTxWIDTH in pixels, such as 448x576; got {text!r}.")
+    return int(height), int(width)
+
+
+def join_processes(options: argparse.Namespace) -> None:
+    """Joins the other processes of a run; see `processes.join`."""
+    join(options.coordinator, options.num_processes, options.process_id)

@@ -1,0 +1,138 @@
+"""The command `eval`."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import pathlib
+from collections.abc import Mapping
+
+import tqdm
+from etils import epath
+
+from mtmamba_jax.checkpoints.run import Run, load_run
+from mtmamba_jax.cli.console import announce, join_processes, program_name
+from mtmamba_jax.devices.processes import highest, is_first, sums_of_all
+from mtmamba_jax.evaluation.boundaries import Benchmark, choose_benchmark, count_test_set
+from mtmamba_jax.evaluation.evaluate import Evaluator, compute_scores, score_table
+from mtmamba_jax.evaluation.report import class_ious, details, write_confusions
+from mtmamba_jax.evaluation.saved_predictions import Saving
+from mtmamba_jax.files.paths import as_json, write_whole
+from mtmamba_jax.metrics.boundaries import Sums, add_up, compute
+from mtmamba_jax.metrics.boundaries.report import score_table as boundary_table
+from mtmamba_jax.metrics.boundaries.report import write_report
+from mtmamba_jax.paper.runs import SCORES_FILE
+from mtmamba_jax.visualization.panels import write_panels
+
+
+def run(options: argparse.Namespace) -> int:
+    """Scores a trained model on its test set."""
+    join_processes(options)
+    workdir = epath.Path(options.workdir)
+    run = load_run(workdir, options.checkpoint)
+    benchmark, saving = _benchmark(options, run), _saving(options, run)
+    announce(
+        f"Evaluating the {options.checkpoint} checkpoint (step {run.step}) of {options.workdir} "
+        f"on the test set of {run.config.data.name}"
+    )
+    evaluator = Evaluator(run.config, run.graph, run.tasks, run.mesh)
+    totals, constants = evaluator.totals(run.parameters), evaluator.constants()
+    scores = compute_scores(run.tasks, totals)
+    print(score_table(run.tasks, scores, constants), flush=True)
+    path = workdir / SCORES_FILE.format(options.checkpoint)
+    written = {"step": run.step, "scores": scores, "constants": constants}
+    written["class_iou"] = class_ious(run.tasks, totals)
+    _write(path, written)
+    sums = _pass(evaluator, run, benchmark, saving)
+    if saving:
+        record = {"workdir": options.workdir, "step": run.step, "images": len(evaluator)}
+        if is_first():
+            saving.finish(record)
+        print(f"\nPredictions of {len(evaluator)} images: {saving.folder}")
+    if benchmark and sums["images"]:
+        folder = workdir / f"boundaries_{options.checkpoint}"
+        settings = {**benchmark.settings, "images": int(sums["images"])}
+        edge = benchmark.task.name
+        scores = scores | {edge: scores[edge] | compute(sums)}
+        _write(path, written | {"scores": scores, "boundaries": settings})
+        if is_first():
+            write_report(folder, sums, {**settings, "step": run.step})
+        print(f"\n{benchmark.describe()}\n{boundary_table(sums)}\nThe curve: {folder}")
+    print(f"\n{details(run.config, run.tasks, totals, scores, constants)}")
+    # The best checkpoint's panels are those that training wrote.
+    suffix = "" if options.checkpoint == "best" else f"_{options.checkpoint}"
+    pictures = write_confusions(workdir, run.tasks, totals, suffix)
+    folder = f"panels{suffix}"
+    panels = write_panels(
+        workdir / folder,
+        run.tasks,
+        evaluator.predictions(run.parameters, run.config.eval.panels),
+    )
+    names = "".join(f", {picture.name}" for picture in pictures)
+    print(
+        f"\nWrote {path} (every score){names} and {len(panels)} panels in "
+        f"{options.workdir}/{folder}\n"
+        f"Next: {program_name()} predict --workdir={options.workdir} PHOTO_OR_FOLDER..."
+    )
+    if benchmark:
+        _check_scored(sums)  # last: what else was asked for is written
+    return 0
+
+
+def _write(path: epath.Path, scores: Mapping[str, object]) -> None:
+    if is_first():
+        write_whole(path, (as_json(scores, indent=2) + "\n").encode())
+
+
+def _benchmark(options: argparse.Namespace, run: Run) -> Benchmark | None:
+    """Returns how contours are scored, None where they are not."""
+    labels = options.boundary_labels
+    if options.odsf:
+        return choose_benchmark(
+            run.config.data.name,
+            run.tasks,
+            labels=None if labels is None else pathlib.Path(labels),
+            every=options.all,
+            num_workers=options.workers,
+        )
+    if labels is not None or options.all or options.workers is not None:
+        raise ValueError("--boundary_labels, --all and --workers are of --odsf: add it.")
+    return None
+
+
+def _saving(options: argparse.Namespace, run: Run) -> Saving | None:
+    """Returns where predictions are written, None where they are not."""
+    if options.save_predictions is None:
+        return None
+    default = epath.Path(options.workdir) / f"predictions_{options.checkpoint}"
+    return Saving(options.save_predictions or default, run.tasks)
+
+
+def _pass(
+    evaluator: Evaluator, run: Run, benchmark: Benchmark | None, saving: Saving | None
+) -> Sums | None:
+    """Writes and counts predictions in one pass over the test set; returns all processes' sums."""
+    if not (benchmark or saving):
+        return None
+    predictions = tqdm.tqdm(
+        evaluator.values(run.parameters),
+        total=evaluator.own,
+        unit="image",
+        disable=None if is_first() else True,  # None: where there is no terminal
+    )
+    if saving:
+        predictions = saving.passing(predictions)
+    if not benchmark:
+        collections.deque(predictions, maxlen=0)
+        highest(0)  # all have written theirs
+        return None
+    return sums_of_all(add_up(count_test_set(benchmark, predictions)))
+
+
+def _check_scored(sums: Sums) -> None:
+    """Raises ValueError if there was no image to score."""
+    if not sums["images"]:
+        raise ValueError(
+            "--odsf found no image to score: none of the test set has a label of edges, or the "
+            "published figures leave all out (--all scores them)."
+        )

@@ -1,0 +1,67 @@
+"""The command `export`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+
+from flax import nnx
+
+from mtmamba_jax.checkpoints.run import load_run
+from mtmamba_jax.cli.console import parse_size
+from mtmamba_jax.convert import to_torch
+from mtmamba_jax.convert.weight_files import writer_of
+from mtmamba_jax.export import program as export
+from mtmamba_jax.export.model_card import create_card, describe_run
+
+
+def run(options: argparse.Namespace) -> int:
+    """Writes a trained model for elsewhere: to run with jax alone, or for PyTorch."""
+    if options.format == "torch":
+        return _torch(options)
+    if options.platform is None:
+        raise ValueError("--platform is missing: cpu, cuda or tpu, where the program is to run.")
+    output = pathlib.Path(options.output)
+    export.check_output(output)
+    size = parse_size(options.size) if options.size else None
+    batch = export.parse_batch(options.batch or "1")
+    scan = export.choose_scan(options.platform, options.scan, batch)
+    run = load_run(options.workdir, options.checkpoint, batch_size=1)
+    print(
+        f"Exporting step {run.step} ({options.checkpoint}) of {options.workdir} for "
+        f"{options.platform}, scan: {scan}",
+        flush=True,
+    )
+    program = export.export_program(
+        run.config,
+        run.tasks,
+        platform=options.platform,
+        size=size or run.config.data.size,
+        batch=batch,
+        scan=scan,
+    )
+    card = create_card(run, program, checkpoint=options.checkpoint, scan=scan)
+    export.write_artifact(output, program, export.name_weights(run.parameters), card)
+    print(
+        f"Wrote {output}: program and weights, model_card.md (what goes in, what comes out) and "
+        f"run.py\nNext: python {output / export.SCRIPT} IMAGE.npy, wherever jax and flatbuffers "
+        "are installed"
+    )
+    return 0
+
+
+def _torch(options: argparse.Namespace) -> int:
+    for flag in ("platform", "size", "batch", "scan"):
+        if getattr(options, flag) is not None:
+            raise ValueError(f"--{flag} does not go with --format=torch, which writes weights.")
+    write = writer_of(options.output)
+    run = load_run(options.workdir, options.checkpoint, batch_size=1)
+    tensors = to_torch(nnx.merge(run.graph, run.parameters))
+    about = json.dumps(describe_run(run, options.checkpoint))
+    write(options.output, tensors, {"model_card": about})
+    print(
+        f"Wrote {options.output}: {len(tensors)} tensors of step {run.step}, with the names of the "
+        "official code"
+    )
+    return 0

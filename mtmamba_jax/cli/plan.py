@@ -1,0 +1,24 @@
+"""The command `plan`."""
+
+from __future__ import annotations
+
+import argparse
+
+from mtmamba_jax import config as configuration
+from mtmamba_jax.cli.console import describe_program
+from mtmamba_jax.planning import topology as topologies
+from mtmamba_jax.planning.report import plan_json, report_plan
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compiles for an accelerator that is not here, and says whether it fits."""
+    config = configuration.load(options.config)
+    configuration.override(config, options.overrides)
+    topology = topologies.find(options.topology)
+
+    if options.json:
+        text, fits = plan_json(options.what, config, topology)
+        print(text)
+        return 0 if fits else 1
+    print(f"Compiling {describe_program(options.what, config)}, for {topology.name}", flush=True)
+    return 0 if report_plan(options.what, config, topology) else 1

@@ -1,0 +1,76 @@
+"""The command `sweep`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+import sys
+
+import jax
+
+from mtmamba_jax import config as configuration
+from mtmamba_jax.cli import train
+from mtmamba_jax.cli.console import program_name
+from mtmamba_jax.cli.flags import create_parser
+from mtmamba_jax.files.paths import is_remote
+from mtmamba_jax.paper.sweep import Job, jobs
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains the variants of a configuration, or prints the commands that do."""
+    workdir = options.workdir or f"runs/{configuration.run_name(options.config)}"
+    patterns = options.rows.split(",") if options.rows else []
+    seeds = _parse_seeds(options.seeds)
+    found = jobs(options.config, patterns, seeds, workdir, options.overrides)
+    left = [job for job in found if not job.is_done()]
+    if options.print:
+        for job in left:
+            print(f"{program_name()} {shlex.join(job.arguments())}")
+        return 0
+    print(f"{len(found)} runs in {workdir}, {len(found) - len(left)} of them finished.", flush=True)
+    failed = 0
+    for number, job in enumerate(left, len(found) - len(left) + 1):
+        print(
+            f"\n[{number} of {len(found)}] {job.config}, seed {job.overrides['seed']}", flush=True
+        )
+        try:
+            stop = _train(job)
+        except (OSError, RuntimeError) as error:  # of this run: the others may do
+            if jax.process_count() > 1:  # which wait for this one within the run
+                raise
+            print(f"error: {job.workdir}: {error}", file=sys.stderr, flush=True)
+            failed += 1
+            continue
+        if stop:
+            print(f"Stopped by {stop.name}. The same command goes on.", flush=True)
+            return train.exit_code(stop)
+    if failed:
+        print(f"error: {failed} of {len(found)} runs failed.", file=sys.stderr)
+        return 1
+    if is_remote(workdir):
+        print("\nAll are finished. Copy the folder to a disk for the command tables.")
+    else:
+        print(f"\nAll are finished. Next:\n  {program_name()} tables --runs={workdir}")
+    return 0
+
+
+def _train(job: Job) -> signal.Signals | None:
+    options, _ = create_parser().parse_known_args(job.arguments())
+    options.overrides = job.overrides
+    try:
+        return train.train_once(options)
+    finally:
+        jax.clear_caches()  # the programs of this run are of no use to the next
+
+
+def _parse_seeds(text: str) -> list[int]:
+    """Returns the numbers of --seeds.
+
+    Raises:
+      ValueError: it is no list of different numbers.
+    """
+    parts = text.split(",")
+    if not all(part.isdigit() for part in parts) or len(set(map(int, parts))) < len(parts):
+        raise ValueError(f"--seeds wants different numbers, such as 0,1,2; got {text!r}.")
+    return [int(part) for part in parts]

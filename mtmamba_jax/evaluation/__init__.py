@@ -1,0 +1,1 @@
+"""Scores on the test set and predictions for photos."""

@@ -1,0 +1,237 @@
+"""Scores of a model on the test set, beside those of the best constant prediction."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mtmamba_jax.data_pipelines.batch import remove_padding
+from mtmamba_jax.data_pipelines.pipeline import eval_batches
+from mtmamba_jax.data_pipelines.sources import open_source
+from mtmamba_jax.devices.sharding import jit_on, put_batch, replicated, split_batch
+from mtmamba_jax.labels import resize_logits
+from mtmamba_jax.metrics import create_constant, create_metric
+from mtmamba_jax.metrics.base import Accumulator, Counts
+from mtmamba_jax.metrics.multitask import headline
+from mtmamba_jax.readout import to_value
+from mtmamba_jax.tasks import Task
+
+Scores = Mapping[str, Mapping[str, float]]
+"""{task: {score name: value}}."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What is predicted for a test image and what is true, at the labels' size, without padding.
+
+    Attributes:
+      id: of the example.
+      values: {task: value} as `readout.to_value` gives them.
+      labels: {task: label}, [h w label_channels].
+    """
+
+    id: str
+    values: Mapping[str, np.ndarray]
+    labels: Mapping[str, np.ndarray]
+
+
+class Evaluator:
+    """Runs a model over the test set, every example once.
+
+    Args:
+      config: the run's configuration.
+      graph: the model's structure.
+      tasks: to score.
+      mesh: devices that a batch is split over.
+      layout: of the parameters, `sharding.split_state`; None is whole on every device.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        graph: nnx.GraphDef,
+        tasks: Sequence[Task],
+        mesh: Mesh,
+        layout: dict | None = None,
+    ):
+        self._data, self._tasks, self._mesh = config.data, tasks, mesh
+        self._batch_size = config.eval.batch_size
+        self._source = open_source(config.data, tasks, "test")
+        self._predict = create_predict_step(graph, mesh, layout)
+        self._measure = create_measure_step(tasks, mesh)
+        self._measure_constant = create_constant_step(tasks, mesh)
+        self._read = create_value_step(tasks, mesh)
+
+    def scores(self, parameters: dict) -> dict[str, dict[str, float]]:
+        """Returns every score of every task."""
+        return compute_scores(self._tasks, self.totals(parameters))
+
+    def totals(self, parameters: dict) -> dict[str, Counts]:
+        """Returns each metric's sums over the test set, by task, for `compute_scores`."""
+
+        def measure(batch):
+            return self._measure(self._predict(parameters, batch["images"]), batch)
+
+        return self._accumulate(measure, {t.name: create_metric(t) for t in self._tasks})
+
+    def constants(self) -> dict[str, float]:
+        """Returns the best constant prediction's score for each task: what learning must beat."""
+        accumulators = {task.name: create_constant(task) for task in self._tasks}
+        totals = self._accumulate(self._measure_constant, accumulators)
+        scores = {name: a.compute(totals[name]) for name, a in accumulators.items()}
+        return headline(self._tasks, scores)
+
+    def predictions(
+        self, parameters: dict, count: int
+    ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+        """Yields (example, logits) of this process's first `count` test examples.
+
+        Both are as in a batch, without its axis.
+        """
+        for batch in self._batches():
+            logits = self._predict(parameters, put_batch(batch, self._mesh)["images"])
+            logits = {name: _local(value) for name, value in logits.items()}
+            for i in range(len(batch["images"])):
+                if count == 0 or not batch["mask"][i]:
+                    return
+                count -= 1
+                yield {k: v[i] for k, v in batch.items()}, {k: v[i] for k, v in logits.items()}
+
+    def values(self, parameters: dict) -> Iterator[Prediction]:
+        """Yields what is scored of each of this process's test examples."""
+        scale = self._data.label_scale
+        for batch in self._batches():
+            on_devices = put_batch(batch, self._mesh)
+            values = self._read(self._predict(parameters, on_devices["images"]), on_devices)
+            values = {name: _local(value) for name, value in values.items()}
+            for i in np.flatnonzero(batch["mask"]):
+                inside = [
+                    {
+                        name: remove_padding(maps[name][i], batch["size"][i], scale)
+                        for name in values
+                    }
+                    for maps in (values, batch)
+                ]
+                yield Prediction(str(batch["id"][i]), *inside)
+
+    def __len__(self) -> int:
+        """Returns how many test examples there are."""
+        return len(self._source)
+
+    @property
+    def own(self) -> int:
+        """How many of them this process evaluates."""
+        share = self._batch_size // jax.process_count()
+        starts = range(jax.process_index() * share, len(self), self._batch_size)
+        return sum(min(share, len(self) - start) for start in starts)
+
+    def _batches(self):
+        return eval_batches(
+            self._source,
+            self._tasks,
+            size=self._data.size,
+            label_scale=self._data.label_scale,
+            batch_size=self._batch_size,
+            num_workers=self._data.num_workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def _accumulate(
+        self, measure: Callable, accumulators: Mapping[str, Accumulator]
+    ) -> dict[str, Counts]:
+        total = {name: accumulator.empty() for name, accumulator in accumulators.items()}
+        for batch in self._batches():
+            counts = measure(put_batch(batch, self._mesh))
+            for name, accumulator in accumulators.items():
+                total[name] = accumulator.merge(total[name], counts[name])
+        return total
+
+
+def compute_scores(
+    tasks: Sequence[Task], totals: Mapping[str, Counts]
+) -> dict[str, dict[str, float]]:
+    """Returns every score of every task from `Evaluator.totals`."""
+    return {task.name: create_metric(task).compute(totals[task.name]) for task in tasks}
+
+
+def create_measure_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
+    """Returns `step(logits, batch) -> {task: counts}` of the metrics, at the label's size."""
+    metrics = {task.name: create_metric(task) for task in tasks}
+
+    def step(logits, batch):
+        return {
+            name: metric.measure(
+                resize_logits(logits[name], batch[name].shape[1:3]), batch[name], batch["mask"]
+            )
+            for name, metric in metrics.items()
+        }
+
+    split = split_batch(mesh)
+    return jax.jit(step, in_shardings=(split, split), out_shardings=replicated(mesh))
+
+
+def create_value_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
+    """Returns `step(logits, batch) -> {task: readout.to_value}` at the label's size."""
+
+    def step(logits, batch):
+        return {
+            task.name: to_value(
+                task, resize_logits(logits[task.name], batch[task.name].shape[1:3]), jnp
+            )
+            for task in tasks
+        }
+
+    split = split_batch(mesh)
+    return jax.jit(step, in_shardings=(split, split), out_shardings=split)
+
+
+def create_constant_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
+    """Returns `step(batch) -> {task: counts}` of each task's best constant prediction."""
+    constants = {task.name: create_constant(task) for task in tasks}
+
+    def step(batch):
+        return {name: c.measure(batch[name], batch["mask"]) for name, c in constants.items()}
+
+    return jax.jit(step, in_shardings=split_batch(mesh), out_shardings=replicated(mesh))
+
+
+def create_predict_step(graph: nnx.GraphDef, mesh: Mesh, layout: dict | None = None) -> Callable:
+    """Returns `step(parameters, images [b h w 3]) -> {task: logits}`.
+
+    Args:
+      graph: the model's structure.
+      mesh: devices that the images are split over.
+      layout: of the parameters, `sharding.split_state`; None is whole on every device.
+    """
+
+    def step(parameters: Mapping, images: jax.Array) -> dict[str, jax.Array]:
+        return nnx.merge(graph, parameters)(images)
+
+    layout, split = layout or replicated(mesh), split_batch(mesh)
+    return jit_on(mesh, step, in_shardings=(layout, split), out_shardings=split)
+
+
+def _local(array: jax.Array) -> np.ndarray:
+    """Returns this process's part of an array whose leading axis is split over devices."""
+    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([shards[start] for start in sorted(shards)])
+
+
+def score_table(tasks: Sequence[Task], scores: Scores, constants: Mapping[str, float]) -> str:
+    """Returns a table of each task's score beside the best constant prediction's."""
+    lines = [f"{'task':<12} {'score':<18} {'MTMamba':>9} {'constant':>9} {'ratio':>7}"]
+    for task, value in zip(tasks, headline(tasks, scores).values(), strict=True):
+        constant = constants[task.name]
+        ratio = f"{value / constant:.2f}x" if constant else "-"
+        unit = f" ({task.unit})" if task.unit else ""
+        name = f"{task.score}{unit}, {'lower' if task.lower_is_better else 'higher'}"
+        lines.append(f"{task.name:<12} {name:<18} {value:9.3f} {constant:9.3f} {ratio:>7}")
+    return "\n".join(lines)

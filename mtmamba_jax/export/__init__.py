@@ -1,0 +1,1 @@
+"""Trained models for use elsewhere: with jax alone, or in PyTorch."""

@@ -1,0 +1,1 @@
+"""Folders, buckets and files."""

@@ -1,0 +1,105 @@
+"""What a run goes on from."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtmamba_jax.checkpoints.resume import recover
+from mtmamba_jax.checkpoints.save import Checkpoints
+from mtmamba_jax.checkpoints.saved import newest, steps_saved
+from mtmamba_jax.devices.sharding import create_mesh, split_state
+from mtmamba_jax.training.state import TrainState
+
+ROOT = pathlib.Path(__file__).parents[2]
+DAMAGE = """
+import gc, pathlib, sys
+from tests.checkpoints.test_resume import saved_run, state_of
+from mtmamba_jax.checkpoints.resume import recover
+for name in "abcd":
+    workdir = saved_run(pathlib.Path(sys.argv[1]) / name, arrays=40)
+    for path in (workdir / "latest" / "12" / "parameters").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:50])
+    print(recover(workdir, like=state_of(0, arrays=40)).state.step)
+    gc.collect()
+"""
+
+
+def state_of(step, arrays=1):
+    parameters = {f"kernel_{i}": jnp.full((64, 64), step) for i in range(arrays)}
+    state = TrainState(jnp.int32(step), parameters, {"mean": jnp.zeros(4)})
+    return jax.device_put(state, split_state(state, create_mesh(1)))
+
+
+def saved_run(workdir, arrays=1):
+    checkpoints = Checkpoints(workdir, keep=3)
+    for step in (8, 9, 12):
+        checkpoints.save_latest(state_of(step, arrays))
+    checkpoints.save_best(state_of(9, arrays), {"delta_m": 1.0})
+    checkpoints.close()
+    return workdir
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return saved_run(tmp_path)
+
+
+def test_the_newest_state_and_the_best_one_are_found(workdir):
+    found = recover(workdir, like=state_of(0))
+    assert int(found.state.step) == 12
+    np.testing.assert_array_equal(found.state.parameters["kernel_0"], np.full((64, 64), 12))
+    assert (found.best["step"], found.best["delta_m"]) == (9, 1.0)
+
+
+def test_what_a_killed_process_was_writing_is_deleted(workdir):
+    unfinished = workdir / "latest" / "16.orbax-checkpoint-tmp" / "parameters"
+    unfinished.mkdir(parents=True)
+    (unfinished / "d").write_bytes(b"some")
+    assert int(recover(workdir, like=state_of(0)).state.step) == 12
+    assert not unfinished.parent.exists()
+    assert steps_saved(workdir, "latest") == [8, 9, 12]
+
+
+def test_a_copy_that_somebody_made_is_no_checkpoint(workdir):
+    for name in ("latest/copy_99", "latest/0100", "best/9_copy_99"):
+        (workdir / name).mkdir()
+    assert int(recover(workdir, like=state_of(0)).state.step) == 12
+    assert newest(workdir, "best") == workdir / "best" / "9"
+    assert (workdir / "latest" / "copy_99").exists()
+
+
+def test_a_best_one_of_a_step_that_is_redone_is_deleted(workdir):
+    for step in (9, 12):
+        (workdir / "latest" / str(step)).rename(workdir / f"lost_{step}")
+    found = recover(workdir, like=state_of(0))
+    assert int(found.state.step) == 8
+    assert found.best is None
+    assert steps_saved(workdir, "best") == []
+
+
+def test_nothing_is_found_where_no_run_was(tmp_path):
+    assert recover(tmp_path / "new", like=state_of(0)) is None
+    assert not (tmp_path / "new").exists()
+
+
+def test_of_a_damaged_checkpoint_one_line_is_said_and_not_one_for_each_array(tmp_path):
+    found = subprocess.run(
+        [sys.executable, "-c", DAMAGE, str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert found.returncode == 0, found.stderr
+    said = found.stdout.splitlines()
+    assert [line for line in said if not line.startswith("warning: checkpoint ")] == 4 * ["9"]
+    assert len(said) == 8
+    assert "Traceback" not in found.stderr
+    assert "never" not in found.stderr

@@ -1,0 +1,79 @@
+"""Counting arithmetic, against counts by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from mtmamba_jax import config as configuration
+from mtmamba_jax.devices.chips import CHIPS
+from mtmamba_jax.devices.flops import count_flops
+from mtmamba_jax.devices.sharding import create_mesh
+from mtmamba_jax.training import clock
+from mtmamba_jax.training.state import abstract_build
+from tests.tiny import tiny_config
+
+
+def shaped(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def convolve(x, kernel, groups=1):
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (2, 2),
+        "SAME",
+        feature_group_count=groups,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def test_products_and_convolutions_are_counted():
+    assert count_flops(jnp.matmul, shaped(5, 2, 3), shaped(3, 7)) == 2 * 5 * 2 * 3 * 7
+    # 4 x 4 outputs of 6 channels, each of 3 x 3 pixels of 2 channels.
+    assert count_flops(convolve, shaped(1, 8, 8, 2), shaped(3, 3, 2, 6)) == 2 * 16 * 6 * 9 * 2
+    depthwise = count_flops(lambda x, k: convolve(x, k, 4), shaped(1, 8, 8, 4), shaped(3, 3, 1, 4))
+    assert depthwise == 2 * 16 * 4 * 9
+    assert count_flops(jnp.exp, shaped(9)) == 0
+
+
+def test_what_is_inside_calls_loops_and_branches_is_counted():
+    square = shaped(3, 3)
+    product = count_flops(jnp.matmul, square, square)
+
+    def scanned(x, y):
+        return jax.lax.scan(lambda c, _: (c @ y, None), x, length=5)[0]
+
+    def branched(x, y):
+        return jax.lax.cond(x[0, 0] > 0, lambda: x @ y @ y, lambda: x @ y)
+
+    def looped(x, y):
+        return jax.lax.while_loop(lambda c: c[0, 0] > 0, lambda c: c @ y, x)
+
+    assert count_flops(jax.jit(jnp.matmul), square, square) == product
+    assert count_flops(jax.checkpoint(jnp.matmul), square, square) == product
+    assert count_flops(scanned, square, square) == 5 * product
+    assert count_flops(branched, square, square) == 2 * product
+    with pytest.raises(NotImplementedError, match="while loop"):
+        count_flops(looped, square, square)
+
+
+def test_the_papers_model_is_within_two_percent_of_its_published_products():
+    # 459.1 G multiply-adds of convolutions, linear maps and products: the paper's 540.8 G without
+    # the scan, LayerNorm and resizing. Here the scan's read-out C h is a product too.
+    config = configuration.load("common")
+    config.model.scan_implementation = "xla"
+    graph, parameters = abstract_build(config, configuration.tasks(config))
+    images = shaped(1, *config.data.size, 3)
+    found = count_flops(lambda p, x: nnx.merge(graph, p)(x), parameters, images)
+    assert found / 2 == pytest.approx(459.1e9, rel=0.02)
+
+
+def test_the_least_time_of_a_step_is_shared_by_its_devices(monkeypatch):
+    monkeypatch.setitem(CHIPS, "cpu", CHIPS["NVIDIA H200"])
+    config = tiny_config(train__batch_size="4")
+    one, two = (clock.least_seconds(config, create_mesh(4, data=n)) for n in (1, 2))
+    assert one == pytest.approx(2 * two) and one > 0
+    monkeypatch.delitem(CHIPS, "cpu")
+    assert clock.least_seconds(config, create_mesh(4)) is None

@@ -1,0 +1,49 @@
+"""The options of XLA that come with a mesh."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mtmamba_jax.devices.sharding import BATCH_AXES, compiler_options, mesh_compiler_options
+
+SCHEDULER = "xla_gpu_enable_latency_hiding_scheduler"
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    platform: str
+    process_index: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh of devices that are not here."""
+
+    devices: np.ndarray
+
+    @property
+    def shape(self):
+        return dict(zip(BATCH_AXES, self.devices.shape, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("platform", "shape", "processes", "off"),
+    [
+        ("gpu", (2, 1), [0, 0], True),
+        ("gpu", (8, 1), [3] * 8, True),
+        ("gpu", (1, 1), [0], False),
+        ("gpu", (1, 2), [0, 0], False),  # weights come from the other GPU: that can be hidden
+        ("gpu", (2, 2), [0] * 4, False),
+        ("gpu", (2, 1), [0, 1], False),  # as does a slow network
+        ("cpu", (2, 1), [0, 0], False),
+        ("tpu", (2, 1), [0, 0], False),
+    ],
+)
+def test_updates_wait_for_nothing_where_gpus_of_one_process_hold_copies(
+    platform, shape, processes, off
+):
+    devices = np.array([Device(platform, process) for process in processes]).reshape(shape)
+    options = mesh_compiler_options(Layout(devices))
+    assert options.pop(SCHEDULER, None) == (False if off else None)
+    assert options == compiler_options(platform)

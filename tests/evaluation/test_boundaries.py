@@ -1,0 +1,85 @@
+"""The boundary benchmark of a test set: which images, labels and pixels are scored, and how."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mtmamba_jax.evaluation.boundaries import choose_benchmark, count_test_set
+from mtmamba_jax.evaluation.evaluate import Prediction
+from mtmamba_jax.metrics import boundaries
+from mtmamba_jax.metrics.boundaries import speed
+from mtmamba_jax.metrics.boundaries.folders import count_prediction
+from mtmamba_jax.tasks import CITYSCAPES, IGNORE, NYUDV2
+
+SIZE = (48, 60)
+
+
+def predictions(*names):
+    """Returns contours of cells, thick ones, and a soft prediction of them."""
+    found = []
+    for seed, name in enumerate(names):
+        contour = boundaries.contour_of_regions(speed.cells(SIZE, 6, seed))
+        label = contour[..., None].astype(np.int32)
+        value = speed.soft(contour, seed).astype(np.float32) / 255
+        found.append(Prediction(name, {"edge": value}, {"edge": label}))
+    return found
+
+
+def count(dataset, made, **settings):
+    benchmark = choose_benchmark(dataset, NYUDV2, num_workers=0, **settings)
+    return list(count_test_set(benchmark, made))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "labels", "reading", "distance"),
+    [
+        ("nyudv2", False, "regions", 0.011),
+        ("nyudv2", True, "regions", 0.011),
+        ("pascal_context", False, "contours", 0.0075),
+        ("pascal_context", True, "regions", 0.0075),
+        ("synthetic", False, "contours", 0.0075),
+    ],
+)
+def test_contours_are_read_and_matched_as_published(dataset, labels, reading, distance, tmp_path):
+    found = choose_benchmark(dataset, NYUDV2, labels=tmp_path if labels else None)
+    assert (found.reading, found.max_distance) == (reading, distance)
+
+
+def test_a_distance_that_is_not_published_is_said_to_be_none():
+    said = {name: choose_benchmark(name, NYUDV2).describe() for name in ("nyudv2", "folder")}
+    assert said["folder"].endswith("0.0075 of the diagonal (none is published for folder)")
+    assert said["nyudv2"].endswith("0.011 of the diagonal")
+
+
+def test_images_that_published_figures_leave_out_are_left_out_of_pascal_context_alone():
+    made = predictions("2008_000002", "2008_000008")
+    every = count("pascal_context", made, every=True)
+    assert len(every) == len(count("synthetic", made)) == 2
+    (one,) = count("pascal_context", made)
+    np.testing.assert_array_equal(one, every[1])
+
+
+def test_images_without_a_label_are_left_out():
+    made = predictions("a", "b")
+    bare = np.full_like(made[0].labels["edge"], IGNORE)
+    bare = dataclasses.replace(made[0], labels={"edge": bare})
+    found = count("folder", [bare, made[1]])
+    np.testing.assert_array_equal(found, count("folder", made)[1:])
+
+
+@pytest.mark.parametrize("reading", ["contours", "regions"])
+def test_pixels_that_are_not_labelled_hold_no_contour_and_count_for_none(reading):
+    levels, label = np.zeros(SIZE, np.uint8), np.zeros(SIZE, np.uint8)
+    levels[20:23, :25] = 255
+    label[20:23, :30] = 1
+    bare = count_prediction(levels, label, reading, 0.02)
+    assert bare[50, 0] >= 20  # of 25: the first fade at the border
+    levels[:, 45:48] = 255
+    label[:, 40:] = IGNORE
+    np.testing.assert_array_equal(count_prediction(levels, label, reading, 0.02, IGNORE), bare)
+
+
+def test_without_edges_there_is_nothing_to_score():
+    with pytest.raises(ValueError, match="not: it has semseg, depth"):
+        choose_benchmark("cityscapes", CITYSCAPES)

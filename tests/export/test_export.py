@@ -1,0 +1,296 @@
+"""Artifacts: they predict what the model does where only jax is, and say what they are."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from mtmamba_jax import config as configuration
+from mtmamba_jax.checkpoints import run as runs
+from mtmamba_jax.checkpoints.save import Checkpoints
+from mtmamba_jax.cli import main as cli
+from mtmamba_jax.data_pipelines.transforms import eval_transforms
+from mtmamba_jax.export import model_card
+from mtmamba_jax.export import program as export
+from mtmamba_jax.kernels import ss2d
+from mtmamba_jax.readout import VALUES, to_value
+from mtmamba_jax.training.state import TrainState, build
+from tests.pixel_model import build_pixel_model
+from tests.tiny import tiny_config
+
+SCORES = {"semseg": {"mIoU": 12.5}, "depth": {"RMSE": 0.75}}
+TOLERANCE = 1e-5  # of logits of order 1: two programs of one model round differently
+# Runs a script in which nothing but jax, numpy and what those import can be imported.
+ONLY_JAX = """
+import runpy, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("mtmamba_jax", "flax", "orbax", "optax", "ml_collections", "cv2"):
+            raise AssertionError(f"{name} was imported")
+sys.meta_path.insert(0, Refuse())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def write_run(workdir, config, parameters):
+    """Writes what training leaves of a run that `export` reads: a best and a latest checkpoint."""
+    workdir.mkdir()
+    configuration.save(config, workdir / runs.CONFIG_FILE)
+    checkpoints = Checkpoints(workdir, config=configuration.flatten(config))
+    state = TrainState(np.int32(3), parameters, {"moment": np.zeros(2, np.float32)})
+    checkpoints.save_best(state, {"delta_m": 1.0, "scores": SCORES})
+    checkpoints.save_latest(state)
+    checkpoints.close()
+
+
+def run_script(folder, cwd, *images):
+    for i, image in enumerate(images):
+        np.save(cwd / f"image{i}.npy", image)
+    paths = [f"image{i}.npy" for i in range(len(images))]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, "-c", ONLY_JAX, str(folder / export.SCRIPT), *paths],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory):
+    config = tiny_config(tasks__names="('semseg', 'depth', 'edge', 'normals')")
+    graph, parameters = build(config, configuration.tasks(config))
+    workdir = tmp_path_factory.mktemp("tiny") / "run"
+    write_run(workdir, config, parameters)
+    return workdir, config, graph, parameters
+
+
+@pytest.fixture
+def pixel_run(tmp_path, monkeypatch):
+    """A run of the model that compiles at once."""
+    monkeypatch.setattr(runs, "abstract_build", build_pixel_model)
+    monkeypatch.setattr(export, "abstract_build", build_pixel_model)
+    config = tiny_config(data__dir="/home/somebody/data")
+    _, parameters = build_pixel_model(config, configuration.tasks(config))
+    write_run(tmp_path / "run", config, parameters)
+    return tmp_path / "run"
+
+
+def call_export(workdir, output, *flags, platform="cpu"):
+    return cli.main(
+        ["export", f"--workdir={workdir}", f"--output={output}", f"--platform={platform}", *flags]
+    )
+
+
+def test_artifact_agrees_with_the_live_model_in_a_process_that_has_only_jax(tiny_run, tmp_path):
+    workdir, config, graph, parameters = tiny_run
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 64, 3), np.uint8)
+    output = tmp_path / "artifact"
+    assert call_export(workdir, output, "--batch=any") == 0
+    ran = run_script(output, tmp_path, *images)
+    assert ran.returncode == 0, ran.stderr
+
+    tasks = configuration.tasks(config)
+    (transform,) = eval_transforms((), (32, 64))[1:]
+    examples = [transform({"image": image}, np.random.default_rng(0)) for image in images]
+    normalised = np.stack([example["image"] for example in examples])
+    logits = jax.jit(lambda p, x: nnx.merge(graph, p)(x))(parameters, normalised)
+    for task in tasks:
+        expected = to_value(task, logits[task.name])
+        found = np.load(tmp_path / f"{task.name}.npy")
+        assert found.dtype == expected.dtype
+        exact = np.asarray(logits[task.name])
+        if task.display == "classes":  # which may differ where two are equally likely but for that
+            best = np.sort(exact, axis=-1)
+            clear = best[..., -1] - best[..., -2] > TOLERANCE
+            assert clear.mean() > 0.99
+            np.testing.assert_array_equal(found[clear], expected[clear])
+        elif task.display == "normals":  # a unit vector's error is its logits' over their length
+            length = np.linalg.norm(exact, axis=-1, keepdims=True)
+            assert (np.abs(found - expected) * np.minimum(length, 1) <= TOLERANCE).all()
+        else:
+            np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("platform", "scan", "kernel"),
+    [
+        ("cuda", "fused", "mosaic_gpu_v2"),
+        ("tpu", "fused", "tpu_custom_call"),
+        ("cuda", "xla", None),
+        ("tpu", "xla", None),
+    ],
+)
+def test_program_for_an_absent_device_is_read_back_with_its_scan_and_no_paths(
+    tiny_run, platform, scan, kernel
+):
+    _, config, _, _ = tiny_run
+    written = export.export_program(
+        config, configuration.tasks(config), platform=platform, size=(32, 64), batch=1, scan=scan
+    ).serialize()
+    program = jax.export.deserialize(written)
+    assert program.platforms == (platform,)
+    text = program.mlir_module()
+    assert ("custom_call" in text) == (kernel is not None)
+    assert kernel is None or f"@{kernel}" in text
+    for module in (export, ss2d, jax):
+        assert os.path.dirname(module.__file__).encode() not in written
+
+
+# Reads and compiles an artifact as its script does, for devices that are not here.
+COMPILE = """
+import importlib, json, pathlib, sys
+import jax, jax.export
+from mtmamba_jax.planning import topology
+folder, devices = pathlib.Path(sys.argv[1]), topology.find(sys.argv[2])
+for name in json.loads((folder / "model_card.json").read_text())["program"]["imports"]:
+    importlib.import_module(name)
+program = jax.export.deserialize(bytearray((folder / "program.jax_export").read_bytes()))
+place = jax.sharding.SingleDeviceSharding(devices.devices[0])
+like = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place) for a in program.in_avals]
+arguments, _ = jax.tree.unflatten(program.in_tree, like)
+options = dict(devices.compiler_options)
+assert not any(name.startswith("mtmamba_jax.kernels") for name in sys.modules)
+print(jax.jit(program.call, compiler_options=options).lower(*arguments).compile().as_text())
+"""
+
+
+@pytest.mark.parametrize(
+    ("platform", "topology", "package", "kernel"),
+    [
+        pytest.param("tpu", "v5e:1x1", "libtpu", "ss2d_forward", marks=pytest.mark.tpu_compile),
+        ("cuda", "h100:1", "jax_cuda13_plugin", "ss2d_forward"),
+    ],
+)
+def test_fused_program_compiles_for_its_device_without_the_code_of_its_kernels(
+    platform, topology, package, kernel, tiny_run, tmp_path
+):
+    pytest.importorskip(package, reason="the compiler for that device")
+    output = tmp_path / "artifact"
+    assert call_export(tiny_run[0], output, platform=platform) == 0
+    ran = subprocess.run(
+        [sys.executable, "-c", COMPILE, str(output), topology], capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert kernel in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("platform", "flags", "message"),
+    [
+        ("cuda", ["--batch=any"], "the fused scan is compiled for one number of images"),
+        ("cpu", ["--scan=fused"], "cpu has no fused scan"),
+        ("cpu", ["--batch=0"], "a number of images from 1 on, or any; got '0'"),
+        ("cpu", ["--batch=two"], "a number of images from 1 on, or any; got 'two'"),
+        ("cpu", ["--size=0x32"], "--size wants HEIGHTxWIDTH"),
+    ],
+)
+def test_mistake_is_said_before_anything_is_read(platform, flags, message, tmp_path, capsys):
+    assert call_export(tmp_path / "none", tmp_path / "out", *flags, platform=platform) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_model_that_the_fused_scan_cannot_do_is_refused_with_the_other_scan_named(
+    tiny_run, tmp_path, capsys
+):
+    output = tmp_path / "artifact"
+    assert call_export(tiny_run[0], output, "--size=65536x32", platform="tpu") == 1
+    assert "MiB of vector memory. Add --scan=xla." in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_missing_run_and_missing_checkpoint_are_named(pixel_run, tmp_path, capsys):
+    assert call_export(tmp_path / "none", tmp_path / "out") == 2
+    assert "none holds no run" in capsys.readouterr().err
+    (pixel_run / "best").rename(tmp_path / "away")
+    assert call_export(pixel_run, tmp_path / "out") == 2
+    assert "has no best checkpoint yet" in capsys.readouterr().err
+
+
+def test_output_that_is_something_else_is_left_as_it_is(pixel_run, tmp_path, capsys):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter").write_text("1")
+    (tmp_path / "file").write_text("2")
+    for name in ("thesis", "file"):
+        assert call_export(pixel_run, tmp_path / name) == 2
+        assert f"{name} exists and is no artifact" in capsys.readouterr().err
+    assert (tmp_path / "thesis" / "chapter").read_text() == "1"
+    assert (tmp_path / "file").read_text() == "2"
+
+
+def test_older_artifact_is_replaced_as_a_whole_or_stays(pixel_run, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "artifact"
+    assert call_export(pixel_run, output) == 0
+    (output / "note").write_text("of the older one")
+    before = (output / export.PROGRAM).read_bytes()
+
+    def full(*args, **arrays):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", full)
+        assert call_export(pixel_run, output, "--size=8x8") == 1
+    assert "No space left" in capsys.readouterr().err
+    assert (output / export.PROGRAM).read_bytes() == before
+    assert call_export(pixel_run, output, "--size=8x8") == 0
+    assert (output / export.PROGRAM).read_bytes() != before
+    assert not (output / "note").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "artifact"}
+
+
+def test_script_names_what_is_wrong_with_its_images(pixel_run, tmp_path):
+    output = tmp_path / "artifact"
+    assert call_export(pixel_run, output, "--size=8x12") == 0
+    image = np.zeros((8, 12, 3), np.uint8)
+    for images, message in (
+        ([image[:7]], "wanted uint8 [8, 12, 3]; it is uint8 [7, 12, 3]"),
+        ([image / 255], "it is float64 [8, 12, 3]"),
+        ([image, image], "Wanted 1 images at once, got 2"),
+        ([np.array([{}])], "is no image saved by numpy.save"),
+        ([], "writes TASK.npy files"),
+    ):
+        ran = run_script(output, tmp_path, *images)
+        assert ran.returncode == 1
+        assert message in ran.stderr
+        assert "Traceback" not in ran.stderr
+    ran = run_script(output, tmp_path, image)
+    assert ran.returncode == 0
+    assert ran.stdout.startswith("Wrote ")
+
+
+def test_card_says_what_goes_in_what_comes_out_and_how_good_it_is(pixel_run, tmp_path):
+    output = tmp_path / "artifact"
+    assert call_export(pixel_run, output, "--size=8x12", "--batch=any") == 0
+    card = json.loads((output / export.CARD).read_text())
+    assert card["input"] == {"shape": [None, 8, 12, 3], "dtype": "uint8", "meaning": "RGB"}
+    semseg, depth = card["outputs"]["semseg"], card["outputs"]["depth"]
+    assert semseg["shape"] == depth["shape"] == [None, 8, 12]
+    assert (semseg["dtype"], semseg["meaning"]) == ("uint8", "class numbers")
+    assert semseg["classes"][:2] == ["wall", "floor"]
+    assert (depth["dtype"], depth["meaning"], depth["unit"]) == ("float32", "metres", "m")
+    assert card["scores"] == SCORES
+    assert card["source"]["dataset"] == "synthetic"
+    assert card["source"]["step"] == 3
+    assert card["source"]["config"]["data.test_examples"] == 5
+    assert card["program"]["exported_with"]["jax"] == jax.__version__
+    text = (output / export.CARD_TEXT).read_text()
+    assert "| depth | float32 [b 8 12] | metres | RMSE 0.750 m (lower is better) |" in text
+    assert "0 wall, 1 floor" in text
+    assert "somebody" not in text + json.dumps(card), "where the data lay is not told"
+
+
+def test_card_of_a_latest_checkpoint_says_that_it_is_not_scored(pixel_run, tmp_path):
+    assert call_export(pixel_run, tmp_path / "artifact", "--checkpoint=latest") == 0
+    assert "| not scored |" in (tmp_path / "artifact" / export.CARD_TEXT).read_text()
+
+
+def test_every_way_to_read_a_prediction_has_a_meaning():
+    assert model_card.MEANINGS.keys() == VALUES.keys()

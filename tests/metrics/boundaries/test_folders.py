@@ -1,0 +1,183 @@
+"""Folders of predictions: names, readings of labels, processes, wrong files, the commands."""
+
+import json
+import re
+
+import cv2
+import numpy as np
+import pytest
+import scipy.io
+
+from mtmamba_jax.data_pipelines.builders.reading import read_list
+from mtmamba_jax.metrics import boundaries
+from mtmamba_jax.metrics.boundaries import __main__ as command
+from mtmamba_jax.metrics.boundaries import folders, speed
+
+SIZE = (48, 60)
+NAMES = ("a", "b", "c")
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Folders of predictions and of labels, both of cells."""
+    for name in ("predictions", "labels"):
+        (tmp_path / name).mkdir()
+    for seed, name in enumerate(NAMES):
+        label = speed.cells(SIZE, 6, seed).astype(np.uint8)
+        levels = speed.soft(boundaries.contour_of_regions(label), seed)
+        cv2.imwrite(str(tmp_path / "predictions" / f"{name}.png"), levels)
+        cv2.imwrite(str(tmp_path / "labels" / f"{name}.png"), label)
+    return tmp_path
+
+
+def counts(files, ids=NAMES, reading="regions", **settings):
+    settings = {"max_distance": 0.02, "reading": reading, **settings}
+    return list(folders.count_folder(ids, files / "predictions", files / "labels", **settings))
+
+
+def test_counts_are_the_same_for_any_number_of_workers(files):
+    here = counts(files)
+    assert len({image.tobytes() for image in here}) == len(NAMES)
+    for workers in (1, 2):
+        np.testing.assert_array_equal(counts(files, num_workers=workers), here)
+
+
+def test_images_are_read_one_after_another(files):
+    (files / "predictions" / "b.png").unlink()
+    images = folders.count_folder(
+        NAMES, files / "predictions", files / "labels", reading="regions", max_distance=0.02
+    )
+    next(images)
+    with pytest.raises(ValueError, match=r"b.png is missing"):
+        next(images)
+
+
+def test_a_label_map_of_matlab_counts_as_the_same_regions(files):
+    expected = counts(files)
+    for name in NAMES:
+        path = files / "labels" / f"{name}.png"
+        label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED).astype(np.uint16) + 300
+        scipy.io.savemat(path.with_suffix(".mat"), {"LabelMap": label})
+        path.unlink()
+    np.testing.assert_array_equal(counts(files), expected)
+
+
+def test_lines_are_read_as_contours_or_as_regions(files):
+    line = np.zeros(SIZE, np.uint8)
+    line[20:23] = 255
+    cv2.imwrite(str(files / "labels" / "a.png"), line)
+    true = {reading: counts(files, ["a"], reading)[0][0, 1] for reading in ("contours", "regions")}
+    assert true["regions"] == 2 * SIZE[1]
+    assert 0.9 * SIZE[1] < true["contours"] <= SIZE[1]
+
+
+def test_published_figures_of_pascal_context_are_of_2498_images():
+    left_out = read_list(folders.LEFT_OUT["pascal_context"])
+    assert len(left_out) == 5105 - 2498
+    assert all(re.fullmatch(r"20(08|09|10)_00\d{4}", name) for name in left_out)
+    assert list(left_out) == sorted(left_out)
+
+
+def test_names_are_those_listed_or_the_published_ones_of_the_predictions(files):
+    predictions, listed = files / "predictions", files / "listed.txt"
+    (predictions / "a.png").rename(predictions / "2008_000002.png")  # left out of PASCAL-Context's
+    listed.write_text("c\n2008_000002\n")
+    assert folders.find_ids("pascal_context", predictions, None) == ("b", "c")
+    assert folders.find_ids("nyudv2", predictions, None) == ("2008_000002", "b", "c")
+    every = folders.find_ids("pascal_context", predictions, None, every=True)
+    assert every == ("2008_000002", "b", "c")
+    assert folders.find_ids("pascal_context", predictions, listed) == ("c", "2008_000002")
+
+
+def test_no_prediction_to_score_is_an_error(files):
+    predictions = files / "predictions"
+    with pytest.raises(ValueError, match=r"labels/none holds 0 files NAME.png\. Predictions are"):
+        folders.find_ids("nyudv2", files / "labels/none", None)
+    for name in ("a", "b"):
+        (predictions / f"{name}.png").unlink()
+    (predictions / "c.png").rename(predictions / "2008_000002.png")
+    with pytest.raises(ValueError, match=r"holds 1 files.* leave out \(--all scores them\)"):
+        folders.find_ids("pascal_context", predictions, None)
+
+
+def write(path, array):
+    cv2.imwrite(str(path), array)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: write(f / "predictions/a.png", np.zeros(SIZE, np.uint16)), "16 bits, wanted 8"),
+        (lambda f: write(f / "predictions/a.png", np.zeros((*SIZE, 3), np.uint8)), "mode RGB"),
+        (lambda f: write(f / "predictions/a.png", np.zeros((9, 9), np.uint8)), "9x9 .* 48x60"),
+        (lambda f: (f / "labels/a.png").unlink(), r"no label of a \(a.png or a.mat\).*--ids"),
+        (lambda f: (f / "predictions/a.png").write_bytes(b"?"), "a.png is no PNG or JPEG"),
+    ],
+)
+def test_wrong_files_are_named_with_a_remedy(files, spoil, message):
+    spoil(files)
+    with pytest.raises(ValueError, match=message):
+        counts(files)
+
+
+def test_wrong_arguments_are_named(files):
+    with pytest.raises(ValueError, match=r"Unknown reading 'region'\. Did you mean 'regions'"):
+        counts(files, reading="region")
+    with pytest.raises(ValueError, match="--workers: wanted 0 or more, got -1"):
+        counts(files, num_workers=-1)
+
+
+def run(files, *arguments):
+    folder_flags = [f"--{name}={files / name}" for name in ("predictions", "labels", "output")]
+    return command.main(["--dataset=nyudv2", "--workers=0", *folder_flags, *arguments])
+
+
+def test_the_command_scores_a_folder(files, capsys):
+    assert run(files) == 0
+    record = json.loads((files / "output" / "boundaries.json").read_text())
+    sums = boundaries.empty()
+    for image in counts(files, max_distance=0.011):
+        sums = boundaries.merge(sums, boundaries.measure(image))
+    assert record == {
+        "dataset": "nyudv2",
+        "predictions": str(files / "predictions"),
+        "labels": str(files / "labels"),
+        "ids": None,
+        "only_published_images": False,
+        "reading": "regions",
+        "max_distance": 0.011,
+        "images": 3,
+        "scores": boundaries.compute(sums),
+    }
+    assert f"{record['scores']['odsF']:.2f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("which", ["published", "all", "ids"])
+def test_the_report_says_which_images_were_scored(which, files):
+    listed = files / "list.txt"
+    listed.write_text("a\n")
+    flags = {"published": (), "all": ("--all",), "ids": (f"--ids={listed}",)}[which]
+    assert run(files, "--dataset=pascal_context", *flags) == 0
+    record = json.loads((files / "output" / "boundaries.json").read_text())
+    assert record["images"] == (1 if which == "ids" else 3)
+    assert record["ids"] == (str(listed) if which == "ids" else None)
+    assert record["only_published_images"] == (which == "published")
+
+
+def test_a_list_and_all_are_refused_together(files, capsys):
+    assert run(files, "--all", "--ids=list.txt") == 2
+    assert "--ids=list.txt scores the images listed, --all every" in capsys.readouterr().err
+
+
+def test_the_command_says_in_one_message_what_is_wrong(files, capsys):
+    (files / "list.txt").write_text("d\n")
+    assert run(files, f"--ids={files / 'list.txt'}") == 2
+    assert "error: " in (said := capsys.readouterr().err)
+    assert "has no label of d (d.png or d.mat)" in said
+
+
+def test_both_ways_of_the_benchmark_match_alike(capsys):
+    assert speed.main(["--size=40x50", "--limit=100"]) == 0  # asserts it
+    table = capsys.readouterr().out
+    assert all(name in table for name in speed.CASES)
+    assert "ended" not in table
