@@ -1,15 +1,15 @@
-"""Names and errors in messages: the one that was probably meant, lists that stay short."""
+"""Wording shared by messages and reports: suggestions, shortened lists, numbers with units."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
 
-SHOWN = 20  # names of a list in a message
+GIB = 2**30
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Returns " Did you mean 'x'?" for the valid name nearest to `name`, or ""."""
+    """Returns " Did you mean 'x'?" for the valid name closest to `name`, or ""."""
     written = {each.lower(): each for each in valid}
     close = difflib.get_close_matches(str(name).lower(), written, n=1, cutoff=0.5)
     return f" Did you mean {written[close[0]]!r}?" if close else ""
@@ -19,7 +19,7 @@ def check_name(what: str, name: str, valid: Iterable[str]) -> None:
     """Checks that `name` is one of `valid`.
 
     Raises:
-      ValueError: it is not; the message gives the nearest and all valid ones.
+      ValueError: The name is unknown; the message suggests the closest and lists all valid names.
     """
     valid = list(valid)
     if name not in valid:
@@ -28,12 +28,33 @@ def check_name(what: str, name: str, valid: Iterable[str]) -> None:
         )
 
 
-def listed(names: Sequence[str]) -> str:
-    """Returns names as lines of a message, the first `SHOWN` and how many more there are."""
-    more = [f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
-    return "".join(f"\n    {name}" for name in [*names[:SHOWN], *more])
+def shortened(names: Sequence[object], most: int = 8) -> str:
+    """Returns "a, b, c and 5 more": the first `most` names and how many are left."""
+    text = ", ".join(map(str, names[:most]))
+    return f"{text} and {len(names) - most} more" if len(names) > most else text
 
 
-def first_line(error: Exception) -> str:
-    """Returns an error's kind and the beginning of its text."""
+def bulleted(names: Sequence[str], most: int = 20) -> str:
+    """Returns names on lines of their own: the first `most` and how many are left."""
+    more = [f"and {len(names) - most} more"] if len(names) > most else []
+    return "".join(f"\n    {name}" for name in [*names[:most], *more])
+
+
+def first_line(error: BaseException) -> str:
+    """Returns an error's type and the beginning of its message."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def short(number: float) -> str:
+    """Formats a number with about four significant digits, at most three decimals."""
+    return f"{number:.{3 if number < 10 else 2 if number < 100 else 1 if number < 1000 else 0}f}"
+
+
+def percent(share: float | None) -> str:
+    """Formats a share as whole percents, None as "-"."""
+    return "-" if share is None else f"{share:.0%}"
+
+
+def gib(count: float | None) -> str:
+    """Formats bytes as GiB, None as "-"."""
+    return "-" if count is None else f"{count / GIB:.3f}"

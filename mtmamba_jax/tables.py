@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from mtmamba_jax.devices.chips import GIB
-
 
 def two_columns(values: Mapping[str, str]) -> str:
     """Returns a table with one line a quantity; the first is its head."""
@@ -35,18 +33,3 @@ def rule(columns: Mapping[str, int], right: Collection[str]) -> str:
         "-" * (width - 1) + (":" if title in right else "-") for title, width in columns.items()
     )
     return row(lines, columns, right)
-
-
-def short(number: float) -> str:
-    """Four digits, three of them behind the point at most."""
-    return f"{number:.{3 if number < 10 else 2 if number < 100 else 1 if number < 1000 else 0}f}"
-
-
-def percent(share: float | None) -> str:
-    """A share in whole percents, - for None."""
-    return "-" if share is None else f"{share:.0%}"
-
-
-def gib(count: float | None) -> str:
-    """Bytes in GiB, - for None."""
-    return "-" if count is None else f"{count / GIB:.3f}"

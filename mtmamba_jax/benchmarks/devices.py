@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from mtmamba_jax.benchmarks.programs import Record, model_record
 from mtmamba_jax.benchmarks.report import milliseconds, write
-from mtmamba_jax.tables import gib, row, rule, short
+from mtmamba_jax.messages import gib, short
+from mtmamba_jax.tables import row, rule
 
 _COLUMNS = {
     "data x fsdp": 11,

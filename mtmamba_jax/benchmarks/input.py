@@ -26,8 +26,8 @@ from mtmamba_jax.data_pipelines.pipeline import train_batches
 from mtmamba_jax.data_pipelines.records import DATASETS, Records, create_builder
 from mtmamba_jax.data_pipelines.transforms import AugmentSettings
 from mtmamba_jax.devices.timing import check_repeats
-from mtmamba_jax.messages import check_name
-from mtmamba_jax.tables import row, rule, short
+from mtmamba_jax.messages import check_name, short
+from mtmamba_jax.tables import row, rule
 from mtmamba_jax.tasks import select
 
 PLAIN, PLAIN_ON_RECORDS, RECORDS = WAYS = ("plain", "plain on records", "records")

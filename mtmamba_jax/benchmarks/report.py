@@ -14,7 +14,8 @@ import jax
 import mtmamba_jax
 from mtmamba_jax.benchmarks.programs import BOTH, SPECS, Record, ss2d_records
 from mtmamba_jax.devices.timing import WARM_UPS, device_peak
-from mtmamba_jax.tables import gib, percent, row, rule, short, two_columns
+from mtmamba_jax.messages import gib, percent, short
+from mtmamba_jax.tables import row, rule, two_columns
 
 # Column titles with the widths of what stands below them.
 _SS2D_COLUMNS = {

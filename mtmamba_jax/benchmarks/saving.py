@@ -17,7 +17,8 @@ from mtmamba_jax import config as configuration
 from mtmamba_jax.benchmarks.programs import Record, train_program
 from mtmamba_jax.checkpoints.save import Checkpoints
 from mtmamba_jax.devices.timing import WARM_UPS, check_repeats
-from mtmamba_jax.tables import gib, two_columns
+from mtmamba_jax.messages import gib
+from mtmamba_jax.tables import two_columns
 from mtmamba_jax.training.pauses import keep_replaced, leave_out_of_collections
 from mtmamba_jax.training.state import TrainState
 

@@ -16,7 +16,7 @@ from mtmamba_jax.checkpoints.quiet import quiet_orbax
 from mtmamba_jax.checkpoints.saved import KINDS, naming_errors, newest
 from mtmamba_jax.convert import encoder_from_torch, from_torch
 from mtmamba_jax.convert.weight_files import HUB, is_file_of_weights, read_weights
-from mtmamba_jax.messages import listed
+from mtmamba_jax.messages import bulleted
 
 ENCODER = "encoder"
 
@@ -164,7 +164,7 @@ def _check(key: str, workdir: str, saved: Shapes, wanted: Shapes) -> None:
             for name in _other_shapes(saved, wanted)
         ],
     }
-    differing = [f"{what}:{listed(found)}" for what, found in names.items() if found]
+    differing = [f"{what}:{bulleted(found)}" for what, found in names.items() if found]
     if differing:
         others = _other_shapes(saved, wanted)
         if others and all(name.endswith("position_bias") for name in others):

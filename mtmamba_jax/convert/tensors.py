@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from mtmamba_jax.convert.rules import Pairing, Table, computed, dotted, pair
-from mtmamba_jax.messages import listed
+from mtmamba_jax.messages import bulleted
 from mtmamba_jax.models.weights import WEIGHTS
 
 NO_RULE = "parameters without a rule"
@@ -148,7 +148,7 @@ def _refuse(summary: str, problems: Mapping[str, Sequence[str]], about: str = ""
     """Raises a ValueError that lists problems by their kind, if there are any."""
     found = {kind: names for kind, names in problems.items() if names}
     if found:
-        lists = "\n  ".join(f"{kind} ({len(n)}):{listed(sorted(n))}" for kind, n in found.items())
+        lists = "\n  ".join(f"{kind} ({len(n)}):{bulleted(sorted(n))}" for kind, n in found.items())
         raise ValueError(f"{summary}:\n  {lists}" + (about and f"\n{about}"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-GIB = 2**30
+from mtmamba_jax.messages import GIB
 
 
 @dataclasses.dataclass(frozen=True)

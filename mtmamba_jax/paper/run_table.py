@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from mtmamba_jax import config as configuration
+from mtmamba_jax.messages import short
 from mtmamba_jax.metrics.multitask import delta_m
 from mtmamba_jax.models.swin import SWIN_SIZES
 from mtmamba_jax.paper.cost import count_cost
@@ -12,7 +13,6 @@ from mtmamba_jax.paper.printed import DATASET, ROWS, SCORES, Row
 from mtmamba_jax.paper.run_groups import Lines, Place, all_tasks
 from mtmamba_jax.paper.runs import FinishedRun
 from mtmamba_jax.paper.table_formats import Spread, Table
-from mtmamba_jax.tables import short
 from mtmamba_jax.tasks import Task
 
 CONTOURS = "odsF"

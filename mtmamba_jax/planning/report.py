@@ -9,9 +9,10 @@ from ml_collections import ConfigDict
 from mtmamba_jax import config as configuration
 from mtmamba_jax.benchmarks.programs import Record
 from mtmamba_jax.benchmarks.report import document
+from mtmamba_jax.messages import gib, percent, short
 from mtmamba_jax.planning.plan import batch_of, plan_records
 from mtmamba_jax.planning.topology import GPUS, Topology
-from mtmamba_jax.tables import gib, percent, short, two_columns
+from mtmamba_jax.tables import two_columns
 
 PARTS = ("arguments", "temporaries", "outputs", "aliased", "code")
 

@@ -17,7 +17,7 @@ from tensorboardX import SummaryWriter
 
 from mtmamba_jax.checkpoints.workdir import WorkDirectory
 from mtmamba_jax.files.paths import as_json, write_whole
-from mtmamba_jax.tables import short
+from mtmamba_jax.messages import short
 
 METRICS_FILE = "metrics.jsonl"
 _QUEUE = 1000  # events on their way to TensorBoard's file: more than one call writes

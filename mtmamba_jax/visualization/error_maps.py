@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from mtmamba_jax.messages import short
 from mtmamba_jax.metrics.normals import angle
 from mtmamba_jax.readout import is_ignored
-from mtmamba_jax.tables import short
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.visualization.pictures import IGNORED, coloured
 

@@ -9,8 +9,8 @@ from etils import epath
 
 from mtmamba_jax.data_pipelines.batch import denormalise, remove_padding
 from mtmamba_jax.devices.processes import is_first
+from mtmamba_jax.messages import short
 from mtmamba_jax.readout import is_ignored, label_value, to_value
-from mtmamba_jax.tables import short
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.visualization.error_maps import error_map
 from mtmamba_jax.visualization.legend import with_legend
