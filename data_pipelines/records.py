@@ -11,28 +11,14 @@ import pathlib
 from collections.abc import Sequence
 
 from mtmamba_jax.data_pipelines import remote_cache
+from mtmamba_jax.data_pipelines.datasets import DATASETS, default_data_dir
 from mtmamba_jax.data_pipelines.transforms import Example
 from mtmamba_jax.files.paths import is_remote
 from mtmamba_jax.messages import check_name
 from mtmamba_jax.tasks import Task
 
-DATASETS = ("nyudv2", "pascal_context", "cityscapes")
-"""Those with a builder, `builders/NAME`."""
-
-TERMS = {
-    "nyudv2": "No license is stated; the authors ask to cite the paper.",
-    "pascal_context": "Images: Flickr's terms of use. Annotations: no license is stated.",
-    "cityscapes": "https://www.cityscapes-dataset.com/license/ (non-commercial use)",
-}
-"""Each dataset's license, as its publishers state it."""
-
 _SHOWN = 3  # files in a message
 _PREPARE = "python launch.py prepare --dataset={} --source=PUBLISHED_FILES"
-
-
-def default_data_dir() -> str:
-    """Returns where TFDS keeps datasets: $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
-    return os.environ.get("TFDS_DATA_DIR", os.path.join("~", "tensorflow_datasets"))
 
 
 def create_builder(name: str, data_dir: str | os.PathLike | None = None, **options):

@@ -20,8 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import tqdm
 
 from mtmamba_jax.files.locks import locked
-from mtmamba_jax.files.paths import check_space
-from mtmamba_jax.user_cache import cache_folder
+from mtmamba_jax.files.paths import check_free_space, user_cache_folder
 
 _MARKER = "dataset_info.json"  # TFDS takes a folder with it for prepared, so it comes last
 _PARTIAL = ".partial"
@@ -47,7 +46,7 @@ class _Listed:
 def fetch(data_dir: str, name: str, version: str) -> str:
     """Copies a prepared dataset to this host, unless it is there, and returns its data_dir here.
 
-    It is kept in `datasets` of `user_cache.cache_folder()`. Each file appears when it is whole; a
+    It is kept in `datasets` of `user_cache_folder()`. Each file appears when it is whole; a
     fetch that was stopped goes on where it was, and of several processes one copies while the
     others wait. A dataset that has changed is fetched beside the old copy, which may be in use.
 
@@ -66,7 +65,7 @@ def fetch(data_dir: str, name: str, version: str) -> str:
     system, path = _open(root, data_dir)
     listed = _list(system, path, root, name, data_dir)
     # One name for a place, that tells it and cannot clash with another one's.
-    place = cache_folder() / "datasets" / urllib.parse.quote(data_dir, safe="")
+    place = user_cache_folder() / "datasets" / urllib.parse.quote(data_dir, safe="")
     local = place / _digest(listed)
     folder = local / name / version
     with locked(place / f".{name}.{version}.lock", f"copies {name}", wait=True):
@@ -77,7 +76,7 @@ def fetch(data_dir: str, name: str, version: str) -> str:
         _check_whole(system, path, listed, root)
         folder.mkdir(parents=True, exist_ok=True)
         total = sum(missing.values())
-        check_space(total, folder, f"Copying {name}", _ELSEWHERE)
+        check_free_space(total, folder, f"Copying {name}", _ELSEWHERE)
         print(f"Copying {name}, {total / 1e6:,.1f} MB, from {root} to {folder}", flush=True)
         old = [str(other) for other in place.glob(f"*/{name}/{version}") if other != folder]
         if old:

@@ -1,19 +1,19 @@
-"""Where raw examples come from: the table of data sources, and a wrapper that keeps them in memory.
+"""Opens the data source that a configuration names, and keeps its examples in memory if asked.
 
-To add a source, write a class with `len(source)` and `source[i]` (a raw example of `batch.py`)
-that pickles, and a function in `SOURCES` that makes it from `config.data`.
+To add a source, write a picklable class with `len(source)` and `source[i]` (a raw example of
+`batch.py`), and a function in `SOURCES` that creates it from `config.data`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 
-from ml_collections import ConfigDict
-
+from mtmamba_jax.data_pipelines.datasets import DATASETS
 from mtmamba_jax.data_pipelines.folder.source import Folder
 from mtmamba_jax.data_pipelines.pipeline import Source
-from mtmamba_jax.data_pipelines.records import DATASETS, Records
+from mtmamba_jax.data_pipelines.records import Records
 from mtmamba_jax.data_pipelines.synthetic.source import SyntheticScenes
 from mtmamba_jax.data_pipelines.transforms import Example
 from mtmamba_jax.messages import check_name
@@ -23,41 +23,73 @@ SPLITS = {"train": "train", "test": "val"}
 """The published name of each split."""
 
 
-def _synthetic(data: ConfigDict, tasks: Sequence[Task], split: str) -> Source:
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """Which examples a run reads, and how; the fields of `config.data`.
+
+    Attributes:
+      name: Key of `SOURCES`.
+      dir: Folder of the data. For "folder" the one that `folder/source.py` describes; for prepared
+        datasets TFDS's data_dir, a folder or gs://..., None for TFDS's default; unused otherwise.
+      size: Height and width, in pixels, of training crops and of padded evaluation images.
+      label_scale: How many times as high and wide labels are as the images.
+      train_examples: Size of the synthetic training set.
+      test_examples: Size of the synthetic test set.
+      num_workers: Worker processes that prepare batches; 0 uses threads of this process.
+      cache_gib: Memory for examples kept after their first reading, in GiB, for the training and
+        the test set each, in each worker process.
+    """
+
+    name: str = "synthetic"
+    dir: str | None = None
+    size: tuple[int, int] = (448, 576)
+    label_scale: int = 1
+    train_examples: int = 795
+    test_examples: int = 654
+    num_workers: int = 0
+    cache_gib: float = 0.0
+
+
+def _synthetic(data: DataSettings, tasks: Sequence[Task], split: str) -> Source:
+    height, width = data.size
     return SyntheticScenes(
         tasks,
-        size=tuple(n * data.label_scale for n in data.size),
+        size=(height * data.label_scale, width * data.label_scale),
         split=split,
         num_examples=data.train_examples if split == "train" else data.test_examples,
         seed=0,  # the set is the same for every seed of a run
     )
 
 
-def _records(data: ConfigDict, tasks: Sequence[Task], split: str) -> Source:
+def _records(data: DataSettings, tasks: Sequence[Task], split: str) -> Source:
     return Records(data.name, data.dir, SPLITS[split], tasks)
 
 
-def _folder(data: ConfigDict, tasks: Sequence[Task], split: str) -> Source:
+def _folder(data: DataSettings, tasks: Sequence[Task], split: str) -> Source:
     source = Folder(data.dir, SPLITS[split], tasks)
     print(source.summary(), flush=True)
     return source
 
 
-SOURCES: dict[str, Callable[[ConfigDict, Sequence[Task], str], Source]] = {
+SOURCES: dict[str, Callable[[DataSettings, Sequence[Task], str], Source]] = {
     "synthetic": _synthetic,
     "folder": _folder,
     **dict.fromkeys(DATASETS, _records),
 }
-"""(config.data, tasks, "train" or "test") -> source, for each `config.data.name`."""
+"""Creates a source from (config.data, tasks, "train" or "test"), for each `config.data.name`."""
 
 
 class CachedSource:
-    """A source that keeps each raw example after its first use, up to `max_bytes` of arrays.
+    """A source that keeps raw examples in memory after their first use.
 
-    For sets that fit in memory and are slow to read. Once full it keeps what it has: in shuffled
-    epochs no example is worth more than another. Thread-safe; the arrays handed out are shared and
-    therefore read-only. Pickled without its contents: every worker process fills a cache of its
-    own, so `num_workers` workers hold up to that many times `max_bytes`.
+    For sets that fit in memory and are slow to read. Once full, it keeps what it has: in shuffled
+    epochs no example is worth more than another. Thread-safe; the returned arrays are shared and
+    therefore read-only. It is pickled without its contents: each worker process fills its own
+    cache, so together they hold up to `num_workers * max_bytes`.
+
+    Args:
+      source: Source of the examples.
+      max_bytes: Bound on the size of the kept arrays, in bytes.
 
     Raises:
       ValueError: `max_bytes` is negative.
@@ -81,7 +113,7 @@ class CachedSource:
     def __getitem__(self, index: int) -> Example:
         if index in self._examples:
             return dict(self._examples[index])
-        # Read outside the lock: two threads may read one example twice, but never wait in line.
+        # Read outside the lock: two threads may read the same example, but never wait in line.
         example = self._source[index]
         arrays = [value for value in example.values() if hasattr(value, "nbytes")]
         needed = sum(array.nbytes for array in arrays)
@@ -94,16 +126,16 @@ class CachedSource:
         return dict(example)
 
 
-def open_source(data: ConfigDict, tasks: Sequence[Task], split: str) -> Source:
-    """Returns the source that `config.data` names, kept in memory as far as it says.
+def open_source(data: DataSettings, tasks: Sequence[Task], split: str) -> Source:
+    """Opens the data source of a configuration, cached in memory if `cache_gib` is not 0.
 
     Args:
-      data: `config.data`.
-      tasks: whose labels each example holds.
-      split: "train" or "test"; the two have no example in common.
+      data: The data settings, `config.data`.
+      tasks: Tasks whose labels each example holds.
+      split: Either "train" or "test", which have no example in common.
 
     Raises:
-      ValueError: an unknown name (the message gives the valid ones), or data that is not there.
+      ValueError: The name is unknown (the message lists the valid ones), or the data is missing.
     """
     check_name("data source", data.name, SOURCES)
     check_name("split", split, SPLITS)

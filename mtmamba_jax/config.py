@@ -17,7 +17,7 @@ import mtmamba_jax.configs
 from mtmamba_jax.configs import common
 from mtmamba_jax.data_pipelines.folder.source import find_folder, task_folders
 from mtmamba_jax.data_pipelines.transforms import AugmentSettings
-from mtmamba_jax.files.paths import write_whole
+from mtmamba_jax.files.paths import write_atomically
 from mtmamba_jax.kernels.ss2d import IMPLEMENTATIONS
 from mtmamba_jax.losses import REDUCTIONS, SCHEMES
 from mtmamba_jax.messages import check_name, nearest
@@ -278,7 +278,7 @@ def check(config: ConfigDict, task_names: Sequence[str]) -> None:
 
 def save(config: ConfigDict, path: pathlib.Path) -> None:
     """Writes the configuration as JSON, whole or not at all."""
-    write_whole(path, (json.dumps(flatten(config), indent=2) + "\n").encode())
+    write_atomically(path, (json.dumps(flatten(config), indent=2) + "\n").encode())
 
 
 def read(path: pathlib.Path) -> ConfigDict:

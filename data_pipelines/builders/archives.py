@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import tqdm
 
 from mtmamba_jax.data_pipelines.builders.reading import DataError
-from mtmamba_jax.files.paths import check_space
+from mtmamba_jax.files.paths import check_free_space
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 
@@ -52,7 +52,7 @@ def extract(archive: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     partial.mkdir(parents=True)
     try:
         _check_kind(archive)
-        check_space(_unpacked_size(archive), folder, f"Extracting {archive}")
+        check_free_space(_unpacked_size(archive), folder, f"Extracting {archive}")
         _extract_all(archive, partial)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)

@@ -23,7 +23,7 @@ from mtmamba_jax.data_pipelines.builders.dataset_files import Layout
 from mtmamba_jax.data_pipelines.builders.opening import open_layouts
 from mtmamba_jax.data_pipelines.builders.shards import split, write_all
 from mtmamba_jax.files.locks import locked
-from mtmamba_jax.files.paths import check_space
+from mtmamba_jax.files.paths import check_free_space
 
 
 class DenseBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
@@ -97,7 +97,7 @@ class DenseBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         ]
         missing = [shard for shard in shards if not shard.path.exists()]
         needed = sum(shard.source_bytes() for shard in missing)
-        check_space(needed * 3 // 2, staging, f"Writing the records of {self.name}")
+        check_free_space(needed * 3 // 2, staging, f"Writing the records of {self.name}")
         with tqdm.tqdm(
             total=sum(len(shard.indices) for shard in shards),
             initial=sum(len(shard.indices) for shard in shards if shard not in missing),

@@ -26,7 +26,7 @@ from mtmamba_jax.checkpoints.saved import (
     steps_saved,
 )
 from mtmamba_jax.devices.processes import highest, is_first
-from mtmamba_jax.files.paths import is_remote, wait_to_see
+from mtmamba_jax.files.paths import is_remote, wait_until
 from mtmamba_jax.messages import first_line
 from mtmamba_jax.training.state import TrainState
 
@@ -123,7 +123,7 @@ def _see_gone(checkpoint: epath.Path) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"take away {checkpoint}")
     kind = checkpoint.parent
-    if not wait_to_see(lambda: int(checkpoint.name) not in steps_saved(kind.parent, kind.name)):
+    if not wait_until(lambda: int(checkpoint.name) not in steps_saved(kind.parent, kind.name)):
         raise OSError(f"{checkpoint} is taken away, but still seen on another host. Try again.")
 
 

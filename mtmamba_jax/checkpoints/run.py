@@ -20,7 +20,7 @@ from mtmamba_jax.checkpoints.saved import (
     steps_saved,
 )
 from mtmamba_jax.devices.sharding import create_mesh, replicated
-from mtmamba_jax.files.paths import check_written
+from mtmamba_jax.files.paths import check_writable_scheme
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.training.state import abstract_build
 
@@ -62,7 +62,7 @@ def load_run(workdir: epath.PathLike, checkpoint: str, *, batch_size: int | None
       ValueError: there is no run or no such checkpoint there, or it is damaged.
       OSError: reading failed for a reason that may pass.
     """
-    check_written(workdir, "--workdir")
+    check_writable_scheme(workdir, "--workdir")
     workdir = epath.Path(workdir)
     config = saved_config(workdir)
     tasks = configuration.tasks(config)

@@ -16,7 +16,7 @@ from mtmamba_jax.checkpoints.background import Background
 from mtmamba_jax.checkpoints.saved import ITEMS, absolute, items_of, steps_saved
 from mtmamba_jax.checkpoints.snapshot import Snapshots
 from mtmamba_jax.devices.processes import is_first
-from mtmamba_jax.files.paths import check_space, is_remote
+from mtmamba_jax.files.paths import check_free_space, is_remote
 from mtmamba_jax.messages import first_line
 from mtmamba_jax.training.state import TrainState
 
@@ -207,7 +207,7 @@ def check_room(workdir: epath.PathLike, items) -> None:
     """
     if is_first() and not is_remote(workdir):
         needed = sum(array.nbytes for array in jax.tree.leaves(items))
-        check_space(needed, pathlib.Path(workdir), "A checkpoint", "take another --workdir")
+        check_free_space(needed, pathlib.Path(workdir), "A checkpoint", "take another --workdir")
 
 
 def versions() -> dict[str, str]:

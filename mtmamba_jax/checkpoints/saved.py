@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mtmamba_jax.checkpoints.quiet import quiet_orbax
-from mtmamba_jax.files.paths import forget_listings
+from mtmamba_jax.files.paths import clear_listing_cache
 from mtmamba_jax.messages import first_line
 from mtmamba_jax.training.state import TrainState
 
@@ -36,7 +36,7 @@ _PASSING_CODES = (
 
 def steps_saved(workdir: epath.PathLike, kind: str) -> list[int]:
     """Returns the steps of a work directory's finished checkpoints, in order."""
-    forget_listings(workdir)
+    clear_listing_cache(workdir)
     found = ocp.utils.checkpoint_steps_paths(epath.Path(workdir) / kind)
     # A copy that somebody made, 40_copy, is none.
     steps = [int(path.name) for path in found if path.name.isdecimal()]

@@ -15,7 +15,7 @@ from etils import epath
 
 from mtmamba_jax.devices.processes import highest, is_first, together
 from mtmamba_jax.files.locks import NoLocksError, locked
-from mtmamba_jax.files.paths import is_remote, wait_to_see
+from mtmamba_jax.files.paths import is_remote, wait_until
 
 LOCK_FILE = ".lock"
 
@@ -117,7 +117,7 @@ def _check_token(path: epath.Path, token: int) -> None:
       ValueError: it does not.
     """
     file = path / LOCK_FILE
-    if not wait_to_see(lambda: is_first() or (file.exists() and file.read_text() == str(token))):
+    if not wait_until(lambda: is_first() or (file.exists() and file.read_text() == str(token))):
         raise ValueError(
             f"--workdir={path} of process {jax.process_index()} is not that of the first. All need "
             "the same one: on a disk that they share, or in a bucket (gs://BUCKET/NAME)."

@@ -17,7 +17,7 @@ from mtmamba_jax.evaluation.boundaries import Benchmark, choose_benchmark, count
 from mtmamba_jax.evaluation.evaluate import Evaluator, compute_scores, score_table
 from mtmamba_jax.evaluation.report import class_ious, details, write_confusions
 from mtmamba_jax.evaluation.saved_predictions import Saving
-from mtmamba_jax.files.paths import as_json, write_whole
+from mtmamba_jax.files.paths import to_json, write_atomically
 from mtmamba_jax.metrics.boundaries import Sums, add_up, compute
 from mtmamba_jax.metrics.boundaries.report import score_table as boundary_table
 from mtmamba_jax.metrics.boundaries.report import write_report
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _write(path: epath.Path, scores: Mapping[str, object]) -> None:
     if is_first():
-        write_whole(path, (as_json(scores, indent=2) + "\n").encode())
+        write_atomically(path, (to_json(scores, indent=2) + "\n").encode())
 
 
 def _benchmark(options: argparse.Namespace, run: Run) -> Benchmark | None:

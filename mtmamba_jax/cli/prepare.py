@@ -11,8 +11,9 @@ import tqdm
 
 from mtmamba_jax.cli.console import program_name
 from mtmamba_jax.data_pipelines.batch import check_example
+from mtmamba_jax.data_pipelines.datasets import default_data_dir
 from mtmamba_jax.data_pipelines.parallel import available_cores, in_order
-from mtmamba_jax.data_pipelines.records import Records, create_builder, default_data_dir
+from mtmamba_jax.data_pipelines.records import Records, create_builder
 from mtmamba_jax.data_pipelines.remote_cache import how_to_upload
 from mtmamba_jax.data_pipelines.transforms import Example
 from mtmamba_jax.files.paths import is_remote
@@ -60,7 +61,7 @@ def prepare(
     """Writes a dataset's records and a contact sheet, unless they are there already.
 
     Args:
-      name: one of `records.DATASETS`.
+      name: one of `datasets.DATASETS`.
       source: the published archives, or what was in them; not needed for what is prepared.
       data_dir: where to write; None is TFDS's own place.
       allow_partial: fewer examples than published are a warning, not an error.

@@ -21,7 +21,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from mtmamba_jax.files.paths import check_space
+from mtmamba_jax.files.paths import check_free_space
 from mtmamba_jax.messages import first_line
 
 SAFETENSORS, SAFETENSORS_INDEX = ".safetensors", ".safetensors.index.json"
@@ -136,7 +136,7 @@ def _replacing(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> Iterator
     """Yields a file to write, which then takes the place of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     needed = sum(array.nbytes for array in arrays.values())
-    check_space(needed, path.parent, "The file of weights", "write it elsewhere")
+    check_free_space(needed, path.parent, "The file of weights", "write it elsewhere")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
         new = pathlib.Path(temporary) / "new"
         yield new

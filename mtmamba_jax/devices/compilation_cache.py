@@ -7,11 +7,11 @@ import os
 
 import jax
 
-from mtmamba_jax.user_cache import cache_folder
+from mtmamba_jax.files.paths import user_cache_folder
 
 
 def keep_programs() -> None:
-    """Has JAX keep in `cache_folder()` what it compiles from now on for an accelerator.
+    """Makes JAX cache programs for accelerators in `user_cache_folder()` from now on.
 
     Nothing changes where JAX has been given a folder (`JAX_COMPILATION_CACHE_DIR`) or told to keep
     none (`JAX_ENABLE_COMPILATION_CACHE=false`). A folder that cannot be written is logged.
@@ -23,7 +23,7 @@ def keep_programs() -> None:
     if jax.default_backend() == "cpu":
         return
     try:
-        folder = cache_folder()
+        folder = user_cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(f"no permission to write in {folder}")

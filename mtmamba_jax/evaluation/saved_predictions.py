@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 
 from mtmamba_jax.evaluation.evaluate import Prediction
-from mtmamba_jax.files.paths import write_whole
+from mtmamba_jax.files.paths import write_atomically
 from mtmamba_jax.readout import normal_levels, to_levels
 from mtmamba_jax.tasks import Task
 
@@ -118,7 +118,7 @@ class Saving:
                     contents = FORMS[task.display].encode(prediction.values[task.name])
                     file = self.folder / file_of(task, prediction.id)
                     file.parent.mkdir(parents=True, exist_ok=True)
-                    write_whole(file, contents)
+                    write_atomically(file, contents)
             yield prediction
 
     def finish(self, record: Mapping[str, object]) -> None:
@@ -128,7 +128,9 @@ class Saving:
           OSError: it could not be written.
         """
         with _naming(self.folder):
-            write_whole(self.folder / RECORD_FILE, (json.dumps(record, indent=2) + "\n").encode())
+            write_atomically(
+                self.folder / RECORD_FILE, (json.dumps(record, indent=2) + "\n").encode()
+            )
 
 
 @contextlib.contextmanager

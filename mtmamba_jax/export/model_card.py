@@ -13,7 +13,7 @@ from mtmamba_jax import config as configuration
 from mtmamba_jax.checkpoints.run import Run
 from mtmamba_jax.checkpoints.save import versions
 from mtmamba_jax.convert.weight_files import HUB
-from mtmamba_jax.data_pipelines.records import TERMS
+from mtmamba_jax.data_pipelines.datasets import LICENSES
 from mtmamba_jax.devices.sharding import compiler_options
 from mtmamba_jax.tasks import Task
 
@@ -28,7 +28,7 @@ MEANINGS = {
 
 _UNITS = {"m": "metres", "px": "disparity in pixels of the dataset's images"}
 
-_TERMS = TERMS | {
+_LICENSES = LICENSES | {
     "synthetic": "None: the rooms are made by this project.",
     "folder": "Those of whoever owns the images and labels.",
 }
@@ -91,7 +91,7 @@ def describe_run(run: Run, checkpoint: str) -> dict[str, object]:
         "source": {
             "dataset": config.data.name,
             "converted_from": run.details.get("source"),
-            "terms": _TERMS[config.data.name],
+            "terms": _LICENSES[config.data.name],
             "checkpoint": checkpoint,
             "step": run.step,
             "trained_with": run.details["versions"],

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from mtmamba_jax.data_pipelines.transforms import normalise
 from mtmamba_jax.export.model_card import to_markdown
-from mtmamba_jax.files.paths import check_space
+from mtmamba_jax.files.paths import check_free_space
 from mtmamba_jax.readout import to_value
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.training.state import abstract_build
@@ -184,7 +184,7 @@ def write_artifact(
     check_output(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     needed = sum(array.nbytes for array in weights.values())
-    check_space(needed, folder.parent, "The artifact", "give another --output")
+    check_free_space(needed, folder.parent, "The artifact", "give another --output")
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         new = pathlib.Path(temporary) / "new"
         new.mkdir()

@@ -20,7 +20,7 @@ from mtmamba_jax.checkpoints.saved import holds_checkpoints
 from mtmamba_jax.convert import Contents, contents_of, encoder_from_torch, from_torch, to_torch
 from mtmamba_jax.convert.state_dicts import check_not_whole, size_name
 from mtmamba_jax.convert.weight_files import SAFETENSORS, TORCH, write_safetensors
-from mtmamba_jax.files.paths import check_written, is_remote
+from mtmamba_jax.files.paths import check_writable_scheme, is_remote
 from mtmamba_jax.models.mtmamba import MODELS, abstract_model
 from mtmamba_jax.models.norm import LayerNorm
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin, SwinSize
@@ -177,7 +177,7 @@ def check_target(place: str) -> None:
             f"--to={place} is a file. Give a folder, or the name of a file that ends in "
             f"{SAFETENSORS}."
         )
-    check_written(place, "--to")
+    check_writable_scheme(place, "--to")
     workdir = epath.Path(place)
     if holds_checkpoints(workdir) or (workdir / CONFIG_FILE).exists():
         raise ValueError(f"--to={place} holds a run already. Give another folder.")

@@ -1,4 +1,4 @@
-"""One process at a time: locks on files, freed when their process ends, however it does."""
+"""Lock files that keep other processes out; freed when the process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -6,50 +6,49 @@ import contextlib
 import pathlib
 from collections.abc import Iterator
 
-try:
-    import fcntl
-except ImportError:  # on Windows
-    fcntl = None
+import filelock
 
 
 class NoLocksError(OSError):
-    """A file system has no locks."""
+    """The file system or the operating system does not support locks."""
 
 
 @contextlib.contextmanager
-def locked(path: pathlib.Path, what: str, *, wait: bool) -> Iterator[None]:
-    """Holds the lock `path` of a file, whose folder is made if need be.
+def locked(path: pathlib.Path, activity: str, *, wait: bool) -> Iterator[None]:
+    """Holds a lock file, whose folder is created if needed.
+
+    The file's contents are left alone, and the file remains.
 
     Args:
-      path: of the lock, a file that stays.
-      what: another process does while it holds the lock, for messages.
-      wait: for it, or raise.
+      path: The lock file.
+      activity: What the holder of the lock does, such as "trains", for messages.
+      wait: Whether to wait while another process holds the lock, or to raise.
 
     Raises:
-      OSError: another process holds it, or the folder cannot be written.
-      NoLocksError: its file system, or the operating system, has no locks.
+      OSError: Another process holds the lock, or the folder cannot be written.
+      NoLocksError: The file system or the operating system does not support locks.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")  # what its holder wrote there stays
+        file = path.open("a")
     except OSError as error:
         raise OSError(
             f"{path.parent} cannot be written ({error.strerror}). Choose another folder."
         ) from error
     with file:
-        if fcntl is None:
-            raise NoLocksError(f"{path.parent} cannot be locked: this system has no such locks.")
+        # Not a FileLock: where flock is missing, that one falls back to a marker file, which a
+        # killed process leaves behind.
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            message = f"Another process {what} in {path.parent}"
-            if not wait:
-                raise OSError(f"{message}. Wait for it, or choose another folder.") from None
-            print(f"{message}: waiting for it.", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            acquired = filelock.lock_descriptor(file.fileno(), blocking=False)
         except OSError as error:
             raise NoLocksError(
                 f"{path.parent} cannot be locked ({error.strerror}): its file system has no locks. "
                 "Choose a folder on another disk."
             ) from error
+        if not acquired:
+            message = f"Another process {activity} in {path.parent}"
+            if not wait:
+                raise OSError(f"{message}. Wait for it, or choose another folder.")
+            print(f"{message}: waiting for it.", flush=True)
+            filelock.lock_descriptor(file.fileno())
         yield

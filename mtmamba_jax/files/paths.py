@@ -1,4 +1,4 @@
-"""Places to read and write: folders and buckets, and the room on disks; what is written there."""
+"""Helpers for local folders and Google Cloud buckets: atomic writes, free space, caches."""
 
 from __future__ import annotations
 
@@ -10,44 +10,61 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 
+import platformdirs
 from etils import epath
 from etils.epath.backend import fsspec_backend
 
-_PATIENCE = 90.0  # seconds
+_VISIBILITY_TIMEOUT = 90.0  # seconds; NFS clients cache attributes for up to a minute
 
 
-def is_remote(data_dir: str | os.PathLike | None) -> bool:
-    """Says whether a place is one that a file system of fsspec reads, such as gs://bucket/data."""
-    return data_dir is not None and "://" in os.fspath(data_dir)
+def is_remote(path: str | os.PathLike | None) -> bool:
+    """Returns True if a path is a URL that fsspec reads, such as gs://bucket/data."""
+    return path is not None and "://" in os.fspath(path)
 
 
-def forget_listings(place: str | os.PathLike) -> None:
-    """Has a bucket listed anew: other processes, and TensorStore, change what is there."""
-    if is_remote(place):
-        fsspec_backend.fs(place).invalidate_cache()
+def user_cache_folder() -> pathlib.Path:
+    """Returns this package's folder in the user's cache folder; it may not exist yet.
+
+    On Linux that is `$XDG_CACHE_HOME/mtmamba_jax`, by default `~/.cache/mtmamba_jax`.
+
+    Raises:
+      RuntimeError: The user has no home folder and no cache folder is set.
+    """
+    folder = platformdirs.user_cache_path("mtmamba_jax")
+    if not folder.is_absolute():  # "~/...": older releases of platformdirs return it as it is
+        raise RuntimeError(f"{folder}: there is no home folder. Set XDG_CACHE_HOME to a folder.")
+    return folder
 
 
-def wait_to_see(is_seen: Callable[[], bool]) -> bool:
-    """Waits until this host sees what another one did to a file system that they share.
+def clear_listing_cache(path: str | os.PathLike) -> None:
+    """Drops fsspec's cached listings of a bucket, which other processes and TensorStore change."""
+    if is_remote(path):
+        fsspec_backend.fs(path).invalidate_cache()
+
+
+def wait_until(condition: Callable[[], bool]) -> bool:
+    """Polls until a condition on a shared file system holds, for at most 90 seconds.
+
+    Changes that another host made on NFS take up to a minute to become visible.
 
     Returns:
-      Whether it does; NFS takes up to a minute, and more is not waited for.
+      Whether the condition held in time.
     """
-    deadline = time.monotonic() + _PATIENCE
-    while not is_seen():
+    deadline = time.monotonic() + _VISIBILITY_TIMEOUT
+    while not condition():
         if time.monotonic() > deadline:
             return False
         time.sleep(1)
     return True
 
 
-def write_whole(path: epath.PathLike, contents: bytes) -> None:
-    """Writes a file whole or not at all, should the process be killed or the disk be full.
+def write_atomically(path: epath.PathLike, contents: bytes) -> None:
+    """Writes a file completely or not at all, even if the process is killed or the disk is full.
 
-    It has another name until then; buckets have whole files only.
+    Local files are written under a temporary name and then renamed; buckets are atomic anyway.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: The file cannot be written.
     """
     path = epath.Path(path)
     if is_remote(path):
@@ -62,12 +79,12 @@ def write_whole(path: epath.PathLike, contents: bytes) -> None:
         raise
 
 
-def as_json(record: object, *, indent: int | None = None) -> str:
-    """Returns a record as JSON, null for every number that is not finite: JSON has none.
+def to_json(record: object, *, indent: int | None = None) -> str:
+    """Returns a record as JSON, with null for NaN and infinity, which JSON does not have.
 
     Args:
-      record: numbers, texts, None, and mappings and sequences of them.
-      indent: spaces a level; None is one line.
+      record: Numbers, strings, None, and mappings and sequences of them.
+      indent: Spaces per level; None writes a single line.
     """
     return json.dumps(_finite(record), indent=indent, allow_nan=False)
 
@@ -80,41 +97,41 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def check_written(place: str | os.PathLike, key: str) -> None:
-    """Checks that a place is one that runs write to: a folder, or gs://.
+def check_writable_scheme(path: str | os.PathLike, flag: str) -> None:
+    """Checks that a path is a local folder or a gs:// URL, which runs can be written to.
 
     Args:
-      place: what the user gave.
-      key: that it was given by, for the message.
+      path: The path that the user gave.
+      flag: The flag it was given by, for the message.
 
     Raises:
-      ValueError: it is of another kind.
+      ValueError: The path has another URL scheme.
     """
-    scheme, found, _ = os.fspath(place).partition("://")
+    scheme, found, _ = os.fspath(path).partition("://")
     if found and scheme != "gs":
         raise ValueError(
-            f"{key}={os.fspath(place)}: runs are not written to {scheme}://. Give a folder, or a "
+            f"{flag}={os.fspath(path)}: runs are not written to {scheme}://. Give a folder, or a "
             "place in a Google Cloud bucket, gs://BUCKET/NAME."
         )
 
 
-def check_space(
-    needed: int, folder: pathlib.Path, what: str, instead: str = "give another --data_dir"
+def check_free_space(
+    needed: int, folder: pathlib.Path, what: str, remedy: str = "give another --data_dir"
 ) -> None:
-    """Checks that a disk has room.
+    """Checks that a disk has enough free space.
 
     Args:
-      needed: bytes.
-      folder: on the disk.
-      what: needs them, for the message.
-      instead: what to do where none can be freed.
+      needed: Required space, in bytes.
+      folder: A folder on the disk.
+      what: What needs the space, for the message.
+      remedy: What to do if no space can be freed, for the message.
 
     Raises:
-      OSError: it has not.
+      OSError: The disk does not have enough free space.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(
             f"{what} needs about {needed / 1e6:,.0f} MB below {folder}, where {free / 1e6:,.0f} MB "
-            f"are free. Free some, or {instead}."
+            f"are free. Free some, or {remedy}."
         )

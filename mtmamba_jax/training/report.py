@@ -16,7 +16,7 @@ from etils import epath
 from tensorboardX import SummaryWriter
 
 from mtmamba_jax.checkpoints.workdir import WorkDirectory
-from mtmamba_jax.files.paths import as_json, write_whole
+from mtmamba_jax.files.paths import to_json, write_atomically
 from mtmamba_jax.messages import short
 
 METRICS_FILE = "metrics.jsonl"
@@ -73,7 +73,7 @@ class Report:
         line = {"step": step, "kind": kind, **values}
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         with self._naming_errors():
-            self._file.write(as_json(line) + "\n")
+            self._file.write(to_json(line) + "\n")
             self._file.flush()
             if not self._board_lives():  # its queue would fill up, and wait for ever
                 raise OSError("TensorBoard's events could not be written")
@@ -150,7 +150,7 @@ def _lines_up_to(step: int, workdir: WorkDirectory) -> list[dict]:
 def _write_lines(lines: Sequence[dict], workdir: WorkDirectory) -> TextIO:
     """Returns the file of lines, to write more."""
     path = workdir.local / METRICS_FILE
-    write_whole(path, "".join(as_json(line) + "\n" for line in lines).encode())
+    write_atomically(path, "".join(to_json(line) + "\n" for line in lines).encode())
     return path.open("a")
 
 

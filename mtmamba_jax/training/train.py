@@ -32,7 +32,7 @@ from mtmamba_jax.data_pipelines.transforms import AugmentSettings
 from mtmamba_jax.devices.processes import is_first, together
 from mtmamba_jax.devices.sharding import create_mesh
 from mtmamba_jax.evaluation.evaluate import Evaluator, Scores
-from mtmamba_jax.files.paths import check_written
+from mtmamba_jax.files.paths import check_writable_scheme
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.training.clock import Clock, least_seconds
 from mtmamba_jax.training.loop import Steps, Watch
@@ -89,7 +89,7 @@ def train(
     """
     # What a user can get wrong comes first: the model takes a while to build.
     with together():
-        check_written(workdir, "--workdir")
+        check_writable_scheme(workdir, "--workdir")
         config, tasks, source = _open(config)
     workdir = epath.Path(workdir)
     part = config.train.batch_size // config.train.microbatches

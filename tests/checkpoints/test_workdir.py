@@ -1,5 +1,7 @@
 """Where a run writes: places that it refuses, and files on their way to a bucket."""
 
+import errno
+
 import pytest
 from etils import epath
 
@@ -20,9 +22,13 @@ def test_places_that_are_not_written_to_are_refused(place):
 
 
 def test_a_system_without_locks_is_warned_of(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(locks, "fcntl", None)
+    def refuse(descriptor, **options):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.filelock, "lock_descriptor", refuse)
     with hold(tmp_path / "run"):
-        assert "cannot be locked: this system has no such locks" in capsys.readouterr().out
+        out = capsys.readouterr().out
+    assert "cannot be locked (No locks available): its file system has no locks" in out
 
 
 class Bucket:

@@ -4,7 +4,7 @@ import cv2
 import pytest
 
 from mtmamba_jax.cli.main import main
-from mtmamba_jax.data_pipelines.records import DATASETS
+from mtmamba_jax.data_pipelines.datasets import DATASETS
 from tests.data_pipelines.dummy_trees import ROOT
 
 

@@ -16,8 +16,9 @@ import tensorflow_datasets as tfds
 from mtmamba_jax.data_pipelines.batch import check_example
 from mtmamba_jax.data_pipelines.builders.reading import DataError
 from mtmamba_jax.data_pipelines.builders.sample_trees import WRITERS
+from mtmamba_jax.data_pipelines.datasets import DATASETS
 from mtmamba_jax.data_pipelines.pipeline import train_batches
-from mtmamba_jax.data_pipelines.records import DATASETS, Records, create_builder
+from mtmamba_jax.data_pipelines.records import Records, create_builder
 from mtmamba_jax.data_pipelines.transforms import AugmentSettings
 from mtmamba_jax.files.locks import locked
 from mtmamba_jax.tasks import NYUDV2, PASCAL_CONTEXT, TASK_SETS

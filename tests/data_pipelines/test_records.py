@@ -9,7 +9,8 @@ import pytest
 from mtmamba_jax.cli.prepare import prepare
 from mtmamba_jax.data_pipelines import builders
 from mtmamba_jax.data_pipelines.batch import check_example
-from mtmamba_jax.data_pipelines.records import DATASETS, Records
+from mtmamba_jax.data_pipelines.datasets import DATASETS
+from mtmamba_jax.data_pipelines.records import Records
 from mtmamba_jax.data_pipelines.transforms import eval_transforms
 from mtmamba_jax.tasks import IGNORE, TASK_SETS
 

@@ -17,8 +17,8 @@ from mtmamba_jax.cli import main as cli
 from mtmamba_jax.cli.prepare import prepare
 from mtmamba_jax.data_pipelines import builders
 from mtmamba_jax.data_pipelines.records import Records
+from mtmamba_jax.files.paths import user_cache_folder
 from mtmamba_jax.tasks import NYUDV2
-from mtmamba_jax.user_cache import cache_folder
 
 PLACE = "gs://bucket/datasets"
 DUMMY = pathlib.Path(builders.__file__).parent / "nyudv2" / "dummy_data"
@@ -82,7 +82,7 @@ def files(folder):
 
 
 def mirrored():
-    (folder,) = (cache_folder() / "datasets").glob("*/*/nyudv2/1.0.0")
+    (folder,) = (user_cache_folder() / "datasets").glob("*/*/nyudv2/1.0.0")
     return folder
 
 
@@ -190,7 +190,7 @@ def test_a_dataset_that_changes_while_it_is_copied_is_refused(bucket, prepared, 
         patch.setattr(Bucket, "get_file", change)
         with pytest.raises(OSError, match="changed while it was copied"):
             open_remote()
-    assert not list((cache_folder() / "datasets").glob("*/*/nyudv2/1.0.0"))
+    assert not list((user_cache_folder() / "datasets").glob("*/*/nyudv2/1.0.0"))
     check_equal(open_remote(), prepared)
 
 

@@ -13,7 +13,7 @@ from mtmamba_jax.data_pipelines.batch import check_example
 from mtmamba_jax.data_pipelines.builders.opening import locate
 from mtmamba_jax.data_pipelines.builders.pascal_context.classes import NORMALS_CLASSES
 from mtmamba_jax.data_pipelines.builders.sample_trees import WRITERS
-from mtmamba_jax.data_pipelines.records import DATASETS
+from mtmamba_jax.data_pipelines.datasets import DATASETS
 from mtmamba_jax.tasks import IGNORE, TASK_SETS
 
 SIZE = (48, 64)

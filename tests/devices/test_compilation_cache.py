@@ -1,13 +1,15 @@
 """Where compiled programs are kept, and that this can be set, switched off and fail."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from mtmamba_jax import user_cache
 from mtmamba_jax.cli import main as cli
 from mtmamba_jax.devices import compilation_cache
 from mtmamba_jax.devices.timing import compile_timed
+from mtmamba_jax.files.paths import user_cache_folder
 
 
 @pytest.fixture
@@ -33,7 +35,14 @@ def test_folder_is_in_the_home_where_no_other_is_given(given, tmp_path, monkeypa
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     if given is not None:
         monkeypatch.setenv("XDG_CACHE_HOME", given)
-    assert user_cache.cache_folder() == tmp_path / ".cache" / "mtmamba_jax"
+    assert user_cache_folder() == tmp_path / ".cache" / "mtmamba_jax"
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    unresolved = pathlib.Path("~/.cache/mtmamba_jax")
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: unresolved)
+    with pytest.raises(RuntimeError, match=r"there is no home folder\. Set XDG_CACHE_HOME"):
+        user_cache_folder()
 
 
 def test_folder_that_jax_was_given_stays(no_folder, tmp_path):

@@ -52,7 +52,7 @@ if __name__ == "__main__":
         elif fault == "data":
             settings |= {"data.name": "folder", "data.dir": "/nowhere"}
         elif fault == "workdir":
-            paths._PATIENCE = 1.0
+            paths._VISIBILITY_TIMEOUT = 1.0
             place += "_of_another"
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
     joining = [f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={index}"]

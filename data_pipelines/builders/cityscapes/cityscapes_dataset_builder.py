@@ -4,7 +4,7 @@ from etils import epath
 
 from mtmamba_jax.data_pipelines.builders.base import DenseBuilder
 from mtmamba_jax.data_pipelines.builders.cityscapes.files import Cityscapes
-from mtmamba_jax.data_pipelines.records import TERMS
+from mtmamba_jax.data_pipelines.datasets import LICENSES
 
 
 class Builder(DenseBuilder):
@@ -16,4 +16,4 @@ class Builder(DenseBuilder):
     # more to write than zstd's usual one, and 1.6 ms less of 9 to read.
     COMPRESSION = "zstd:9"
     HOMEPAGE = "https://www.cityscapes-dataset.com/"
-    LICENSE = TERMS["cityscapes"]
+    LICENSE = LICENSES["cityscapes"]

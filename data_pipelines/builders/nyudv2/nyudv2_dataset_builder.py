@@ -4,7 +4,7 @@ from etils import epath
 
 from mtmamba_jax.data_pipelines.builders.base import DenseBuilder
 from mtmamba_jax.data_pipelines.builders.nyudv2.files import NYUDv2
-from mtmamba_jax.data_pipelines.records import TERMS
+from mtmamba_jax.data_pipelines.datasets import LICENSES
 
 
 class Builder(DenseBuilder):
@@ -14,4 +14,4 @@ class Builder(DenseBuilder):
     LAYOUT = NYUDv2
     UNPACK_PHOTOS = True  # 0.4 GB more of 2.5
     HOMEPAGE = "https://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html"
-    LICENSE = TERMS["nyudv2"]
+    LICENSE = LICENSES["nyudv2"]

@@ -4,7 +4,7 @@ from etils import epath
 
 from mtmamba_jax.data_pipelines.builders.base import DenseBuilder
 from mtmamba_jax.data_pipelines.builders.pascal_context.files import PASCALContext
-from mtmamba_jax.data_pipelines.records import TERMS
+from mtmamba_jax.data_pipelines.datasets import LICENSES
 
 
 class Builder(DenseBuilder):
@@ -13,4 +13,4 @@ class Builder(DenseBuilder):
     pkg_dir_path = epath.Path(__file__).parent
     LAYOUT = PASCALContext
     HOMEPAGE = "https://cs.stanford.edu/~roozbeh/pascal-context/"
-    LICENSE = TERMS["pascal_context"]
+    LICENSE = LICENSES["pascal_context"]

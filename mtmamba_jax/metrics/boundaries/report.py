@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from mtmamba_jax.files.paths import as_json, write_whole
+from mtmamba_jax.files.paths import to_json, write_atomically
 from mtmamba_jax.metrics.boundaries.counts import THRESHOLDS
 from mtmamba_jax.metrics.boundaries.scores import Sums, compute, curve
 from mtmamba_jax.tables import two_columns
@@ -75,10 +75,10 @@ def write_report(folder: epath.PathLike, sums: Sums, settings: Mapping[str, obje
     folder, picture = epath.Path(folder), io.BytesIO()
     folder.mkdir(parents=True, exist_ok=True)
     record = {**settings, "images": int(sums["images"]), "scores": compute(sums)}
-    write_whole(folder / SCORES_FILE, (as_json(record, indent=2) + "\n").encode())
-    write_whole(folder / TABLE_FILE, _curve_table(sums).encode())
+    write_atomically(folder / SCORES_FILE, (to_json(record, indent=2) + "\n").encode())
+    write_atomically(folder / TABLE_FILE, _curve_table(sums).encode())
     draw_curve(sums).save(picture, "PNG")
-    write_whole(folder / PICTURE_FILE, picture.getvalue())
+    write_atomically(folder / PICTURE_FILE, picture.getvalue())
 
 
 def _curve_table(sums: Sums) -> str:
