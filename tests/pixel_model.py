@@ -14,6 +14,6 @@ class PixelModel(nnx.Module):
         return {name: projection(images) for name, projection in self.projections.items()}
 
 
-def build_pixel_model(config, tasks):
+def build_pixel_model(settings, tasks, seed=0):
     graph, parameters = nnx.split(PixelModel(tasks), nnx.Param)
     return graph, nnx.to_pure_dict(parameters)

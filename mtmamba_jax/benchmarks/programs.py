@@ -27,10 +27,11 @@ from mtmamba_jax.kernels.ss2d import IMPLEMENTATIONS, ss2d
 from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, PLATFORMS, SHAPES
 from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
 from mtmamba_jax.messages import check_name
+from mtmamba_jax.models.mtmamba import ModelSettings, build
 from mtmamba_jax.models.norm import TaskLayerNorm
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.training.optimizer import create_optimizer
-from mtmamba_jax.training.state import build, create_state
+from mtmamba_jax.training.state import create_state
 from mtmamba_jax.training.step import TrainStep, create_train_step
 
 DTYPES = ("bfloat16", "float32")
@@ -267,7 +268,7 @@ def train_program(
 def _predict_program(config: ConfigDict, tasks: Sequence[Task]) -> Program:
     size = config.eval.batch_size
     mesh = create_mesh(size, **config.mesh)
-    graph, parameters = build(config, tasks)
+    graph, parameters = build(ModelSettings(**config.model), tasks, config.seed)
     layout = split_state(parameters, mesh)
     parameters = jax.device_put(parameters, layout)
     images = put_batch(random_batch((), size, config.data.size), mesh)["images"]

@@ -21,8 +21,8 @@ from mtmamba_jax.checkpoints.saved import (
 )
 from mtmamba_jax.devices.sharding import create_mesh, replicated
 from mtmamba_jax.files.paths import check_writable_scheme
+from mtmamba_jax.models.mtmamba import ModelSettings, abstract_build
 from mtmamba_jax.tasks import Task
-from mtmamba_jax.training.state import abstract_build
 
 CONFIG_FILE = "config.json"
 
@@ -66,7 +66,7 @@ def load_run(workdir: epath.PathLike, checkpoint: str, *, batch_size: int | None
     workdir = epath.Path(workdir)
     config = saved_config(workdir)
     tasks = configuration.tasks(config)
-    graph, abstract = abstract_build(config, tasks)
+    graph, abstract = abstract_build(ModelSettings(**config.model), tasks)
     mesh = create_mesh(batch_size or config.eval.batch_size)
     found = newest(workdir, checkpoint)
     if found is None:

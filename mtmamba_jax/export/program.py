@@ -25,9 +25,9 @@ from ml_collections import ConfigDict
 from mtmamba_jax.data_pipelines.transforms import normalise
 from mtmamba_jax.export.model_card import to_markdown
 from mtmamba_jax.files.paths import check_free_space
+from mtmamba_jax.models.mtmamba import ModelSettings, abstract_build
 from mtmamba_jax.readout import to_value
 from mtmamba_jax.tasks import Task
-from mtmamba_jax.training.state import abstract_build
 
 PROGRAM, WEIGHTS, SCRIPT = "program.jax_export", "weights.npz", "run.py"
 CARD, CARD_TEXT = "model_card.json", "model_card.md"
@@ -98,7 +98,7 @@ def export_program(
     """
     config = config.copy_and_resolve_references()
     config.model.scan_implementation = FUSED[platform] if scan == "fused" else "xla"
-    graph, abstract = abstract_build(config, tasks)
+    graph, abstract = abstract_build(ModelSettings(**config.model), tasks)
     names, structure = list(name_weights(abstract)), jax.tree.structure(abstract)
 
     def predict(weights: Mapping[str, jax.Array], images: jax.Array) -> dict[str, jax.Array]:

@@ -21,7 +21,7 @@ from mtmamba_jax.convert import Contents, contents_of, encoder_from_torch, from_
 from mtmamba_jax.convert.state_dicts import check_not_whole, size_name
 from mtmamba_jax.convert.weight_files import SAFETENSORS, TORCH, write_safetensors
 from mtmamba_jax.files.paths import check_writable_scheme, is_remote
-from mtmamba_jax.models.mtmamba import MODELS, abstract_model
+from mtmamba_jax.models.mtmamba import MODELS, ModelSettings, abstract_model
 from mtmamba_jax.models.norm import LayerNorm
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin, SwinSize
 from mtmamba_jax.models.weights import WEIGHTS, split_model
@@ -75,7 +75,7 @@ def convert(
     config = configuration.load(name)
     overrides = _sizes(contents, overrides, config) | overrides
     configuration.override(config, overrides)
-    model = abstract_model(**config.model, tasks=configuration.tasks(config))
+    model = abstract_model(ModelSettings(**config.model), configuration.tasks(config))
     nnx.update(model, from_torch(tensors, model))
     chosen = (f"--config={name}", *(f"--config.{key}={text}" for key, text in overrides.items()))
     return Converted(contents, model, config, chosen)

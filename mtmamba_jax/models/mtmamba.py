@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
@@ -19,6 +20,7 @@ from mtmamba_jax.models.initializers import Parts, initialise
 from mtmamba_jax.models.layers import REMAT_POLICIES, fold
 from mtmamba_jax.models.plus import SCTM, ConvHeads
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin
+from mtmamba_jax.models.weights import split_model
 from mtmamba_jax.tasks import Task
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -114,56 +116,78 @@ class MTMambaPlus(MTMamba):
     make_heads = ConvHeads
 
 
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    """Everything that defines a model but its tasks; the defaults are the paper's.
+
+    Attributes:
+      name: Key of `MODELS`.
+      encoder: Key of `swin.SWIN_SIZES`.
+      expansion: Inner channels of a Mamba block over its width (the paper's alpha).
+      state_size: States per channel of the selective scan.
+      encoder_drop_path_rate: Drop-path rate of the encoder's last block; it rises linearly from 0.
+      decoder_drop_path_rate: Drop-path rate of the decoder's first block; it falls linearly to 0.
+      dtype: Compute dtype, "float32" or "bfloat16". Parameters, the recurrence, the statistics of
+        the norms and the logits are float32 in either case.
+      remat: Key of `layers.REMAT_POLICIES`: what each block keeps for the backward pass.
+      scan_implementation: Backend of `kernels.ss2d` to force; None chooses one by platform.
+    """
+
+    name: str = "mtmamba"
+    encoder: str = "swin_large"
+    expansion: int = 2
+    state_size: int = 16
+    encoder_drop_path_rate: float = 0.1
+    decoder_drop_path_rate: float = 0.2
+    dtype: str = "float32"
+    remat: str = "none"
+    scan_implementation: str | None = None
+
+
 def create_model(
-    name: str = "mtmamba",
-    *,
-    encoder: str = "swin_large",
-    tasks: Sequence[Task],
-    expansion: int = 2,
-    state_size: int = 16,
-    encoder_drop_path_rate: float = 0.1,
-    decoder_drop_path_rate: float = 0.2,
-    dtype: str = "float32",
-    remat: str = "none",
-    scan_implementation: str | None = None,
-    rngs: nnx.Rngs,
+    name: str = "mtmamba", *, tasks: Sequence[Task], rngs: nnx.Rngs, **settings
 ) -> MTMamba:
-    """Builds a model by name; the defaults are the paper's.
+    """Creates a model with initial weights.
+
+    Example:
+      >>> model = create_model("mtmamba", encoder="swin_tiny", tasks=NYUDV2, rngs=nnx.Rngs(0))
+      >>> images = jnp.zeros((1, 448, 576, 3))  # normalised RGB
+      >>> model(images)["depth"].shape
+      (1, 448, 576, 1)
 
     Args:
-      name: key of `MODELS`.
-      encoder: key of `swin.SWIN_SIZES`.
-      tasks: as in `MTMamba`; sets are in `mtmamba_jax.tasks`.
-      expansion: inner channels of a Mamba block over its width (the paper's alpha).
-      state_size: states a channel.
-      encoder_drop_path_rate: of the encoder's last block.
-      decoder_drop_path_rate: of the decoder's first block.
-      dtype: of the computation, "float32" or "bfloat16"; parameters, the recurrence, the norms'
-        statistics and the logits are float32 in either.
-      remat: key of `layers.REMAT_POLICIES`.
-      scan_implementation: forces a backend of `kernels.ss2d`; None chooses by platform.
-      rngs: for the initial weights.
+      name: Key of `MODELS`, such as "mtmamba" or "mtmamba_plus".
+      tasks: Tasks to predict, such as `NYUDV2` of `mtmamba_jax.tasks`.
+      rngs: Random generators of the initial weights.
+      **settings: Other fields of `ModelSettings`, such as `encoder` and `dtype`.
 
     Raises:
-      ValueError: an unknown name; the message gives the valid ones.
+      ValueError: If a name is unknown; the message lists the valid ones.
     """
-    check_name("model", name, MODELS)
-    check_name("encoder", encoder, SWIN_SIZES)
-    check_name("dtype", dtype, DTYPES)
-    check_name("remat policy", remat, REMAT_POLICIES)
-    settings = MambaSettings(expansion, state_size, DTYPES[dtype], scan_implementation)
+    return _create(ModelSettings(name, **settings), tasks, rngs)
+
+
+def _create(settings: ModelSettings, tasks: Sequence[Task], rngs: nnx.Rngs) -> MTMamba:
+    check_name("model", settings.name, MODELS)
+    check_name("encoder", settings.encoder, SWIN_SIZES)
+    check_name("dtype", settings.dtype, DTYPES)
+    check_name("remat policy", settings.remat, REMAT_POLICIES)
+    dtype, remat = DTYPES[settings.dtype], settings.remat
+    mamba = MambaSettings(
+        settings.expansion, settings.state_size, dtype, settings.scan_implementation
+    )
 
     def construct(rngs: nnx.Rngs | Parts) -> MTMamba:
-        swin = Swin(
-            SWIN_SIZES[encoder],
-            drop_path_rate=encoder_drop_path_rate,
-            dtype=settings.dtype,
+        encoder = Swin(
+            SWIN_SIZES[settings.encoder],
+            drop_path_rate=settings.encoder_drop_path_rate,
+            dtype=dtype,
             remat=remat,
             rngs=rngs,
         )
-        return MODELS[name](
-            swin, tasks, settings, drop_path_rate=decoder_drop_path_rate, remat=remat, rngs=rngs
-        )
+        rate = settings.decoder_drop_path_rate
+        make = MODELS[settings.name]
+        return make(encoder, tasks, mamba, drop_path_rate=rate, remat=remat, rngs=rngs)
 
     return initialise(construct, rngs)
 
@@ -184,9 +208,23 @@ MODELS: dict[str, Callable[..., MTMamba]] = {
 }
 
 
-def abstract_model(**settings) -> MTMamba:
-    """Returns `create_model(**settings)` with shapes instead of arrays: nothing is allocated."""
-    return nnx.eval_shape(lambda: create_model(**settings, rngs=nnx.Rngs(0)))
+def abstract_model(settings: ModelSettings, tasks: Sequence[Task]) -> MTMamba:
+    """Returns a model that holds shapes instead of arrays: nothing is allocated."""
+    return nnx.eval_shape(lambda: _create(settings, tasks, nnx.Rngs(0)))
+
+
+def build(settings: ModelSettings, tasks: Sequence[Task], seed: int) -> tuple[nnx.GraphDef, dict]:
+    """Returns a model's structure and its initial parameters, a nested dict.
+
+    Raises:
+      ValueError: If a name in `settings` is unknown.
+    """
+    return split_model(_create(settings, tasks, nnx.Rngs(seed)))
+
+
+def abstract_build(settings: ModelSettings, tasks: Sequence[Task]) -> tuple[nnx.GraphDef, dict]:
+    """Returns what `build` returns, with shapes instead of arrays: nothing is allocated."""
+    return split_model(abstract_model(settings, tasks))
 
 
 def count_parameters(model: nnx.Module) -> int:

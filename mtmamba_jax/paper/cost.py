@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from mtmamba_jax import config as configuration
 from mtmamba_jax.devices.flops import of_convolution, of_product
-from mtmamba_jax.training.state import abstract_build
+from mtmamba_jax.models.mtmamba import ModelSettings, abstract_build
 
 Shape = tuple[int, ...]
 
@@ -49,7 +49,7 @@ def count_cost(config: ConfigDict) -> Cost:
     config = config.copy_and_resolve_references()
     config.model.scan_implementation = "xla"  # whose program shows one call for a scan
     tasks = configuration.tasks(config)
-    graph, weights = abstract_build(config, tasks)
+    graph, weights = abstract_build(ModelSettings(**config.model), tasks)
     images = jax.ShapeDtypeStruct((1, *config.data.size, 3), jnp.float32)
     program = jax.make_jaxpr(lambda weights, x: nnx.merge(graph, weights)(x))(weights, images).jaxpr
     resized = 4 * math.prod(config.data.size) * sum(task.channels for task in tasks)

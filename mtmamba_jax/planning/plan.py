@@ -19,11 +19,12 @@ from mtmamba_jax.devices.sharding import create_mesh, on_device, split_state
 from mtmamba_jax.devices.timing import program_memory
 from mtmamba_jax.evaluation.evaluate import create_predict_step
 from mtmamba_jax.messages import check_name
+from mtmamba_jax.models.mtmamba import ModelSettings, abstract_build
 from mtmamba_jax.planning.collectives import count_collectives, count_loops
 from mtmamba_jax.planning.topology import Topology
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.training.optimizer import create_optimizer
-from mtmamba_jax.training.state import abstract_build, abstract_state
+from mtmamba_jax.training.state import abstract_state
 from mtmamba_jax.training.step import create_train_step
 
 
@@ -198,7 +199,7 @@ def _numbers(program: jax.stages.Compiled, topology: Topology) -> Record:
 
 
 def _lower_step(config, tasks, mesh) -> jax.stages.Lowered:
-    graph, parameters = abstract_build(config, tasks)
+    graph, parameters = abstract_build(ModelSettings(**config.model), tasks)
     optimizer = create_optimizer(config.optimizer, config.train.steps)
     state, layout = abstract_state(graph, parameters, optimizer, mesh)
     data = config.data
@@ -207,7 +208,7 @@ def _lower_step(config, tasks, mesh) -> jax.stages.Lowered:
 
 
 def _lower_prediction(config, tasks, mesh) -> jax.stages.Lowered:
-    graph, parameters = abstract_build(config, tasks)
+    graph, parameters = abstract_build(ModelSettings(**config.model), tasks)
     images = abstract_batch((), config.eval.batch_size, config.data.size)["images"]
     layout = split_state(parameters, mesh)
     return create_predict_step(graph, mesh, layout).lower(parameters, images)

@@ -16,7 +16,7 @@ from mtmamba_jax.data_pipelines.pipeline import Batches
 from mtmamba_jax.devices.chips import CHIPS, GIB
 from mtmamba_jax.devices.flops import count_flops
 from mtmamba_jax.devices.timing import device_peak
-from mtmamba_jax.training.state import abstract_build
+from mtmamba_jax.models.mtmamba import ModelSettings, abstract_build
 
 MEASURED = (
     "seconds_per_step",
@@ -107,7 +107,7 @@ def least_seconds(config: ConfigDict, mesh: Mesh) -> float | None:
     # The kernels hide their products; the plain scan shows them.
     plain = config.copy_and_resolve_references()
     plain.model.scan_implementation = "xla"
-    graph, parameters = abstract_build(plain, configuration.tasks(config))
+    graph, parameters = abstract_build(ModelSettings(**plain.model), configuration.tasks(config))
     images = jax.ShapeDtypeStruct((config.train.batch_size, *config.data.size, 3), "float32")
     forward = count_flops(lambda p, x: nnx.merge(graph, p)(x), parameters, images)
     return 3 * forward / (mesh.size * chip.flops)

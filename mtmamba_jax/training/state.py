@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mtmamba_jax.devices.sharding import FSDP_AXIS, split_state
-from mtmamba_jax.models.mtmamba import abstract_model, create_model
-from mtmamba_jax.models.weights import split_learned, split_model
+from mtmamba_jax.models.mtmamba import ModelSettings, abstract_build, build
+from mtmamba_jax.models.weights import split_learned
 from mtmamba_jax.tasks import Task
 
 
@@ -37,20 +37,6 @@ class TrainState:
     optimizer: optax.OptState
 
 
-def build(config: ConfigDict, tasks: Sequence[Task]) -> tuple[nnx.GraphDef, dict]:
-    """Returns the model's structure and its initial parameters.
-
-    Raises:
-      ValueError: a name in `config.model` is unknown.
-    """
-    return split_model(create_model(**config.model, tasks=tasks, rngs=nnx.Rngs(config.seed)))
-
-
-def abstract_build(config: ConfigDict, tasks: Sequence[Task]) -> tuple[nnx.GraphDef, dict]:
-    """Returns what `build` does with shapes in place of arrays: nothing is allocated."""
-    return split_model(abstract_model(**config.model, tasks=tasks))
-
-
 def create_state(
     config: ConfigDict,
     tasks: Sequence[Task],
@@ -65,16 +51,17 @@ def create_state(
     Raises:
       ValueError: a name in `config.model` is unknown.
     """
+    settings = ModelSettings(**config.model)
     if mesh.shape[FSDP_AXIS] == 1:  # whole everywhere, and nothing to compile
-        graph, parameters = build(config, tasks)
+        graph, parameters = build(settings, tasks, config.seed)
         state = initial_state(graph, parameters, optimizer)
         layout = split_state(state, mesh)
         return graph, jax.device_put(state, layout), layout
-    graph, parameters = abstract_build(config, tasks)
+    graph, parameters = abstract_build(settings, tasks)
     _, layout = abstract_state(graph, parameters, optimizer, mesh)
 
     def make():
-        return initial_state(*build(config, tasks), optimizer)
+        return initial_state(*build(settings, tasks, config.seed), optimizer)
 
     return graph, jax.jit(make, out_shardings=layout)(), layout
 

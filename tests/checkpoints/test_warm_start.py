@@ -8,14 +8,15 @@ from mtmamba_jax import config as configuration
 from mtmamba_jax.checkpoints.save import Checkpoints
 from mtmamba_jax.checkpoints.saved import newest, read_parameters
 from mtmamba_jax.checkpoints.warm_start import warm_start
-from mtmamba_jax.training.state import TrainState, build
+from mtmamba_jax.models.mtmamba import ModelSettings, build
+from mtmamba_jax.training.state import TrainState
 from mtmamba_jax.training.train import train
 from tests.tiny import tiny_config
 
 
 def parameters_of(**overrides):
     config = tiny_config(**overrides)
-    return build(config, configuration.tasks(config))[1]
+    return build(ModelSettings(**config.model), configuration.tasks(config), config.seed)[1]
 
 
 def begin(settings, parameters):

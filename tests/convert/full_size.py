@@ -11,14 +11,14 @@ import numpy as np
 from flax import nnx
 
 from mtmamba_jax.convert import from_torch, to_torch
-from mtmamba_jax.models.mtmamba import abstract_model
+from mtmamba_jax.models.mtmamba import ModelSettings, abstract_model
 from mtmamba_jax.tasks import PASCAL_CONTEXT
 from tests.convert.state_dicts import assert_same_bits, ones
 
 
 def main(name: str) -> None:
     """Runs it; the last line printed is the peak in GiB."""
-    model = abstract_model(name=name, encoder="swin_large", tasks=PASCAL_CONTEXT)
+    model = abstract_model(ModelSettings(name), PASCAL_CONTEXT)
     graph, shapes = nnx.split(model)
     placeholders = jax.tree.map(lambda x: ones(x.shape).astype(x.dtype, copy=False), shapes)
     random, state_dict = np.random.default_rng(0), to_torch(nnx.merge(graph, placeholders))

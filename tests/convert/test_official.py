@@ -11,7 +11,13 @@ from flax import nnx
 from mtmamba_jax import convert
 from mtmamba_jax.convert.official import CTM_RULES, STM_RULES
 from mtmamba_jax.models.blocks import CTM, STM, MambaSettings
-from mtmamba_jax.models.mtmamba import MTMamba, MTMambaPlus, abstract_model, to_linen
+from mtmamba_jax.models.mtmamba import (
+    ModelSettings,
+    MTMamba,
+    MTMambaPlus,
+    abstract_model,
+    to_linen,
+)
 from mtmamba_jax.models.swin import Swin, SwinSize
 from mtmamba_jax.tasks import CITYSCAPES, DEPTH, EDGE, NYUDV2, PASCAL_CONTEXT
 from tests.convert.state_dicts import assert_same_bits, microsoft_index, swin_state_dict
@@ -123,11 +129,11 @@ def test_gradients_of_a_block_go_out_as_they_came_in():
 
 
 def test_linen_parameters_have_the_same_places():
-    settings = {"encoder": "swin_nano", "tasks": (DEPTH, EDGE)}
-    model = abstract_model(**settings)
-    shapes = jax.eval_shape(
-        to_linen(**settings).init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32)
-    )
+    tasks = (DEPTH, EDGE)
+    model = abstract_model(ModelSettings(encoder="swin_nano"), tasks)
+    linen = to_linen(encoder="swin_nano", tasks=tasks)
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    shapes = jax.eval_shape(linen.init, jax.random.key(0), images)
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), nnx.state(model, nnx.Param))
     state = convert.from_torch(convert.to_torch(nnx.merge(nnx.graphdef(model), zeros)), model)
     found, wanted = (

@@ -18,8 +18,9 @@ from mtmamba_jax.data_pipelines.transforms import eval_transforms
 from mtmamba_jax.export import model_card
 from mtmamba_jax.export import program as export
 from mtmamba_jax.kernels import ss2d
+from mtmamba_jax.models.mtmamba import ModelSettings, build
 from mtmamba_jax.readout import VALUES, to_value
-from mtmamba_jax.training.state import TrainState, build
+from mtmamba_jax.training.state import TrainState
 from tests.pixel_model import build_pixel_model
 from tests.tiny import tiny_config
 
@@ -66,7 +67,8 @@ def run_script(folder, cwd, *images):
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory):
     config = tiny_config(tasks__names="('semseg', 'depth', 'edge', 'normals')")
-    graph, parameters = build(config, configuration.tasks(config))
+    settings = ModelSettings(**config.model)
+    graph, parameters = build(settings, configuration.tasks(config), config.seed)
     workdir = tmp_path_factory.mktemp("tiny") / "run"
     write_run(workdir, config, parameters)
     return workdir, config, graph, parameters

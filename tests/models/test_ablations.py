@@ -15,7 +15,7 @@ from mtmamba_jax.models.ablations import (
     TaskSwin,
 )
 from mtmamba_jax.models.blocks import CTM, STM, MambaSettings
-from mtmamba_jax.models.mtmamba import abstract_model, create_model
+from mtmamba_jax.models.mtmamba import ModelSettings, abstract_model, create_model
 from mtmamba_jax.tasks import DEPTH, EDGE
 from tests import tiny
 from tests.models.golden import run
@@ -75,7 +75,7 @@ def test_swin_blocks_drop_paths_of_images_and_tasks_by_themselves_and_only_with_
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_every_variant_is_a_model_that_gives_all_maps(name):
-    model = abstract_model(name=name, **SMALL)
+    model = abstract_model(ModelSettings(name, "swin_test", state_size=2), (DEPTH, EDGE))
     logits = nnx.eval_shape(
         lambda m, x: m(x), model, jax.ShapeDtypeStruct((2, 33, 64, 3), "float32")
     )

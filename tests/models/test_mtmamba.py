@@ -10,6 +10,7 @@ from flax import nnx
 from mtmamba_jax.models.blocks import STM, MambaSettings
 from mtmamba_jax.models.layers import call_block
 from mtmamba_jax.models.mtmamba import (
+    ModelSettings,
     abstract_model,
     count_parameters,
     create_model,
@@ -45,14 +46,14 @@ def images(height, width, batch=1):
     ],
 )
 def test_swin_large_has_the_official_number_of_parameters(name, tasks, parameters):
-    model = abstract_model(name=name, encoder="swin_large", tasks=tasks)
+    model = abstract_model(ModelSettings(name, "swin_large"), tasks)
     assert count_parameters(model) == parameters
     assert count_parameters(model.encoder) == 195_201_204
 
 
 @pytest.mark.parametrize("encoder", SWIN_SIZES)
 def test_every_encoder_gives_a_map_for_each_task(encoder):
-    model = abstract_model(encoder=encoder, tasks=NYUDV2)
+    model = abstract_model(ModelSettings(encoder=encoder), NYUDV2)
     logits = nnx.eval_shape(
         lambda m, x: m(x), model, jax.ShapeDtypeStruct((2, 64, 96, 3), "float32")
     )

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from mtmamba_jax import config as configuration
-from mtmamba_jax.models.mtmamba import MODELS
+from mtmamba_jax.models.mtmamba import MODELS, ModelSettings, abstract_build
 from mtmamba_jax.training.gradients import gradient_norms
-from mtmamba_jax.training.state import build
 from tests.tiny import tiny_config
 
 
@@ -16,7 +15,8 @@ def test_norms_are_of_the_encoder_each_task_and_what_tasks_share():
     tasks = configuration.tasks(config)
     random = np.random.default_rng(0)
     gradients = jax.tree.map(
-        lambda x: random.standard_normal(x.shape).astype("f"), build(config, tasks)[1]
+        lambda x: random.standard_normal(x.shape).astype("f"),
+        abstract_build(ModelSettings(**config.model), tasks)[1],
     )
     found = {name: float(value) for name, value in gradient_norms(gradients, tasks).items()}
     parts = ("encoder", "semseg", "depth", "shared")
@@ -44,7 +44,7 @@ def owners(model, count, part):
     """Returns who has a norm, of a gradient that is 1 where `part` is in an array's name."""
     config = tiny_config(model__name=model, tasks__names=repr(TASKS[:count]))
     tasks = configuration.tasks(config)
-    shapes = jax.eval_shape(lambda: build(config, tasks)[1])
+    shapes = abstract_build(ModelSettings(**config.model), tasks)[1]
     sizes = []
 
     def fill(path, leaf):
