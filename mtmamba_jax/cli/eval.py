@@ -14,13 +14,14 @@ from mtmamba_jax.checkpoints.run import Run, load_run
 from mtmamba_jax.cli.console import announce, join_processes, program_name
 from mtmamba_jax.devices.processes import highest, is_first, sums_of_all
 from mtmamba_jax.evaluation.boundaries import Benchmark, choose_benchmark, count_test_set
-from mtmamba_jax.evaluation.evaluate import Evaluator, compute_scores, score_table
+from mtmamba_jax.evaluation.evaluate import Evaluator, score_table
 from mtmamba_jax.evaluation.report import class_ious, details, write_confusions
 from mtmamba_jax.evaluation.saved_predictions import Saving
 from mtmamba_jax.files.paths import to_json, write_atomically
 from mtmamba_jax.metrics.boundaries import Sums, add_up, compute
 from mtmamba_jax.metrics.boundaries.report import score_table as boundary_table
 from mtmamba_jax.metrics.boundaries.report import write_report
+from mtmamba_jax.metrics.scores import compute_scores
 from mtmamba_jax.paper.runs import SCORES_FILE
 from mtmamba_jax.visualization.panels import write_panels
 

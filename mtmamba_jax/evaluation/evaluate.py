@@ -20,11 +20,9 @@ from mtmamba_jax.labels import resize_logits
 from mtmamba_jax.metrics import create_constant, create_metric
 from mtmamba_jax.metrics.base import Accumulator, Counts
 from mtmamba_jax.metrics.multitask import headline
+from mtmamba_jax.metrics.scores import Scores, compute_scores
 from mtmamba_jax.readout import to_value
 from mtmamba_jax.tasks import Task
-
-Scores = Mapping[str, Mapping[str, float]]
-"""{task: {score name: value}}."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,13 +151,6 @@ class Evaluator:
             for name, accumulator in accumulators.items():
                 total[name] = accumulator.merge(total[name], counts[name])
         return total
-
-
-def compute_scores(
-    tasks: Sequence[Task], totals: Mapping[str, Counts]
-) -> dict[str, dict[str, float]]:
-    """Returns every score of every task from `Evaluator.totals`."""
-    return {task.name: create_metric(task).compute(totals[task.name]) for task in tasks}
 
 
 def create_measure_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:

@@ -10,10 +10,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mtmamba_jax.devices.processes import is_first
-from mtmamba_jax.evaluation.evaluate import Scores, compute_scores
 from mtmamba_jax.metrics import create_metric
 from mtmamba_jax.metrics.base import Counts
 from mtmamba_jax.metrics.multitask import delta_m, headline
+from mtmamba_jax.metrics.scores import Scores, compute_scores
 from mtmamba_jax.metrics.segmentation import Segmentation
 from mtmamba_jax.paper.printed import DATASET, ROWS, SCORES
 from mtmamba_jax.tasks import Task

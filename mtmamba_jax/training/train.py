@@ -31,8 +31,9 @@ from mtmamba_jax.data_pipelines.sources import open_source
 from mtmamba_jax.data_pipelines.transforms import AugmentSettings
 from mtmamba_jax.devices.processes import is_first, together
 from mtmamba_jax.devices.sharding import create_mesh
-from mtmamba_jax.evaluation.evaluate import Evaluator, Scores
+from mtmamba_jax.evaluation.evaluate import Evaluator
 from mtmamba_jax.files.paths import check_writable_scheme
+from mtmamba_jax.metrics.scores import Scores
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.training.clock import Clock, least_seconds
 from mtmamba_jax.training.loop import Steps, Watch

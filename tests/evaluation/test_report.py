@@ -8,7 +8,6 @@ from etils import epath
 from PIL import Image
 
 from mtmamba_jax import tasks
-from mtmamba_jax.evaluation.evaluate import compute_scores
 from mtmamba_jax.evaluation.report import (
     class_ious,
     class_table,
@@ -18,6 +17,7 @@ from mtmamba_jax.evaluation.report import (
     write_confusions,
 )
 from mtmamba_jax.metrics import create_metric
+from mtmamba_jax.metrics.scores import compute_scores
 from mtmamba_jax.visualization.canvas import Canvas
 from mtmamba_jax.visualization.confusion import draw_confusion
 from tests.tiny import tiny_config

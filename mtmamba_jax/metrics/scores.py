@@ -1,0 +1,24 @@
+"""The scores of a model: every number of every task's metric."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mtmamba_jax.metrics import create_metric
+from mtmamba_jax.metrics.base import Counts
+from mtmamba_jax.tasks import Task
+
+Scores = Mapping[str, Mapping[str, float]]
+"""{task name: {score name: value}}."""
+
+
+def compute_scores(
+    tasks: Sequence[Task], totals: Mapping[str, Counts]
+) -> dict[str, dict[str, float]]:
+    """Returns every score of every task.
+
+    Args:
+      tasks: The tasks that were evaluated.
+      totals: The sums of each task's metric over a test set, by task name.
+    """
+    return {task.name: create_metric(task).compute(totals[task.name]) for task in tasks}
