@@ -83,8 +83,8 @@ class Records:
         from mtmamba_jax.data_pipelines.builders import encoding
 
         for task in tasks:
-            if task not in builder.LAYOUT.TASKS:
-                names = ", ".join(t.name for t in builder.LAYOUT.TASKS)
+            if task not in builder.FILES.TASKS:
+                names = ", ".join(t.name for t in builder.FILES.TASKS)
                 raise ValueError(
                     f"{name} has no label for task {task.name!r} with {task.channels} channels. "
                     f"It has {names}; take --config.tasks.set={name}."

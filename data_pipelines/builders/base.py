@@ -19,8 +19,8 @@ from tensorflow_datasets.core import dataset_builder
 from tensorflow_datasets.core import splits as tfds_splits
 
 from mtmamba_jax.data_pipelines.builders import encoding
-from mtmamba_jax.data_pipelines.builders.dataset_files import Layout
-from mtmamba_jax.data_pipelines.builders.opening import open_layouts
+from mtmamba_jax.data_pipelines.builders.dataset_files import DatasetFiles
+from mtmamba_jax.data_pipelines.builders.locate import open_splits
 from mtmamba_jax.data_pipelines.builders.shards import split, write_all
 from mtmamba_jax.files.locks import locked
 from mtmamba_jax.files.paths import check_free_space
@@ -45,7 +45,7 @@ class DenseBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "Initial release."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = "Put the published archives, or what is in them, there."
-    LAYOUT: ClassVar[type[Layout]]
+    FILES: ClassVar[type[DatasetFiles]]
     # ArrayRecord's compression of a record. Pictures are compressed already and depth hardly can
     # be: NYUDv2's records would be a quarter smaller and take twice as long to read.
     COMPRESSION: ClassVar = "uncompressed"
@@ -68,7 +68,7 @@ class DenseBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
-            features=encoding.features(self.LAYOUT.TASKS),
+            features=encoding.features(self.FILES.TASKS),
             homepage=self.HOMEPAGE,
             license=self.LICENSE,
         )
@@ -89,8 +89,8 @@ class DenseBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         for left in place.parent.glob(f"incomplete.*_{self.version}"):  # by a killed run
             if left != place:
                 shutil.rmtree(left)
-        layouts = open_layouts(
-            self.LAYOUT, self.name, source, staging, allow_partial=self._allow_partial
+        layouts = open_splits(
+            self.FILES, self.name, source, staging, allow_partial=self._allow_partial
         )
         shards = [
             shard for layout in layouts for shard in split(layout, staging, str(self.version))
@@ -106,7 +106,7 @@ class DenseBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         ) as bar:
             write_all(
                 missing,
-                self.LAYOUT.TASKS,
+                self.FILES.TASKS,
                 compression=self.COMPRESSION,
                 unpack_photos=self.UNPACK_PHOTOS,
                 num_workers=self._num_workers,

@@ -14,7 +14,7 @@ from mtmamba_jax.data_pipelines.transforms import Example
 from mtmamba_jax.tasks import Task
 
 
-class Layout(abc.ABC):
+class DatasetFiles(abc.ABC):
     """One split of a dataset as its authors publish it: raw examples (`batch.py`) by index.
 
     Reading checks: `DataError` names the file, what is wrong with it and the remedy.
@@ -22,18 +22,18 @@ class Layout(abc.ABC):
     Attributes:
       TASKS: the labels that it has.
       COUNTS: published number of examples of each split, "train" and "val".
-      PARTS: folders that hold it; some or all lie together.
-      INSIDE: folders of which each part holds one or more; () for any.
+      FOLDERS: folders that hold it; some or all lie together.
+      SUBFOLDERS: folders of which each part holds one or more; () for any.
       ARCHIVES: patterns of the published archives' names.
-      folders: where each of `PARTS` is.
+      folders: where each of `FOLDERS` is.
       split: "train" or "val".
       ids: of its examples, in the published order.
     """
 
     TASKS: ClassVar[tuple[Task, ...]]
     COUNTS: ClassVar[Mapping[str, int]]
-    PARTS: ClassVar[tuple[str, ...]]
-    INSIDE: ClassVar[tuple[str, ...]] = ()
+    FOLDERS: ClassVar[tuple[str, ...]]
+    SUBFOLDERS: ClassVar[tuple[str, ...]] = ()
     ARCHIVES: ClassVar[tuple[str, ...]]
 
     def __init__(self, folders: Mapping[str, pathlib.Path], split: str):
@@ -44,7 +44,7 @@ class Layout(abc.ABC):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Example:
-        files = self.files(index)
+        files = self.paths(index)
         image = self._read_image(files["image"])
         return {
             "image": image,
@@ -68,7 +68,7 @@ class Layout(abc.ABC):
     def _read_ids(self) -> tuple[str, ...]: ...
 
     @abc.abstractmethod
-    def files(self, index: int) -> dict[str, pathlib.Path]:
+    def paths(self, index: int) -> dict[str, pathlib.Path]:
         """Returns the files that an example is read from; "image" among them."""
 
     @abc.abstractmethod

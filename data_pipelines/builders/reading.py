@@ -241,7 +241,7 @@ def check_size(array: np.ndarray, size: Sequence[int] | None, path: pathlib.Path
     return array
 
 
-def class_label(
+def to_class_ids(
     table: np.ndarray, values: np.ndarray, path: pathlib.Path, wanted: str
 ) -> np.ndarray:
     """Returns classes, int32 [h w 1], for a file's values.
@@ -275,7 +275,7 @@ def _some(values: Sequence[int]) -> str:
     )
 
 
-def classes_table(number: int) -> np.ndarray:
+def class_id_table(number: int) -> np.ndarray:
     """Returns the table of `class_label` for files that hold classes 0 to number - 1 and 255."""
     table = np.full(256, -1, np.int32)
     table[:number] = np.arange(number)

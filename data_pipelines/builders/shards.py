@@ -19,7 +19,7 @@ from tensorflow_datasets.core import example_serializer
 
 from mtmamba_jax.data_pipelines.batch import check_example
 from mtmamba_jax.data_pipelines.builders import encoding
-from mtmamba_jax.data_pipelines.builders.dataset_files import Layout
+from mtmamba_jax.data_pipelines.builders.dataset_files import DatasetFiles
 from mtmamba_jax.data_pipelines.builders.reading import AGAIN, DataError
 from mtmamba_jax.data_pipelines.parallel import in_order
 from mtmamba_jax.tasks import Task
@@ -32,7 +32,7 @@ _MESSAGES = 20  # of bad examples that are shown
 class Shard:
     """Some examples of a split, and the file that they are written to."""
 
-    layout: Layout
+    layout: DatasetFiles
     indices: range
     path: pathlib.Path
 
@@ -41,12 +41,12 @@ class Shard:
         return sum(
             path.stat().st_size
             for index in self.indices
-            for path in self.layout.files(index).values()
+            for path in self.layout.paths(index).values()
             if path.exists()
         )
 
 
-def split(layout: Layout, folder: pathlib.Path, version: str) -> Iterator[Shard]:
+def split(layout: DatasetFiles, folder: pathlib.Path, version: str) -> Iterator[Shard]:
     """Yields the shards of a dataset's split, to be written in a folder.
 
     Args:
@@ -60,11 +60,11 @@ def split(layout: Layout, folder: pathlib.Path, version: str) -> Iterator[Shard]
         yield Shard(layout, indices, folder / f"{layout.split}-{start:06d}-{digest}")
 
 
-def _digest(layout: Layout, indices: Iterable[int], version: str) -> str:
+def _digest(layout: DatasetFiles, indices: Iterable[int], version: str) -> str:
     """Returns a hash of the examples' names and of their files' sizes and times."""
     digest = hashlib.sha256(version.encode())
     for index in indices:
-        for key, path in layout.files(index).items():
+        for key, path in layout.paths(index).items():
             try:
                 status = path.stat()
             except OSError:
@@ -125,10 +125,10 @@ def write_all(
 
 
 def _convert(
-    tasks: tuple[Task, ...], unpack_photo: bool, layout: Layout, index: int
+    tasks: tuple[Task, ...], unpack_photo: bool, layout: DatasetFiles, index: int
 ) -> bytes | DataError:
     """Returns an example's record, or what is wrong with its files."""
-    files = layout.files(index)
+    files = layout.paths(index)
     try:
         example = layout[index]
         check_example(example, tasks)

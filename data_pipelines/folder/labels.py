@@ -9,11 +9,11 @@ import numpy as np
 
 from mtmamba_jax.data_pipelines.builders.reading import (
     DataError,
-    class_label,
-    classes_table,
+    class_id_table,
     read_depth,
     read_grey,
     read_normals,
+    to_class_ids,
 )
 from mtmamba_jax.tasks import Task
 
@@ -46,7 +46,7 @@ def _read_classes(task, path, size):
     wanted = f"0 to {count - 1}, the numbers of the run's {count} classes, and 255, not labelled"
     if not task.class_names:
         wanted = "0, 1 on boundaries, and 255, not labelled"
-    return class_label(classes_table(count), read_grey(path, size), path, wanted)
+    return to_class_ids(class_id_table(count), read_grey(path, size), path, wanted)
 
 
 def _read_depth(task, path, size):

@@ -19,8 +19,8 @@ from mtmamba_jax import config as configuration
 from mtmamba_jax.benchmarks.plain_input import Published, Raw, plain_batches
 from mtmamba_jax.benchmarks.programs import Record
 from mtmamba_jax.benchmarks.report import document
-from mtmamba_jax.data_pipelines.builders.dataset_files import Layout
-from mtmamba_jax.data_pipelines.builders.opening import locate
+from mtmamba_jax.data_pipelines.builders.dataset_files import DatasetFiles
+from mtmamba_jax.data_pipelines.builders.locate import locate_folders
 from mtmamba_jax.data_pipelines.parallel import available_cores
 from mtmamba_jax.data_pipelines.pipeline import train_batches
 from mtmamba_jax.data_pipelines.records import DATASETS, Records, create_builder
@@ -76,10 +76,10 @@ class Dataset:
         with contextlib.redirect_stdout(io.StringIO()):  # it is warned of the missing examples
             builder.download_and_prepare(download_dir=self.prepared / "downloads")
 
-    def layout(self) -> Layout:
+    def layout(self) -> DatasetFiles:
         """Returns its published files."""
-        kind = create_builder(self.name, self.prepared).LAYOUT
-        return kind(locate([self.published], kind.PARTS, kind.INSIDE), "train")
+        kind = create_builder(self.name, self.prepared).FILES
+        return kind(locate_folders([self.published], kind.FOLDERS, kind.SUBFOLDERS), "train")
 
     def batches(self, way: str, workers: int) -> Iterator[dict]:
         """Yields its configuration's training batches, made in one of `WAYS`."""

@@ -3,9 +3,9 @@
 One thread reads the published files with OpenCV, NumPy and SciPy, and makes the labels and the
 whole zoomed image before it takes a crop, as the official code's loader does. The recipe is that of
 `data_pipelines.transforms`, and without its random part the arrays are equal. Of the package it
-takes where files are (`Layout`), which classes and body parts count, the constants of the contract
-and the settings (`AugmentSettings`); reading and transforms are its own. The transforms also take
-raw examples from records, so that the two can be timed apart.
+takes where files are (`DatasetFiles`), which classes and body parts count, the constants of the
+contract and the settings (`AugmentSettings`); reading and transforms are its own. The transforms
+also take raw examples from records, so that the two can be timed apart.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from mtmamba_jax.data_pipelines.batch import MEAN, STD
 from mtmamba_jax.data_pipelines.builders.cityscapes.files import TRAINED_IDS
-from mtmamba_jax.data_pipelines.builders.dataset_files import Layout
+from mtmamba_jax.data_pipelines.builders.dataset_files import DatasetFiles
 from mtmamba_jax.data_pipelines.builders.pascal_context.classes import (
     HUMAN_PART_GROUPS,
     NORMALS_CLASSES,
@@ -56,13 +56,13 @@ class Published:
     """
 
     name: str
-    layout: Layout
+    layout: DatasetFiles
 
     def __len__(self) -> int:
         return len(self.layout)
 
     def __getitem__(self, index: int) -> Arrays:
-        return READERS[self.name](self.layout.files(index))
+        return READERS[self.name](self.layout.paths(index))
 
 
 @dataclasses.dataclass(frozen=True)

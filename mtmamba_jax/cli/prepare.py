@@ -121,9 +121,9 @@ def _check_whole(builder, folder: pathlib.Path, allow_partial: bool) -> None:
       ValueError: there are fewer, and that is not allowed.
     """
     found = {split: info.num_examples for split, info in builder.info.splits.items()}
-    if not allow_partial and found != dict(builder.LAYOUT.COUNTS):
+    if not allow_partial and found != dict(builder.FILES.COUNTS):
         raise ValueError(
-            f"{folder} holds a part of the dataset: {found} of {dict(builder.LAYOUT.COUNTS)} "
+            f"{folder} holds a part of the dataset: {found} of {dict(builder.FILES.COUNTS)} "
             "examples. Delete it to prepare all, or take the part with --allow_partial."
         )
 
@@ -131,11 +131,11 @@ def _check_whole(builder, folder: pathlib.Path, allow_partial: bool) -> None:
 def summary(name: str, data_dir: str | None) -> str:
     """Returns what is prepared, a line for each split."""
     builder = create_builder(name, data_dir)
-    tasks = ", ".join(task.name for task in builder.LAYOUT.TASKS)
+    tasks = ", ".join(task.name for task in builder.FILES.TASKS)
     lines = [f"{name}: {tasks}"]
     for split, info in builder.info.splits.items():
         size = f"{info.num_bytes / 1e6:,.1f} MB in {info.num_shards} files"
-        published = builder.LAYOUT.COUNTS[split]
+        published = builder.FILES.COUNTS[split]
         part = "" if info.num_examples == published else f" of {published}"
         lines.append(f"  {split:<6} {info.num_examples:>6}{part} examples, {size}")
     return "\n".join(lines)
@@ -144,13 +144,13 @@ def summary(name: str, data_dir: str | None) -> str:
 def trainable(name: str, data_dir: str | None) -> bool:
     """Says whether there is all that a training run reads."""
     builder = create_builder(name, data_dir)
-    return set(builder.info.splits) == set(builder.LAYOUT.COUNTS)
+    return set(builder.info.splits) == set(builder.FILES.COUNTS)
 
 
 def contact_sheet(name: str, data_dir: str | None) -> np.ndarray:
     """Draws some random examples with all labels, a row for each: uint8 RGB."""
     builder = create_builder(name, data_dir)
-    tasks = builder.LAYOUT.TASKS
+    tasks = builder.FILES.TASKS
     sources = {split: Records(name, data_dir, split, tasks) for split in builder.info.splits}
     places = [(split, index) for split, source in sources.items() for index in range(len(source))]
     chosen = np.random.default_rng(0).permutation(len(places))[:_SAMPLES]
@@ -219,7 +219,7 @@ def _check_record(name: str, data_dir: str | None, split: str, index: int) -> No
 
 @functools.cache
 def _open(name: str, data_dir: str | None, split: str) -> Records:
-    return Records(name, data_dir, split, create_builder(name, data_dir).LAYOUT.TASKS)
+    return Records(name, data_dir, split, create_builder(name, data_dir).FILES.TASKS)
 
 
 def _check_values(task: Task, label: np.ndarray) -> None:

@@ -8,7 +8,7 @@ import zipfile
 
 import pytest
 
-from mtmamba_jax.data_pipelines.builders import archives, opening
+from mtmamba_jax.data_pipelines.builders import archives, locate
 from mtmamba_jax.data_pipelines.builders.reading import DataError
 from mtmamba_jax.data_pipelines.records import create_builder
 from tests.data_pipelines.dummy_trees import (
@@ -202,8 +202,8 @@ def test_cityscapes_is_found_beside_folders_of_its_other_archives(together, tmp_
             (downloads / "a_trainextra" / part / "train_extra").mkdir(parents=True)
     for part in ("leftImg8bit", "gtFine", "disparity"):
         shutil.copytree(tree / part, downloads / f"{part}_trainvaltest" / part)
-    layouts = opening.open_layouts(
-        create_builder("cityscapes").LAYOUT,
+    layouts = locate.open_splits(
+        create_builder("cityscapes").FILES,
         "cityscapes",
         downloads,
         tmp_path / "staging",

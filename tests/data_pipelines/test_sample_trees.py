@@ -10,7 +10,7 @@ import scipy.io
 from PIL import Image
 
 from mtmamba_jax.data_pipelines.batch import check_example
-from mtmamba_jax.data_pipelines.builders.opening import locate
+from mtmamba_jax.data_pipelines.builders.locate import locate_folders
 from mtmamba_jax.data_pipelines.builders.pascal_context.classes import NORMALS_CLASSES
 from mtmamba_jax.data_pipelines.builders.sample_trees import WRITERS
 from mtmamba_jax.data_pipelines.datasets import DATASETS
@@ -32,8 +32,8 @@ def builder_of(name):
 
 
 def layouts(name, folder):
-    kind = builder_of(name).LAYOUT
-    folders = locate([folder], kind.PARTS)
+    kind = builder_of(name).FILES
+    folders = locate_folders([folder], kind.FOLDERS)
     return {split: kind(folders, split) for split in SPLITS}
 
 
@@ -46,7 +46,7 @@ def trees(tmp_path_factory):
 def examples(name, trees):
     for layout in layouts(name, trees[name][0]).values():
         for index in range(len(layout)):
-            yield layout.files(index), layout[index]
+            yield layout.paths(index), layout[index]
 
 
 def pixels(path):
@@ -150,11 +150,11 @@ def test_cityscapes_reads_what_was_written(trees):
 
 def test_cityscapes_knows_every_label_id(tmp_path):
     WRITERS["cityscapes"](tmp_path, {"train": 1}, SIZE)
-    layout = builder_of("cityscapes").LAYOUT(
-        locate([tmp_path], ("leftImg8bit", "gtFine", "disparity")), "train"
+    layout = builder_of("cityscapes").FILES(
+        locate_folders([tmp_path], ("leftImg8bit", "gtFine", "disparity")), "train"
     )
     ids = np.arange(SIZE[0] * SIZE[1]).reshape(SIZE) % 34
-    Image.fromarray(ids.astype(np.uint8)).save(layout.files(0)["semseg"])
+    Image.fromarray(ids.astype(np.uint8)).save(layout.paths(0)["semseg"])
     label = layout[0]["semseg"][..., 0]
     found = {int(i): set(label[ids == i].tolist()) for i in range(34)}
     assert found == {i: {TRAINED.get(i, IGNORE)} for i in range(34)}
@@ -166,8 +166,8 @@ def test_cityscapes_knows_every_label_id(tmp_path):
 )
 def test_cityscapes_scores_disparities_above_0_and_below_80(value, expected, tmp_path):
     WRITERS["cityscapes"](tmp_path, {"train": 1}, SIZE)
-    layout = builder_of("cityscapes").LAYOUT(
-        locate([tmp_path], ("leftImg8bit", "gtFine", "disparity")), "train"
+    layout = builder_of("cityscapes").FILES(
+        locate_folders([tmp_path], ("leftImg8bit", "gtFine", "disparity")), "train"
     )
-    cv2.imwrite(str(layout.files(0)["depth"]), np.full(SIZE, value, np.uint16))
+    cv2.imwrite(str(layout.paths(0)["depth"]), np.full(SIZE, value, np.uint16))
     assert (layout[0]["depth"] == np.float32(expected)).all()

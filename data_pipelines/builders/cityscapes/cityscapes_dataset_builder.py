@@ -11,7 +11,7 @@ class Builder(DenseBuilder):
     """Cityscapes with semantics and disparity."""
 
     pkg_dir_path = epath.Path(__file__).parent
-    LAYOUT = Cityscapes
+    FILES = Cityscapes
     # Disparity is eight of a record's eleven megabytes and becomes half of one. Level 9 takes 60 ms
     # more to write than zstd's usual one, and 1.6 ms less of 9 to read.
     COMPRESSION = "zstd:9"

@@ -13,12 +13,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from mtmamba_jax.data_pipelines.builders.dataset_files import Layout
+from mtmamba_jax.data_pipelines.builders.dataset_files import DatasetFiles
 from mtmamba_jax.data_pipelines.builders.reading import (
     AGAIN,
     DataError,
-    class_label,
     read_grey,
+    to_class_ids,
 )
 from mtmamba_jax.tasks import CITYSCAPES, IGNORE
 
@@ -31,13 +31,13 @@ _MAX_DISPARITY = 80  # pixels; larger ones are not scored
 _IMAGE_SUFFIX = "_leftImg8bit.png"
 
 
-class Cityscapes(Layout):
+class Cityscapes(DatasetFiles):
     """Cityscapes, 2,975 training and 500 validation images; Cordts et al., CVPR 2016."""
 
     TASKS = CITYSCAPES
     COUNTS: ClassVar = {"train": 2975, "val": 500}
-    PARTS = ("leftImg8bit", "gtFine", "disparity")
-    INSIDE = ("train", "val")
+    FOLDERS = ("leftImg8bit", "gtFine", "disparity")
+    SUBFOLDERS = ("train", "val")
     ARCHIVES = ("leftImg8bit_trainvaltest*", "gtFine_trainvaltest*", "disparity_trainvaltest*")
 
     @classmethod
@@ -58,7 +58,7 @@ class Cityscapes(Layout):
         """Returns how to take a subset: there are no lists."""
         return "remove their images"
 
-    def files(self, index: int) -> dict[str, pathlib.Path]:
+    def paths(self, index: int) -> dict[str, pathlib.Path]:
         """Returns the image and the label files of an example."""
         name = f"{self.split}/{self.ids[index]}"
         return {
@@ -76,6 +76,6 @@ class Cityscapes(Layout):
         disparity = (disparity.astype(np.float32) - 1) / 256
         scored = (disparity > 0) & (disparity < _MAX_DISPARITY)
         return {
-            "semseg": class_label(_SEMSEG, semseg, files["semseg"], "label IDs 0 to 33"),
+            "semseg": to_class_ids(_SEMSEG, semseg, files["semseg"], "label IDs 0 to 33"),
             "depth": np.where(scored, disparity, np.float32(IGNORE))[..., None],
         }

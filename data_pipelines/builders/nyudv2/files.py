@@ -16,15 +16,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from mtmamba_jax.data_pipelines.builders.dataset_files import Layout
+from mtmamba_jax.data_pipelines.builders.dataset_files import DatasetFiles
 from mtmamba_jax.data_pipelines.builders.reading import (
     DataError,
-    class_label,
     read_depth,
     read_grey,
     read_list,
     read_normals,
     read_photo,
+    to_class_ids,
 )
 from mtmamba_jax.tasks import IGNORE, NYUDV2
 
@@ -34,12 +34,12 @@ _EDGE = np.full(256, -1, np.int32)
 _EDGE[[0, 255]] = (0, 1)
 
 
-class NYUDv2(Layout):
+class NYUDv2(DatasetFiles):
     """NYUDv2, 795 training and 654 test images; Silberman et al., ECCV 2012."""
 
     TASKS = NYUDV2
     COUNTS: ClassVar = {"train": 795, "val": 654}
-    PARTS = ("images", "segmentation", "edge", "normals", "depth", "gt_sets")
+    FOLDERS = ("images", "segmentation", "edge", "normals", "depth", "gt_sets")
     ARCHIVES = ("*NYUD*",)
 
     @classmethod
@@ -50,7 +50,7 @@ class NYUDv2(Layout):
     def _read_ids(self):
         return read_list(self.split_file(self.folders, self.split))
 
-    def files(self, index: int) -> dict[str, pathlib.Path]:
+    def paths(self, index: int) -> dict[str, pathlib.Path]:
         """Returns the image and the label files of an example."""
         name = self.ids[index]
         return {
@@ -75,8 +75,8 @@ class NYUDv2(Layout):
     ) -> dict[str, np.ndarray]:
         semseg, edge = (read_grey(files[name], size) for name in ("semseg", "edge"))
         return {
-            "semseg": class_label(_SEMSEG, semseg, files["semseg"], "0 (no class) to 40"),
+            "semseg": to_class_ids(_SEMSEG, semseg, files["semseg"], "0 (no class) to 40"),
             "depth": read_depth(files["depth"], size),
-            "edge": class_label(_EDGE, edge, files["edge"], "0 and 255"),
+            "edge": to_class_ids(_EDGE, edge, files["edge"], "0 and 255"),
             "normals": read_normals(files["normals"], size),
         }

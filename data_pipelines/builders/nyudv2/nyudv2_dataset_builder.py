@@ -11,7 +11,7 @@ class Builder(DenseBuilder):
     """NYUDv2 with semantics, depth, boundaries and surface normals."""
 
     pkg_dir_path = epath.Path(__file__).parent
-    LAYOUT = NYUDv2
+    FILES = NYUDv2
     UNPACK_PHOTOS = True  # 0.4 GB more of 2.5
     HOMEPAGE = "https://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html"
     LICENSE = LICENSES["nyudv2"]

@@ -22,7 +22,7 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
-from mtmamba_jax.data_pipelines.builders.dataset_files import Layout
+from mtmamba_jax.data_pipelines.builders.dataset_files import DatasetFiles
 from mtmamba_jax.data_pipelines.builders.pascal_context.classes import (
     HUMAN_PART_GROUPS,
     NORMALS_CLASSES,
@@ -31,13 +31,13 @@ from mtmamba_jax.data_pipelines.builders.reading import (
     AGAIN,
     DataError,
     check_size,
-    class_label,
-    classes_table,
+    class_id_table,
     read_bytes,
     read_grey,
     read_list,
     read_mat,
     read_normals,
+    to_class_ids,
 )
 from mtmamba_jax.tasks import IGNORE, PASCAL_CONTEXT, VOC_CLASSES
 
@@ -47,12 +47,12 @@ _PART_INDEX = {
 }
 
 
-class PASCALContext(Layout):
+class PASCALContext(DatasetFiles):
     """PASCAL-Context, 4,998 training and 5,105 validation images; Mottaghi et al., CVPR 2014."""
 
     TASKS = PASCAL_CONTEXT
     COUNTS: ClassVar = {"train": 4998, "val": 5105}
-    PARTS = (
+    FOLDERS = (
         "JPEGImages",
         "semseg",
         "pascal-context",
@@ -90,7 +90,7 @@ class PASCALContext(Layout):
                 )
         return objects
 
-    def files(self, index: int) -> dict[str, pathlib.Path]:
+    def paths(self, index: int) -> dict[str, pathlib.Path]:
         """Returns the image and the label files of an example."""
         name = self.ids[index]
         semseg = self.folders["semseg"] / "VOC12" / f"{name}.png"
@@ -114,8 +114,8 @@ class PASCALContext(Layout):
         normals = read_normals(files["normals"], size)
         # The network that made them is only right on some classes.
         normals[~np.isin(context, NORMALS_CLASSES)] = IGNORE
-        semseg = class_label(
-            classes_table(len(VOC_CLASSES)),
+        semseg = to_class_ids(
+            class_id_table(len(VOC_CLASSES)),
             read_grey(files["semseg"], size),
             files["semseg"],
             "0 to 20 and 255 (ignore)",

@@ -11,6 +11,6 @@ class Builder(DenseBuilder):
     """PASCAL-Context with semantics, human parts, saliency, boundaries and surface normals."""
 
     pkg_dir_path = epath.Path(__file__).parent
-    LAYOUT = PASCALContext
+    FILES = PASCALContext
     HOMEPAGE = "https://cs.stanford.edu/~roozbeh/pascal-context/"
     LICENSE = LICENSES["pascal_context"]

@@ -9,18 +9,18 @@ from collections.abc import Iterator
 import tqdm
 
 from mtmamba_jax.data_pipelines.builders import archives
-from mtmamba_jax.data_pipelines.builders.dataset_files import Layout
+from mtmamba_jax.data_pipelines.builders.dataset_files import DatasetFiles
 from mtmamba_jax.data_pipelines.builders.reading import DataError
 
 
-def open_layouts(
-    kind: type[Layout],
+def open_splits(
+    kind: type[DatasetFiles],
     name: str,
     source: pathlib.Path,
     staging: pathlib.Path,
     *,
     allow_partial: bool,
-) -> list[Layout]:
+) -> list[DatasetFiles]:
     """Opens every split of a dataset's published files, and checks their numbers.
 
     Args:
@@ -44,12 +44,13 @@ def open_layouts(
             for archive in archives.find(source, kind.ARCHIVES)
         ]
     try:
-        folders = locate(roots, kind.PARTS, kind.INSIDE)
+        folders = locate_folders(roots, kind.FOLDERS, kind.SUBFOLDERS)
     except DataError as error:
         raise DataError(
-            f"{source} is not {name} as published: it has {error}. Give a folder that holds, or "
-            f"whose folders hold, {', '.join(kind.PARTS)}; or the archive, or a folder of all its "
-            f"archives, named like {' '.join(kind.ARCHIVES)} ({', '.join(archives.SUFFIXES)})."
+            f"{source} is not {name} as published: it has {error}. Give a folder that holds "
+            f"{', '.join(kind.FOLDERS)}, or whose subfolders hold them; or the archive, or a "
+            f"folder with all archives, named like {' '.join(kind.ARCHIVES)} "
+            f"({', '.join(archives.SUFFIXES)})."
         ) from None
     layouts, wrong = [], []
     for split, wanted in kind.COUNTS.items():
@@ -72,7 +73,7 @@ def open_layouts(
     return layouts
 
 
-def locate(
+def locate_folders(
     roots: list[pathlib.Path], parts: tuple[str, ...], inside: tuple[str, ...] = ()
 ) -> dict[str, pathlib.Path]:
     """Returns where a dataset's folders are.
