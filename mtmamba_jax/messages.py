@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+from tabulate import tabulate
+
 GIB = 2**30
 
 
@@ -38,6 +40,20 @@ def bulleted(names: Sequence[str], most: int = 20) -> str:
     """Returns names on lines of their own: the first `most` and how many are left."""
     more = [f"and {len(names) - most} more"] if len(names) > most else []
     return "".join(f"\n    {name}" for name in [*names[:most], *more])
+
+
+def markdown_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1
+) -> str:
+    """Returns a Markdown table whose cells are padded to line up in a terminal too.
+
+    Args:
+      columns: Column titles.
+      rows: Cells of each row.
+      left: Number of leading columns aligned to the left; the others hold numbers.
+    """
+    align = ("left",) * left + ("right",) * (len(columns) - left)
+    return tabulate(rows, columns, tablefmt="pipe", colalign=align, disable_numparse=True)
 
 
 def first_line(error: BaseException) -> str:

@@ -39,7 +39,7 @@ class Task:
         of it becomes ignore.
       class_names: one for each class, for class tasks.
       palette: an RGB colour for each class, for class tasks.
-      display: key of `visualization.pictures.DISPLAYS`: how a prediction becomes a picture.
+      display: key of `visualization.render.RENDERERS`: how a prediction becomes a picture.
     """
 
     name: str

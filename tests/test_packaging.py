@@ -30,7 +30,7 @@ def test_wheel_has_one_top_level_name_and_imports_elsewhere(tmp_path):
     with zipfile.ZipFile(wheel) as file:
         names = {name.split("/")[0] for name in file.namelist()}
         assert "mtmamba_jax/data_pipelines/builders/nyudv2/CITATIONS.bib" in file.namelist()
-        assert "mtmamba_jax/boundaries/pascal_context_left_out.txt" in file.namelist()
+        assert "mtmamba_jax/metrics/boundaries/pascal_context_excluded.txt" in file.namelist()
         metadata = next(name for name in file.namelist() if name.endswith("top_level.txt"))
         assert file.read(metadata).decode().split() == ["mtmamba_jax"]
     assert {name for name in names if not name.endswith(".dist-info")} == {"mtmamba_jax"}

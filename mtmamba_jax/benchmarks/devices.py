@@ -10,24 +10,23 @@ from ml_collections import ConfigDict
 
 from mtmamba_jax.benchmarks.programs import Record, model_record
 from mtmamba_jax.benchmarks.report import milliseconds, write
-from mtmamba_jax.messages import gib, short
-from mtmamba_jax.tables import row, rule
+from mtmamba_jax.messages import gib, markdown_table, short
 
-_COLUMNS = {
-    "data x fsdp": 11,
-    "batch": 5,
-    "ms a step (min to max)": 24,
-    "images/s": 8,
-    "of one": 6,
-    "state GiB": 9,
-    "of one's": 8,
-    "peak GiB": 8,
-    "compile s": 9,
-}
+_COLUMNS = (
+    "data x fsdp",
+    "batch",
+    "ms a step (min to max)",
+    "images/s",
+    "of one",
+    "state GiB",
+    "of one's",
+    "peak GiB",
+    "compile s",
+)
 
 
 def report_devices(config: ConfigDict, repeats: int, output: pathlib.Path, settings: dict) -> None:
-    """Prints a line for each layout as soon as it is known and writes `output`.
+    """Measures each layout, prints the table and writes `output`.
 
     Args:
       config: gives the model, the size of images, and the batch of one device.
@@ -44,12 +43,12 @@ def report_devices(config: ConfigDict, repeats: int, output: pathlib.Path, setti
             "benchmark --what=devices compares one device with several; there is one here. On a "
             "CPU XLA_FLAGS=--xla_force_host_platform_device_count=2 makes two."
         )
-    print(f"\n{row(_COLUMNS, _COLUMNS, _COLUMNS)}\n{rule(_COLUMNS, _COLUMNS)}", flush=True)
     records = []
     for record in _records(config, repeats, count):
         records.append(record)
         write(output, "devices", settings, records)
-        print(_row(record, records[0]), flush=True)
+        print(f"data {record['data']} x fsdp {record['fsdp']}: measured", flush=True)
+    print(f"\n{markdown_table(_COLUMNS, [_row(each, records[0]) for each in records], left=0)}")
     print(
         "\nof one: images/s a device over those of one device; state: weights and optimizer state "
         "on a device."
@@ -64,11 +63,11 @@ def _records(config: ConfigDict, repeats: int, count: int) -> Iterator[Record]:
         yield {"data": data, "fsdp": fsdp} | model_record("step", layout, repeats)
 
 
-def _row(record: Record, one: Record) -> str:
+def _row(record: Record, one: Record) -> tuple[str, ...]:
     def rate(found: Record) -> float:
         return found["images_per_second"] / found["devices"]
 
-    cells = (
+    return (
         f"{record['data']} x {record['fsdp']}",
         str(record["batch_size"]),
         milliseconds(record),
@@ -79,4 +78,3 @@ def _row(record: Record, one: Record) -> str:
         gib((record["memory_bytes"] or {}).get("peak")),
         f"{record['compile_seconds']:.1f}{'*' if record['compile_cached'] else ''}",
     )
-    return row(cells, _COLUMNS, _COLUMNS)

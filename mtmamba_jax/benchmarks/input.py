@@ -26,24 +26,15 @@ from mtmamba_jax.data_pipelines.pipeline import train_batches
 from mtmamba_jax.data_pipelines.records import DATASETS, Records, create_builder
 from mtmamba_jax.data_pipelines.transforms import AugmentSettings
 from mtmamba_jax.devices.timing import check_repeats
-from mtmamba_jax.messages import check_name, short
-from mtmamba_jax.tables import row, rule
+from mtmamba_jax.messages import check_name, markdown_table, short
 from mtmamba_jax.tasks import select
 
 PLAIN, PLAIN_ON_RECORDS, RECORDS = WAYS = ("plain", "plain on records", "records")
 EXAMPLES = 16
 _BUFFERED = 2  # batches that each worker makes ahead
-# Column titles with the widths of what stands below them.
-_COLUMNS = {
-    "dataset": max(map(len, DATASETS)),
-    "way": max(map(len, WAYS)),
-    "workers": 7,
-    "images/s": 8,
-    "images/s per core": 17,
-    "of plain": 8,
-}
-_NUMBERS = list(_COLUMNS)[2:]  # aligned to the right
+_COLUMNS = ("dataset", "way", "workers", "images/s", "images/s per core", "of plain")
 _LEGEND = """
+
 plain: one thread, OpenCV and NumPy on the published files; like the official loader, it makes
 PASCAL-Context's labels from the .mat files at each reading. plain on records: the same transforms
 in one thread, of examples read from this package's records. records: this package, with 0 workers
@@ -150,7 +141,6 @@ def report_input(
         ]
         for dataset in datasets:
             dataset.write(examples, size)
-        print(f"\n{row(_COLUMNS, _COLUMNS, _NUMBERS)}\n{rule(_COLUMNS, _NUMBERS)}", flush=True)
         plain = {}  # images/s per core, by dataset
         for dataset, (way, workers) in itertools.product(datasets, ways):
             found = {"dataset": dataset.name, "way": way, "workers": workers}
@@ -160,8 +150,8 @@ def report_input(
             records.append(found)
             text = document("input", {"cores": cores}, settings, records, packages)
             output.write_text(text + "\n")
-            print(_row(found), flush=True)
-    print(_LEGEND)
+            print(f"{dataset.name}, {way}, {workers} workers: measured", flush=True)
+    print(f"\n{markdown_table(_COLUMNS, map(_row, records), left=2)}{_LEGEND}")
 
 
 def _measure(dataset: Dataset, way: str, workers: int, repeats: int) -> Record:
@@ -206,8 +196,8 @@ def _processor_seconds() -> float:
     return seconds
 
 
-def _row(record: Record) -> str:
-    cells = (
+def _row(record: Record) -> tuple[str, ...]:
+    return (
         record["dataset"],
         record["way"],
         str(record["workers"]) if record["way"] == RECORDS else "-",
@@ -215,4 +205,3 @@ def _row(record: Record) -> str:
         short(record["images_per_core"]),
         f"{record['of_plain']:.2f}",
     )
-    return row(cells, _COLUMNS, _NUMBERS)

@@ -7,28 +7,19 @@ import importlib.metadata
 import json
 import pathlib
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 
 import mtmamba_jax
-from mtmamba_jax.benchmarks.programs import BOTH, SPECS, Record, ss2d_records
+from mtmamba_jax.benchmarks.programs import Record, ss2d_records
 from mtmamba_jax.devices.timing import WARM_UPS, device_peak
-from mtmamba_jax.messages import gib, percent, short
-from mtmamba_jax.tables import row, rule, two_columns
+from mtmamba_jax.messages import gib, markdown_table, percent, short
 
-# Column titles with the widths of what stands below them.
-_SS2D_COLUMNS = {
-    "spec": max(map(len, SPECS)),
-    "implementation": len("implementation"),
-    "pass": len(BOTH),
-    "ms (min to max)": 24,
-    "of exp": 6,
-    "of bytes": 8,
-    "peak GiB": 8,
-    "compile s": 9,
-}
-_NUMBERS = list(_SS2D_COLUMNS)[3:]  # aligned to the right
+_SS2D_COLUMNS = (
+    *("spec", "implementation", "pass"),
+    *("ms (min to max)", "of exp", "of bytes", "peak GiB", "compile s"),
+)
 _LEGEND = """
 of exp: the time that n*k*t*b*h*w*d exponentials a pass take on the chip's special-function units;
 of bytes: that of moving each input and output once a pass; both over the measured time.{}"""
@@ -42,7 +33,7 @@ def report_ss2d(
     repeats: int,
     output: pathlib.Path,
 ) -> list[str]:
-    """Prints the table of `ss2d_records`, a line as soon as it is known, and writes `output`.
+    """Measures `ss2d_records`, prints their table and writes `output`.
 
     Args:
       specs, implementations, dtype, repeats: of `ss2d_records`.
@@ -53,38 +44,32 @@ def report_ss2d(
     """
     settings = {"specs": specs, "implementations": implementations, "dtype": dtype}
     settings["repeats"] = repeats
-    print(f"\n{_row(_SS2D_COLUMNS)}\n{rule(_SS2D_COLUMNS, _NUMBERS)}", flush=True)
     records, errors = [], []
     for record in ss2d_records(specs, implementations, dtype, repeats):
         records.append(record)
         write(output, "ss2d", settings, records)
-        print(_ss2d_row(record), flush=True)
+        what = ", ".join(record[key] for key in ("spec", "implementation", "passes"))
+        print(f"{what}: {'failed' if 'error' in record else 'measured'}", flush=True)
         if "error" in record:
-            what = ", ".join(record[key] for key in ("spec", "implementation", "passes"))
             errors.append(f"{what}: {record['error'].splitlines()[0]}")
+    print(f"\n{markdown_table(_SS2D_COLUMNS, map(_ss2d_row, records), left=3)}")
     cached = any(record.get("compile_cached") for record in records)
     print(_LEGEND.format(_CACHED_LEGEND if cached else ""))
     return errors
 
 
-def _ss2d_row(record: Record) -> str:
+def _ss2d_row(record: Record) -> list[str]:
     cells = [record["spec"], record["implementation"], record["passes"]]
     if "error" in record:
-        return _row([*cells, *("-" for _ in _NUMBERS)])
-    return _row(
-        [
-            *cells,
-            milliseconds(record),
-            percent(record["exponential_fraction"]),
-            percent(record["byte_fraction"]),
-            gib((record["memory_bytes"] or {}).get("peak")),
-            f"{record['compile_seconds']:.1f}{'*' if record['compile_cached'] else ''}",
-        ]
-    )
-
-
-def _row(cells: Iterable[str]) -> str:
-    return row(cells, _SS2D_COLUMNS, _NUMBERS)
+        return [*cells, *["-"] * (len(_SS2D_COLUMNS) - len(cells))]
+    return [
+        *cells,
+        milliseconds(record),
+        percent(record["exponential_fraction"]),
+        percent(record["byte_fraction"]),
+        gib((record["memory_bytes"] or {}).get("peak")),
+        f"{record['compile_seconds']:.1f}{'*' if record['compile_cached'] else ''}",
+    ]
 
 
 def model_table(record: Record) -> str:
@@ -93,7 +78,6 @@ def model_table(record: Record) -> str:
     parts = ("arguments", "temporaries", "outputs", "aliased")
     cached = ", from the cache" if record["compile_cached"] else ""
     values = {
-        "batch": str(record["batch_size"]),
         "devices": str(record["devices"]),
         "ms (min to max)": milliseconds(record),
         "images/s": short(record["images_per_second"]),
@@ -103,7 +87,7 @@ def model_table(record: Record) -> str:
         **{f"- {part}": gib(memory.get(part)) for part in parts},
         "peak of the process, GiB": gib(device_peak()),
     }
-    return two_columns(values)
+    return markdown_table(("batch", str(record["batch_size"])), values.items())
 
 
 def milliseconds(record: Record) -> str:

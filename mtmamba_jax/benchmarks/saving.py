@@ -17,8 +17,7 @@ from mtmamba_jax import config as configuration
 from mtmamba_jax.benchmarks.programs import Record, train_program
 from mtmamba_jax.checkpoints.save import Checkpoints
 from mtmamba_jax.devices.timing import WARM_UPS, check_repeats
-from mtmamba_jax.messages import gib
-from mtmamba_jax.tables import two_columns
+from mtmamba_jax.messages import gib, markdown_table
 from mtmamba_jax.training.pauses import keep_replaced, leave_out_of_collections
 from mtmamba_jax.training.state import TrainState
 
@@ -103,9 +102,9 @@ def saving_table(record: Record) -> str:
         statistics.median(record[f"{name}_seconds"]) for name in ("without", "saving")
     )
     steps = record["steps"]
-    return two_columns(
+    return markdown_table(
+        ("batch", str(record["batch_size"])),
         {
-            "batch": str(record["batch_size"]),
             "devices": str(record["devices"]),
             "state, GiB": gib(record["state_bytes"]),
             f"ms a step, of {steps} without saving": f"{1e3 * without / steps:.2f}",
@@ -115,5 +114,5 @@ def saving_table(record: Record) -> str:
             "still writing afterwards, s": (
                 f"{statistics.median(record['still_writing_seconds']):.3f}"
             ),
-        }
+        }.items(),
     )

@@ -16,9 +16,9 @@ from mtmamba_jax.devices.processes import highest, is_first, sums_of_all
 from mtmamba_jax.evaluation.boundaries import Benchmark, choose_benchmark, count_test_set
 from mtmamba_jax.evaluation.evaluate import Evaluator, score_table
 from mtmamba_jax.evaluation.report import class_ious, details, write_confusions
-from mtmamba_jax.evaluation.saved_predictions import Saving
+from mtmamba_jax.evaluation.saved_predictions import PredictionWriter
 from mtmamba_jax.files.paths import to_json, write_atomically
-from mtmamba_jax.metrics.boundaries import Sums, add_up, compute
+from mtmamba_jax.metrics.boundaries import Sums, compute, sum_counts
 from mtmamba_jax.metrics.boundaries.report import score_table as boundary_table
 from mtmamba_jax.metrics.boundaries.report import write_report
 from mtmamba_jax.metrics.scores import compute_scores
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     join_processes(options)
     workdir = epath.Path(options.workdir)
     run = load_run(workdir, options.checkpoint)
-    benchmark, saving = _benchmark(options, run), _saving(options, run)
+    benchmark, writer = _benchmark(options, run), _prediction_writer(options, run)
     announce(
         f"Evaluating the {options.checkpoint} checkpoint (step {run.step}) of {options.workdir} "
         f"on the test set of {run.config.data.name}"
@@ -44,12 +44,12 @@ def run(options: argparse.Namespace) -> int:
     written = {"step": run.step, "scores": scores, "constants": constants}
     written["class_iou"] = class_ious(run.tasks, totals)
     _write(path, written)
-    sums = _pass(evaluator, run, benchmark, saving)
-    if saving:
+    sums = _pass(evaluator, run, benchmark, writer)
+    if writer:
         record = {"workdir": options.workdir, "step": run.step, "images": len(evaluator)}
         if is_first():
-            saving.finish(record)
-        print(f"\nPredictions of {len(evaluator)} images: {saving.folder}")
+            writer.finish(record)
+        print(f"\nPredictions of {len(evaluator)} images: {writer.folder}")
     if benchmark and sums["images"]:
         folder = workdir / f"boundaries_{options.checkpoint}"
         settings = {**benchmark.settings, "images": int(sums["images"])}
@@ -101,19 +101,19 @@ def _benchmark(options: argparse.Namespace, run: Run) -> Benchmark | None:
     return None
 
 
-def _saving(options: argparse.Namespace, run: Run) -> Saving | None:
+def _prediction_writer(options: argparse.Namespace, run: Run) -> PredictionWriter | None:
     """Returns where predictions are written, None where they are not."""
     if options.save_predictions is None:
         return None
     default = epath.Path(options.workdir) / f"predictions_{options.checkpoint}"
-    return Saving(options.save_predictions or default, run.tasks)
+    return PredictionWriter(options.save_predictions or default, run.tasks)
 
 
 def _pass(
-    evaluator: Evaluator, run: Run, benchmark: Benchmark | None, saving: Saving | None
+    evaluator: Evaluator, run: Run, benchmark: Benchmark | None, writer: PredictionWriter | None
 ) -> Sums | None:
     """Writes and counts predictions in one pass over the test set; returns all processes' sums."""
-    if not (benchmark or saving):
+    if not (benchmark or writer):
         return None
     predictions = tqdm.tqdm(
         evaluator.values(run.parameters),
@@ -121,13 +121,13 @@ def _pass(
         unit="image",
         disable=None if is_first() else True,  # None: where there is no terminal
     )
-    if saving:
-        predictions = saving.passing(predictions)
+    if writer:
+        predictions = writer.write_each(predictions)
     if not benchmark:
         collections.deque(predictions, maxlen=0)
         highest(0)  # all have written theirs
         return None
-    return sums_of_all(add_up(count_test_set(benchmark, predictions)))
+    return sums_of_all(sum_counts(count_test_set(benchmark, predictions)))
 
 
 def _check_scored(sums: Sums) -> None:

@@ -19,8 +19,8 @@ from mtmamba_jax.data_pipelines.transforms import Example
 from mtmamba_jax.files.paths import is_remote
 from mtmamba_jax.readout import label_value
 from mtmamba_jax.tasks import Task
-from mtmamba_jax.visualization.legend import with_legend
-from mtmamba_jax.visualization.pictures import panel, to_picture, write_png
+from mtmamba_jax.visualization.legend import add_legend
+from mtmamba_jax.visualization.render import image_grid, render_map, write_png
 
 SHEET_FILE = "samples.png"
 _SAMPLES = 8
@@ -159,18 +159,18 @@ def contact_sheet(name: str, data_dir: str | None) -> np.ndarray:
         example = sources[split][index]
         examples.append(example | {"id": f"{split}: {example['id']}"})
     size = np.max([example["image"].shape[:2] for example in examples], axis=0)
-    sheet = panel([_pictures(example, tasks, size) for example in examples])
+    sheet = image_grid([_pictures(example, tasks, size) for example in examples])
     maps = {
         task.name: [label_value(task, example[task.name]) for example in examples] for task in tasks
     }
-    return with_legend(sheet, tasks, maps)
+    return add_legend(sheet, tasks, maps)
 
 
 def _pictures(example: Example, tasks: tuple[Task, ...], size: np.ndarray) -> dict:
     """Returns {title: picture} of an example; pictures are put on white of one size."""
     pictures = {example["id"]: example["image"]}
     for task in tasks:
-        pictures[task.name] = to_picture(task, label_value(task, example[task.name]))
+        pictures[task.name] = render_map(task, label_value(task, example[task.name]))
     return {title: _on_white(picture, size) for title, picture in pictures.items()}
 
 

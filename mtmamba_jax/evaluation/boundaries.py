@@ -10,9 +10,13 @@ import numpy as np
 
 from mtmamba_jax.data_pipelines.parallel import available_cores, in_order
 from mtmamba_jax.evaluation.evaluate import Prediction
+from mtmamba_jax.metrics.boundaries.contours import thin
 from mtmamba_jax.metrics.boundaries.counts import MAX_DISTANCE
-from mtmamba_jax.metrics.boundaries.folders import count_beside, count_prediction, names_left_out
-from mtmamba_jax.metrics.boundaries.maps import thin
+from mtmamba_jax.metrics.boundaries.folders import (
+    count_against_file,
+    count_prediction,
+    excluded_ids,
+)
 from mtmamba_jax.metrics.boundaries.report import scoring_settings
 from mtmamba_jax.readout import to_levels
 from mtmamba_jax.tasks import Task
@@ -106,7 +110,7 @@ def choose_benchmark(
         reading=READING_OF_OWN.get(dataset, "contours") if labels is None else "regions",
         max_distance=MAX_DISTANCE.get(dataset, _DISTANCE),
         labels=labels,
-        left_out=frozenset() if every else names_left_out(dataset),
+        left_out=frozenset() if every else excluded_ids(dataset),
         num_workers=available_cores() if num_workers is None else num_workers,
     )
 
@@ -134,7 +138,7 @@ def count_test_set(benchmark: Benchmark, predictions: Iterable[Prediction]) -> I
         (name, levels, benchmark.labels, *settings)
         for name, levels, _ in _scored(benchmark, predictions)
     )
-    return in_order(count_beside, work, benchmark.num_workers)
+    return in_order(count_against_file, work, benchmark.num_workers)
 
 
 def _scored(

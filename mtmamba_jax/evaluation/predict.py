@@ -14,8 +14,8 @@ from mtmamba_jax.data_pipelines.transforms import eval_transforms
 from mtmamba_jax.readout import to_value
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.visualization.features import draw_features
-from mtmamba_jax.visualization.legend import with_legend
-from mtmamba_jax.visualization.pictures import overlay, panel, to_picture, write_png
+from mtmamba_jax.visualization.legend import add_legend
+from mtmamba_jax.visualization.render import image_grid, overlay, render_map, write_png
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _STRIP = 256  # rows of a large photo whose logits are in memory at once
@@ -178,14 +178,14 @@ def _write(folder, photo, tasks, values, with_overlay) -> pathlib.Path:
     pictures = {"photo": photo}
     for task in tasks:
         value = values[task.name]
-        pictures[task.name] = to_picture(task, value)
+        pictures[task.name] = render_map(task, value)
         np.save(folder / f"{task.name}.npy", value)
         write_png(folder / f"{task.name}.png", pictures[task.name])
     if with_overlay:
         pictures["overlay"] = overlay(photo, pictures[overlay_task(tasks).name])
         write_png(folder / "overlay.png", pictures["overlay"])
     maps = {name: [value] for name, value in values.items()}
-    write_png(folder / "panel.png", with_legend(panel([pictures]), tasks, maps))
+    write_png(folder / "panel.png", add_legend(image_grid([pictures]), tasks, maps))
     return folder
 
 

@@ -18,7 +18,7 @@ from mtmamba_jax.metrics.segmentation import Segmentation
 from mtmamba_jax.paper.printed import DATASET, ROWS, SCORES
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.visualization.confusion import draw_confusion
-from mtmamba_jax.visualization.pictures import write_png
+from mtmamba_jax.visualization.render import write_png
 
 MOST_LISTED = 60
 """Classes whose IoU is printed; of more they are in the file alone."""

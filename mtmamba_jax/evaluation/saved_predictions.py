@@ -1,12 +1,13 @@
-"""Predictions of a test set as files that evaluation tools read: a folder a task, a file an image.
+"""Saves a test set's predictions as the files that evaluation tools read: a folder per task.
 
-    semseg/ID.png, human_parts/ID.png    class numbers, 8 bits
+    semseg/ID.png, human_parts/ID.png    class IDs, 8 bits
     sal/ID.png, edge/ID.png              round(255 * probability), 8 bits
     normals/ID.png                       RGB = round(255 * (normal + 1) / 2)
     depth/ID.mat                         variable `depth`, float32 [h w], in the task's unit
 
-Folders and forms are those of the official code's saved predictions, which its own scores and the
-MATLAB tools for odsF are of. (It cuts levels off where they are rounded here.)
+Folders and file formats match the predictions saved by the official code, from which its own scores
+and the MATLAB tools for odsF are computed. (The official code truncates levels; here they are
+rounded.)
 """
 
 from __future__ import annotations
@@ -27,119 +28,119 @@ from mtmamba_jax.readout import normal_levels, to_levels
 from mtmamba_jax.tasks import Task
 
 FOLDERS: Mapping[str, str] = {"saliency": "sal"}
-"""The official name of a task's folder, where it is not the task's."""
+"""The official name of a task's folder, where it differs from the task's name."""
 
 RECORD_FILE = "predictions.json"
-"""Says what the predictions are of. Not there until all are written."""
+"""Records which checkpoint made the predictions; written last, once all of them are complete."""
 
-_MATLAB_TEXT = 116  # bytes
+_MATLAB_HEADER_BYTES = 116
 
 
-class Form(NamedTuple):
-    """How a value becomes a file: its suffix and its contents."""
+class FileFormat(NamedTuple):
+    """How a value is saved: the file's suffix and the function that encodes it."""
 
     suffix: str
     encode: Callable[[np.ndarray], bytes]
 
 
-def _png(levels: np.ndarray) -> bytes:
+def _encode_png(levels: np.ndarray) -> bytes:
     return cv2.imencode(".png", levels)[1].tobytes()
 
 
-def _colours(normals: np.ndarray) -> bytes:
-    return _png(normal_levels(normals)[..., ::-1])  # OpenCV takes BGR
+def _encode_normals(normals: np.ndarray) -> bytes:
+    return _encode_png(normal_levels(normals)[..., ::-1])  # OpenCV takes BGR
 
 
-def _matlab(depth: np.ndarray) -> bytes:
-    import scipy.io  # takes long to load
+def _encode_matlab(depth: np.ndarray) -> bytes:
+    import scipy.io  # slow to import
 
     file = io.BytesIO()
     scipy.io.savemat(file, {"depth": depth.astype(np.float32)})
-    # The file begins with a text, in which scipy writes the time: equal maps are equal files here.
-    return b"MATLAB 5.0 MAT-file".ljust(_MATLAB_TEXT) + file.getvalue()[_MATLAB_TEXT:]
+    # scipy writes the time into the text header; a constant one makes equal maps equal files.
+    header = b"MATLAB 5.0 MAT-file".ljust(_MATLAB_HEADER_BYTES)
+    return header + file.getvalue()[_MATLAB_HEADER_BYTES:]
 
 
-FORMS: Mapping[str, Form] = {
-    "classes": Form(".png", _png),
-    "depth": Form(".mat", _matlab),
-    "normals": Form(".png", _colours),
-    "probability": Form(".png", lambda value: _png(to_levels(value))),
-    "saliency": Form(".png", lambda value: _png(to_levels(value))),
+FORMATS: Mapping[str, FileFormat] = {
+    "classes": FileFormat(".png", _encode_png),
+    "depth": FileFormat(".mat", _encode_matlab),
+    "normals": FileFormat(".png", _encode_normals),
+    "probability": FileFormat(".png", lambda value: _encode_png(to_levels(value))),
+    "saliency": FileFormat(".png", lambda value: _encode_png(to_levels(value))),
 }
-"""The form of a value, for each `Task.display`."""
+"""The file format for each `Task.display`."""
 
 
-def folder_of(task: Task) -> str:
+def task_folder(task: Task) -> str:
     """Returns the name of a task's folder."""
     return FOLDERS.get(task.name, task.name)
 
 
-def file_of(task: Task, identity: str) -> str:
-    """Returns where an image's prediction is in the folder.
+def prediction_path(task: Task, example_id: str) -> str:
+    """Returns the path of an image's prediction, relative to the folder of predictions.
 
-    As in a folder of one's own data, a / in an example's id is a folder. A part that begins with a
-    dot, or is empty, gets %2E or % there: nothing is hidden, and nothing leaves the folder.
+    A "/" in an example ID separates folders, as in a dataset of one's own. A path component that
+    begins with a dot becomes "%2E...", an empty one "%", so no file is hidden or leaves the folder.
     """
     parts = (
-        f"%2E{part[1:]}" if part.startswith(".") else part or "%" for part in identity.split("/")
+        f"%2E{part[1:]}" if part.startswith(".") else part or "%" for part in example_id.split("/")
     )
-    return f"{folder_of(task)}/{'/'.join(parts)}{FORMS[task.display].suffix}"
+    return f"{task_folder(task)}/{'/'.join(parts)}{FORMATS[task.display].suffix}"
 
 
-class Saving:
-    """Writes predictions to a folder or a bucket, each file whole or not at all.
+class PredictionWriter:
+    """Writes predictions to a folder or bucket; each file is written whole or not at all.
 
-    Of several processes each writes its own; the first makes the record.
+    With several processes each writes its own examples, and the first writes the record.
 
     Args:
-      folder: to write to; what it holds of the same tasks and images is written anew.
-      tasks: to write.
+      folder: Destination; existing predictions of the same tasks and images are overwritten.
+      tasks: Tasks whose predictions are written.
 
     Raises:
-      OSError: the folder cannot be written to.
+      OSError: If the folder is not writable.
     """
 
     def __init__(self, folder: epath.PathLike, tasks: Sequence[Task]):
         self.folder, self._tasks = epath.Path(folder), tasks
-        with _naming(self.folder):
+        with _explain_failure(self.folder):
             for task in tasks:
-                (self.folder / folder_of(task)).mkdir(parents=True, exist_ok=True)
+                (self.folder / task_folder(task)).mkdir(parents=True, exist_ok=True)
             (self.folder / RECORD_FILE).unlink(missing_ok=True)
 
-    def passing(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
-        """Yields predictions on, each when it is written.
+    def write_each(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+        """Yields the predictions unchanged, each one after it has been written.
 
         Raises:
-          OSError: one could not be written.
+          OSError: If a prediction cannot be written.
         """
         for prediction in predictions:
-            with _naming(self.folder):
+            with _explain_failure(self.folder):
                 for task in self._tasks:
-                    contents = FORMS[task.display].encode(prediction.values[task.name])
-                    file = self.folder / file_of(task, prediction.id)
+                    contents = FORMATS[task.display].encode(prediction.values[task.name])
+                    file = self.folder / prediction_path(task, prediction.id)
                     file.parent.mkdir(parents=True, exist_ok=True)
                     write_atomically(file, contents)
             yield prediction
 
     def finish(self, record: Mapping[str, object]) -> None:
-        """Writes `RECORD_FILE`; called by the first process, after all have written theirs.
+        """Writes `RECORD_FILE`. Call it in the first process, after all processes have written.
 
         Raises:
-          OSError: it could not be written.
+          OSError: If the record cannot be written.
         """
-        with _naming(self.folder):
+        with _explain_failure(self.folder):
             write_atomically(
                 self.folder / RECORD_FILE, (json.dumps(record, indent=2) + "\n").encode()
             )
 
 
 @contextlib.contextmanager
-def _naming(folder: epath.Path) -> Iterator[None]:
-    """Says where and what to do where something cannot be written."""
+def _explain_failure(folder: epath.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise OSError(
-            f"Predictions could not be written to {folder} ({error}). Mend that, or give another "
-            "folder: --save_predictions=FOLDER."
+            f"Predictions could not be written to {folder} ({error}). Fix that, or choose another "
+            "folder with --save_predictions=FOLDER."
         ) from error

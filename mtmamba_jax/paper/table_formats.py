@@ -9,7 +9,7 @@ import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from mtmamba_jax.tables import row, rule
+from mtmamba_jax.messages import markdown_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +61,11 @@ class Table:
 
 def markdown(table: Table) -> str:
     """Returns a table of GitHub's Markdown."""
-    text = [[_unemphasised(str(cell)) for cell in cells] for cells in (table.columns, *table.rows)]
-    widths = [max(map(len, column)) for column in zip(*text, strict=True)]
-    columns = dict(zip(table.columns, widths, strict=True))
-    assert len(columns) == len(table.columns), "two columns have one title"
-    right = table.columns[table.left :]
-    lines = [row(cells, columns, right) for cells in text]
-    above = [f"**{table.title}**", ""] if table.title else []
-    return "\n".join([*above, lines[0], rule(columns, right), *lines[1:]])
+    columns, *rows = (
+        [_unemphasised(str(cell)) for cell in cells] for cells in (table.columns, *table.rows)
+    )
+    above = f"**{table.title}**\n\n" if table.title else ""
+    return above + markdown_table(columns, rows, left=table.left)
 
 
 def comma_separated(table: Table) -> str:

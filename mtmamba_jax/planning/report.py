@@ -9,10 +9,9 @@ from ml_collections import ConfigDict
 from mtmamba_jax import config as configuration
 from mtmamba_jax.benchmarks.programs import Record
 from mtmamba_jax.benchmarks.report import document
-from mtmamba_jax.messages import gib, percent, short
+from mtmamba_jax.messages import gib, markdown_table, percent, short
 from mtmamba_jax.planning.plan import batch_of, plan_records
 from mtmamba_jax.planning.topology import GPUS, Topology
-from mtmamba_jax.tables import two_columns
 
 PARTS = ("arguments", "temporaries", "outputs", "aliased", "code")
 
@@ -72,7 +71,6 @@ def plan_table(what: str, config: ConfigDict, topology: Topology, record: Record
     memory, chip = record.get("memory_bytes", {}), topology.chip
     devices = topology.devices
     values = {
-        "batch": str(batch_of(what, config)[1]),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         **{f"{part}, GiB": gib(memory.get(part)) for part in PARTS},
         "peak, GiB": gib(memory.get("peak")),
@@ -85,7 +83,7 @@ def plan_table(what: str, config: ConfigDict, topology: Topology, record: Record
     for kind, found in record.get("collectives", {}).items():
         values[f"{kind}, MB"] = f"{found['count']} x, {short(found['bytes'] / 1e6)}"
     values["compile s"] = f"{record['compile_seconds']:.1f}"
-    return two_columns(values)
+    return markdown_table(("batch", str(batch_of(what, config)[1])), values.items())
 
 
 def _scaled(number: float | None, unit: float) -> str:

@@ -14,7 +14,7 @@ from mtmamba_jax.messages import short
 from mtmamba_jax.metrics.normals import angle
 from mtmamba_jax.readout import is_ignored
 from mtmamba_jax.tasks import Task
-from mtmamba_jax.visualization.pictures import IGNORED, coloured
+from mtmamba_jax.visualization.render import IGNORED, apply_colormap
 
 LARGEST_ANGLE = 60.0  # degrees, of the darkest colour
 _SHOWN = 98  # percentile of a map's errors that has the darkest colour
@@ -46,18 +46,18 @@ def _classes(task: Task, predicted: np.ndarray, true: np.ndarray, counted: np.nd
 def _depth(task: Task, predicted: np.ndarray, true: np.ndarray, counted: np.ndarray) -> ErrorMap:
     error = np.abs(predicted - true)
     most = float(np.percentile(error[counted], _SHOWN)) if counted.any() else 0.0
-    return f"error, 0 to {short(most)} {task.unit}", coloured(error / max(most, 1e-6), _SCALE)
+    return f"error, 0 to {short(most)} {task.unit}", apply_colormap(error / max(most, 1e-6), _SCALE)
 
 
 def _normals(task: Task, predicted: np.ndarray, true: np.ndarray, counted: np.ndarray) -> ErrorMap:
     error = angle(predicted, true, np)
-    return f"error, 0 to {LARGEST_ANGLE:.0f} deg", coloured(error / LARGEST_ANGLE, _SCALE)
+    return f"error, 0 to {LARGEST_ANGLE:.0f} deg", apply_colormap(error / LARGEST_ANGLE, _SCALE)
 
 
 def _probability(
     task: Task, predicted: np.ndarray, true: np.ndarray, counted: np.ndarray
 ) -> ErrorMap:
-    return "error, 0 to 1", coloured(np.abs(predicted - true), _SCALE)
+    return "error, 0 to 1", apply_colormap(np.abs(predicted - true), _SCALE)
 
 
 ERRORS: Mapping[str, Callable[[Task, np.ndarray, np.ndarray, np.ndarray], ErrorMap]] = {
@@ -70,7 +70,7 @@ ERRORS: Mapping[str, Callable[[Task, np.ndarray, np.ndarray, np.ndarray], ErrorM
 """How a prediction's errors become a picture, for each `Task.display`."""
 
 
-def error_map(task: Task, predicted: np.ndarray, true: np.ndarray) -> ErrorMap:
+def render_error_map(task: Task, predicted: np.ndarray, true: np.ndarray) -> ErrorMap:
     """Draws where and how much a prediction is wrong.
 
     Args:

@@ -19,7 +19,7 @@ from mtmamba_jax.array_types import Array
 from mtmamba_jax.data_pipelines.batch import remove_padding
 from mtmamba_jax.devices.sharding import jit_on, replicated, split_batch
 from mtmamba_jax.tasks import Task
-from mtmamba_jax.visualization.pictures import coloured, panel
+from mtmamba_jax.visualization.render import apply_colormap, image_grid
 
 STRIDE = 4  # of the final decoder feature, in pixels
 _SHOWN = (2, 98)  # percentiles of a map that are its darkest and brightest colours
@@ -70,5 +70,5 @@ def draw_features(
         values = remove_padding(fine[: len(photo), : photo.shape[1]], size)
         low, high = np.percentile(values, _SHOWN)
         share = (values - low) / max(high - low, 1e-12)
-        pictures[f"{name}: final decoder feature"] = coloured(share, cv2.COLORMAP_INFERNO)
-    return panel([pictures])
+        pictures[f"{name}: final decoder feature"] = apply_colormap(share, cv2.COLORMAP_INFERNO)
+    return image_grid([pictures])

@@ -9,14 +9,14 @@ import numpy as np
 from mtmamba_jax.readout import is_ignored
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.visualization.canvas import Canvas, Colour, text_width
-from mtmamba_jax.visualization.pictures import IGNORED
+from mtmamba_jax.visualization.render import IGNORED
 
 _SIZE, _LINE, _EDGE = 13, 22, 6  # pixels: of text, of a line, left and right
 _SAMPLE, _GAP, _INDENT = 14, 16, 90  # of a square of colour, between classes, of the first class
 _FRAME = (160, 160, 160)
 
 
-def with_legend(
+def add_legend(
     sheet: np.ndarray, tasks: Sequence[Task], maps: Mapping[str, Sequence[np.ndarray]]
 ) -> np.ndarray:
     """Puts the names of the classes in some maps below a picture of them, the most frequent first.

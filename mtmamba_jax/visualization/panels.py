@@ -12,9 +12,9 @@ from mtmamba_jax.devices.processes import is_first
 from mtmamba_jax.messages import short
 from mtmamba_jax.readout import is_ignored, label_value, to_value
 from mtmamba_jax.tasks import Task
-from mtmamba_jax.visualization.error_maps import error_map
-from mtmamba_jax.visualization.legend import with_legend
-from mtmamba_jax.visualization.pictures import depth_span, panel, to_picture, write_png
+from mtmamba_jax.visualization.error_maps import render_error_map
+from mtmamba_jax.visualization.legend import add_legend
+from mtmamba_jax.visualization.render import depth_range, image_grid, render_map, write_png
 
 
 def example_panel(
@@ -38,19 +38,19 @@ def example_panel(
         step = len(label) // len(example["images"])
         label = remove_padding(label_value(task, label[::step, ::step]), size)
         value = remove_padding(to_value(task, logits[task.name]), size)
-        predicted[f"{task.name}: predicted"] = to_picture(task, value, like=label)
-        true[f"{task.name}: true{_span(task, label)}"] = to_picture(task, label)
+        predicted[f"{task.name}: predicted"] = render_map(task, value, like=label)
+        true[f"{task.name}: true{_span(task, label)}"] = render_map(task, label)
         maps[task.name] = (value, label)
-        meaning, picture = error_map(task, value, label)
+        meaning, picture = render_error_map(task, value, label)
         errors[f"{task.name}: {meaning}"] = picture
-    return with_legend(panel([predicted, true, errors]), tasks, maps)
+    return add_legend(image_grid([predicted, true, errors]), tasks, maps)
 
 
 def _span(task: Task, label: np.ndarray) -> str:
     """Returns what the colours of depth go from and to; nothing of other maps."""
     if task.display != "depth" or is_ignored(task, label).all():
         return ""
-    low, high = depth_span(task, label)
+    low, high = depth_range(task, label)
     return f", {short(low)} to {short(high)} {task.unit}"
 
 

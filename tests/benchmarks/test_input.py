@@ -8,13 +8,13 @@ import time
 import numpy as np
 import pytest
 
-from mtmamba_jax import tables
 from mtmamba_jax.benchmarks import input as input_benchmark
 from mtmamba_jax.benchmarks.plain_input import Published, Raw, plain_batches
 from mtmamba_jax.data_pipelines.batch import check_batch
 from mtmamba_jax.data_pipelines.pipeline import eval_batches
 from mtmamba_jax.data_pipelines.records import DATASETS, Records
 from mtmamba_jax.data_pipelines.transforms import AugmentSettings, train_transforms
+from mtmamba_jax.messages import markdown_table
 from mtmamba_jax.tasks import TASK_SETS
 
 UNCHANGED = AugmentSettings(
@@ -171,7 +171,10 @@ def _spin(ready, done):
     done.wait()
 
 
-def test_a_table_has_its_numbers_to_the_right():
-    columns = {"name": 6, "n": 3}
-    assert tables.row(("ab", "1"), columns, ("n",)) == "| ab     |   1 |"
-    assert tables.rule(columns, ("n",)) == "| ------ | --: |"
+def test_a_table_aligns_its_numbers_to_the_right():
+    assert markdown_table(("name", "n"), [("ab", "100"), ("abcdef", "1")]).splitlines() == [
+        "| name   |   n |",
+        "|:-------|----:|",
+        "| ab     | 100 |",
+        "| abcdef |   1 |",
+    ]

@@ -8,9 +8,9 @@ import pytest
 from mtmamba_jax.evaluation.boundaries import choose_benchmark, count_test_set
 from mtmamba_jax.evaluation.evaluate import Prediction
 from mtmamba_jax.metrics import boundaries
-from mtmamba_jax.metrics.boundaries import speed
 from mtmamba_jax.metrics.boundaries.folders import count_prediction
 from mtmamba_jax.tasks import CITYSCAPES, IGNORE, NYUDV2
+from tests.metrics.boundaries import scenes
 
 SIZE = (48, 60)
 
@@ -19,9 +19,9 @@ def predictions(*names):
     """Returns contours of cells, thick ones, and a soft prediction of them."""
     found = []
     for seed, name in enumerate(names):
-        contour = boundaries.contour_of_regions(speed.cells(SIZE, 6, seed))
+        contour = boundaries.contour_of_regions(scenes.cells(SIZE, 6, seed))
         label = contour[..., None].astype(np.int32)
-        value = speed.soft(contour, seed).astype(np.float32) / 255
+        value = scenes.soft_prediction(contour, seed).astype(np.float32) / 255
         found.append(Prediction(name, {"edge": value}, {"edge": label}))
     return found
 

@@ -191,7 +191,7 @@ def test_every_prediction_of_every_task_is_saved_and_nothing_else(evaluated):
 
 
 def test_folders_have_the_official_names():
-    folders = [saved_predictions.folder_of(task) for task in PASCAL_CONTEXT]
+    folders = [saved_predictions.task_folder(task) for task in PASCAL_CONTEXT]
     assert folders == ["semseg", "human_parts", "sal", "edge", "normals"]
 
 
@@ -206,9 +206,9 @@ def test_folders_have_the_official_names():
     ],
 )
 def test_values_are_saved_as_levels(display, value, wanted):
-    form = saved_predictions.FORMS[display]
-    assert form.suffix == ".png"
-    levels = cv2.imdecode(np.frombuffer(form.encode(value), np.uint8), cv2.IMREAD_UNCHANGED)
+    file_format = saved_predictions.FORMATS[display]
+    assert file_format.suffix == ".png"
+    levels = cv2.imdecode(np.frombuffer(file_format.encode(value), np.uint8), cv2.IMREAD_UNCHANGED)
     assert levels.dtype == np.uint8
     assert levels.tolist() == wanted
 
@@ -224,7 +224,7 @@ def test_values_are_saved_as_levels(display, value, wanted):
     ],
 )
 def test_a_file_lies_below_its_folder_and_is_not_hidden(identity, file):
-    assert saved_predictions.file_of(PASCAL_CONTEXT[2], identity) == f"sal/{file}.png"
+    assert saved_predictions.prediction_path(PASCAL_CONTEXT[2], identity) == f"sal/{file}.png"
 
 
 def evaluate_in(count, *arguments):

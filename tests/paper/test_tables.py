@@ -122,7 +122,7 @@ MEASURED = Table(
 def test_a_mean_is_printed_with_its_spread_where_it_has_one():
     assert markdown(MEASURED).splitlines()[2:] == [
         "| row    |    score, % |",
-        "| ------ | ----------: |",
+        "|:-------|------------:|",
         "| a & b  | 1.50 ± 0.71 |",
         "| c -> d |       -3.00 |",
         "| e      |           - |",

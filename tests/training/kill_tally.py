@@ -22,17 +22,17 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from tabulate import tabulate
 
 from mtmamba_jax.checkpoints.run import load_run
 from mtmamba_jax.checkpoints.saved import newest, read_details
-from mtmamba_jax.tables import row, rule
 from mtmamba_jax.training.clock import MEASURED
 from mtmamba_jax.training.report import read_metrics
 from tests.tiny import TINY
 from tests.training.lives import NEVER, STEPS_A_KILL, Life, draw_moments, live
 
-COLUMNS = {"kill": 4, "after": 6, "while": 32, "step": 4, "latest": 8, "best": 4, "next start": 21}
-RIGHT = ("kill", "after", "step")
+COLUMNS = ("kill", "after", "while", "step", "latest", "best", "next start")
+ALIGNMENT = ("right", "right", "left", "right", "left", "left", "left")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Tally:
         return "\n".join((self._table(), "", *problems, self._summary()))
 
     def _table(self) -> str:
-        lines = [row(COLUMNS, COLUMNS, RIGHT), rule(COLUMNS, RIGHT)]
+        rows = []
         for index, (life, after) in enumerate(itertools.pairwise(self.lives), 1):
             cells = (
                 str(index),
@@ -85,8 +85,8 @@ class Tally:
                 " ".join(map(str, life.best)) or "-",
                 {None: "killed before it said", 0: "anew"}.get(after.began, f"from {after.began}"),
             )
-            lines.append(row(cells, COLUMNS, RIGHT))
-        return "\n".join(lines)
+            rows.append(cells)
+        return tabulate(rows, COLUMNS, tablefmt="pipe", colalign=ALIGNMENT, disable_numparse=True)
 
     def _summary(self) -> str:
         began = [life.began for life in self.lives[1:]]

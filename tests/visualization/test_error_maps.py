@@ -15,14 +15,14 @@ from mtmamba_jax.tasks import (
     PASCAL_CONTEXT,
     SALIENCY,
 )
-from mtmamba_jax.visualization.error_maps import ERRORS, error_map
-from mtmamba_jax.visualization.pictures import DISPLAYS, IGNORED
+from mtmamba_jax.visualization.error_maps import ERRORS, render_error_map
+from mtmamba_jax.visualization.render import IGNORED, RENDERERS
 
 ALL = {task: task.name for task in (*NYUDV2, *PASCAL_CONTEXT, *CITYSCAPES)}
 
 
 def test_every_display_has_its_errors():
-    assert ERRORS.keys() == DISPLAYS.keys()
+    assert ERRORS.keys() == RENDERERS.keys()
 
 
 @pytest.mark.parametrize("task", ALL, ids=lambda task: f"{task.name}-{task.channels}")
@@ -31,16 +31,18 @@ def test_ignored_pixels_look_as_elsewhere_also_where_all_are(task):
     predicted = to_value(task, random.normal(size=(6, 9, task.channels)))
     label = np.ones((6, 9, task.label_channels), task.label_dtype)
     label[0] = task.ignore
-    _, picture = error_map(task, predicted, label_value(task, label))
+    _, picture = render_error_map(task, predicted, label_value(task, label))
     assert (picture.dtype, picture.shape) == (np.uint8, (6, 9, 3))
     assert (picture[0] == IGNORED).all()
     assert not (picture[1:] == IGNORED).all(-1).any()
-    _, picture = error_map(task, predicted, label_value(task, np.full_like(label, task.ignore)))
+    _, picture = render_error_map(
+        task, predicted, label_value(task, np.full_like(label, task.ignore))
+    )
     assert (picture == IGNORED).all()
 
 
 def test_wrong_classes_are_red_right_ones_pale_and_their_share_is_of_what_counts():
-    meaning, picture = error_map(
+    meaning, picture = render_error_map(
         HUMAN_PARTS, np.array([[1, 2, 3, 0]], np.uint8), np.array([[1, 2, 4, 255]])
     )
     assert meaning == "red: wrong (33 %)"
@@ -52,7 +54,7 @@ def test_wrong_classes_are_red_right_ones_pale_and_their_share_is_of_what_counts
 def test_depth_errors_are_white_to_dark_and_the_title_gives_range_and_unit(task):
     true = np.full((1, 101), 5.0, np.float32)
     predicted = true + np.linspace(-2, 0, 101, dtype=np.float32)
-    meaning, picture = error_map(task, predicted, true)
+    meaning, picture = render_error_map(task, predicted, true)
     # The 98th percentile of 0 to 2.
     assert meaning == f"error, 0 to 1.960 {task.unit}"
     brightness = picture[0].astype(int).sum(-1)
@@ -62,7 +64,9 @@ def test_depth_errors_are_white_to_dark_and_the_title_gives_range_and_unit(task)
 
 
 def test_the_range_of_large_errors_is_written_out():
-    meaning, _ = error_map(DISPARITY, np.full((1, 9), 124.4, "f4"), np.ones((1, 9), np.float32))
+    meaning, _ = render_error_map(
+        DISPARITY, np.full((1, 9), 124.4, "f4"), np.ones((1, 9), np.float32)
+    )
     assert meaning == "error, 0 to 123.4 px"
 
 
@@ -70,7 +74,7 @@ def test_angles_of_normals_are_darkest_from_sixty_degrees_on():
     degrees = np.array([0, 30, 59, 60, 180])
     turned = np.radians(degrees)
     predicted = np.stack([np.sin(turned), 0 * turned, np.cos(turned)], -1)[None].astype("f4")
-    meaning, picture = error_map(NORMALS, predicted, np.array([[[0, 0, 1]] * 5], np.float32))
+    meaning, picture = render_error_map(NORMALS, predicted, np.array([[[0, 0, 1]] * 5], np.float32))
     assert meaning == "error, 0 to 60 deg"
     assert tuple(picture[0, 0]) == (255, 255, 255)
     # Half of the scale, at steps of 1 / 255.
@@ -82,8 +86,8 @@ def test_angles_of_normals_are_darkest_from_sixty_degrees_on():
 @pytest.mark.parametrize("task", [EDGE, SALIENCY], ids=lambda task: task.name)
 def test_errors_of_probabilities_do_not_depend_on_which_side_they_are(task):
     probability = np.array([[0.0, 0.25, 0.75, 1.0]], np.float32)
-    meaning, of_nothing = error_map(task, probability, np.zeros((1, 4), np.int32))
-    _, of_all = error_map(task, 1 - probability, np.ones((1, 4), np.int32))
+    meaning, of_nothing = render_error_map(task, probability, np.zeros((1, 4), np.int32))
+    _, of_all = render_error_map(task, 1 - probability, np.ones((1, 4), np.int32))
     assert meaning == "error, 0 to 1"
     np.testing.assert_array_equal(of_nothing, of_all)
     assert tuple(of_nothing[0, 0]) == (255, 255, 255)

@@ -13,17 +13,17 @@ multi-task work does it (SEISM), the soft map is first thinned by non-maximum su
 
 from __future__ import annotations
 
+from mtmamba_jax.metrics.boundaries.contours import contour_of_regions, suppress, thin
 from mtmamba_jax.metrics.boundaries.counts import MAX_DISTANCE, THRESHOLDS, count_matches
-from mtmamba_jax.metrics.boundaries.maps import contour_of_regions, suppress, thin
 from mtmamba_jax.metrics.boundaries.scores import (
     Curve,
     Sums,
-    add_up,
     compute,
     curve,
     empty,
     measure,
     merge,
+    sum_counts,
 )
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "THRESHOLDS",
     "Curve",
     "Sums",
-    "add_up",
     "compute",
     "contour_of_regions",
     "count_matches",
@@ -39,6 +38,7 @@ __all__ = [
     "empty",
     "measure",
     "merge",
+    "sum_counts",
     "suppress",
     "thin",
 ]

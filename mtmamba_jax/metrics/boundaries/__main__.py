@@ -12,8 +12,8 @@ import sys
 import tqdm
 
 from mtmamba_jax.data_pipelines.parallel import available_cores
-from mtmamba_jax.metrics.boundaries import MAX_DISTANCE, Sums, add_up
-from mtmamba_jax.metrics.boundaries.folders import READINGS, count_folder, find_ids, names_left_out
+from mtmamba_jax.metrics.boundaries import MAX_DISTANCE, Sums, sum_counts
+from mtmamba_jax.metrics.boundaries.folders import READINGS, count_folder, excluded_ids, find_ids
 from mtmamba_jax.metrics.boundaries.report import (
     PICTURE_FILE,
     SCORES_FILE,
@@ -77,7 +77,7 @@ def _settings(options: argparse.Namespace) -> dict[str, object]:
         options.reading,
         MAX_DISTANCE[options.dataset],
         labels=options.labels,
-        only_published_images=not every and bool(names_left_out(options.dataset)),
+        only_published_images=not every and bool(excluded_ids(options.dataset)),
         predictions=options.predictions,
         ids=options.ids,
     )
@@ -93,7 +93,7 @@ def _sums(options: argparse.Namespace) -> Sums:
         max_distance=MAX_DISTANCE[options.dataset],
         num_workers=available_cores() if options.workers is None else options.workers,
     )
-    return add_up(tqdm.tqdm(counts, total=len(ids), unit="image", disable=None))
+    return sum_counts(tqdm.tqdm(counts, total=len(ids), unit="image", disable=None))
 
 
 if __name__ == "__main__":

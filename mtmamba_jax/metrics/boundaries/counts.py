@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mtmamba_jax.metrics.boundaries.maps import thin
+from mtmamba_jax.metrics.boundaries.contours import thin
 from mtmamba_jax.metrics.boundaries.matching import Matcher
 
 THRESHOLDS = np.concatenate([[0.001], np.arange(1, 100) / 100.0, [0.999]])

@@ -11,8 +11,8 @@ from scipy import ndimage
 from mtmamba_jax.data_pipelines.builders.reading import DataError, read_grey, read_list, read_mat
 from mtmamba_jax.data_pipelines.parallel import in_order
 from mtmamba_jax.messages import check_name
+from mtmamba_jax.metrics.boundaries.contours import contour_of_regions, suppress
 from mtmamba_jax.metrics.boundaries.counts import count_matches
-from mtmamba_jax.metrics.boundaries.maps import contour_of_regions, suppress
 
 READINGS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "regions": contour_of_regions,
@@ -26,8 +26,8 @@ SUFFIXES = (".png", ".mat")
 """Of labels; a MATLAB file holds a LabelMap, as PASCAL-Context's do."""
 
 
-LEFT_OUT: Mapping[str, pathlib.Path] = {
-    "pascal_context": pathlib.Path(__file__).with_name("pascal_context_left_out.txt")
+EXCLUDED: Mapping[str, pathlib.Path] = {
+    "pascal_context": pathlib.Path(__file__).with_name("pascal_context_excluded.txt")
 }
 """Lists of the test images that a dataset's published figures leave out.
 
@@ -44,7 +44,7 @@ def find_ids(
     """Returns the names of images to score.
 
     Args:
-      dataset: whose published figures leave images out (`LEFT_OUT`).
+      dataset: whose published figures leave images out (`EXCLUDED`).
       predictions: folder of NAME.png; NAME may hold subfolders.
       listed: file of names, one a line, all of which are scored; None takes all predictions but
         those left out, sorted.
@@ -63,7 +63,7 @@ def find_ids(
         path.relative_to(predictions).with_suffix("").as_posix()
         for path in predictions.rglob("*.png")
     )
-    left_out = frozenset() if every else names_left_out(dataset)
+    left_out = frozenset() if every else excluded_ids(dataset)
     ids = tuple(name for name in found if name not in left_out)
     if not ids:
         but = ", all of which the published figures leave out (--all scores them)" if found else ""
@@ -74,9 +74,9 @@ def find_ids(
     return ids
 
 
-def names_left_out(dataset: str) -> frozenset[str]:
+def excluded_ids(dataset: str) -> frozenset[str]:
     """Returns the names of images that a dataset's published figures leave out; mostly none."""
-    return frozenset(read_list(LEFT_OUT[dataset]) if dataset in LEFT_OUT else ())
+    return frozenset(read_list(EXCLUDED[dataset]) if dataset in EXCLUDED else ())
 
 
 def count_folder(
@@ -128,7 +128,7 @@ def count_image(
     return count_prediction(levels, label, reading, max_distance)
 
 
-def count_beside(
+def count_against_file(
     name: str, levels: np.ndarray, labels: pathlib.Path, reading: str, max_distance: float
 ) -> np.ndarray:
     """Returns `count_matches` of a prediction, uint8 [h w], and an image's label in a folder.

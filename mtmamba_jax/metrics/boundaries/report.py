@@ -12,9 +12,9 @@ from etils import epath
 from PIL import Image
 
 from mtmamba_jax.files.paths import to_json, write_atomically
+from mtmamba_jax.messages import markdown_table
 from mtmamba_jax.metrics.boundaries.counts import THRESHOLDS
 from mtmamba_jax.metrics.boundaries.scores import Sums, compute, curve
-from mtmamba_jax.tables import two_columns
 from mtmamba_jax.visualization.canvas import INK, Canvas
 
 SCORES_FILE, TABLE_FILE, PICTURE_FILE = "boundaries.json", "curve.csv", "curve.png"
@@ -99,7 +99,7 @@ def score_table(sums: Sums) -> str:
         name: f"{value:.{3 if name == 'threshold' else 2}f}"
         for name, value in compute(sums).items()
     }
-    return two_columns({"images": str(sums["images"]), **scores})
+    return markdown_table(("images", str(sums["images"])), scores.items())
 
 
 def draw_curve(sums: Sums) -> Image.Image:

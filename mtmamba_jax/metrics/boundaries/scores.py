@@ -54,7 +54,7 @@ def merge(a: Sums, b: Sums) -> dict[str, np.ndarray]:
     return {name: a[name] + b[name] for name in a}
 
 
-def add_up(counts: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+def sum_counts(counts: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the sums over images, from the `count_matches` of each."""
     return functools.reduce(merge, map(measure, counts), empty())
 

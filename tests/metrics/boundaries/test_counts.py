@@ -11,6 +11,7 @@ from mtmamba_jax.metrics import boundaries
 from mtmamba_jax.metrics.boundaries.folders import count_prediction
 from mtmamba_jax.metrics.boundaries.matching import Matcher, near_pixels
 from mtmamba_jax.metrics.boundaries.report import draw_curve
+from tests.metrics.boundaries import scenes
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 SETS = {"nyudv2": "nyudv2", "pascal_context": "pascal"}
@@ -86,6 +87,26 @@ def test_matchings_are_the_largest_in_any_sequence_of_contours(density):
         predicted = candidates & (rng.random((20, 23)) < share)
         whole = maximum_bipartite_matching(near_pixels(predicted, truth, 2.5), perm_type="column")
         assert matcher.count(predicted) == np.count_nonzero(whole >= 0)
+
+
+CELLS = boundaries.contour_of_regions(scenes.cells((40, 50)))
+NOISE = np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("levels", "contour"),
+    [
+        (scenes.soft_prediction(CELLS), CELLS),
+        (NOISE, CELLS),
+        (NOISE, np.random.default_rng(1).random((40, 50)) < 0.35),
+    ],
+    ids=["contours of cells", "noise predicted", "noise everywhere"],
+)
+def test_counts_are_those_of_matching_from_scratch_at_every_threshold(levels, contour):
+    strength = boundaries.suppress(levels)
+    counts = boundaries.count_matches(strength, contour, boundaries.MAX_DISTANCE["nyudv2"])
+    plain = scenes.matches_from_scratch(strength, contour, boundaries.MAX_DISTANCE["nyudv2"])
+    np.testing.assert_array_equal(counts[:, 0], plain)
 
 
 def test_a_perfect_prediction_scores_100():

@@ -11,7 +11,8 @@ import scipy.io
 from mtmamba_jax.data_pipelines.builders.reading import read_list
 from mtmamba_jax.metrics import boundaries
 from mtmamba_jax.metrics.boundaries import __main__ as command
-from mtmamba_jax.metrics.boundaries import folders, speed
+from mtmamba_jax.metrics.boundaries import folders
+from tests.metrics.boundaries import scenes
 
 SIZE = (48, 60)
 NAMES = ("a", "b", "c")
@@ -23,8 +24,8 @@ def files(tmp_path):
     for name in ("predictions", "labels"):
         (tmp_path / name).mkdir()
     for seed, name in enumerate(NAMES):
-        label = speed.cells(SIZE, 6, seed).astype(np.uint8)
-        levels = speed.soft(boundaries.contour_of_regions(label), seed)
+        label = scenes.cells(SIZE, 6, seed).astype(np.uint8)
+        levels = scenes.soft_prediction(boundaries.contour_of_regions(label), seed)
         cv2.imwrite(str(tmp_path / "predictions" / f"{name}.png"), levels)
         cv2.imwrite(str(tmp_path / "labels" / f"{name}.png"), label)
     return tmp_path
@@ -72,7 +73,7 @@ def test_lines_are_read_as_contours_or_as_regions(files):
 
 
 def test_published_figures_of_pascal_context_are_of_2498_images():
-    left_out = read_list(folders.LEFT_OUT["pascal_context"])
+    left_out = read_list(folders.EXCLUDED["pascal_context"])
     assert len(left_out) == 5105 - 2498
     assert all(re.fullmatch(r"20(08|09|10)_00\d{4}", name) for name in left_out)
     assert list(left_out) == sorted(left_out)
@@ -174,10 +175,3 @@ def test_the_command_says_in_one_message_what_is_wrong(files, capsys):
     assert run(files, f"--ids={files / 'list.txt'}") == 2
     assert "error: " in (said := capsys.readouterr().err)
     assert "has no label of d (d.png or d.mat)" in said
-
-
-def test_both_ways_of_the_benchmark_match_alike(capsys):
-    assert speed.main(["--size=40x50", "--limit=100"]) == 0  # asserts it
-    table = capsys.readouterr().out
-    assert all(name in table for name in speed.CASES)
-    assert "ended" not in table

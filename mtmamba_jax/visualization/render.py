@@ -27,13 +27,13 @@ def _draw_classes(task: Task, value: np.ndarray, like: np.ndarray) -> np.ndarray
 
 
 def _draw_depth(task: Task, value: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """Near is yellow, far is dark blue, over `depth_span` of the map that it is drawn like.
+    """Near is yellow, far is dark blue, over `depth_range` of the map that it is drawn like.
 
     Near is where values are small, or large where they grow as the image does (disparity).
     """
-    low, high = depth_span(task, like)
+    low, high = depth_range(task, like)
     nearness = high - value if task.scale_power < 0 else value - low
-    return coloured(nearness / max(high - low, 1e-6), cv2.COLORMAP_VIRIDIS)
+    return apply_colormap(nearness / max(high - low, 1e-6), cv2.COLORMAP_VIRIDIS)
 
 
 def _draw_normals(task: Task, value: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -44,7 +44,7 @@ def _draw_probability(task: Task, value: np.ndarray, like: np.ndarray) -> np.nda
     return np.repeat(to_levels(value)[..., None], 3, axis=-1)
 
 
-DISPLAYS: Mapping[str, Callable[[Task, np.ndarray, np.ndarray], np.ndarray]] = {
+RENDERERS: Mapping[str, Callable[[Task, np.ndarray, np.ndarray], np.ndarray]] = {
     "classes": _draw_classes,
     "depth": _draw_depth,
     "normals": _draw_normals,
@@ -54,14 +54,14 @@ DISPLAYS: Mapping[str, Callable[[Task, np.ndarray, np.ndarray], np.ndarray]] = {
 """How a value becomes a picture, for each `Task.display`."""
 
 
-def depth_span(task: Task, value: np.ndarray) -> tuple[float, float]:
+def depth_range(task: Task, value: np.ndarray) -> tuple[float, float]:
     """Returns the 2nd and 98th percentile of a map of depth, 0 and 1 where it is all ignored."""
     seen = value[~is_ignored(task, value)]
     low, high = np.percentile(seen, (2, 98)) if seen.size else (0.0, 1.0)
     return float(low), float(high)
 
 
-def to_picture(task: Task, value: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
+def render_map(task: Task, value: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
     """Draws a value or a label's value as uint8 RGB [h w 3]; ignored pixels in VOC's cream.
 
     Args:
@@ -70,12 +70,12 @@ def to_picture(task: Task, value: np.ndarray, like: np.ndarray | None = None) ->
       like: another map of the task, that the colours of depth are to mean the same in.
     """
     # A predicted class never reaches 255, and no depth, normal or probability equals it.
-    picture = DISPLAYS[task.display](task, value, value if like is None else like)
+    picture = RENDERERS[task.display](task, value, value if like is None else like)
     picture[is_ignored(task, value)] = IGNORED
     return picture
 
 
-def coloured(share: np.ndarray, colours: int | np.ndarray) -> np.ndarray:
+def apply_colormap(share: np.ndarray, colours: int | np.ndarray) -> np.ndarray:
     """Draws numbers [h w] in the colours of a scale: uint8 RGB [h w 3].
 
     Args:
@@ -91,7 +91,7 @@ def overlay(photo: np.ndarray, picture: np.ndarray, opacity: float = 0.55) -> np
     return (opacity * picture + (1.0 - opacity) * photo).astype(np.uint8)
 
 
-def panel(rows: Sequence[Mapping[str, np.ndarray]], *, cell: int = 320) -> np.ndarray:
+def image_grid(rows: Sequence[Mapping[str, np.ndarray]], *, cell: int = 320) -> np.ndarray:
     """Arranges titled pictures in rows: uint8 RGB [h w 3].
 
     Args:

@@ -6,7 +6,7 @@ import pytest
 
 from mtmamba_jax.benchmarks.programs import random_batch
 from mtmamba_jax.evaluation.predict import enlarge
-from mtmamba_jax.evaluation.saved_predictions import FORMS
+from mtmamba_jax.evaluation.saved_predictions import FORMATS
 from mtmamba_jax.readout import label_value, to_value
 from mtmamba_jax.tasks import (
     CITYSCAPES,
@@ -19,9 +19,9 @@ from mtmamba_jax.tasks import (
     SALIENCY,
     SEMSEG_NYUDV2,
 )
-from mtmamba_jax.visualization.legend import with_legend
+from mtmamba_jax.visualization.legend import add_legend
 from mtmamba_jax.visualization.panels import example_panel
-from mtmamba_jax.visualization.pictures import IGNORED, overlay, panel, to_picture
+from mtmamba_jax.visualization.render import IGNORED, image_grid, overlay, render_map
 
 ALL = {task: task.name for task in (*NYUDV2, *PASCAL_CONTEXT, *CITYSCAPES)}
 
@@ -31,10 +31,10 @@ def test_every_task_draws_predictions_and_labels(task):
     random = np.random.default_rng(0)
     value = to_value(task, random.normal(size=(6, 9, task.channels)))
     assert value.dtype == (np.uint8 if task.class_names and task.loss == "cross_entropy" else "f4")
-    assert to_picture(task, value).shape == (6, 9, 3)
+    assert render_map(task, value).shape == (6, 9, 3)
     label = np.ones((6, 9, task.label_channels), task.label_dtype)
     label[0] = task.ignore
-    picture = to_picture(task, label_value(task, label))
+    picture = render_map(task, label_value(task, label))
     assert picture.dtype == np.uint8
     assert (picture[0] == (224, 224, 192)).all(), "ignored pixels are cream"
     assert (picture[1:] > 0).any()
@@ -43,16 +43,16 @@ def test_every_task_draws_predictions_and_labels(task):
 def test_depths_drawn_alike_have_one_scale():
     near, far = np.full((2, 4), 1.0, np.float32), np.full((2, 4), 3.0, np.float32)
     true = np.hstack([near, far])
-    drawn = to_picture(DEPTH, true)
-    np.testing.assert_array_equal(to_picture(DEPTH, near, like=true), drawn[:, :4])
-    np.testing.assert_array_equal(to_picture(DEPTH, far, like=true), drawn[:, 4:])
+    drawn = render_map(DEPTH, true)
+    np.testing.assert_array_equal(render_map(DEPTH, near, like=true), drawn[:, :4])
+    np.testing.assert_array_equal(render_map(DEPTH, far, like=true), drawn[:, 4:])
     assert (drawn[:, :4] != drawn[:, 4:]).any()
 
 
 def test_class_picture_has_the_palette_colours():
     logits = np.zeros((1, 3, 40))
     logits[0, np.arange(3), [0, 7, 39]] = 1
-    picture = to_picture(SEMSEG_NYUDV2, to_value(SEMSEG_NYUDV2, logits))
+    picture = render_map(SEMSEG_NYUDV2, to_value(SEMSEG_NYUDV2, logits))
     assert [tuple(colour) for colour in picture[0]] == [
         SEMSEG_NYUDV2.palette[i] for i in (0, 7, 39)
     ]
@@ -68,15 +68,15 @@ def test_normals_have_unit_length_and_depth_keeps_metres():
 def test_pictures_have_the_levels_of_saved_predictions(task):
     value = np.linspace(0, 1, 99, dtype=np.float32).reshape(1, 33, 3)
     value = 2 * value - 1 if task is NORMALS else value[..., 0]
-    saved = np.frombuffer(FORMS[task.display].encode(value), np.uint8)
+    saved = np.frombuffer(FORMATS[task.display].encode(value), np.uint8)
     levels = cv2.imdecode(saved, cv2.IMREAD_COLOR)[..., ::-1]
-    np.testing.assert_array_equal(to_picture(task, value), levels)
+    np.testing.assert_array_equal(render_map(task, value), levels)
 
 
 @pytest.mark.parametrize("task", [DEPTH, DISPARITY], ids=lambda task: task.unit)
 def test_near_is_yellow_and_far_is_blue(task):
     nearness = np.linspace(1, 2, 100, dtype=np.float32)[None]
-    picture = to_picture(task, nearness**task.scale_power)
+    picture = render_map(task, nearness**task.scale_power)
     assert picture[0, 0].argmax() == 2
     assert picture[0, -1].argmin() == 2
 
@@ -102,10 +102,10 @@ def test_panel_draws_labels_of_a_finer_grid_at_the_size_of_the_image():
 
 def test_panel_holds_every_picture_and_overlay_keeps_size():
     picture = np.full((20, 30, 3), 200, np.uint8)
-    sheet = panel([{"one": picture, "two": picture}, {"three": picture}], cell=60)
+    sheet = image_grid([{"one": picture, "two": picture}, {"three": picture}], cell=60)
     assert sheet.shape[1] > 2 * 60
     assert sheet.shape[0] > 2 * 40
-    thin = panel([{"thin": np.zeros((1, 700, 3), np.uint8)}])
+    thin = image_grid([{"thin": np.zeros((1, 700, 3), np.uint8)}])
     assert thin.shape[1] > 320
     assert overlay(picture, picture).shape == picture.shape
 
@@ -114,7 +114,7 @@ def test_the_legend_names_the_classes_in_the_maps_the_most_frequent_first():
     sheet = np.full((10, 400, 3), 7, np.uint8)
     value = np.array([[3, 3, 3, 0]], np.uint8)
     label = np.array([[3, 0, 255, 255]], np.int32)
-    drawn = with_legend(sheet, (DEPTH, SEMSEG_NYUDV2), {"semseg": [value, label]})
+    drawn = add_legend(sheet, (DEPTH, SEMSEG_NYUDV2), {"semseg": [value, label]})
     np.testing.assert_array_equal(drawn[:10], sheet)
 
     def columns(colour):  # of a sample of it: single pixels of text are grey
@@ -131,8 +131,8 @@ def test_a_legend_of_many_classes_takes_more_lines_and_one_of_none_takes_none():
     sheet = np.zeros((10, 400, 3), np.uint8)
     every = np.arange(40, dtype=np.uint8)[None]
     heights = [
-        len(with_legend(sheet, (SEMSEG_NYUDV2,), {"semseg": [value]})) - 10
+        len(add_legend(sheet, (SEMSEG_NYUDV2,), {"semseg": [value]})) - 10
         for value in (every[:, :1], every)
     ]
     assert 20 < heights[0] < 40 < 5 * heights[0] < heights[1]
-    assert with_legend(sheet, (DEPTH,), {}) is sheet
+    assert add_legend(sheet, (DEPTH,), {}) is sheet
