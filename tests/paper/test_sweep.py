@@ -134,5 +134,5 @@ def test_a_sweep_trains_and_its_scores_are_tabled(tmp_path, capsys):
     assert sweep(tmp_path, *flags) == 0
     assert f"[1 of 1] {NAME}:single_task_depth, seed 0" in capsys.readouterr().out
     assert cli.main(["tables", f"--runs={tmp_path}"]) == 0
-    assert "| Single-task 2*Swin | swin_test |    1 |" in capsys.readouterr().out
+    assert "| Single-task 2*Swin | swin_test |      1 |" in capsys.readouterr().out
     assert printed(tmp_path, capsys, *flags) == []

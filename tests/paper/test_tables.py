@@ -100,9 +100,9 @@ def test_the_command_prints_the_paper_beside_ours_in_each_format(monkeypatch, ca
     assert cli.main(["tables"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].split("|")[1:-1] == [
-        *(" 2     ", " 1*STM "),
-        *("    252.51 ", "      252.51 ", "       0.00 "),
-        *("   354.13 ", "        354.13 ", "          0.00 "),
+        *(" 2       ", " 1*STM "),
+        *("      252.51 ", "        252.51 ", "         0.00 "),
+        *("     354.13 ", "          354.13 ", "            0.00 "),
     ]
     assert cli.main(["tables", "--format=csv"]) == 0
     found = list(csv.DictReader(capsys.readouterr().out.splitlines()))
