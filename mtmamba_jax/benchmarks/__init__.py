@@ -1,1 +1,1 @@
-"""What the command benchmark measures."""
+"""Measurements of the command `benchmark`."""

@@ -1,4 +1,4 @@
-"""What `benchmark --what=devices` measures: a training step on one device, and on all of them."""
+"""Compares a training step on one device with all devices, for `benchmark --what=devices`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from mtmamba_jax.benchmarks.programs import Record, model_record
-from mtmamba_jax.benchmarks.report import milliseconds, write
+from mtmamba_jax.benchmarks.report import milliseconds, write_json
 from mtmamba_jax.messages import gib, markdown_table, short
 
 _COLUMNS = (
@@ -26,41 +26,41 @@ _COLUMNS = (
 
 
 def report_devices(config: ConfigDict, repeats: int, output: pathlib.Path, settings: dict) -> None:
-    """Measures each layout, prints the table and writes `output`.
+    """Measures a training step on each mesh, prints the table and writes the records as JSON.
 
     Args:
-      config: gives the model, the size of images, and the batch of one device.
-      repeats: samples of each time.
-      output: JSON, brought up to date with each line.
-      settings: that it also holds.
+      config: The configuration, which sets the model, the image size and the batch size per device.
+      repeats: Number of timing samples.
+      output: JSON file, rewritten after each measurement.
+      settings: Settings to write to the JSON file.
 
     Raises:
-      ValueError: there is one device only, or a configuration that cannot work.
+      ValueError: There is only one device, or the configuration is invalid.
     """
     count = jax.device_count()
     if count == 1:
         raise ValueError(
-            "benchmark --what=devices compares one device with several; there is one here. On a "
-            "CPU XLA_FLAGS=--xla_force_host_platform_device_count=2 makes two."
+            "benchmark --what=devices compares one device with several, but there is only one. On "
+            "a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=2 creates two."
         )
     records = []
     for record in _records(config, repeats, count):
         records.append(record)
-        write(output, "devices", settings, records)
+        write_json(output, "devices", settings, records)
         print(f"data {record['data']} x fsdp {record['fsdp']}: measured", flush=True)
     print(f"\n{markdown_table(_COLUMNS, [_row(each, records[0]) for each in records], left=0)}")
     print(
-        "\nof one: images/s a device over those of one device; state: weights and optimizer state "
-        "on a device."
+        "\nof one: images/s per device relative to a single device; state: weights and optimizer "
+        "state on one device."
     )
 
 
 def _records(config: ConfigDict, repeats: int, count: int) -> Iterator[Record]:
     for data, fsdp in ((1, 1), (count, 1), (1, count)):
-        layout = config.copy_and_resolve_references()
-        layout.mesh = ConfigDict({"data": data, "fsdp": fsdp})
-        layout.train.batch_size *= data * fsdp
-        yield {"data": data, "fsdp": fsdp} | model_record("step", layout, repeats)
+        scaled = config.copy_and_resolve_references()
+        scaled.mesh = ConfigDict({"data": data, "fsdp": fsdp})
+        scaled.train.batch_size *= data * fsdp
+        yield {"data": data, "fsdp": fsdp} | model_record("step", scaled, repeats)
 
 
 def _row(record: Record, one: Record) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ import cv2
 from mtmamba_jax import config as configuration
 from mtmamba_jax.benchmarks.plain_input import Published, Raw, plain_batches
 from mtmamba_jax.benchmarks.programs import Record
-from mtmamba_jax.benchmarks.report import document
+from mtmamba_jax.benchmarks.report import to_json
 from mtmamba_jax.data_pipelines.builders.dataset_files import DatasetFiles
 from mtmamba_jax.data_pipelines.builders.locate import locate_folders
 from mtmamba_jax.data_pipelines.parallel import available_cores
@@ -148,7 +148,7 @@ def report_input(
             per_core = found["images_per_core"]
             found["of_plain"] = per_core / plain.setdefault(dataset.name, per_core)
             records.append(found)
-            text = document("input", {"cores": cores}, settings, records, packages)
+            text = to_json("input", {"cores": cores}, settings, records, packages)
             output.write_text(text + "\n")
             print(f"{dataset.name}, {way}, {workers} workers: measured", flush=True)
     print(f"\n{markdown_table(_COLUMNS, map(_row, records), left=2)}{_LEGEND}")

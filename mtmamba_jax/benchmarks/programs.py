@@ -1,4 +1,4 @@
-"""What the command `benchmark` measures: SS2D on named shapes, a training step, inference."""
+"""Measures SS2D on named shapes, a training step and inference for the command `benchmark`."""
 
 from __future__ import annotations
 
@@ -32,32 +32,32 @@ from mtmamba_jax.models.norm import TaskLayerNorm
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.training.optimizer import create_optimizer
 from mtmamba_jax.training.state import create_state
-from mtmamba_jax.training.step import TrainStep, create_train_step
+from mtmamba_jax.training.step import create_train_step
 
 DTYPES = ("bfloat16", "float32")
 FORWARD, BOTH = PASSES = ("forward", "forward + backward")
 MODEL_PROGRAMS = ("step", "inference")
 
 Record = dict[str, object]
-"""The raw numbers of one program, as JSON holds them."""
+"""The measurements of one program, as written to JSON."""
 
 
 def count_exponentials(spec: ArgSpec, passes: str) -> int:
-    """Returns the exponentials that cannot be saved, n*k*t*b*h*w*d, once for each pass.
+    """Returns the number of exponentials that cannot be avoided, n*k*t*b*h*w*d per pass.
 
-    The decays exp(step A) are too many to keep: the backward pass takes them again.
+    The decays exp(step A) do not fit in memory, so the backward pass recomputes them.
     """
     s = spec
     return (1 + (passes == BOTH)) * s.n * s.k * s.t * s.b * s.h * s.w * s.d
 
 
 def count_bytes(inputs: object, passes: str) -> int:
-    """Returns the bytes of every input and output, each moved once a pass.
+    """Returns the size of all inputs and outputs in bytes, each moved once per pass.
 
     Args:
-      inputs: (the op's arrays, LayerNorm's parameters); y is like x, the first array.
-      passes: one of `PASSES`. Backward reads the inputs and dy again and writes a gradient for
-        each input.
+      inputs: The op's arrays and the parameters of LayerNorm. y has the size of the first, x.
+      passes: One of `PASSES`. The backward pass reads the inputs and dy again and writes a
+        gradient for each input.
     """
     read = sum(v.nbytes for v in jax.tree.leaves(inputs))
     y = jax.tree.leaves(inputs)[0].nbytes
@@ -65,15 +65,15 @@ def count_bytes(inputs: object, passes: str) -> int:
 
 
 def fraction(amount: float, rate: float | None, seconds: float) -> float | None:
-    """Returns the share of `seconds` that `amount` takes at `rate`, None for an unknown rate."""
+    """Returns the share of `seconds` that `amount` takes at `rate`, or None if `rate` is None."""
     return None if rate is None else amount / rate / seconds
 
 
-def platform_implementation(arguments: Sequence[jax.Array]) -> str:
-    """Returns which backend an unforced `ss2d` of these arrays takes on this machine.
+def default_implementation(arguments: Sequence[jax.Array]) -> str:
+    """Returns the name of the backend that `ss2d` chooses for these arrays on this machine.
 
     Raises:
-      NotImplementedError: none can do it.
+      NotImplementedError: No backend supports this call.
     """
     names = tuple(PLATFORMS.values())
     branches = {name: functools.partial(jnp.int32, i) for i, name in enumerate(PLATFORMS)}
@@ -84,16 +84,17 @@ def platform_implementation(arguments: Sequence[jax.Array]) -> str:
         except NotImplementedError:
             continue
         return name
-    raise NotImplementedError(f"None of {', '.join(chosen)} can do this call.")
+    raise NotImplementedError(f"None of {', '.join(chosen)} supports this call.")
 
 
 def check_ss2d(
     specs: Sequence[str], implementations: Sequence[str], dtype: str, repeats: int
 ) -> None:
-    """Checks what `ss2d_records` is given.
+    """Checks the arguments of `ss2d_records`.
 
     Raises:
-      ValueError: an unknown name (the message gives the nearest and the valid ones), no repeats.
+      ValueError: A name is unknown (the message suggests the closest and lists the valid ones), or
+        `repeats` is not positive.
     """
     for name in specs:
         check_name("spec", name, SPECS)
@@ -108,18 +109,19 @@ def ss2d_records(
 ) -> Iterator[Record]:
     """Yields a record for each spec, pass and implementation, on the first device.
 
-    Timed is the SS2D core after its convolution, `LN(ss2d(x, ...))`, as in the model's extractor
-    (Eq. 13), and with its backward pass: the gradients of all eight arrays and of LayerNorm's two.
-    A record of a program that could not run holds `error` in place of the numbers.
+    The timed program is the SS2D core after its convolution, `LN(ss2d(x, ...))`, as in the model's
+    feature extractor (Eq. 13), first alone and then with its backward pass: the gradients of all
+    eight arrays and of the two parameters of LayerNorm. If a program could not run, its record has
+    an `error` instead of measurements.
 
     Args:
-      specs: names of `SPECS`.
-      implementations: backends to force, side by side; none is the one the platform picks.
-      dtype: of activations and LayerNorm's result; one of `DTYPES`.
-      repeats: samples of each time.
+      specs: Names of `SPECS`.
+      implementations: Backends to compare. If empty, the default backend of the platform.
+      dtype: Dtype of the activations and of the output of LayerNorm, one of `DTYPES`.
+      repeats: Number of timing samples.
 
     Raises:
-      ValueError: an unknown name, or no repeats.
+      ValueError: A name is unknown, or `repeats` is not positive.
     """
     check_ss2d(specs, implementations, dtype, repeats)
     for name in specs:
@@ -129,7 +131,7 @@ def ss2d_records(
             for argument, value in zip(SHAPES, spec.arguments(), strict=True)
         )
         graph, norm = nnx.split(TaskLayerNorm(spec.t, spec.d, dtype=jnp.dtype(dtype)))
-        names = implementations or [platform_implementation(arrays)]
+        names = implementations or [default_implementation(arrays)]
         for passes in PASSES:
             for implementation in names:
                 what = {"spec": name, "implementation": implementation, "passes": passes}
@@ -156,7 +158,7 @@ _PROGRAMS = {FORWARD: _forward, BOTH: _both}
 def _time_ss2d(spec, passes, function, inputs, repeats) -> Record:
     x = inputs[0][0]
     dy = (jax.random.normal(jax.random.key(1), x.shape, x.dtype),) if passes == BOTH else ()
-    # As the model is compiled: it matters for what XLA makes of the sums round the kernels.
+    # Compiled with the model's options: they change how XLA compiles the sums around the kernels.
     jitted = jax.jit(function, compiler_options=compiler_options(jax.default_backend()))
     program, compiling = compile_timed(jitted.lower, *inputs, *dy)
     timing = time_calls(lambda: program(*inputs, *dy), repeats)
@@ -182,25 +184,25 @@ def _numbers(timing: Timing, compiling: Record, program) -> Record:
 
 
 def model_record(what: str, config: ConfigDict, repeats: int) -> Record:
-    """Times the whole training step or the whole prediction of a configuration's model.
+    """Times a full training step or a full prediction of a configuration's model.
 
-    The batch is random and already on the devices of `config.mesh`. A step is forward, backward and
-    update, one after another from the initial weights.
+    The batch is random and already on the devices of `config.mesh`. A training step is the forward
+    and backward pass and the update. Consecutive steps start from the initial weights.
 
     Args:
-      what: one of `MODEL_PROGRAMS`.
-      config: gives the model, the size of images and the batch, `train.batch_size` or
-        `eval.batch_size`.
-      repeats: samples of the time.
+      what: One of `MODEL_PROGRAMS`.
+      config: The configuration, which sets the model, the image size and the batch size
+        (`train.batch_size` or `eval.batch_size`).
+      repeats: Number of timing samples.
 
     Raises:
-      ValueError: a configuration that cannot work, or no repeats.
+      ValueError: The configuration is invalid, or `repeats` is not positive.
     """
     check_name("program", what, MODEL_PROGRAMS)
     check_repeats(repeats)
     tasks = configuration.tasks(config)
     configuration.check(config, [task.name for task in tasks])
-    program = {"step": train_program, "inference": _predict_program}[what](config, tasks)
+    program = {"step": _train_program, "inference": _predict_program}[what](config, tasks)
     timing = time_calls(program.call, repeats)
     return {
         "batch_size": program.batch_size,
@@ -211,16 +213,16 @@ def model_record(what: str, config: ConfigDict, repeats: int) -> Record:
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """A compiled program with all that it is called with.
+class _Program:
+    """A compiled program and its arguments.
 
     Attributes:
-      batch_size: images of a call.
-      devices: that it runs on.
-      state_bytes: of weights, and in training the optimizer's state, on the first device.
-      compiled: the program.
-      compiling: how that came about, of `compile_timed`.
-      call: runs it.
+      batch_size: Number of images per call.
+      devices: Number of devices that it runs on.
+      state_bytes: Size of the weights, in training with the optimizer state, on the first device.
+      compiled: The program.
+      compiling: Time and cache use of the compilation, from `compile_timed`.
+      call: Runs the program once.
     """
 
     batch_size: int
@@ -231,23 +233,8 @@ class Program:
     call: Callable[[], object]
 
 
-def train_program(
-    config: ConfigDict,
-    tasks: Sequence[Task],
-    around: Callable[[TrainStep], TrainStep] = lambda step: step,
-) -> Program:
-    """Returns the training step; each call goes on from the state of the one before.
-
-    Its result is (state, numbers). The batch is random and already on the devices.
-
-    Args:
-      config: gives the model, the size of images and the batch.
-      tasks: to learn.
-      around: makes the step that is called from the compiled one.
-
-    Raises:
-      ValueError: a batch that does not split over `config.mesh`.
-    """
+def _train_program(config: ConfigDict, tasks: Sequence[Task]) -> _Program:
+    """Returns the training step; each call continues from the state of the previous one."""
     size = config.train.batch_size
     mesh = create_mesh(size // config.train.microbatches, **config.mesh)
     optimizer = create_optimizer(config.optimizer, config.train.steps)
@@ -255,17 +242,17 @@ def train_program(
     batch = put_batch(random_batch(tasks, size, config.data.size, config.data.label_scale), mesh)
     step = create_train_step(config, graph, tasks, optimizer, mesh, layout)
     compiled, compiling = compile_timed(step.lower, state, batch)
-    held, step = _bytes_on_first(state), around(compiled)
+    state_bytes = _bytes_on_first(state)
 
     def call():
-        nonlocal state  # the program takes the old one's memory
-        state, numbers = step(state, batch)
+        nonlocal state  # its memory is donated to the next state
+        state, numbers = compiled(state, batch)
         return state, numbers
 
-    return Program(size, mesh.size, held, compiled, compiling, call)
+    return _Program(size, mesh.size, state_bytes, compiled, compiling, call)
 
 
-def _predict_program(config: ConfigDict, tasks: Sequence[Task]) -> Program:
+def _predict_program(config: ConfigDict, tasks: Sequence[Task]) -> _Program:
     size = config.eval.batch_size
     mesh = create_mesh(size, **config.mesh)
     graph, parameters = build(ModelSettings(**config.model), tasks, config.seed)
@@ -274,25 +261,27 @@ def _predict_program(config: ConfigDict, tasks: Sequence[Task]) -> Program:
     images = put_batch(random_batch((), size, config.data.size), mesh)["images"]
     step = create_predict_step(graph, mesh, layout)
     compiled, compiling = compile_timed(step.lower, parameters, images)
-    held = _bytes_on_first(parameters)
-    return Program(size, mesh.size, held, compiled, compiling, lambda: compiled(parameters, images))
+    state_bytes = _bytes_on_first(parameters)
+    return _Program(
+        size, mesh.size, state_bytes, compiled, compiling, lambda: compiled(parameters, images)
+    )
 
 
 def _bytes_on_first(arrays: object) -> int:
-    """Returns what the first device of this process holds of arrays."""
+    """Returns the size of the arrays' shards on the first device of this process."""
     return sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(arrays))
 
 
 def random_batch(
     tasks: Sequence[Task], batch_size: int, size: Sequence[int], label_scale: int = 1
-) -> dict:
+) -> dict[str, np.ndarray]:
     """Returns a host batch (`data_pipelines.batch`) of random images and labels, all valid.
 
     Args:
-      tasks: that labels are made for.
-      batch_size: b.
-      size: height and width of the images.
-      label_scale: labels are this many times as high and wide.
+      tasks: Tasks to create labels for.
+      batch_size: Number of images.
+      size: Height and width of the images.
+      label_scale: Factor by which labels are larger than the images along each side.
     """
     rng = np.random.default_rng(0)
     batch = {

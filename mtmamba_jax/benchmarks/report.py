@@ -1,4 +1,4 @@
-"""How the command `benchmark` shows its records: tables to paste, and JSON."""
+"""Prints the measurements of the command `benchmark` as tables and writes them as JSON."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ _SS2D_COLUMNS = (
     *("ms (min to max)", "of exp", "of bytes", "peak GiB", "compile s"),
 )
 _LEGEND = """
-of exp: the time that n*k*t*b*h*w*d exponentials a pass take on the chip's special-function units;
-of bytes: that of moving each input and output once a pass; both over the measured time.{}"""
+of exp: share of the measured time that the n*k*t*b*h*w*d exponentials of each pass take on the
+chip's special-function units; of bytes: share that moving each input and output once per pass
+takes.{}"""
 _CACHED_LEGEND = "\n*: read from the compilation cache."
 
 
@@ -33,11 +34,14 @@ def report_ss2d(
     repeats: int,
     output: pathlib.Path,
 ) -> list[str]:
-    """Measures `ss2d_records`, prints their table and writes `output`.
+    """Measures SS2D (`ss2d_records`), prints the table and writes the records as JSON.
 
     Args:
-      specs, implementations, dtype, repeats: of `ss2d_records`.
-      output: JSON, brought up to date with each line.
+      specs: See `ss2d_records`.
+      implementations: See `ss2d_records`.
+      dtype: See `ss2d_records`.
+      repeats: See `ss2d_records`.
+      output: JSON file, rewritten after each measurement.
 
     Returns:
       A message for each program that could not run.
@@ -47,7 +51,7 @@ def report_ss2d(
     records, errors = [], []
     for record in ss2d_records(specs, implementations, dtype, repeats):
         records.append(record)
-        write(output, "ss2d", settings, records)
+        write_json(output, "ss2d", settings, records)
         what = ", ".join(record[key] for key in ("spec", "implementation", "passes"))
         print(f"{what}: {'failed' if 'error' in record else 'measured'}", flush=True)
         if "error" in record:
@@ -73,7 +77,7 @@ def _ss2d_row(record: Record) -> list[str]:
 
 
 def model_table(record: Record) -> str:
-    """Returns the table of `model_record`: one line a quantity."""
+    """Returns the table of a record of `model_record`, one quantity per row."""
     memory = record["memory_bytes"] or {}
     parts = ("arguments", "temporaries", "outputs", "aliased")
     cached = ", from the cache" if record["compile_cached"] else ""
@@ -91,13 +95,13 @@ def model_table(record: Record) -> str:
 
 
 def milliseconds(record: Record) -> str:
-    """Returns the median of a record's times with the range of its samples."""
+    """Returns the median, minimum and maximum time of a record as text."""
     numbers = (record[f"{name}_seconds"] * 1e3 for name in ("median", "min", "max"))
     return "{} ({} to {})".format(*map(short, numbers))
 
 
-def write(path: pathlib.Path, what: str, settings: Mapping, records: Sequence[Record]) -> None:
-    """Writes the records as JSON, with the date, the devices, the versions and the settings."""
+def write_json(path: pathlib.Path, what: str, settings: Mapping, records: Sequence[Record]) -> None:
+    """Writes the records as JSON, with the date, devices, package versions and settings."""
     devices = jax.devices()
     device = {
         "kind": devices[0].device_kind,
@@ -105,17 +109,17 @@ def write(path: pathlib.Path, what: str, settings: Mapping, records: Sequence[Re
         "count": len(devices),
         "peak_bytes": device_peak(),
     }
-    path.write_text(document(what, device, {"warm_ups": WARM_UPS, **settings}, records) + "\n")
+    path.write_text(to_json(what, device, {"warm_ups": WARM_UPS, **settings}, records) + "\n")
 
 
-def document(
+def to_json(
     what: str,
     device: Mapping,
     settings: Mapping,
     records: Sequence[Record],
     packages: Sequence[str] = ("jax", "jaxlib", "flax"),
 ) -> str:
-    """Returns records as JSON, with the date, the packages' versions and what they are of."""
+    """Returns the records as JSON, with the date, device, package versions and settings."""
     return json.dumps(
         {
             "what": what,

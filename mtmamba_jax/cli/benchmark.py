@@ -9,14 +9,13 @@ import sys
 from mtmamba_jax import config as configuration
 from mtmamba_jax.benchmarks.devices import report_devices
 from mtmamba_jax.benchmarks.programs import check_ss2d, model_record
-from mtmamba_jax.benchmarks.report import model_table, report_ss2d, write
-from mtmamba_jax.benchmarks.saving import saving_record, saving_table
+from mtmamba_jax.benchmarks.report import model_table, report_ss2d, write_json
 from mtmamba_jax.cli.console import announce, describe_program
 from mtmamba_jax.kernels.ss2d.arg_specs import DECODER
 
 
 def run(options: argparse.Namespace) -> int:
-    """Times the scan, a training step, inference, several devices, saving, the input."""
+    """Times the scan, a training step, inference, several devices or the input pipeline."""
     output = pathlib.Path(options.output or f"benchmark_{options.what}.json")
     if not output.parent.is_dir():
         raise ValueError(f"--output={output}: there is no folder {output.parent}.")
@@ -25,7 +24,6 @@ def run(options: argparse.Namespace) -> int:
         "step": (_model, ("config",)),
         "inference": (_model, ("config",)),
         "devices": (_model, ("config",)),
-        "saving": (_model, ("config",)),
         "input": (_input, ("spec",)),
     }[options.what]
     for name in ("spec", "implementation", "dtype", "config"):
@@ -34,10 +32,8 @@ def run(options: argparse.Namespace) -> int:
     if options.overrides and "config" not in allowed:
         key = next(iter(options.overrides))
         raise ValueError(f"--config.{key} does not go with --what={options.what}.")
-    if options.repeats is None:
-        options.repeats = 3 if options.what == "saving" else 20
     code = measure(options, output)
-    print(f"\nWrote {output} (every number)")
+    print(f"\nWrote every number to {output}")
     return code
 
 
@@ -64,26 +60,21 @@ def _model(options: argparse.Namespace, output: pathlib.Path) -> int:
     if options.what == "devices":
         report_devices(config, options.repeats, output, settings)
         return 0
-    if options.what == "saving":
-        record = saving_record(config, options.repeats, output.parent)
-        table = saving_table(record)
-    else:
-        record = model_record(options.what, config, options.repeats)
-        table = model_table(record)
-    print(f"\n{table}")
-    write(output, options.what, settings, [record])
+    record = model_record(options.what, config, options.repeats)
+    print(f"\n{model_table(record)}")
+    write_json(output, options.what, settings, [record])
     return 0
 
 
 def _input(options: argparse.Namespace, output: pathlib.Path) -> int:
-    # Only this one needs the packages that make records.
+    # Imported here: only this benchmark needs the packages that create records.
     from mtmamba_jax.benchmarks.input import EXAMPLES, check_input, report_input
     from mtmamba_jax.data_pipelines.records import DATASETS
 
     names = options.spec.split(",") if options.spec else list(DATASETS)
     check_input(names, options.repeats)
     print(
-        f"Timing training batches of {', '.join(names)}: {EXAMPLES} made-up examples of the "
+        f"Timing training batches of {', '.join(names)}: {EXAMPLES} generated examples of the "
         f"published size each, median of {options.repeats}",
         flush=True,
     )

@@ -6,7 +6,7 @@ import argparse
 
 import mtmamba_jax
 
-BENCHMARKS = ("ss2d", "step", "inference", "devices", "saving", "input")
+BENCHMARKS = ("ss2d", "step", "inference", "devices", "input")
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -74,12 +74,10 @@ def create_parser() -> argparse.ArgumentParser:
 
     benchmark = command(
         "benchmark",
-        "Time the scan, a training step, inference, several devices, saving, the input.",
+        "Time the scan, a training step, inference, several devices or the input pipeline.",
     )
     benchmark.add_argument("--what", required=True, choices=BENCHMARKS)
-    benchmark.add_argument(
-        "--repeats", type=int, help="samples of each time (20; saving: 3, of 100 steps each)"
-    )
+    benchmark.add_argument("--repeats", type=int, default=20, help="number of timing samples (20)")
     benchmark.add_argument("--output", help="JSON of every number (benchmark_WHAT.json)")
     benchmark.add_argument(
         "--spec",
@@ -105,7 +103,9 @@ def create_parser() -> argparse.ArgumentParser:
     prepare.add_argument("--workers", type=int, help="processes that convert (as many as cores)")
     prepare.add_argument("--check", action="store_true", help="read every record back")
 
-    plan = command("plan", "Compile for an accelerator that is not here: does it fit?")
+    plan = command(
+        "plan", "Check whether a program fits on accelerators that are not in this machine."
+    )
     plan.add_argument(
         "--topology", required=True, help="KIND:SHAPE of a TPU (v5e:4x4), KIND:NUMBER of GPUs"
     )
@@ -116,7 +116,7 @@ def create_parser() -> argparse.ArgumentParser:
         "--config", default="synthetic", help="NAME or NAME:VARIANT of configs/ (synthetic)"
     )
     _add_config_key(plan)
-    plan.add_argument("--json", action="store_true", help="print every number as JSON instead")
+    plan.add_argument("--json", action="store_true", help="print every number as JSON")
 
     sweep = command("sweep", "Train the variants of a config, one after another; go on with them.")
     sweep.add_argument("--config", required=True, help="NAME of configs/, such as ablations")

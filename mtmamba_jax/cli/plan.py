@@ -11,7 +11,7 @@ from mtmamba_jax.planning.report import plan_json, report_plan
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compiles for an accelerator that is not here, and says whether it fits."""
+    """Compiles a program for absent accelerators and reports whether it fits."""
     config = configuration.load(options.config)
     configuration.override(config, options.overrides)
     topology = topologies.find(options.topology)

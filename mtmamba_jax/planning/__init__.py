@@ -1,1 +1,1 @@
-"""What a program takes on accelerators that are not here, told by their compilers."""
+"""Compilation for accelerators that this machine does not have."""

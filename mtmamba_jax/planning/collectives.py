@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text (HLO)."""
+"""Counts the communication between devices in the text (HLO) of a compiled program."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
-# `%name = SHAPE all-reduce(...`. An asynchronous one is a `-start` and a `-done`, or stands in a
-# computation of its own that some `async-start` calls.
+# `%name = SHAPE all-reduce(...`. An asynchronous collective is a `-start` and a `-done`, or is in a
+# computation of its own that an `async-start` calls.
 _COLLECTIVE = re.compile(
     rf"^\s*(?:ROOT )?\S+ = (\(.+?\)|\S+) ({'|'.join(KINDS)})(-start)?\(", re.MULTILINE
 )
@@ -17,17 +17,21 @@ _ARRAY = re.compile(r"\b([a-z]+)(\d*)\w*\[([\d,]*)\]")  # bf16[4,64], f8e4m3fn[2
 
 
 def count_collectives(text: str) -> dict[str, dict[str, int]]:
-    """Returns {kind: {"count", "bytes"}} for the kinds of `KINDS` that a program has.
+    """Returns the number of collectives and the size of their results, by kind.
 
-    Bytes are of the results on one device. What is in a loop counts once.
+    Collectives in a loop count once.
 
     Args:
-      text: of the compiled program, `jax.stages.Compiled.as_text()`.
+      text: Text of the compiled program, `jax.stages.Compiled.as_text()`.
+
+    Returns:
+      {kind: {"count": number, "bytes": size of the results on one device}} for those of `KINDS`
+      that the program has.
     """
     found: dict[str, dict[str, int]] = {}
     for shape, kind, start in _COLLECTIVE.findall(text):
         arrays = _ARRAY.findall(shape)
-        if start and kind != "all-reduce":  # (operands, results, perhaps contexts)
+        if start and kind != "all-reduce":  # (operands, results, contexts), or without contexts
             arrays = [array for array in arrays if array != ("u", "32", "")]
             arrays = arrays[len(arrays) // 2 :]
         total = found.setdefault(kind, {"count": 0, "bytes": 0})
@@ -43,9 +47,5 @@ def _array_bytes(array: tuple[str, str, str]) -> int:
 
 
 def count_loops(text: str) -> int:
-    """Returns the loops of a program, whose bodies compilers count once.
-
-    Args:
-      text: as `count_collectives` takes it.
-    """
+    """Returns the number of loops in a compiled program; compilers count their bodies once."""
     return len(_LOOP.findall(text))

@@ -1,6 +1,6 @@
-"""What the command `plan` finds: whether a program fits devices that are not here, what it takes.
+"""Checks whether a program fits on devices that this machine does not have, for `plan`.
 
-The program is that of training or prediction, lowered from shapes and compiled for the topology.
+The training step or the prediction is lowered from shapes and compiled for the topology.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from mtmamba_jax.training.step import create_train_step
 
 
 @dataclasses.dataclass(frozen=True)
-class Saving:
-    """A setting that takes less memory.
+class MemoryOption:
+    """A setting that reduces memory use.
 
     Attributes:
-      key: of the configuration.
-      value: that saves.
-      applies: whether it can be set, given the configuration and the number of devices.
-      programs: of `MODEL_PROGRAMS`, that it changes.
+      key: Key of the configuration.
+      value: Value that reduces memory use.
+      applies: Whether the value can be set, given the configuration and the number of devices.
+      programs: Names in `MODEL_PROGRAMS` of the programs that the setting affects.
     """
 
     key: str
@@ -45,14 +45,15 @@ class Saving:
     programs: Sequence[str] = ("step",)
 
 
-def _in_place_of(key: str, value: str, others: Sequence[str], programs=("step",)) -> Saving:
-    return Saving(
-        key, value, lambda config, _: configuration.flatten(config)[key] in others, programs
+def _replace(key: str, value: str, current: Sequence[str], programs=("step",)) -> MemoryOption:
+    """Replaces any of the values `current`."""
+    return MemoryOption(
+        key, value, lambda config, _: configuration.flatten(config)[key] in current, programs
     )
 
 
-def _microbatches(parts: int) -> Saving:
-    """Whole images on each device, and a loss that is a mean over images."""
+def _microbatches(parts: int) -> MemoryOption:
+    """Splits the batch; needs whole images on each device and a loss averaged over images."""
 
     def applies(config, devices):
         return (
@@ -61,43 +62,46 @@ def _microbatches(parts: int) -> Saving:
             and config.loss.reduction == "image"
         )
 
-    return Saving("train.microbatches", parts, applies)
+    return MemoryOption("train.microbatches", parts, applies)
 
 
-def _shared_state(parts: int) -> Saving:
+def _fsdp(parts: int) -> MemoryOption:
+    """Shards the state, unless the user has fixed the mesh."""
+
     def applies(config, devices):
         free = config.mesh.data == -1
         return free and config.mesh.fsdp < parts and devices % parts == 0
 
-    return Saving("mesh.fsdp", parts, applies, MODEL_PROGRAMS)
+    return MemoryOption("mesh.fsdp", parts, applies, MODEL_PROGRAMS)
 
 
-SAVINGS = (
-    _in_place_of("model.dtype", "bfloat16", ("float32",), MODEL_PROGRAMS),  # also faster
-    _shared_state(4),  # weights are sent to where they are needed
-    _shared_state(2),
-    _microbatches(2),  # smaller products, the same work
-    _in_place_of("model.remat", "dots", ("none",)),  # all but the matrix products done twice
-    _in_place_of("model.remat", "full", ("none", "dots")),  # forward done twice
+MEMORY_OPTIONS = (
+    _replace("model.dtype", "bfloat16", ("float32",), MODEL_PROGRAMS),  # also faster
+    _fsdp(4),  # communicates the weights
+    _fsdp(2),
+    _microbatches(2),  # smaller matrix products, the same work
+    _replace("model.remat", "dots", ("none",)),  # recomputes all but the matrix products
+    _replace("model.remat", "full", ("none", "dots")),  # recomputes the forward pass
     *(_microbatches(parts) for parts in (4, 8, 16, 32)),
-    _shared_state(16),
+    _fsdp(16),
 )
-"""What to try when a program does not fit, cheapest in speed first."""
+"""Settings to try when a program does not fit, those that cost the least speed first."""
 
 
 def plan_records(what: str, config: ConfigDict, topology: Topology) -> Iterator[Record]:
-    """Yields the record of a program and, where it does not fit, of settings with which it may.
+    """Yields the record of a program and, if it does not fit, of settings that use less memory.
 
-    Each of these keeps those before it that took less; the last fits if any does.
+    Each of these settings keeps the previous ones that reduced memory use. If any of them fits, it
+    is the last record.
 
     Args:
-      what: one of `MODEL_PROGRAMS`: the training step, or the prediction of a batch.
-      config: gives the model, the size of images and the batch, `train.batch_size` or
-        `eval.batch_size`.
-      topology: to compile for.
+      what: One of `MODEL_PROGRAMS`: the training step or the prediction of a batch.
+      config: The configuration, which sets the model, the image size and the batch size
+        (`train.batch_size` or `eval.batch_size`).
+      topology: Devices to compile for.
 
     Raises:
-      ValueError: a configuration that cannot work, or a batch that does not split.
+      ValueError: The configuration is invalid, or the batch does not split over the devices.
     """
     check_name("program", what, MODEL_PROGRAMS)
     tasks = configuration.tasks(config)
@@ -107,13 +111,13 @@ def plan_records(what: str, config: ConfigDict, topology: Topology) -> Iterator[
     record = _record(what, config, tasks, topology, {})
     yield record
     config = config.copy_and_resolve_references()
-    for saving in SAVINGS:
+    for option in MEMORY_OPTIONS:
         if record["fits"]:
             return
-        if what in saving.programs and saving.applies(config, count):
+        if what in option.programs and option.applies(config, count):
             tried = config.copy_and_resolve_references()
-            configuration.override(tried, {saving.key: str(saving.value)})
-            settings = record["settings"] | {saving.key: saving.value}
+            configuration.override(tried, {option.key: str(option.value)})
+            settings = record["settings"] | {option.key: option.value}
             found = _record(what, tried, tasks, topology, settings)
             yield found
             if _peak(found) <= _peak(record):
@@ -121,7 +125,7 @@ def plan_records(what: str, config: ConfigDict, topology: Topology) -> Iterator[
 
 
 def _peak(record: Record) -> float:
-    """Bytes that a program takes; one that the compiler refused takes more than any other."""
+    """Returns a program's memory use in bytes, infinite if the compiler refused it."""
     return float("inf") if record["refusal"] else record["memory_bytes"]["peak"]
 
 
@@ -130,8 +134,8 @@ def _check_batch(what: str, config: ConfigDict, topology: Topology) -> None:
     wanted = mesh.fsdp * (count // mesh.fsdp if mesh.data == -1 else mesh.data)
     if wanted != count:
         raise ValueError(
-            f"mesh.data={mesh.data} and mesh.fsdp={mesh.fsdp} do not make the {count} devices of "
-            f"{topology.name}."
+            f"mesh.data={mesh.data} and mesh.fsdp={mesh.fsdp} do not match the {count} devices of "
+            f"{topology.name}. Their product must be {count}; mesh.data=-1 takes all devices."
         )
     parts = config.train.microbatches if what == "step" else 1
     key, size = batch_of(what, config)
@@ -144,13 +148,13 @@ def _check_batch(what: str, config: ConfigDict, topology: Topology) -> None:
 
 
 def batch_of(what: str, config: ConfigDict) -> tuple[str, int]:
-    """Returns the key of a program's batch size, and that size."""
+    """Returns the configuration key of a program's batch size, and the batch size."""
     if what == "step":
         return "train.batch_size", config.train.batch_size
     return "eval.batch_size", config.eval.batch_size
 
 
-def _record(what, config, tasks, topology, changed) -> Record:
+def _record(what, config, tasks, topology, settings) -> Record:
     start = time.perf_counter()
     lower = {"step": _lower_step, "inference": _lower_prediction}[what]
     mesh = create_mesh(batch_of(what, config)[1], devices=topology.devices, **config.mesh)
@@ -162,7 +166,7 @@ def _record(what, config, tasks, topology, changed) -> Record:
             raise
         program, refusal = None, _refusal(str(error))
     record = {
-        "settings": changed,
+        "settings": settings,
         "compile_seconds": time.perf_counter() - start,
         "available_bytes": topology.memory,
         "refusal": refusal,
@@ -172,18 +176,18 @@ def _record(what, config, tasks, topology, changed) -> Record:
 
 
 def _refusal(message: str) -> str:
-    """Returns the sentence in which a compiler says how much memory is missing."""
+    """Returns the sentence in which the compiler reports how much memory it needs."""
     found = re.search(r"Ran out of memory[^\n]*", message)
     return found.group() if found else message.splitlines()[0]
 
 
 def _numbers(program: jax.stages.Compiled, topology: Topology) -> Record:
-    # A TPU's program lies in the same memory, which the compiler's own check leaves out (libtpu
-    # 0.0.42 refuses arguments and temporaries beyond it); for GPUs it gives 0.
+    # A TPU's program code is in the same memory, but the compiler's own check ignores it (libtpu
+    # 0.0.42 only refuses arguments and temporaries beyond the limit). For GPUs the size is 0.
     code = program.memory_analysis().generated_code_size_in_bytes
     memory = program_memory(program)
     memory |= {"code": code, "peak": memory["peak"] + code}
-    cost = program.cost_analysis() or {}  # of a GPU that is not here there is none
+    cost = program.cost_analysis() or {}  # there is none for a GPU that is not present
     flops, moved = cost.get("flops"), cost.get("bytes accessed")
     text = program.as_text()
     return {
@@ -217,13 +221,13 @@ def _lower_prediction(config, tasks, mesh) -> jax.stages.Lowered:
 def abstract_batch(
     tasks: Sequence[Task], batch_size: int, size: Sequence[int], label_scale: int = 1
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of what `sharding.put_batch` puts on the devices.
+    """Returns the shapes and dtypes of a batch on the devices (`sharding.put_batch`).
 
     Args:
-      tasks: that have labels in the batch.
-      batch_size: b.
-      size: height and width of the images.
-      label_scale: labels are this many times as high and wide.
+      tasks: Tasks with labels in the batch.
+      batch_size: Number of images.
+      size: Height and width of the images.
+      label_scale: Factor by which labels are larger than the images along each side.
     """
     example = on_device(random_batch(tasks, 1, size, label_scale))
     return {

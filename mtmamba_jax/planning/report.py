@@ -1,4 +1,4 @@
-"""How the command `plan` shows its records."""
+"""Prints the results of the command `plan` as text or JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from mtmamba_jax import config as configuration
 from mtmamba_jax.benchmarks.programs import Record
-from mtmamba_jax.benchmarks.report import document
+from mtmamba_jax.benchmarks.report import to_json
 from mtmamba_jax.messages import gib, markdown_table, percent, short
 from mtmamba_jax.planning.plan import batch_of, plan_records
 from mtmamba_jax.planning.topology import GPUS, Topology
@@ -17,10 +17,10 @@ PARTS = ("arguments", "temporaries", "outputs", "aliased", "code")
 
 
 def report_plan(what: str, config: ConfigDict, topology: Topology) -> bool:
-    """Prints what `plan_records` finds, as soon as it is known.
+    """Prints the records of `plan_records` as soon as they are known.
 
     Returns:
-      Whether the program as configured fits.
+      Whether the program fits as configured.
     """
     records = plan_records(what, config, topology)
     wanted = next(records)
@@ -28,23 +28,23 @@ def report_plan(what: str, config: ConfigDict, topology: Topology) -> bool:
     print("".join(f"\n{note}" for note in _notes(what, config, topology, wanted)))
     print(f"\n{_verdict(wanted)}", flush=True)
     if not wanted["fits"]:
-        _report_savings(records)
+        _report_options(records)
     return wanted["fits"]
 
 
-def _report_savings(records: Iterator[Record]) -> None:
-    print("\nSettings that may take less, each with those above it that do:", flush=True)
+def _report_options(records: Iterator[Record]) -> None:
+    print("\nSettings that may use less memory, each added to those above that do:", flush=True)
     record, before = None, {}
     for record in records:
         new = {k: v for k, v in record["settings"].items() if before.get(k) != v}
         print(f"  {_flags(new)}: {_verdict(record)} {_compiled(record)}", flush=True)
         before = record["settings"]
     if record is None:
-        print("  none that this program does not have already")
+        print("  none that are not already set")
     if record is not None and record["fits"]:
         print(f"\nFits with {_flags(record['settings'])}")
     else:
-        print("\nNothing found that fits. Take a smaller batch or data.size, or more devices.")
+        print("\nNothing found that fits. Use a smaller batch or data.size, or more devices.")
 
 
 def _flags(settings: dict[str, object]) -> str:
@@ -56,9 +56,9 @@ def _compiled(record: Record) -> str:
 
 
 def _verdict(record: Record) -> str:
-    """One sentence: whether a program fits."""
+    """Returns a sentence that says whether the program fits."""
     if record["refusal"]:
-        return f"Does not fit. The compiler: {record['refusal']}"
+        return f"Does not fit. The compiler reports: {record['refusal']}"
     peak, available = record["memory_bytes"]["peak"], record["available_bytes"]
     does = "Fits" if record["fits"] else "Does not fit"
     return (
@@ -67,7 +67,7 @@ def _verdict(record: Record) -> str:
 
 
 def plan_table(what: str, config: ConfigDict, topology: Topology, record: Record) -> str:
-    """Returns the table of one record: one line a quantity, of one device."""
+    """Returns the table of a record, one quantity of one device per row."""
     memory, chip = record.get("memory_bytes", {}), topology.chip
     devices = topology.devices
     values = {
@@ -91,27 +91,27 @@ def _scaled(number: float | None, unit: float) -> str:
 
 
 def _notes(what: str, config: ConfigDict, topology: Topology, record: Record) -> Iterator[str]:
-    """What a reader of the table has to know."""
+    """Yields remarks that are needed to read the table."""
     if record["refusal"] is None:
         if record["flops"] is None:
-            yield "Without the GPU its compiler counts no FLOPs and bytes."
+            yield "The compiler counts FLOPs and bytes only if the GPU is present."
         elif record["loops"]:
             yield (
-                f"The compiler counts the body of each of {record['loops']} loops once: FLOPs, "
-                "bytes and collectives are at least these."
+                f"The compiler counts the body of each of the {record['loops']} loops only once: "
+                "FLOPs, bytes and collectives are lower bounds."
             )
     if topology.name.partition(":")[0] in GPUS:
-        yield ("HBM for programs is jax's default share of it, 75 %, or XLA_CLIENT_MEM_FRACTION.")
+        yield "HBM for programs is JAX's share of it: 75 % or XLA_CLIENT_MEM_FRACTION."
     count, evaluated = len(topology.devices), config.eval.batch_size
     if what == "step" and evaluated % count:
         yield (
-            f"The command train uses all {count} devices only if they also divide "
-            f"eval.batch_size, which is {evaluated}."
+            f"The command train uses all {count} devices only if eval.batch_size, which is "
+            f"{evaluated}, is also a multiple of {count}."
         )
 
 
 def plan_json(what: str, config: ConfigDict, topology: Topology) -> tuple[str, bool]:
-    """Returns what `plan_records` finds as JSON, and whether the program as configured fits."""
+    """Returns the records of `plan_records` as JSON, and whether the program fits as configured."""
     records = list(plan_records(what, config, topology))
     device = {
         "topology": topology.name,
@@ -121,4 +121,4 @@ def plan_json(what: str, config: ConfigDict, topology: Topology) -> tuple[str, b
     }
     fits = records[0]["fits"]
     settings = {"config": configuration.flatten(config)}
-    return document(what, device, settings, records), fits
+    return to_json(what, device, settings, records), fits

@@ -1,4 +1,4 @@
-"""The devices of accelerators that are not here, to compile for: `v5e:4x4`, `h200:8`."""
+"""Devices to compile for that this machine does not have, such as `v5e:4x4` or `h200:8`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mtmamba_jax.messages import check_name
 
 @dataclasses.dataclass(frozen=True)
 class Tpu:
-    """How libtpu is asked for a kind of TPU.
+    """A kind of TPU and how to request it from libtpu.
 
     Attributes:
-      chip: key of `CHIPS`.
-      shapes: that Cloud TPU offers, of chips; libtpu knows more.
-      options: of libtpu's topology.
+      chip: Key of `CHIPS`.
+      shapes: Shapes in chips that Cloud TPU offers; libtpu supports more.
+      options: Options of libtpu's topology.
     """
 
     chip: str
@@ -33,7 +33,7 @@ _FLAT = "1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16 or 16x16"
 _CUBES = "2x2x1, 2x2x2, 2x2x4, 2x4x4, 4x4x4, 4x4x8 and larger"
 
 TPUS = {
-    # As Cloud TPU runs it, jax sees the two cores of a v4 as one device.
+    # On Cloud TPU the two cores of a v4 are one device.
     "v4": Tpu("TPU v4", _CUBES, {"chip_config_name": "megacore"}),
     "v5e": Tpu("TPU v5 lite", _FLAT),
     "v5p": Tpu("TPU v5", _CUBES),
@@ -41,12 +41,12 @@ TPUS = {
     "tpu7x": Tpu("TPU7x", _CUBES),
 }
 GPUS = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200"}
-"""Key of `CHIPS`."""
+"""Keys of `CHIPS`."""
 
-HOST_CHIPS = (2, 2, 1)  # of a TPU host, which smaller shapes fill in part
+HOST_CHIPS = (2, 2, 1)  # chips of a TPU host; smaller shapes use a part of one
 
-# What XLA asks a driver for: of capability 9.0, in CUDA's C++ Programming Guide (features and
-# technical specifications, table of compute capabilities), and of the chip.
+# The properties that XLA queries from a driver: those of compute capability 9.0, from CUDA's C++
+# Programming Guide (table of features and technical specifications), and those of the chip.
 _GPU_TARGET = """
 platform_name: "CUDA"
 device_description_str: "{name}"
@@ -74,8 +74,8 @@ gpu_device_info {{
 """
 
 
-# Autotuning would run candidates on the chip. Triton's matrix products have no default without it:
-# cuBLAS has all of them.
+# Autotuning would run candidates on the chip. Without it Triton's matrix products have no default
+# configuration; cuBLAS covers all of them.
 _GPU_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 
 
@@ -84,11 +84,11 @@ class Topology:
     """Devices to compile for.
 
     Attributes:
-      name: as asked for.
-      devices: they cannot run or hold anything.
-      chip: limits of each.
-      memory: bytes of each that a program may have.
-      compiler_options: of XLA, beside those that any program takes there.
+      name: Name that the user gave.
+      devices: The devices; they cannot run programs or hold arrays.
+      chip: Limits of each device.
+      memory: Memory in bytes that a program may use on each device.
+      compiler_options: XLA options in addition to those of every program on the platform.
     """
 
     name: str
@@ -99,17 +99,16 @@ class Topology:
 
 
 def find(name: str) -> Topology:
-    """Returns the devices of a topology, `KIND:SHAPE`; to be called before JAX does anything.
+    """Returns the devices of a topology `KIND:SHAPE`. Must be called before JAX is used.
 
-    This process then computes on the CPU, and keeps no compiled programs.
+    Afterwards this process computes on the CPU and does not cache compiled programs.
 
     Args:
-      name: a kind of `TPUS` with its shape in chips, or one of `GPUS` with a number of them, all
-        of one host.
+      name: One of `TPUS` and a shape in chips, or one of `GPUS` and a number of GPUs in one host.
 
     Raises:
-      ValueError: there is no such topology; the message gives kinds and shapes.
-      RuntimeError: the compiler for it is not installed.
+      ValueError: There is no such topology; the message lists kinds and shapes.
+      RuntimeError: The compiler for the topology is not installed.
     """
     kind, _, shape = name.partition(":")
     check_name("topology", kind, [*TPUS, *GPUS])
@@ -121,18 +120,18 @@ def find(name: str) -> Topology:
 
 
 def stay_on_cpu() -> None:
-    """Has this process compute on the CPU and keep no compiled programs."""
-    # What runs here is little, and an accelerator of this machine may be busy.
+    """Makes this process compute on the CPU and not cache compiled programs."""
+    # Little is computed here, and an accelerator of this machine may be busy.
     jax.config.update("jax_platforms", "cpu")
-    # JAX can write a program for other devices, but not read it again without them: it would be
-    # compiled all the same, with a warning (jax 0.10 to 0.12).
+    # JAX can write a program for other devices to the cache but cannot read it without them, so it
+    # would be compiled again, with a warning (jax 0.10 to 0.12).
     jax.config.update("jax_compilation_cache_dir", None)
 
 
 def _find_tpu(name: str, kind: str, shape: str) -> Topology:
     tpu = TPUS[kind]
-    # Without these libtpu asks the network which TPU it runs on, complains that it is none (any
-    # will do), and refuses to compile in two processes at once.
+    # Without these variables libtpu queries the network for the TPU it runs on, warns that there is
+    # none, and refuses to compile in two processes at once. Any TPU type will do.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5e-4")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -144,8 +143,8 @@ def _find_tpu(name: str, kind: str, shape: str) -> Topology:
     except jax.errors.JaxRuntimeError as error:
         if "INVALID_ARGUMENT" not in str(error):
             raise
-        raise _no_such(name, kind) from error
-    except RuntimeError as error:  # jax finds no libtpu
+        raise _unknown_shape(name, kind) from error
+    except RuntimeError as error:  # JAX does not find libtpu
         raise RuntimeError(
             f'--topology={name} needs the TPU compiler, libtpu: pip install -e ".[tpu]". '
             "No TPU is needed."
@@ -158,13 +157,13 @@ def _find_gpu(name: str, kind: str, shape: str) -> Topology:
     chip = CHIPS[GPUS[kind]]
     target = _GPU_TARGET.format(name=GPUS[kind], chip=chip, ghz=chip.clock / 1e9)
     try:
-        # Slices x hosts x GPUs of a host.
+        # Slices x hosts x GPUs per host.
         found = topologies.get_topology_desc(
             kind, "cuda", target_config=target, topology=f"1x1x{shape}"
         )
     except (NotImplementedError, RuntimeError) as error:
         raise RuntimeError(
-            f'--topology={name} needs jax\'s CUDA plugin: pip install -e ".[cuda]" (found: '
+            f'--topology={name} needs JAX\'s CUDA plugin: pip install -e ".[cuda]" (found: '
             f"{str(error).splitlines()[0]}). No GPU is needed."
         ) from error
     memory = chip.hbm * gpu_memory_fraction()
@@ -172,7 +171,7 @@ def _find_gpu(name: str, kind: str, shape: str) -> Topology:
 
 
 def gpu_memory_fraction() -> float:
-    """Returns the share of a GPU's memory that jax takes, 0.75 where the user sets none."""
+    """Returns the share of a GPU's memory that JAX allocates, 0.75 unless the user sets it."""
     names = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
     return float(next((os.environ[name] for name in names if os.environ.get(name)), 0.75))
 
@@ -180,13 +179,13 @@ def gpu_memory_fraction() -> float:
 def _check_shape(name: str, kind: str, shape: str) -> None:
     dimensions = 1 if kind in GPUS else TPUS[kind].shapes.partition(",")[0].count("x") + 1
     if not re.fullmatch("x".join([r"[1-9]\d*"] * dimensions), shape):
-        raise _no_such(name, kind)
+        raise _unknown_shape(name, kind)
 
 
-def _no_such(name: str, kind: str) -> ValueError:
+def _unknown_shape(name: str, kind: str) -> ValueError:
     if kind in GPUS:
-        return ValueError(f"--topology={name}: wanted {kind}:NUMBER, GPUs of one host.")
+        return ValueError(f"--topology={name}: expected {kind}:NUMBER, GPUs of one host.")
     return ValueError(
-        f"--topology={name}: wanted {kind}:SHAPE, a shape in chips that there is: "
+        f"--topology={name}: expected {kind}:SHAPE, a shape in chips. Valid shapes: "
         f"{TPUS[kind].shapes}."
     )
