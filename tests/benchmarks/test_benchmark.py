@@ -119,7 +119,8 @@ def test_a_model_takes_config_keys_and_its_time_and_memory_are_recorded(
     what, part, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(programs, "build", build_pixel_model)
+    for module in (programs, state):
+        monkeypatch.setattr(module, "build", build_pixel_model)
     keys = [f"--config.{part}.batch_size=6", "--config.data.size=(4,8)"]
     arguments = ["benchmark", f"--what={what}", "--repeats=3", "--config=synthetic:pascal", *keys]
     assert cli.main(arguments) == 0
