@@ -1,12 +1,11 @@
-"""The public op: checks arguments and hands them to the backend of the platform lowered for.
+"""The public selective-scan ops: argument checks, and dispatch to the platform's backend.
 
 Letters: t task, b batch, h w height and width, d inner channels, k directions, n state, r rank of
-the step size's projection, l length of a sequence.
+the step-size projection, l length of a sequence.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 import logging
 import math
@@ -16,13 +15,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
 
+from mtmamba_jax.kernels.ss2d.common import check_name
 from mtmamba_jax.kernels.ss2d.pallas_gpu import ss2d_pallas_gpu
 from mtmamba_jax.kernels.ss2d.pallas_tpu import ss2d_pallas_tpu
 from mtmamba_jax.kernels.ss2d.reference import ss2d_reference
 from mtmamba_jax.kernels.ss2d.xla import ss2d_xla
-
-Array = jax.Array
 
 DIRECTIONS = ("row", "column", "row_reversed", "column_reversed")
 """Reading orders of an image, in the order of the official weights' direction axis."""
@@ -33,14 +32,14 @@ IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
     "xla": ss2d_xla,
     "reference": ss2d_reference,
 }
-"""Every backend by name. One that cannot do a call raises NotImplementedError before computing."""
+"""Backends by name. One that does not support a call raises NotImplementedError."""
 
 PLATFORMS: dict[str, tuple[str, ...]] = {
     "cuda": ("pallas_gpu", "xla"),
     "tpu": ("pallas_tpu", "xla"),
     "default": ("xla",),
 }
-"""Backends of each platform ("cpu", "cuda", "tpu"), first asked first; "default" is any other."""
+"""Backends to try, in order, for each platform; "default" covers the platforms not listed."""
 
 SHAPES = {
     "x": "t b h w d",
@@ -56,51 +55,52 @@ ACTIVATIONS = ("x", "dt", "B", "C")
 
 
 def ss2d(
-    x: Array,
-    dt: Array,
-    dt_weight: Array,
-    dt_bias: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array,
+    x: Float[Array, "t b h w d"],
+    dt: Float[Array, "t b h w k r"],
+    dt_weight: Float[Array, "t k r d"],
+    dt_bias: Float[Array, "t k d"],
+    A: Float[Array, "t k d n"],
+    B: Float[Array, "t b h w k n"],
+    C: Float[Array, "t b h w k n"],
+    D: Float[Array, "t k d"],
     *,
     directions: Sequence[str] = DIRECTIONS,
     implementation: str | None = None,
     batch_axes: Sequence[str] = (),
-) -> Array:
-    """Selective scan of an image in several reading orders, summed (MTMamba, Eq. 8 to 11).
+) -> Float[Array, "t b h w d"]:
+    """Runs the selective scan of an image in several directions and sums the results.
 
-    In each direction's reading order, with step = softplus(dt @ dt_weight + dt_bias),
+    MTMamba, Eq. 8 to 11. Along each direction's reading order, with
+    step = softplus(dt @ dt_weight + dt_bias),
 
         h = exp(step * A) * h + step * x * B,    y = C.h + D * x,
 
-    where h starts at zero, and the directions' y are added. Differentiable in all eight arrays.
+    where h starts at zero. Differentiable in all eight arrays.
 
     Args:
-      x: activations [t b h w d], float32 or bfloat16, as are dt, B and C.
-      dt: low-rank step sizes [t b h w k r].
-      dt_weight: their projection [t k r d], float32, as are the other parameters.
-      dt_bias: its bias [t k d].
-      A: [t k d n], negative.
-      B: input map [t b h w k n].
-      C: output map [t b h w k n].
-      D: skip [t k d].
-      directions: k different names of `DIRECTIONS`, in the order of the arrays' axis k.
-      implementation: a name of `IMPLEMENTATIONS`, used as given, without a fallback; None takes the
-        first that can, for the platform the program is lowered for.
-      batch_axes: axes of the mesh in context (`jax.set_mesh`) that b is split over: each device
-        scans its own images. The compiler cannot split a fused kernel by itself.
+      x: Activations, float32 or bfloat16; so are dt, B and C.
+      dt: Low-rank step sizes.
+      dt_weight: Projection of the step sizes, float32; so are the other parameters.
+      dt_bias: Bias of the projection.
+      A: Rates of the states' decay, negative.
+      B: Input maps.
+      C: Output maps.
+      D: Weights of the skip connection.
+      directions: Distinct names from `DIRECTIONS`, in the order of the arrays' axis k.
+      implementation: Name from `IMPLEMENTATIONS`, used without a fallback. None uses the first
+        backend that supports the call on the platform the program is lowered for.
+      batch_axes: Axes of the mesh in context (`jax.set_mesh`) over which the batch is sharded. Each
+        device then scans its own images; the compiler cannot partition a fused kernel by itself.
 
     Returns:
-      y [t b h w d] in x's dtype; states, decays and sums are float32. With bfloat16 activations
-      fused kernels round dt_weight, the states they keep, each direction's results and what they
-      add up to the gradients of B and C to bfloat16.
+      y in x's dtype. States, decays and sums are float32. With bfloat16 activations the fused
+      kernels round these to bfloat16: dt_weight, saved states, the result of each direction, and
+      the terms of B's and C's gradients.
 
     Raises:
-      ValueError: an unknown direction, implementation or mesh axis, an array of the wrong shape or
-        dtype, or a batch that does not split.
-      NotImplementedError: the forced implementation cannot do this call.
+      ValueError: A direction, implementation or mesh axis is unknown, an array has the wrong shape
+        or dtype, or the batch is not divisible by the number of devices.
+      NotImplementedError: The forced implementation does not support this call.
     """
     arrays = dict(x=x, dt=dt, dt_weight=dt_weight, dt_bias=dt_bias, A=A, B=B, C=C, D=D)
     directions = _check_directions(directions)
@@ -115,40 +115,32 @@ def ss2d(
 
 
 def selective_scan(
-    x: Array,
-    dt: Array,
-    dt_weight: Array,
-    dt_bias: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array,
+    x: Float[Array, "t b l d"],
+    dt: Float[Array, "t b l r"],
+    dt_weight: Float[Array, "t r d"],
+    dt_bias: Float[Array, "t d"],
+    A: Float[Array, "t d n"],
+    B: Float[Array, "t b l n"],
+    C: Float[Array, "t b l n"],
+    D: Float[Array, "t d"],
     *,
     reverse: bool = False,
     implementation: str | None = None,
     batch_axes: Sequence[str] = (),
-) -> Array:
-    """Selective scan of a sequence (Mamba's S6): `ss2d` of one row in one direction.
+) -> Float[Array, "t b l d"]:
+    """Runs the selective scan of a sequence (Mamba's S6): `ss2d` of one row in one direction.
+
+    The arrays, `implementation` and `batch_axes` are those of `ss2d`, without its axes h, w and k.
 
     Args:
-      x: [t b l d].
-      dt: [t b l r].
-      dt_weight: [t r d].
-      dt_bias: [t d].
-      A: [t d n].
-      B: [t b l n].
-      C: [t b l n].
-      D: [t d].
-      reverse: read from the last element to the first.
-      implementation: as in `ss2d`.
-      batch_axes: as in `ss2d`.
+      reverse: Whether to read from the last element to the first.
 
     Returns:
-      y [t b l d] in x's dtype.
+      y in x's dtype.
 
     Raises:
-      ValueError: an unknown implementation, or an array of the wrong shape or dtype.
-      NotImplementedError: the forced implementation cannot do this call.
+      ValueError: The implementation is unknown, or an array has the wrong shape or dtype.
+      NotImplementedError: The forced implementation does not support this call.
     """
     arrays = dict(x=x, dt=dt, dt_weight=dt_weight, dt_bias=dt_bias, A=A, B=B, C=C, D=D)
     shapes = {name: shape.replace("h w", "l").replace(" k", "") for name, shape in SHAPES.items()}
@@ -165,15 +157,15 @@ def selective_scan(
 
 
 def _run(*arrays: Array, directions: tuple[str, ...], implementation: str | None) -> Array:
-    """Hands checked arrays to the forced backend, or to the platform's first that can."""
+    """Calls the forced backend or else, for each platform, the first that supports the call."""
     varying = frozenset().union(*(jax.typeof(v).manual_axis_type.varying for v in arrays))
-    if varying:  # inside shard_map: the sum of a shared array's gradient is this cast's transpose
+    if varying:  # inside shard_map: this cast's transpose sums the gradients of replicated arrays
         arrays = tuple(_vary(v, varying) for v in arrays)
     if implementation is not None:
-        backend = IMPLEMENTATIONS[_choose("implementation", implementation, IMPLEMENTATIONS)]
-        return backend(*arrays, directions=directions)
+        check_name("implementation", implementation, IMPLEMENTATIONS)
+        return IMPLEMENTATIONS[implementation](*arrays, directions=directions)
     branches = {
-        platform: functools.partial(_first_able, platform, names, directions=directions)
+        platform: functools.partial(_run_first_supported, platform, names, directions=directions)
         for platform, names in PLATFORMS.items()
     }
     return lax.platform_dependent(*arrays, **branches)
@@ -184,35 +176,25 @@ def _vary(v: Array, axes: frozenset[str]) -> Array:
     return lax.pcast(v, missing, to="varying") if missing else v
 
 
-def _first_able(
+def _run_first_supported(
     platform: str, names: Sequence[str], *arrays: Array, directions: tuple[str, ...]
 ) -> Array:
-    """The result of a platform's first backend that does not refuse."""
     refusals = []
     for name in names:
         try:
             return IMPLEMENTATIONS[name](*arrays, directions=directions)
         except NotImplementedError as refusal:
             refusals.append(f"{name}: {refusal}")
-            # Every platform's branch is traced, whichever is lowered for.
+            # Branches of other platforms are traced too, where this is no cause for a warning.
             here = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend()) == platform
             level = logging.WARNING if here else logging.INFO
-            _log_once(level, f"ss2d on {platform} goes without {refusals[-1]}")
-    raise NotImplementedError("No backend of ss2d can do this call. " + "; ".join(refusals))
+            _log_once(level, f"ss2d on {platform} cannot use {refusals[-1]}")
+    raise NotImplementedError("No backend of ss2d supports this call. " + "; ".join(refusals))
 
 
 @functools.cache
 def _log_once(level: int, message: str) -> None:
     logging.getLogger(__name__).log(level, message)
-
-
-def _choose(what: str, name: str, valid: Sequence[str] | Mapping[str, object]) -> str:
-    """Returns `name` if valid; otherwise an error that gives the valid ones and the nearest."""
-    if name in valid:
-        return name
-    close = difflib.get_close_matches(str(name), list(valid), n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"Unknown {what} {name!r}.{hint} Valid: {', '.join(valid)}.")
 
 
 def _check_directions(directions: Sequence[str]) -> tuple[str, ...]:
@@ -221,10 +203,11 @@ def _check_directions(directions: Sequence[str]) -> tuple[str, ...]:
             f"directions must be a sequence of at least one name, got {directions!r}. "
             f"Valid names: {', '.join(DIRECTIONS)}."
         )
-    names = tuple(_choose("direction", name, DIRECTIONS) for name in directions)
-    if len(set(names)) != len(names):
-        raise ValueError(f"directions must differ from one another, got {', '.join(names)}.")
-    return names
+    for name in directions:
+        check_name("direction", name, DIRECTIONS)
+    if len(set(directions)) != len(directions):
+        raise ValueError(f"directions must differ from one another, got {', '.join(directions)}.")
+    return tuple(directions)
 
 
 def _check_batch(size: int, axes: tuple[str, ...]) -> None:
@@ -238,19 +221,20 @@ def _check_batch(size: int, axes: tuple[str, ...]) -> None:
     devices = math.prod(mesh.shape[axis] for axis in axes)
     if size % devices:
         raise ValueError(
-            f"A batch of {size} does not split over the {devices} devices of {', '.join(axes)}."
+            f"batch_axes: a batch of {size} is not divisible by the {devices} devices of mesh axes "
+            f"{', '.join(axes)}."
         )
 
 
 def _check_arrays(
     arrays: Mapping[str, Array], shapes: Mapping[str, str], known: Mapping[str, int]
 ) -> None:
-    """Checks every array against its letters.
+    """Checks every array's shape and dtype.
 
     Args:
-      arrays: by argument name. The first to show a letter sets its size.
-      shapes: letters of each argument, separated by spaces.
-      known: sizes that are fixed before the first array.
+      arrays: Arrays by argument name. The first that has a letter sets the letter's size.
+      shapes: Letters of each argument, separated by spaces.
+      known: Sizes of letters that are fixed already.
     """
     sizes = dict(known)
     for name, array in arrays.items():

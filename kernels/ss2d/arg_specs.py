@@ -1,4 +1,4 @@
-"""Named shapes that the tests and the benchmark share, and random arguments for them."""
+"""Named sizes of `ss2d` calls for tests and benchmarks, with random arguments."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, SHAPES
 
 
 @dataclasses.dataclass(frozen=True)
 class ArgSpec:
-    """Sizes of one call of `ss2d`; the letters are those of `api`."""
+    """Sizes of one call of `ss2d`, named by the letters of `api`."""
 
     h: int
     w: int
@@ -24,8 +25,8 @@ class ArgSpec:
     n: int = 16
     r: int = 1
 
-    def shapes(self, dtype) -> list[jax.ShapeDtypeStruct]:
-        """The same arrays without their numbers, activations of `dtype`."""
+    def shapes(self, dtype: DTypeLike) -> list[jax.ShapeDtypeStruct]:
+        """Returns the shapes and dtypes of `ss2d`'s arrays, with activations of `dtype`."""
         sizes = vars(self)
         return [
             jax.ShapeDtypeStruct(
@@ -36,11 +37,11 @@ class ArgSpec:
         ]
 
     def arguments(self, seed: int = 0, step_scale: float = 1.0) -> tuple[np.ndarray, ...]:
-        """The eight arrays of `ss2d`, float32.
+        """Returns random values for the eight arrays of `ss2d`, float32.
 
         Args:
-          seed: of the random numbers.
-          step_scale: factor on the step sizes, which Mamba starts between 0.001 and 0.1.
+          seed: Seed of the random generator.
+          step_scale: Factor on the step sizes, which Mamba initializes between 0.001 and 0.1.
         """
         rng = np.random.default_rng(seed)
         t, b, h, w, d, k, n, r = self.t, self.b, self.h, self.w, self.d, self.k, self.n, self.r
@@ -49,7 +50,7 @@ class ArgSpec:
             return rng.standard_normal(shape, np.float32)
 
         step = step_scale * np.exp(rng.uniform(np.log(1e-3), np.log(1e-1), (t, k, d)))
-        # softplus's inverse; above 20 it is the identity, and exp would overflow further up.
+        # The inverse of softplus. Above 20 it is the identity, and later exp would overflow.
         dt_bias = np.where(step > 20, step, np.log(np.expm1(np.minimum(step, 20))))
         dt_weight = rng.uniform(-1, 1, (t, k, r, d)) * r**-0.5
         A = -np.exp(rng.uniform(0, np.log(n + 1), (t, k, d, n)))
@@ -59,7 +60,7 @@ class ArgSpec:
 
 
 def _decoder(t: int, b: int) -> dict[str, ArgSpec]:
-    """MTMamba's decoder stages with Swin-L at 448x576: inner width 2c, rank ceil(c/16)."""
+    """Returns MTMamba's decoder stages for Swin-L at 448x576: d = 2c and r = ceil(c/16)."""
     stages = {"stage1": (28, 36, 768), "stage2": (56, 72, 384), "stage3": (112, 144, 192)}
     return {
         f"{name}_t{t}_b{b}": ArgSpec(h, w, d=2 * c, t=t, b=b, r=c // 16)
@@ -67,10 +68,10 @@ def _decoder(t: int, b: int) -> dict[str, ArgSpec]:
     }
 
 
-# NYUDv2 has four tasks, PASCAL-Context five; t = 1 is the shared branch.
+# NYUDv2 has four tasks and PASCAL-Context five; t = 1 is the shared branch.
 DECODER = {name: spec for t in (1, 4, 5) for b in (1, 8) for name, spec in _decoder(t, b).items()}
 
-# A decoder stage of a small model, as trained on a CPU.
+# A decoder stage of a small model that trains on a CPU.
 SMALL = {"small_t4_b4": ArgSpec(24, 32, d=64, t=4, b=4, r=2)}
 
 ODD = {

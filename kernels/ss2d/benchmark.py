@@ -1,11 +1,12 @@
-"""Chunked SS2D against one whole-image `associative_scan` for each direction, forward and backward.
+"""Times chunked SS2D against one whole-image `associative_scan` per direction, on this device.
 
     python -m mtmamba_jax.kernels.ss2d.benchmark [--spec stage3_t1_b1] [--repeats 3]
 
-Each side runs in its own process. The whole-image scans run one after another, each a program of
-its own, since all four at once take 20 GB: the memory is one direction's, which favours that side.
-Time is the median of the repeats, with its spread; memory is the process's peak resident size after
-the runs less that before compiling, so gradients are in it.
+Measures forward and backward passes, each side in a process of its own. The whole-image scans run
+one after another as separate programs, since all four at once need 20 GB. Their memory is therefore
+that of one direction, which favours them. Time is the median of the repeats, with minimum and
+maximum. Memory is the process's peak resident size after the runs, less that before compiling;
+gradients are included.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +27,15 @@ import numpy as np
 
 from mtmamba_jax.kernels.ss2d import DIRECTIONS, ss2d
 from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, SMALL
+from mtmamba_jax.kernels.ss2d.common import combine, parse_directions
 
 SPECS = DECODER | SMALL
-CHUNKED, WHOLE = SIDES = ("chunked op", "whole-image associative_scan")
+SIDES = CHUNKED, WHOLE = ("chunked op", "whole-image associative_scan")
 
 
 def whole_image_scan(direction, x, dt, dt_weight, dt_bias, A, B, C, D):
-    """The plain way: one `associative_scan` over all pixels, k = 1, with JAX's own gradients."""
-    column, reverse = direction.startswith("column"), direction.endswith("_reversed")
+    """Runs one `associative_scan` over all pixels; arguments as in `ss2d`, for k = 1."""
+    ((column,), (reverse,)) = parse_directions([direction])
 
     def read(v):
         v = jnp.swapaxes(v, 2, 3) if column else v
@@ -42,7 +45,7 @@ def whole_image_scan(direction, x, dt, dt_weight, dt_bias, A, B, C, D):
     step = jnp.einsum("tblr,trd->tbld", step, dt_weight[:, 0]) + dt_bias[:, None, None, 0]
     step = jax.nn.softplus(step)[..., None]
     _, states = jax.lax.associative_scan(
-        lambda left, right: (left[0] * right[0], left[1] * right[0] + right[1]),
+        combine,
         (jnp.exp(step * A[:, None, None, 0]), step * u[..., None] * B[..., None, :]),
         axis=2,
         reverse=reverse,
@@ -53,8 +56,8 @@ def whole_image_scan(direction, x, dt, dt_weight, dt_bias, A, B, C, D):
     return jnp.swapaxes(y, 2, 3) if column else y
 
 
-def of_direction(k: int, arguments: Sequence[jax.Array]) -> list[jax.Array]:
-    """The arguments of `ss2d` for its k-th direction alone."""
+def select_direction(k: int, arguments: Sequence[jax.Array]) -> list[jax.Array]:
+    """Returns the arguments of `ss2d` for its k-th direction only."""
     x, dt, dt_weight, dt_bias, A, B, C, D = arguments
     one = slice(k, k + 1)
     return [
@@ -64,7 +67,7 @@ def of_direction(k: int, arguments: Sequence[jax.Array]) -> list[jax.Array]:
 
 
 def with_gradients(op: Callable[..., jax.Array]) -> Callable:
-    """Returns `run(cotangent, *arrays)`: the op's value and the gradients of its arrays."""
+    """Returns `run(cotangent, *arrays)`, which computes the op's value and its gradients."""
 
     def run(cotangent, *arrays):
         y, pull = jax.vjp(op, *arrays)
@@ -74,17 +77,25 @@ def with_gradients(op: Callable[..., jax.Array]) -> Callable:
 
 
 def _programs(side: str, arguments) -> list[tuple[Callable, list]]:
-    """The functions of one side, each with its arguments."""
     if side == CHUNKED:
         return [(functools.partial(ss2d, implementation="xla"), arguments)]
     return [
-        (functools.partial(whole_image_scan, direction), of_direction(k, arguments))
+        (functools.partial(whole_image_scan, direction), select_direction(k, arguments))
         for k, direction in enumerate(DIRECTIONS)
     ]
 
 
 def measure(side: str, spec: str, repeats: int) -> dict[str, float | list[float]]:
-    """Times one side in this process: compile seconds, every run's seconds, peak MiB added."""
+    """Times one side in this process.
+
+    Args:
+      side: One of `SIDES`.
+      spec: Key of `SPECS`.
+      repeats: Number of timed runs.
+
+    Returns:
+      "compile": Seconds to compile. "seconds": Seconds of each run. "mib": Peak memory added, MiB.
+    """
     arguments = [jnp.asarray(v) for v in SPECS[spec].arguments()]
     shape = arguments[0].shape
     cotangent = jnp.asarray(np.random.default_rng(1).standard_normal(shape, np.float32))
@@ -103,31 +114,22 @@ def measure(side: str, spec: str, repeats: int) -> dict[str, float | list[float]
             jax.block_until_ready(program(cotangent, *arrays))
         seconds.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # The first run also touches memory for the first time.
+    # The first run is left out: it also touches memory for the first time.
     return {"compile": compile_seconds, "seconds": seconds[1:], "mib": (peak - before) / 1024}
 
 
-def _send(pipe, *what) -> None:
-    pipe.send(measure(*what))
-
-
 def main() -> None:
-    """Prints a table of both sides and their ratios; JSON of every number on the last line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Prints a line per side, their ratios and, on the last line, all numbers as JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--spec", default="stage3_t1_b1", choices=sorted(SPECS))
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     print(f"{options.spec}: {SPECS[options.spec]}, float32, forward and backward")
     results = {}
     for side in SIDES:
-        spawn = multiprocessing.get_context("spawn")  # a process that has not used jax yet
-        receive, send = spawn.Pipe(duplex=False)
-        what = (send, side, options.spec, options.repeats)
-        process = spawn.Process(target=_send, args=what)
-        process.start()
-        send.close()  # so that a child's death ends the wait
-        results[side] = receive.recv()
-        process.join()
+        # A new process, which has not used JAX yet.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            results[side] = pool.submit(measure, side, options.spec, options.repeats).result()
         seconds = results[side]["seconds"]
         print(
             f"{side:30s} {statistics.median(seconds):7.2f} s "
@@ -135,9 +137,9 @@ def main() -> None:
             f"peak {results[side]['mib']:6.0f} MiB, compile {results[side]['compile']:.1f} s",
             flush=True,
         )
-    ours, plain = results[CHUNKED], results[WHOLE]
-    faster = statistics.median(plain["seconds"]) / statistics.median(ours["seconds"])
-    print(f"faster {faster:.1f}x, memory {plain['mib'] / ours['mib']:.1f}x less")
+    chunked, whole = results[CHUNKED], results[WHOLE]
+    speedup = statistics.median(whole["seconds"]) / statistics.median(chunked["seconds"])
+    print(f"{CHUNKED}: {speedup:.1f}x faster, {whole['mib'] / chunked['mib']:.1f}x less memory")
     print(json.dumps(results))
 
 

@@ -1,4 +1,4 @@
-"""SS2D on NVIDIA GPUs: prepares the arrays of `mosaic_gpu`'s kernels and adds what they return."""
+"""Runs SS2D on Hopper GPUs: prepares arrays for the kernels of `mosaic_gpu`, sums their results."""
 
 from __future__ import annotations
 
@@ -12,57 +12,66 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
-from mtmamba_jax.kernels.ss2d.fused import LOG2E, columns_and_reverses, fused
+from mtmamba_jax.kernels.ss2d.common import (
+    LOG2E,
+    Directions,
+    combine,
+    create_op,
+    parse_directions,
+)
 from mtmamba_jax.kernels.ss2d.mosaic_gpu import backward, forward, step_sizes, summaries
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
+    GROUP_CHANNELS,
+    GROUP_THREADS,
     GROUPS,
-    OWN_STATES,
-    SHARERS,
     STATES,
+    THREAD_STATES,
     TILE,
     WARPS,
-    WIDE,
     Scan,
 )
 
-Array = jax.Array
+# Measured on an H200 with 132 multiprocessors. Segments cost a second pass over the exponentials,
+# so they pay off only if programs are few, and then only in large numbers.
+MIN_PROGRAMS_FORWARD = 96  # fewer programs are cut into segments
+MIN_PROGRAMS_BACKWARD = 160
+TARGET_PROGRAMS = 1056  # programs times segments
+MAX_SEGMENTS = 32
+MIN_SEGMENT_TILES = 4  # on average
+MIN_WIDE_PROGRAMS = 264  # fewer programs without segments scan half the channels each
+# Run lengths of the forward pass in lines of whole runs, by channels of a group.
+LONG_RUNS = {GROUP_CHANNELS: (8,), GROUP_CHANNELS // 2: (16, 8)}
+# Three programs per multiprocessor: no more fit with the registers of a long run.
+MAX_LONG_RUN_PROGRAMS = 396
 
-# Measured on an H200, 132 multiprocessors. Segments cost a second pass over the exponentials, so
-# they pay only where programs are few, and then it takes many of them.
-ENOUGH_FORWARD = 96  # programs that go without segments
-ENOUGH_BACKWARD = 160
-FULL = 1056  # programs to cut towards
-MOST_SEGMENTS = 32
-SHORTEST = 4  # tiles of a segment, on average
-NARROW = 264  # fewer programs than this, without segments, scan half the channels each
-# Pixels unrolled in the forward pass where lines are whole runs, by channels of a group.
-LONG_RUNS = {WIDE: (8,), WIDE // 2: (16, 8)}
-FEW = 396  # programs, three a multiprocessor: with a long run's registers no more fit
+NARROW_CHANNELS = WARPS * GROUPS * GROUP_CHANNELS // 2  # of a program that scans half the channels
 
-NARROW_CHANNELS = WARPS * GROUPS * WIDE // 2  # of a program that scans half the channels
-
-SHARED_BYTES = 227 * 1024 - 2048  # of a program, less than the GPU has by what the compiler adds
+MAX_SHARED_BYTES = 227 * 1024 - 2048  # per program; the rest of the GPU's is for the compiler
 
 HOPPER = 9.0
+"""Compute capability of Hopper GPUs."""
 
 _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-class _Plan(NamedTuple):
-    """What is static about one call: hashable, so that it can be a nondiff argument."""
+def _choose_scan(
+    directions: Directions,
+    x: Float[Array, "t b h w d"] | jax.ShapeDtypeStruct,
+    states: int,
+    rank: int,
+    *,
+    backward_pass: bool,
+) -> Scan:
+    """Divides the work into as few programs as keep the GPU busy.
 
-    columns: tuple[bool, ...]
-    reverses: tuple[bool, ...]
-
-
-def _scan_of(plan: _Plan, x: Array, states: int, rank: int, *, backward_pass: bool) -> Scan:
-    """Cuts the work so that the chip is full, with as few programs as do that.
-
-    Both passes pad channels alike: the backward one reads the states that the forward one saved.
+    Both passes pad channels to the same number, since the backward pass reads the states that the
+    forward pass saved.
 
     Raises:
-      NotImplementedError: step sizes of too high a rank for the shared memory.
+      NotImplementedError: The step sizes' rank is too high for the shared memory.
     """
     t, b, h, w, d = x.shape
     scan = Scan(
@@ -70,44 +79,45 @@ def _scan_of(plan: _Plan, x: Array, states: int, rank: int, *, backward_pass: bo
         images=b,
         height=h,
         width=w,
-        columns=plan.columns,
-        reverses=plan.reverses,
+        columns=directions.columns,
+        reverses=directions.reverses,
         states_split=-(-states // STATES),
-        own=WIDE if d > NARROW_CHANNELS else WIDE // 2,
+        group_channels=GROUP_CHANNELS if d > NARROW_CHANNELS else GROUP_CHANNELS // 2,
         segments=1,
     )
-    programs = _programs(scan, d)
-    narrow = dataclasses.replace(scan, own=WIDE // 2)
-    as_backward = backward_pass or d % scan.channels != 0  # else its channels are padded otherwise
-    enough = ENOUGH_BACKWARD if as_backward else ENOUGH_FORWARD
-    if enough <= programs < NARROW or _shared_bytes(scan, x.dtype, rank) > SHARED_BYTES:
+    programs = _count_programs(scan, d)
+    narrow = dataclasses.replace(scan, group_channels=GROUP_CHANNELS // 2)
+    # Channels that are not whole blocks must be padded by the same rule in both passes.
+    as_backward = backward_pass or d % scan.channels != 0
+    enough = MIN_PROGRAMS_BACKWARD if as_backward else MIN_PROGRAMS_FORWARD
+    too_large = _shared_bytes(scan, x.dtype, rank) > MAX_SHARED_BYTES
+    if too_large or enough <= programs < MIN_WIDE_PROGRAMS:
         scan = narrow
-    if _shared_bytes(scan, x.dtype, rank) > SHARED_BYTES:
-        raise NotImplementedError(f"step sizes of rank {rank} take too much shared memory")
+    if _shared_bytes(scan, x.dtype, rank) > MAX_SHARED_BYTES:
+        raise NotImplementedError(f"step sizes of rank {rank} need too much shared memory")
     if programs < enough:
-        most = min(MOST_SEGMENTS, h * w // (SHORTEST * TILE))
-        scan = dataclasses.replace(scan, segments=max(1, min(FULL // programs, most)))
-    if _programs(scan, d) <= FEW and not backward_pass:
-        whole = (run for run in LONG_RUNS[scan.own] if h % run == w % run == 0)
+        most = min(MAX_SEGMENTS, h * w // (MIN_SEGMENT_TILES * TILE))
+        scan = dataclasses.replace(scan, segments=max(1, min(TARGET_PROGRAMS // programs, most)))
+    if _count_programs(scan, d) <= MAX_LONG_RUN_PROGRAMS and not backward_pass:
+        whole = (run for run in LONG_RUNS[scan.group_channels] if h % run == w % run == 0)
         scan = dataclasses.replace(scan, run=next(whole, scan.run))
     return scan
 
 
-def _programs(scan: Scan, channels: int) -> int:
-    """How many programs a launch has."""
+def _count_programs(scan: Scan, channels: int) -> int:
     return -(-channels // scan.channels) * scan.programs * scan.segments
 
 
-def _shared_bytes(scan: Scan, dtype, rank: int) -> int:
-    parts = backward.memory(scan, dtype, step_sizes.columns(rank, dtype))
+def _shared_bytes(scan: Scan, dtype: DTypeLike, rank: int) -> int:
+    parts = backward.scratch_memory(scan, dtype, step_sizes.operand_columns(rank, dtype))
     arrays = (v for v in parts if not isinstance(v, plgpu.Barrier))
     return sum(math.prod(v.shape) * jnp.dtype(v.dtype).itemsize for v in arrays)
 
 
 def _pad_image(v: Array, scan: Scan, axis: int, multiple: int = 1) -> Array:
-    """Zeros below and to the right up to the scan's size."""
+    """Adds zeros below and to the right, up to the scan's padded size."""
     h, w = v.shape[axis : axis + 2]
-    height, width = scan.padded(multiple)
+    height, width = scan.padded_size(multiple)
     if (h, w) == (height, width):
         return v
     padding = [(0, 0)] * v.ndim
@@ -116,43 +126,47 @@ def _pad_image(v: Array, scan: Scan, axis: int, multiple: int = 1) -> Array:
 
 
 def _pad_channels(v: Array, scan: Scan, axis: int) -> Array:
-    """Zeros up to whole blocks of channels."""
+    """Adds zeros up to whole blocks of channels."""
     padding = [(0, 0)] * v.ndim
     padding[axis] = (0, -v.shape[axis] % scan.channels)
     return jnp.pad(v, padding) if padding[axis][1] else v
 
 
 def _to_images(v: Array, scan: Scan) -> Array:
-    """[t b h w d] to [t*b h w d], padded."""
+    """Pads [t b h w d] and returns it as [t*b h w d]."""
     v = _pad_channels(_pad_image(v, scan, 2), scan, 4)
     return v.reshape(-1, *v.shape[2:])
 
 
 def _from_images(scan: Scan, v: Array, shape: tuple[int, ...]) -> Array:
-    """[q h w d] to [t k*split b h w d] of an image [t b h w d]."""
+    """Returns [q h w d] without padding, as [t k*split b h w d]; `shape` is that of x."""
     t, b, h, w, d = shape
     v = v.reshape(t, -1, b, *v.shape[1:])
     return v[:, :, :, :h, :w, :d]
 
 
-def _states_of(scan: Scan, A: Array) -> Array:
-    """A [t k d n] to [t*k*split e 4 128], times log2(e)."""
+def _to_stored_states(scan: Scan, A: Array) -> Array:
+    """Returns A [t k d n] times log2(e) in the order of threads, [t*k*split e 4 128]."""
     t, k, _, n = A.shape
     A = jnp.pad(_pad_channels(A, scan, 2), [(0, 0)] * 3 + [(0, scan.states_split * STATES - n)])
-    A = (A * LOG2E).reshape(t * k, -1, GROUPS, WIDE, scan.states_split, SHARERS, OWN_STATES)
-    return A.transpose(0, 4, 1, 6, 2, 5, 3).reshape(-1, A.shape[1], *scan.stored[1:])
+    A = (A * LOG2E).reshape(
+        t * k, -1, GROUPS, GROUP_CHANNELS, scan.states_split, GROUP_THREADS, THREAD_STATES
+    )
+    return A.transpose(0, 4, 1, 6, 2, 5, 3).reshape(-1, A.shape[1], *scan.stored_shape[1:])
 
 
-def _from_states(scan: Scan, v: Array, like: Array) -> Array:
-    """Inverse of `_states_of`, without the factor."""
+def _from_stored_states(scan: Scan, v: Array, like: Array) -> Array:
+    """Inverse of `_to_stored_states`, except for the factor; `like` is A."""
     t, k, d, n = like.shape
-    v = v.reshape(t * k, scan.states_split, -1, OWN_STATES, GROUPS, SHARERS, WIDE)
+    v = v.reshape(
+        t * k, scan.states_split, -1, THREAD_STATES, GROUPS, GROUP_THREADS, GROUP_CHANNELS
+    )
     v = v.transpose(0, 2, 4, 6, 1, 5, 3)
     return v.reshape(t, k, -1, scan.states_split * STATES)[:, :, :d, :n]
 
 
-def _maps_of(scan: Scan, B: Array, C: Array) -> Array:
-    """B and C [t b h w k n] to [q h w 32] float32."""
+def _to_maps(scan: Scan, B: Array, C: Array) -> Array:
+    """Returns B and C [t b h w k n] as [q h w 32] float32."""
     t, b, h, w, k, n = B.shape
     padding = [(0, 0)] * 5 + [(0, scan.states_split * STATES - n)]
     parts = (
@@ -164,7 +178,7 @@ def _maps_of(scan: Scan, B: Array, C: Array) -> Array:
 
 
 def _from_maps(scan: Scan, v: Array, like: Array, blocks: int) -> tuple[Array, Array]:
-    """Gradients of B and C from those of `_maps_of` by block of channels, [q h w blocks*32]."""
+    """Returns the gradients of B and C from the maps' gradients per block, [q h w blocks*32]."""
     t, b, h, w, k, n = like.shape
     v = v[:, :h, :w, : blocks * 2 * STATES].reshape(*v.shape[:1], h, w, blocks, 2 * STATES)
     v = jnp.sum(v, 3, dtype=jnp.float32).reshape(t, k, scan.states_split, b, h, w, 2, STATES)
@@ -172,16 +186,12 @@ def _from_maps(scan: Scan, v: Array, like: Array, blocks: int) -> tuple[Array, A
     return v[0], v[1]
 
 
-def _carry(scan: Scan, ends: Array, time: Array, A: Array, *, reverse: bool) -> Array:
-    """The state before each segment, from what each adds to it (`summaries.summaries`)."""
+def _start_states(scan: Scan, ends: Array, time: Array, A: Array, *, reverse: bool) -> Array:
+    """Returns the state before each segment, [q*s e 4 128], from the results of `summaries`."""
     shape = (-1, scan.segments - 1, *A.shape[1:])
     matrices = A[:, None].repeat(scan.images, 1).reshape(-1, 1, *A.shape[1:])
-    time = time.reshape(*shape[:3], 1, GROUPS, 1, WIDE).repeat(SHARERS, 5)
+    time = time.reshape(*shape[:3], 1, GROUPS, 1, GROUP_CHANNELS).repeat(GROUP_THREADS, 5)
     decay = jnp.exp2(time.reshape(*shape[:3], 1, shape[4]) * matrices)
-
-    def combine(left, right):
-        return left[0] * right[0], left[1] * right[0] + right[1]
-
     states = lax.associative_scan(combine, (decay, ends.reshape(shape)), axis=1, reverse=reverse)[1]
     none = jnp.zeros_like(states[:, :1])
     states = jnp.concatenate([states, none] if reverse else [none, states], 1)
@@ -189,7 +199,7 @@ def _carry(scan: Scan, ends: Array, time: Array, A: Array, *, reverse: bool) -> 
 
 
 class _Arrays(NamedTuple):
-    """The kernels' view of the arguments."""
+    """The kernels' arguments, see `forward.forward`."""
 
     x: Array
     dt: Array
@@ -204,55 +214,55 @@ def _prepare(scan: Scan, x, dt, dt_weight, dt_bias, A, B, C) -> _Arrays:
         x=_to_images(x, scan),
         dt=_pad_image(dt, scan, 1, step_sizes.ROWS),
         weight=_pad_channels(weight, scan, 1),
-        maps=_maps_of(scan, B, C),
-        A=_states_of(scan, A),
+        maps=_to_maps(scan, B, C),
+        A=_to_stored_states(scan, A),
     )
 
 
-def _scan(plan, x, dt, dt_weight, dt_bias, A, B, C, *, save):
-    """y in float32 and, if saved, the states that the backward pass starts from."""
-    scan = _scan_of(plan, x, A.shape[-1], dt.shape[-1], backward_pass=False)
+def _scan(directions, x, dt, dt_weight, dt_bias, A, B, C, *, save):
+    """Returns y without D * x, float32, and the saved states if `save`."""
+    scan = _choose_scan(directions, x, A.shape[-1], dt.shape[-1], backward_pass=False)
     args = _prepare(scan, x, dt, dt_weight, dt_bias, A, B, C)
     start = None
     if scan.segments > 1:
         ends, time = summaries.summaries(scan, *args, adjoint=False)
-        start = _carry(scan, ends, time, args.A, reverse=False)
+        start = _start_states(scan, ends, time, args.A, reverse=False)
     y, *saved = forward.forward(scan, *args, start, save=save)
     return jnp.sum(_from_images(scan, y, x.shape), 1, dtype=jnp.float32), saved
 
 
-def _gradients(plan, x, dt, dt_weight, dt_bias, A, B, C, saved, dy):
-    scan = _scan_of(plan, x, A.shape[-1], dt.shape[-1], backward_pass=True)
+def _gradients(directions, x, dt, dt_weight, dt_bias, A, B, C, saved, dy):
+    scan = _choose_scan(directions, x, A.shape[-1], dt.shape[-1], backward_pass=True)
     args = _prepare(scan, x, dt, dt_weight, dt_bias, A, B, C)
     dy_images = _to_images(dy, scan)
     end = None
     if scan.segments > 1:
         ends, time = summaries.summaries(scan, dy_images, *args[1:], adjoint=True)
-        end = _carry(scan, ends, time, args.A, reverse=True)
+        end = _start_states(scan, ends, time, args.A, reverse=True)
     *inputs, matrices = args
     dx, dz, dmaps, dA = backward.backward(scan, *inputs, dy_images, *saved, matrices, end)
     t, b, h, w, d = x.shape
-    k, split = len(plan.columns), scan.states_split
+    k, split = len(directions.columns), scan.states_split
     dx = jnp.sum(_from_images(scan, dx, x.shape), 1, dtype=jnp.float32)
     dz = _from_images(scan, dz, x.shape).reshape(t, k, split, b, h, w, d)
     dz = dz[:, :, 0] if split == 1 else jnp.sum(dz, 2)
-    dB, dC = _from_maps(scan, dmaps, B, args.A.shape[1] // scan.stored[0])
+    dB, dC = _from_maps(scan, dmaps, B, args.A.shape[1] // scan.stored_shape[0])
     dA = jnp.sum(dA.reshape(t * k * split, b * scan.segments, *dA.shape[1:]), 1)
     exact = lax.Precision.HIGHEST
     ddt = _einsum("tkbhwd,tkrd->tbhwkr", dz, dt_weight.astype(dz.dtype), precision=exact)
-    ones = jnp.ones((*dt.shape[:-1], 1), dz.dtype)  # of the bias: one product, one reading of dz
+    ones = jnp.ones((*dt.shape[:-1], 1), dz.dtype)  # for the bias: one product reads dz once
     dts = jnp.concatenate([dt.astype(dz.dtype), ones], -1)
     dprojection = _einsum("tbhwkr,tkbhwd->tkrd", dts, dz, precision=exact)
     dweight, dbias = dprojection[:, :, :-1], dprojection[:, :, -1]
-    return dx, ddt, dweight, dbias, _from_states(scan, dA, A), dB, dC
+    return dx, ddt, dweight, dbias, _from_stored_states(scan, dA, A), dB, dC
 
 
-_ss2d = fused(_scan, _gradients)
+_ss2d = create_op(_scan, _gradients)
 
 
 @functools.cache
 def _compute_capability() -> float | None:
-    """Of the GPU at hand; None without one, when lowering for another machine."""
+    """Returns that of this machine's GPU, or None if it has none and lowers for another machine."""
     try:
         return float(jax.devices("cuda")[0].compute_capability)
     except RuntimeError:
@@ -260,29 +270,30 @@ def _compute_capability() -> float | None:
 
 
 def ss2d_pallas_gpu(
-    x: Array,
-    dt: Array,
-    dt_weight: Array,
-    dt_bias: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array,
+    x: Float[Array, "t b h w d"],
+    dt: Float[Array, "t b h w k r"],
+    dt_weight: Float[Array, "t k r d"],
+    dt_bias: Float[Array, "t k d"],
+    A: Float[Array, "t k d n"],
+    B: Float[Array, "t b h w k n"],
+    C: Float[Array, "t b h w k n"],
+    D: Float[Array, "t k d"],
     *,
     directions: Sequence[str],
-) -> Array:
-    """SS2D by fused kernels on Hopper; arguments and result as in `api.ss2d`.
+) -> Float[Array, "t b h w d"]:
+    """Computes SS2D with fused Hopper kernels; arguments and result are those of `api.ss2d`.
 
     Raises:
-      NotImplementedError: the GPU at hand is no Hopper GPU, or step sizes of too high a rank.
+      NotImplementedError: This machine's GPU is not a Hopper GPU, or the step sizes' rank is too
+        high for the shared memory.
     """
     capability = _compute_capability()
     if capability not in (None, HOPPER):
         raise NotImplementedError(
-            f"needs a Hopper GPU, whose matrix instructions (compute capability {HOPPER}) no other "
-            f"has; this is {capability}"
+            f"needs a Hopper GPU, for its matrix instructions (compute capability {HOPPER}); this "
+            f"is {capability}"
         )
-    plan = _Plan(*columns_and_reverses(directions))
-    # Refuses at once, not in the backward pass.
-    _scan_of(plan, x, A.shape[-1], dt.shape[-1], backward_pass=True)
-    return _ss2d(plan, x, dt, dt_weight, dt_bias, A, B, C, D)
+    orders = parse_directions(directions)
+    # Raise now rather than in the backward pass.
+    _choose_scan(orders, x, A.shape[-1], dt.shape[-1], backward_pass=True)
+    return _ss2d(orders, x, dt, dt_weight, dt_bias, A, B, C, D)

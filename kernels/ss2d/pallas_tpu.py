@@ -1,4 +1,4 @@
-"""SS2D on TPUs: prepares the arrays of `mosaic_tpu`'s kernels and adds what they return."""
+"""Runs SS2D on TPUs: prepares the arrays for the kernels of `mosaic_tpu` and sums their results."""
 
 from __future__ import annotations
 
@@ -8,60 +8,63 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
 
-from mtmamba_jax.kernels.ss2d.fused import LOG2E, columns_and_reverses, fused
+from mtmamba_jax.kernels.ss2d.common import LOG2E, create_op, parse_directions
 from mtmamba_jax.kernels.ss2d.mosaic_tpu import backward, forward, memory
-from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import SUBLANES, Way, cut
+from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import SUBLANES, Tiling, choose_tiling
 
-Array = jax.Array
-
-LEAST_MEMORY = 16 * 2**20  # bytes of vector memory, of the TPU that has least of it (v4)
+SMALLEST_VMEM = 16 * 2**20  # bytes, of a TPU v4
 
 
-def ways_of(directions: Sequence[str], x: Array, states: int, rank: int) -> tuple[Way, ...]:
-    """The one or two ways of a call.
+def choose_tilings(
+    directions: Sequence[str],
+    x: Float[Array, "t b h w d"] | jax.ShapeDtypeStruct,
+    states: int,
+    rank: int,
+) -> tuple[Tiling, ...]:
+    """Returns the tilings of a call: for rows, for columns, or for both.
 
     Args:
-      directions: of `ss2d`.
-      x: [t b h w d]; only its shape and dtype are read.
-      states, rank: n and r.
+      directions: Names of the directions.
+      x: Activations, of which only shape and dtype are used.
+      states: States per channel, n.
+      rank: Rank of the step sizes, r.
 
     Raises:
-      NotImplementedError: a tile that takes more than the vector memory.
+      NotImplementedError: A tile does not fit in VMEM.
     """
     h, w, d = x.shape[2:]
-    room = _vector_memory()
-    columns, reverses = columns_and_reverses(directions)
-    ways = []
+    capacity = _vmem_capacity()
+    columns, reverses = parse_directions(directions)
+    tilings = []
     for column in sorted(set(columns)):
-        which = tuple(i for i, c in enumerate(columns) if c == column)
-        way = cut(
-            *(h, w, d, column, which, tuple(reverses[i] for i in which)),
+        indices = tuple(i for i, c in enumerate(columns) if c == column)
+        tiling = choose_tiling(
+            *(h, w, d, column, indices, tuple(reverses[i] for i in indices)),
             *(-(-states // SUBLANES) * SUBLANES, rank),
-            lambda way: memory.vector_memory(way, x.dtype) <= room,
+            lambda tiling: memory.vmem_bytes(tiling, x.dtype) <= capacity,
         )
-        if way is None:
+        if tiling is None:
+            lines = f"eight columns of {h} pixels" if column else "rows"
             raise NotImplementedError(
-                f"eight columns of {h} pixels with {states} states and rank {rank} take more than "
-                f"{room / 2**20:.0f} MiB of vector memory"
-                if column
-                else f"rows with {states} states and rank {rank} take more than "
-                f"{room / 2**20:.0f} MiB of vector memory"
+                f"{lines} with {states} states and rank {rank} do not fit in "
+                f"{capacity / 2**20:.0f} MiB of VMEM"
             )
-        ways.append(way)
-    return tuple(ways)
+        tilings.append(tiling)
+    return tuple(tilings)
 
 
-def _vector_memory() -> int:
-    """Bytes that a kernel may take of the TPU in context or at hand, or of any that there is."""
+def _vmem_capacity() -> int:
+    """Returns the bytes of VMEM of the TPU in context, or of the smallest one if there is none."""
     try:
         return pltpu.get_tpu_info().vmem_capacity_bytes
-    except ValueError:  # no TPU in context or at hand
-        return LEAST_MEMORY
+    except ValueError:
+        return SMALLEST_VMEM
 
 
 class _Arrays(NamedTuple):
-    """The kernels' view of the arguments."""
+    """The kernels' arguments, see `forward.forward`."""
 
     x: Array
     maps: Array
@@ -70,14 +73,14 @@ class _Arrays(NamedTuple):
     A: Array
 
 
-def _prepare(ways: Sequence[Way], x, dt, dt_weight, dt_bias, A, B, C) -> _Arrays:
-    states, lanes = ways[0].states, ways[0].maps
+def _prepare(tilings: Sequence[Tiling], x, dt, dt_weight, dt_bias, A, B, C) -> _Arrays:
+    states, lanes = tilings[0].states, tilings[0].map_lanes
     more = states - A.shape[-1]
     maps = [dt, *(jnp.pad(v, [(0, 0)] * 5 + [(0, more)]) for v in (B, C))]
     maps = jnp.concatenate(maps, -1)
     maps = jnp.pad(maps, [(0, 0)] * 5 + [(0, lanes - maps.shape[-1])])
-    # Zeros for channels past the image's: what x has there is masked, numbers of no array are not.
-    channels = (0, max(way.parts * way.lanes for way in ways) - x.shape[-1])
+    # The kernels mask x beyond the image's channels, so parameters must be finite there: zero.
+    channels = (0, max(tiling.parts * tiling.lanes for tiling in tilings) - x.shape[-1])
     weight, bias, A = (
         jnp.pad(v, [(0, 0), (0, 0), (0, rows), channels])
         for v, rows in (
@@ -89,21 +92,23 @@ def _prepare(ways: Sequence[Way], x, dt, dt_weight, dt_bias, A, B, C) -> _Arrays
     return _Arrays(x, maps.reshape(*x.shape[:4], -1), weight, bias, A)
 
 
-def _scan(ways, *arrays, save):
-    """y in float32 and, if saved, the states of each way that the backward pass starts from."""
-    args = _prepare(ways, *arrays)
-    results = [forward.forward(way, *args, save=save) for way in ways]
-    return sum(_sum(y) for y, *_ in results), [saved for _, *rest in results for saved in rest]
+def _scan(tilings, *arrays, save):
+    """Returns y without D * x, float32, and the saved states of each tiling if `save`."""
+    args = _prepare(tilings, *arrays)
+    results = [forward.forward(tiling, *args, save=save) for tiling in tilings]
+    return sum(_sum_directions(y) for y, *_ in results), [
+        saved for _, *rest in results for saved in rest
+    ]
 
 
-def _gradients(ways, *arrays):
+def _gradients(tilings, *arrays):
     *arrays, saved, dy = arrays
-    args, n = _prepare(ways, *arrays), arrays[4].shape[-1]
+    args, n = _prepare(tilings, *arrays), arrays[4].shape[-1]
     dx, rest = 0, {}
-    for way, states in zip(ways, saved, strict=True):
-        one, *others = backward.backward(way, *args, dy, states)
-        dx += _sum(one)
-        rest |= zip(way.which, _by_direction(way, n, *others), strict=True)
+    for tiling, states in zip(tilings, saved, strict=True):
+        one, *others = backward.backward(tiling, *args, dy, states)
+        dx += _sum_directions(one)
+        rest |= zip(tiling.directions, _split_gradients(tiling, n, *others), strict=True)
     ddt, dB, dC, dweight, dbias, dA = (
         jnp.stack([rest[i][j] for i in range(len(rest))], axis)
         for j, axis in enumerate((4, 4, 4, 1, 1, 1))
@@ -111,46 +116,46 @@ def _gradients(ways, *arrays):
     return dx, ddt, dweight, dbias, dA, dB, dC
 
 
-def _sum(v: Array) -> Array:
-    """Sum over axis 1 in float32, one addition for each: XLA fuses no reduction with the next."""
+def _sum_directions(v: Array) -> Array:
+    """Sums over axis 1 in float32, by additions: XLA does not fuse one reduction with the next."""
     return sum(
         (v[:, i].astype(jnp.float32) for i in range(1, v.shape[1])), v[:, 0].astype(jnp.float32)
     )
 
 
-def _by_direction(way: Way, n: int, dmaps, dweight, dbias, dA):
-    """Yields dt's, B's, C's, the projection's, its bias's and A's gradient of each direction."""
-    r, states = way.rank, way.states
-    dmaps = dmaps.reshape(*dmaps.shape[:4], len(way.which), way.parts, way.maps)
+def _split_gradients(tiling: Tiling, n: int, dmaps, dweight, dbias, dA):
+    """Yields each direction's gradients of dt, B, C, dt_weight, dt_bias and A."""
+    r, states = tiling.rank, tiling.states
+    dmaps = dmaps.reshape(*dmaps.shape[:4], len(tiling.directions), tiling.parts, tiling.map_lanes)
     dmaps = jnp.sum(dmaps, -2)
-    for i in range(len(way.which)):
-        of = dmaps[..., i, :]
+    for i in range(len(tiling.directions)):
+        maps = dmaps[..., i, :]
         weight, bias, A = (v[:, i].sum(1) for v in (dweight, dbias, dA))
         yield (
-            *(of[..., :r], of[..., r : r + n], of[..., r + states : r + states + n]),
+            *(maps[..., :r], maps[..., r : r + n], maps[..., r + states : r + states + n]),
             *(weight[:, :r], bias[:, 0], A.swapaxes(1, 2)[..., :n]),
         )
 
 
-_ss2d = fused(_scan, _gradients)
+_ss2d = create_op(_scan, _gradients)
 
 
 def ss2d_pallas_tpu(
-    x: Array,
-    dt: Array,
-    dt_weight: Array,
-    dt_bias: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array,
+    x: Float[Array, "t b h w d"],
+    dt: Float[Array, "t b h w k r"],
+    dt_weight: Float[Array, "t k r d"],
+    dt_bias: Float[Array, "t k d"],
+    A: Float[Array, "t k d n"],
+    B: Float[Array, "t b h w k n"],
+    C: Float[Array, "t b h w k n"],
+    D: Float[Array, "t k d"],
     *,
     directions: Sequence[str],
-) -> Array:
-    """SS2D by fused kernels on TPUs; arguments and result as in `api.ss2d`.
+) -> Float[Array, "t b h w d"]:
+    """Computes SS2D with fused TPU kernels; arguments and result are those of `api.ss2d`.
 
     Raises:
-      NotImplementedError: columns too long, or too many states, for the vector memory.
+      NotImplementedError: Columns are too long, or states too many, for VMEM.
     """
-    ways = ways_of(directions, x, A.shape[-1], dt.shape[-1])
-    return _ss2d(ways, x, dt, dt_weight, dt_bias, A, B, C, D)
+    tilings = choose_tilings(directions, x, A.shape[-1], dt.shape[-1])
+    return _ss2d(tilings, x, dt, dt_weight, dt_bias, A, B, C, D)

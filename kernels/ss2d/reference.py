@@ -1,4 +1,4 @@
-"""The definition of SS2D: one pixel after another, in float32."""
+"""The definition of SS2D, which other backends are tested against: pixel by pixel, in float32."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-Array = jax.Array
+from mtmamba_jax.kernels.ss2d.common import parse_directions
 
 
 def ss2d_reference(
-    x: Array,
-    dt: Array,
-    dt_weight: Array,
-    dt_bias: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array,
+    x: Float[Array, "t b h w d"],
+    dt: Float[Array, "t b h w k r"],
+    dt_weight: Float[Array, "t k r d"],
+    dt_bias: Float[Array, "t k d"],
+    A: Float[Array, "t k d n"],
+    B: Float[Array, "t b h w k n"],
+    C: Float[Array, "t b h w k n"],
+    D: Float[Array, "t k d"],
     *,
     directions: Sequence[str],
-) -> Array:
-    """Runs `h = exp(step * A) * h + step * x * B`, `y = C.h + D * x` in each direction and adds.
+) -> Float[Array, "t b h w d"]:
+    """Sums `h = exp(step * A) * h + step * x * B`, `y = C.h + D * x` over the directions.
 
-    Arguments and result as in `api.ss2d`. Gradients are JAX's own: every state is kept, so this is
-    for small arrays and for tests.
+    Arguments and result are those of `api.ss2d`. Gradients are JAX's own, which keep every state,
+    so use this for small arrays and tests only.
     """
     dtype = x.dtype
     arrays = (x, dt, dt_weight, dt_bias, A, B, C, D)
     x, dt, dt_weight, dt_bias, A, B, C, D = (v.astype(jnp.float32) for v in arrays)
     y = jnp.zeros_like(x)
     exact = jax.lax.Precision.HIGHEST
-    for k, direction in enumerate(directions):
-        column, reverse = direction.startswith("column"), direction.endswith("_reversed")
+    for k, (column, reverse) in enumerate(zip(*parse_directions(directions), strict=True)):
 
-        def read(v, column=column):  # [t b h w ...] -> [l t b ...] in reading order
+        def read(v, column=column):  # [t b h w ...] -> [l t b ...], row- or column-major
             v = jnp.swapaxes(v, 2, 3) if column else v
             return jnp.moveaxis(v.reshape(*v.shape[:2], -1, *v.shape[4:]), 2, 0)
 
@@ -46,7 +46,7 @@ def ss2d_reference(
             state = jnp.exp(step * A[:, None, k]) * state + step * x[..., None] * B[:, :, None]
             return state, jnp.sum(state * C[:, :, None], -1) + D[:, None, k] * x
 
-        # Zeros made of x and A vary, inside shard_map, as the state does.
+        # Inside shard_map, zeros computed from x and A vary over the mesh as the state does.
         start = jnp.zeros_like(x[:, :, 0, 0, :, None] * A[:, None, k])
         pixels = tuple(map(read, (x, dt[..., k, :], B[..., k, :], C[..., k, :])))
         _, out = jax.lax.scan(advance, start, pixels, reverse=reverse)

@@ -88,7 +88,7 @@ def test_the_limits_of_a_known_chip_are_used():
     assert programs.count_exponentials(spec, FORWARD) == count
     assert programs.count_exponentials(spec, BOTH) == 2 * count
     chip = CHIPS["NVIDIA H200"]
-    # 132 multiprocessors, 16 results per clock, 1.98 GHz: 0.19 ms, as kernels/README.md has it.
+    # 132 multiprocessors, 16 results per clock, 1.98 GHz: 0.19 ms, as docs/kernels.md has it.
     assert programs.fraction(count, chip.exponentials, 1e-3) == pytest.approx(0.1896, abs=1e-4)
     assert programs.fraction(4.8e9, chip.bytes, 2e-3) == pytest.approx(0.5)
     assert programs.fraction(4.8e9, None, 2e-3) is None

@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtmamba_jax.kernels.ss2d import fused, pallas_gpu, softplus
+from mtmamba_jax.kernels.ss2d import common, pallas_gpu
 from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ArgSpec
 from mtmamba_jax.kernels.ss2d.mosaic_gpu import step_sizes
 from tests.kernels.ss2d_suite import relative_error
 
-PLAN = pallas_gpu._Plan((False, True, False, True), (False, False, True, True))
+PLAN = common.Directions((False, True, False, True), (False, False, True, True))
 
 
 def scan_of(spec: ArgSpec, dtype=jnp.bfloat16, backward_pass=True):
     x = jax.ShapeDtypeStruct((spec.t, spec.b, spec.h, spec.w, spec.d), dtype)
-    return pallas_gpu._scan_of(PLAN, x, spec.n, spec.r, backward_pass=backward_pass)
+    return pallas_gpu._choose_scan(PLAN, x, spec.n, spec.r, backward_pass=backward_pass)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def scan_of(spec: ArgSpec, dtype=jnp.bfloat16, backward_pass=True):
 def test_programs_that_are_few_are_made_more(name, forward, backward):
     for wanted, backward_pass in ((forward, False), (backward, True)):
         scan = scan_of(DECODER[name], backward_pass=backward_pass)
-        assert (scan.own, scan.segments, scan.run) == wanted
+        assert (scan.group_channels, scan.segments, scan.run) == wanted
 
 
 def test_both_passes_pad_channels_alike():
@@ -45,9 +45,9 @@ def test_both_passes_pad_channels_alike():
 
 
 def test_a_high_rank_halves_the_channels_then_is_refused():
-    assert scan_of(ArgSpec(56, 72, d=2048, b=8, r=48), jnp.float32).own == 4
-    assert scan_of(ArgSpec(56, 72, d=2048, b=8, r=64), jnp.float32).own == 2
-    with pytest.raises(NotImplementedError, match="rank 200 take too much shared memory"):
+    assert scan_of(ArgSpec(56, 72, d=2048, b=8, r=48), jnp.float32).group_channels == 4
+    assert scan_of(ArgSpec(56, 72, d=2048, b=8, r=64), jnp.float32).group_channels == 2
+    with pytest.raises(NotImplementedError, match="rank 200 need too much shared memory"):
         scan_of(ArgSpec(56, 72, d=2048, b=8, r=200), jnp.float32)
 
 
@@ -55,8 +55,9 @@ def test_a_high_rank_halves_the_channels_then_is_refused():
 def test_states_come_back_from_the_order_of_threads(d, n):
     scan = scan_of(ArgSpec(8, 8, d=d, n=n, t=2))
     A = np.random.default_rng(0).standard_normal((2, 4, d, n), np.float32)
-    states = pallas_gpu._states_of(scan, jnp.asarray(A))
-    np.testing.assert_allclose(pallas_gpu._from_states(scan, states, A) / fused.LOG2E, A, rtol=1e-6)
+    states = pallas_gpu._to_stored_states(scan, jnp.asarray(A))
+    restored = pallas_gpu._from_stored_states(scan, states, A) / common.LOG2E
+    np.testing.assert_allclose(restored, A, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_one_product_of_bfloat16_numbers_is_the_projection_with_its_bias(dtype, 
     dt = jnp.asarray(dt, dtype)
     left, right = step_sizes.operands(dt, weight, bias)
     assert left.dtype == right.dtype == jnp.bfloat16
-    assert left.shape[-1] == right.shape[-1] == step_sizes.columns(7, dtype)
+    assert left.shape[-1] == right.shape[-1] == step_sizes.operand_columns(7, dtype)
     left = left.reshape(2, 4, 2, 3, 5, -1).astype(jnp.float32)
     right = right.reshape(2, 4, 24, -1).astype(jnp.float32)
     exact = jax.lax.Precision.HIGHEST
@@ -82,17 +83,17 @@ def test_softplus_and_its_gradient_are_accurate_where_they_are_tiny():
     z = np.linspace(-20, 30, 10001, dtype=np.float32).astype(np.float64)
     wanted = np.log1p(np.exp(z))
     for exact, tolerance in ((True, 1e-6), (False, 1e-4)):  # the fits' errors are 3e-7 and 6e-5
-        got = softplus.softplus(jnp.asarray(z, jnp.float32), exact=exact)
+        got = common.softplus(jnp.asarray(z, jnp.float32), exact=exact)
         np.testing.assert_allclose(got, wanted, rtol=tolerance)
-    slope = softplus.softplus_gradient(jnp.asarray(wanted, jnp.float32))
+    slope = common.softplus_gradient(jnp.asarray(wanted, jnp.float32))
     np.testing.assert_allclose(slope, 1 / (1 + np.exp(-z)), rtol=3e-6)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_segments_start_with_what_the_others_leave(reverse):
     # One direction of one image: 3 segments whose every state decays and gains by known amounts.
-    scan = pallas_gpu._scan_of(
-        pallas_gpu._Plan((False,), (False,)),
+    scan = pallas_gpu._choose_scan(
+        common.Directions((False,), (False,)),
         jax.ShapeDtypeStruct((1, 1, 12, 16, 64), jnp.float32),
         16,
         1,
@@ -100,10 +101,10 @@ def test_segments_start_with_what_the_others_leave(reverse):
     )
     assert scan.segments == 3
     rng = np.random.default_rng(0)
-    A = -rng.uniform(0.5, 1.5, (1, *scan.stored)).astype(np.float32)
+    A = -rng.uniform(0.5, 1.5, (1, *scan.stored_shape)).astype(np.float32)
     ends = rng.standard_normal((2, *A.shape[1:])).astype(np.float32)
     time = rng.uniform(0.1, 1.0, (2, scan.channels)).astype(np.float32)
-    got = pallas_gpu._carry(scan, *map(jnp.asarray, (ends, time, A)), reverse=reverse)
+    got = pallas_gpu._start_states(scan, *map(jnp.asarray, (ends, time, A)), reverse=reverse)
     by_channel = time.reshape(2, 2, 1, 8, 1, 4).repeat(4, 4).reshape(2, 2, 1, -1)
     decay = np.exp2(by_channel * A)
     none = np.zeros_like(ends[0])

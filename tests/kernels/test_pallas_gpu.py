@@ -37,9 +37,9 @@ class TestPallasGPU(SS2DSuite):
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     @pytest.mark.parametrize("programs", [1, 10**6])
     def test_one_segment_and_many_give_the_same(self, monkeypatch, programs, dtype):
-        for name in ("ENOUGH_FORWARD", "ENOUGH_BACKWARD", "FULL"):
+        for name in ("MIN_PROGRAMS_FORWARD", "MIN_PROGRAMS_BACKWARD", "TARGET_PROGRAMS"):
             monkeypatch.setattr(pallas_gpu, name, programs)
-        monkeypatch.setattr(pallas_gpu, "NARROW", programs)  # programs of 128 channels
+        monkeypatch.setattr(pallas_gpu, "MIN_WIDE_PROGRAMS", programs)  # programs of 128 channels
         jax.clear_caches()  # of programs cut otherwise
         arguments = ArgSpec(40, 52, d=128, b=2, t=2, r=4).arguments()
         self.check(cast(arguments, dtype), tolerance=TOLERANCES[dtype])
@@ -133,7 +133,7 @@ def test_another_gpu_takes_the_xla_path_and_says_so_once(monkeypatch, caplog, ca
 def test_step_sizes_of_too_high_a_rank_take_the_xla_path():
     spec = ArgSpec(4, 5, d=128, r=200)
     assert "mosaic_gpu" not in lowered(spec, jnp.float32, implementation=None)
-    with pytest.raises(NotImplementedError, match="rank 200 take too much shared memory"):
+    with pytest.raises(NotImplementedError, match="rank 200 need too much shared memory"):
         lowered(spec, jnp.float32)
 
 

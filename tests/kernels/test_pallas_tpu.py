@@ -33,8 +33,8 @@ def interpreter(capsys):
 @pytest.fixture
 def small_cuts(monkeypatch):
     """Cuts small images as large ones are cut: lines into pieces, images into many tiles."""
-    monkeypatch.setattr(tiling, "PIECE", 8)
-    monkeypatch.setattr(tiling, "ENOUGH", 2 * 8 * 128)
+    monkeypatch.setattr(tiling, "MAX_PIECE_PIXELS", 8)
+    monkeypatch.setattr(tiling, "TILE_ELEMENTS", 2 * 8 * 128)
 
 
 @pytest.fixture
@@ -75,11 +75,11 @@ class TestPallasTPU(SS2DSuite):
         def needed(cut, dtype):
             return 0 if cut.parts > 1 else 2**40
 
-        monkeypatch.setattr(pallas_tpu.memory, "vector_memory", needed)
+        monkeypatch.setattr(pallas_tpu.memory, "vmem_bytes", needed)
         self.check(ArgSpec(2, 3, d=140, n=3).arguments())
 
     def test_lines_that_a_tile_does_not_hold(self, monkeypatch, other_cuts):
-        monkeypatch.setattr(tiling, "PIECES", 1)
+        monkeypatch.setattr(tiling, "MAX_PIECES", 1)
         self.check(ArgSpec(2, 9, d=4, n=3, k=1).arguments(), ("row_reversed",))
 
     def test_more_states_than_a_register_has(self):
@@ -91,10 +91,10 @@ class TestPallasTPU(SS2DSuite):
 
 
 def decoder_cuts(monkeypatch, name, dtype, memory):
-    monkeypatch.setattr(pallas_tpu, "_vector_memory", lambda: memory)
+    monkeypatch.setattr(pallas_tpu, "_vmem_capacity", lambda: memory)
     spec = DECODER[name]
     x = jax.ShapeDtypeStruct((1, 1, spec.h, spec.w, spec.d), dtype)
-    return spec, pallas_tpu.ways_of(DIRECTIONS, x, spec.n, spec.r)
+    return spec, pallas_tpu.choose_tilings(DIRECTIONS, x, spec.n, spec.r)
 
 
 @pytest.mark.parametrize("name", ["stage1_t1_b1", "stage2_t1_b1", "stage3_t1_b1"])
@@ -102,12 +102,12 @@ def test_decoder_maps_are_cut_with_little_to_spare(monkeypatch, name):
     spec, (row, column) = decoder_cuts(monkeypatch, name, "bfloat16", 64 * 2**20)
     for cut, length in ((row, spec.w), (column, spec.h)):
         assert (cut.parts, cut.lanes) == (1, spec.d)
-        assert length <= cut.pieces * cut.piece < 1.15 * length
+        assert length <= cut.pieces * cut.piece_pixels < 1.15 * length
 
 
 def test_a_small_memory_shares_out_the_channels(monkeypatch):
     spec, cuts = decoder_cuts(monkeypatch, "stage3_t1_b1", "float32", 16 * 2**20)
     for cut in cuts:
         assert cut.parts * cut.lanes >= spec.d
-        assert pallas_tpu.memory.vector_memory(cut, "float32") < 16 * 2**20
+        assert pallas_tpu.memory.vmem_bytes(cut, "float32") < 16 * 2**20
     assert cuts[1].parts > 1

@@ -33,7 +33,7 @@ def test_the_definition_runs_in_shard_map():
     ("axes", "message"),
     [
         (("rows",), "mesh in context has no axis rows; it has data"),
-        (("data",), "A batch of 3 does not split over the 2 devices of data"),
+        (("data",), "batch_axes: a batch of 3 is not divisible by the 2 devices of mesh axes data"),
     ],
 )
 def test_a_batch_that_cannot_be_split_is_refused(axes, message):

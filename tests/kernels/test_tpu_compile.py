@@ -20,16 +20,15 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mtmamba_jax.devices.sharding import create_mesh, replicated
+from mtmamba_jax.devices.sharding import replicated
 from mtmamba_jax.kernels.ss2d import DIRECTIONS, ss2d
-from mtmamba_jax.kernels.ss2d.analysis import memory as kernel_memory
-from mtmamba_jax.kernels.ss2d.analysis.compiled_scan import compile_scan
+from mtmamba_jax.kernels.ss2d.analysis import memory
+from mtmamba_jax.kernels.ss2d.analysis.compiled_scan import compile_scan, create_tpu_mesh
 from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, SHAPES
 from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
 from mtmamba_jax.kernels.ss2d.benchmark import with_gradients
 from mtmamba_jax.models import ss2d as ss2d_module
 from mtmamba_jax.models.blocks import MFE, MambaSettings
-from mtmamba_jax.planning import topology
 from mtmamba_jax.planning.collectives import count_collectives
 from tests.kernels.ss2d_suite import over_tasks, recomputed
 
@@ -41,13 +40,13 @@ pytestmark = pytest.mark.skipif(
 
 
 @functools.cache
-def devices(chip: str) -> topology.Topology:
-    return topology.find(f"{chip}:{CHIPS[chip]}")
+def mesh_of(chip: str, devices: int = 1):
+    return create_tpu_mesh(f"{chip}:{CHIPS[chip]}", devices)
 
 
 @pytest.fixture(autouse=True)
 def no_cache():
-    """JAX cannot read a program for devices that are not here; `topology.find` switches it off."""
+    """Restores what `create_tpu_mesh` changes in JAX's configuration."""
     names = ("jax_compilation_cache_dir", "jax_platforms")
     before = {name: getattr(jax.config, name) for name in names}
     jax.config.update("jax_compilation_cache_dir", None)
@@ -58,7 +57,7 @@ def no_cache():
 
 def compiled(chip, spec, dtype="bfloat16", op=ss2d, **options):
     op = functools.partial(op, directions=DIRECTIONS[: spec.k], **options)
-    return compile_scan(devices(chip), spec, jnp.dtype(dtype), op)
+    return compile_scan(mesh_of(chip), spec, jnp.dtype(dtype), op)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +99,7 @@ def test_transformations_compile(op):
 
 
 def test_a_batch_over_two_devices_compiles_without_gathering_it():
-    mesh = create_mesh(2, devices=devices("v5e").devices[:2])
+    mesh = mesh_of("v5e", 2)
     whole, split = replicated(mesh), NamedSharding(mesh, PartitionSpec(None, "data"))
     shardings = [split if name in ACTIVATIONS else whole for name in SHAPES]
 
@@ -129,7 +128,8 @@ def test_columns_too_long_for_the_memory_take_the_xla_path():
 )
 def test_memory_is_a_fifth_of_a_whole_image_scan_and_no_more_than_the_chunked(name):
     kernels, chunked, whole = (
-        kernel_memory.temporaries(devices("v5e"), SPECS[name], way)[0] for way in kernel_memory.WAYS
+        memory.measure_temporaries(mesh_of("v5e"), SPECS[name], method)[0]
+        for method in memory.METHODS
     )
     assert kernels <= chunked
     assert kernels <= whole / 5
@@ -168,7 +168,7 @@ def copies(text: str, size: int) -> collections.Counter:
 
 def extractor(settings):
     """The compiled value and gradients of an extractor, conv to norm, at the last stage."""
-    mesh = create_mesh(1, devices=devices("v5e").devices[:1])
+    mesh = mesh_of("v5e")
     model = nnx.eval_shape(lambda: MFE(1, 192, settings, rngs=nnx.Rngs(0)))
     graph, parameters = nnx.split(model)
     z = jax.ShapeDtypeStruct((1, 1, 112, 144, 384), jnp.bfloat16)

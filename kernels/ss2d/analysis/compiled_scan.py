@@ -1,39 +1,52 @@
-"""SS2D and its gradients, compiled for a device that need not be here."""
+"""Compiles SS2D and its gradients for a TPU that need not be attached."""
 
 from __future__ import annotations
 
 import argparse
 import functools
+import os
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
-from mtmamba_jax.devices.sharding import create_mesh, replicated
 from mtmamba_jax.kernels.ss2d import DIRECTIONS, ss2d
 from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
 from mtmamba_jax.kernels.ss2d.benchmark import with_gradients
-from mtmamba_jax.messages import check_name
-from mtmamba_jax.planning.topology import Topology
+from mtmamba_jax.kernels.ss2d.common import check_name
+
+# Without these, libtpu asks the network which TPU it runs on, reports an error if there is none
+# (any value will do), and refuses to compile in two processes at the same time.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5e-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+_HOST_CHIPS = (2, 2, 1)  # chips of a TPU host
 
 
-def create_parser(description: str, specs: Iterable[str]) -> argparse.ArgumentParser:
-    """Returns the options of a command that compiles scans; `specs` are those it does unless told.
+def create_parser(description: str | None, specs: Iterable[str]) -> argparse.ArgumentParser:
+    """Returns the command-line options shared by the commands that compile scans.
 
     Args:
-      description: of the command, of which the first line is shown.
-      specs: names of `SPECS`.
+      description: The command's description, of which the first line is shown.
+      specs: Keys of `SPECS` to compile by default.
     """
-    parser = argparse.ArgumentParser(description=description.partition("\n")[0])
-    parser.add_argument("--topology", default="v5e:2x2")
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    parser.add_argument("--topology", default="v5e:2x2", help="TPU to compile for: KIND:SHAPE")
     parser.add_argument("--spec", default=",".join(specs), help="names, separated by commas")
     return parser
 
 
 def spec_names(options: argparse.Namespace) -> Sequence[str]:
-    """Returns the specs that `create_parser`'s options name.
+    """Returns the names in `--spec`.
 
     Raises:
-      ValueError: an unknown name; the message gives the nearest.
+      ValueError: A name is unknown; the message suggests the closest.
     """
     names = options.spec.split(",")
     for name in names:
@@ -41,24 +54,62 @@ def spec_names(options: argparse.Namespace) -> Sequence[str]:
     return names
 
 
-def scan_of(spec: ArgSpec, implementation: str) -> Callable[..., jax.Array]:
-    """The op in a spec's directions, by a backend."""
+def create_tpu_mesh(topology: str, devices: int = 1) -> Mesh:
+    """Returns a mesh with axis "data" of TPUs that can be compiled for but not used.
+
+    Call it before JAX is used: from then on this process computes on the CPU and has no compilation
+    cache, because JAX cannot read back programs of devices that are not attached (jax 0.10 to
+    0.12).
+
+    Args:
+      topology: Kind of TPU and its shape in chips, such as "v5e:2x2".
+      devices: Size of the mesh.
+
+    Raises:
+      ValueError: libtpu does not know the topology.
+      RuntimeError: libtpu is not installed.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_compilation_cache_dir", None)
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    kind, _, shape = topology.partition(":")
+    # JAX sees the two cores of a v4 chip as one device on Cloud TPU.
+    options = {"chip_config_name": "megacore"} if kind == "v4" else {}
+    try:
+        sizes = (*map(int, shape.split("x")), 1)[:3]
+        host = tuple(map(min, sizes, _HOST_CHIPS))
+        found = topologies.get_topology_desc(topology, "tpu", chips_per_host_bounds=host, **options)
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+        raise ValueError(
+            f"--topology={topology}: libtpu does not know this TPU. Use KIND:SHAPE with a shape in "
+            f"chips, such as v5e:2x2 or v5p:2x2x1. ({error})"
+        ) from error
+    except RuntimeError as error:  # JAX finds no libtpu
+        raise RuntimeError(
+            f'--topology={topology} needs the TPU compiler, libtpu: pip install -e ".[tpu]". '
+            "No TPU is needed."
+        ) from error
+    return Mesh(np.array(found.devices[:devices]), ("data",))
+
+
+def create_scan(spec: ArgSpec, implementation: str) -> Callable[..., jax.Array]:
+    """Returns the op with a spec's directions and a forced backend."""
     return functools.partial(ss2d, directions=DIRECTIONS[: spec.k], implementation=implementation)
 
 
 def compile_scan(
-    topology: Topology, spec: ArgSpec, dtype, op: Callable[..., jax.Array]
+    mesh: Mesh, spec: ArgSpec, dtype: DTypeLike, op: Callable[..., jax.Array]
 ) -> jax.stages.Compiled:
-    """Compiles value and gradients of `op(*arguments)` for one device of a topology.
+    """Compiles value and gradients of `op(*arrays)`.
 
     Args:
-      topology: of `topology.find`.
-      spec: gives the arguments' shapes.
-      dtype: of the activations.
-      op: as `ss2d`.
+      mesh: Mesh of one device to compile for, see `create_tpu_mesh`.
+      spec: Sizes of the arrays.
+      dtype: Dtype of the activations.
+      op: Function of `ss2d`'s eight arrays.
     """
-    mesh = create_mesh(1, devices=topology.devices[:1])
     arrays = spec.shapes(dtype)
-    jitted = jax.jit(with_gradients(op), in_shardings=replicated(mesh))
-    with jax.set_mesh(mesh):  # which tells the kernels' memory
+    jitted = jax.jit(with_gradients(op), in_shardings=NamedSharding(mesh, PartitionSpec()))
+    with jax.set_mesh(mesh):  # tells the kernels the size of VMEM
         return jitted.lower(arrays[0], *arrays).compile()

@@ -1,10 +1,10 @@
-"""What SS2D, forward and backward, takes of a TPU's HBM beside its arguments, three ways.
+"""Compares the HBM that SS2D needs beyond its arguments: fused kernels, XLA and a whole-image scan.
 
     python -m mtmamba_jax.kernels.ss2d.analysis.memory [--topology v5e:2x2] [--spec stage3_t1_b1]
 
-Temporaries of the program that TPUs' own compiler makes; no TPU is needed. The ways are the fused
-kernels, the chunked XLA scan, and one `associative_scan` over the whole image, which is given an
-advantage: a single direction where the others have all.
+Prints the size of temporaries of forward and backward passes as reported by the TPU compiler; no
+TPU is needed. The whole-image `associative_scan` has an advantage: it runs one direction, the
+others run all.
 """
 
 from __future__ import annotations
@@ -15,73 +15,76 @@ import sys
 from collections.abc import Callable
 
 import jax
+from jax.sharding import Mesh
 
 from mtmamba_jax.kernels.ss2d import DIRECTIONS
 from mtmamba_jax.kernels.ss2d.analysis.compiled_scan import (
     compile_scan,
     create_parser,
-    scan_of,
+    create_scan,
+    create_tpu_mesh,
     spec_names,
 )
 from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
-from mtmamba_jax.kernels.ss2d.benchmark import of_direction, whole_image_scan
-from mtmamba_jax.planning.topology import Topology, find
+from mtmamba_jax.kernels.ss2d.benchmark import select_direction, whole_image_scan
 
-# How libtpu words it (0.0.42).
+# The wording of libtpu 0.0.42.
 _NEEDS = re.compile(r"memory required for HLO temporaries \(([\d.]+)([KMG])\)")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 def whole_image(*arrays: jax.Array) -> jax.Array:
-    """The plain way of the first direction alone: one `associative_scan` over all pixels."""
+    """Runs one `associative_scan` over all pixels, in the first direction only."""
     x, *_ = arrays
-    return whole_image_scan(DIRECTIONS[0], *of_direction(0, arrays)).astype(x.dtype)
+    return whole_image_scan(DIRECTIONS[0], *select_direction(0, arrays)).astype(x.dtype)
 
 
-WAYS: dict[str, Callable[[ArgSpec], Callable[..., jax.Array]]] = {
-    "kernels": functools.partial(scan_of, implementation="pallas_tpu"),
-    "chunked XLA": functools.partial(scan_of, implementation="xla"),
+METHODS: dict[str, Callable[[ArgSpec], Callable[..., jax.Array]]] = {
+    "kernels": functools.partial(create_scan, implementation="pallas_tpu"),
+    "chunked XLA": functools.partial(create_scan, implementation="xla"),
     "whole image, 1 direction": lambda spec: whole_image,
 }
-"""The op of a spec, in each of the three ways."""
+"""Functions that return the op for a spec, by the name of the method."""
 
 
-def temporaries(topology: Topology, spec: ArgSpec, way: str) -> tuple[float, bool]:
-    """Returns the bytes of a program's temporaries, and whether they fit the device.
+def measure_temporaries(mesh: Mesh, spec: ArgSpec, method: str) -> tuple[float, bool]:
+    """Returns the bytes of a program's temporaries, and whether they fit in the device's HBM.
 
     Args:
-      topology: whose device it is for.
-      spec: of the call; activations are bfloat16.
-      way: one of `WAYS`.
+      mesh: Mesh of one device to compile for.
+      spec: Sizes of the call; activations are bfloat16.
+      method: Key of `METHODS`.
     """
     try:
-        program = compile_scan(topology, spec, "bfloat16", WAYS[way](spec))
+        program = compile_scan(mesh, spec, "bfloat16", METHODS[method](spec))
     except jax.errors.JaxRuntimeError as error:
         needs = _NEEDS.search(str(error))
         if not needs:
             raise
         return float(needs[1]) * _UNITS[needs[2]], False
-    return program.memory_analysis().temp_size_in_bytes, True
+    analysis = program.memory_analysis()
+    assert analysis is not None, "the TPU compiler always reports memory"
+    return analysis.temp_size_in_bytes, True
 
 
-def _row(topology: Topology, name: str) -> str:
+def _row(mesh: Mesh, name: str) -> str:
     cells = [name]
-    for way in WAYS:
-        size, fits = temporaries(topology, SPECS[name], way)
+    for method in METHODS:
+        size, fits = measure_temporaries(mesh, SPECS[name], method)
         cells.append(f"{size / 2**20:.1f}" + ("" if fits else ", does not fit"))
     return f"| {' | '.join(cells)} |"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints a table, one line a named shape."""
+    """Prints a table with a row per spec."""
     options = create_parser(__doc__, SPECS).parse_args(arguments)
     names = spec_names(options)
-    topology = find(options.topology)
+    mesh = create_tpu_mesh(options.topology)
     print(f"{options.topology}, bfloat16; temporaries of SS2D, forward and backward, in MiB")
-    print(f"| spec | {' | '.join(WAYS)} |")
-    print("|---|" + "---|" * len(WAYS))
+    print(f"| spec | {' | '.join(METHODS)} |")
+    print("|---|" + "---|" * len(METHODS))
     for name in names:
-        print(_row(topology, name), flush=True)
+        print(_row(mesh, name), flush=True)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The kernel of the forward pass; shapes as in `program.py`."""
+"""The forward GPU kernel; shape letters are those of `program.py`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float
 
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     STATES,
@@ -16,42 +17,43 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     Program,
     Scan,
     Threads,
-    by_thread,
     launch,
-    out_image,
+    output_image,
     store,
+    thread_view,
 )
-from mtmamba_jax.kernels.ss2d.mosaic_gpu.registers import keep, kept, over_states
+from mtmamba_jax.kernels.ss2d.mosaic_gpu.registers import load_states, store_states, sum_over_states
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.step_sizes import Steps, scratch
-
-Array = jax.Array
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="save")
 def forward(
     scan: Scan,
-    x: Array,
-    dt: Array,
-    weight: Array,
-    maps: Array,
-    A: Array,
-    start: Array | None,
+    x: Float[Array, "g h w d"],
+    dt: Float[Array, "t*k*b h w columns"],
+    weight: Float[Array, "t*k d columns"],
+    maps: Float[Array, "q h w 2*16"],
+    A: Float[Array, "t*k*split e 4 128"],
+    start: Float[Array, "q*s e 4 128"] | None,
     *,
     save: bool,
 ) -> list[Array]:
-    """The scan in every direction.
+    """Scans every direction.
+
+    In the kernels, the suffix _g is for arrays in global memory, _s for shared memory, _v and _w
+    for views of shared memory by thread and by warp.
 
     Args:
-      scan: what is static.
-      x: [g h w d].
-      dt, weight: `steps.operands`, [t*k*b h w columns] and [t*k d columns].
-      maps: B and C, [q h w 2*16] float32.
-      A: [t*k*split e 4 128], times log2(e).
-      start: states before each segment [q*s e 4 128]; None for zeros and one segment.
-      save: whether to return the states too.
+      scan: Static description of the launch.
+      x: Activations, float32 or bfloat16.
+      dt, weight: Results of `step_sizes.operands`.
+      maps: B and C, float32.
+      A: Rates times log2(e).
+      start: States before each segment; None for zeros and a single segment.
+      save: Whether to return the states too.
 
     Returns:
-      y [q h w d] and, if saved, the states before each tile [q*m e 4 128], in x's dtype.
+      y [q h w d] and, if `save`, the states before each tile [q*m e 4 128], in x's dtype.
     """
     f32, c = jnp.float32, scan.channels
     given, exact = start is not None, x.dtype == jnp.float32
@@ -63,51 +65,51 @@ def forward(
         x_s, maps_s, state_s, ready, once, *rest = rest[save:]
         save_s, *rest = rest if save else (None, *rest)
         threads, program, steps = Threads(scan), Program(scan), Steps(scan, rest, exact=exact)
-        x_v, step_v = (by_thread(v, scan) for v in (x_s, steps.values))
+        x_v, step_v = (thread_view(v, scan) for v in (x_s, steps.values))
 
         def fetch(i, slot):
             images = [(x_g, x_s)]
             i = program.first + i
-            program.fetch(i, slot, images, (dt_g, steps.dt), (maps_g, maps_s), ready)
+            program.fetch_tile(i, slot, images, (dt_g, steps.dt), (maps_g, maps_s), ready)
 
         pl.when(program.count > 0)(lambda: fetch(0, 0))
-        steps.load_weight(weight_g.at[program.weight, program.channels], once)
-        plgpu.copy_gmem_to_smem(A_g.at[program.matrix, program.rows], state_s, once)
+        steps.load_weight(weight_g.at[program.weight_index, program.channels], once)
+        plgpu.copy_gmem_to_smem(A_g.at[program.A_index, program.rows], state_s, once)
         plgpu.barrier_wait(once)
-        A = kept(threads, state_s)
+        A = load_states(threads, state_s)
         plgpu.commit_smem()
         state = threads.zeros()
-        if given:
-            plgpu.copy_gmem_to_smem(start_g.at[program.piece, program.rows], state_s, once)
+        if start_g is not None:
+            plgpu.copy_gmem_to_smem(start_g.at[program.segment_index, program.rows], state_s, once)
             plgpu.barrier_wait(once)
-            state = kept(threads, state_s)
+            state = load_states(threads, state_s)
 
         def tile(i, state):
             slot = lax.rem(i, 2)
             index, line, first, pixels = program.tile(program.first + i)
-            runs = TILE // scan.run if scan.full else program.runs(pixels)
+            runs = TILE // scan.run if scan.has_full_tiles else program.count_runs(pixels)
             plgpu.barrier_wait(ready.at[slot])
-            steps.make(slot, pixels)
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last tile has left its slot
+            steps.compute(slot, pixels)
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the previous tile has left its slot
             pl.when(i + 1 < program.count)(lambda: fetch(i + 1, 1 - slot))
-            if save:
-                keep(threads, save_s, state)
+            if save_s is not None and saved_g is not None:
+                store_states(threads, save_s, state)
                 plgpu.commit_smem()
                 plgpu.copy_smem_to_gmem(save_s, saved_g.at[index, program.rows])
 
             def run(j, state):
-                places = [program.pixel(j * scan.run + u, runs) for u in range(scan.run)]
+                places = [program.pixel_index(j * scan.run + u, runs) for u in range(scan.run)]
                 ys = []
                 for p in places:
-                    s = threads.channels(step_v.at[p])
-                    added = threads.spread(s * threads.channels(x_v.at[slot, p]))
-                    B = threads.states(maps_s.at[slot, p, pl.ds(0, STATES)])
-                    C = threads.states(maps_s.at[slot, p, pl.ds(STATES, STATES)])
-                    state = jnp.exp2(threads.spread(s) * A) * state + added * B
-                    ys.append(over_states(threads, state, C, exact=exact).astype(x_s.dtype))
-                # Not before the last pixel is read: the compiler moves no load across a store.
+                    s = threads.load_channels(step_v.at[p])
+                    added = threads.broadcast(s * threads.load_channels(x_v.at[slot, p]))
+                    B = threads.load_map(maps_s.at[slot, p, pl.ds(0, STATES)])
+                    C = threads.load_map(maps_s.at[slot, p, pl.ds(STATES, STATES)])
+                    state = jnp.exp2(threads.broadcast(s) * A) * state + added * B
+                    ys.append(sum_over_states(threads, state, C, exact=exact).astype(x_s.dtype))
+                # After all loads: the compiler does not move a load across a store.
                 for p, y in zip(places, ys, strict=True):
-                    store(x_v.at[slot, p], y)  # where x was
+                    store(x_v.at[slot, p], y)  # over x
                 return state
 
             state = lax.fori_loop(0, runs, run, state)
@@ -117,7 +119,7 @@ def forward(
                 to = y_g.at[(program.q, *pixels(line, first), program.channels)]
                 plgpu.copy_smem_to_gmem(x_s.at[slot], to)
 
-            program.each_way(send)
+            program.call_oriented(send)
             return state
 
         lax.fori_loop(0, program.count, tile, state)
@@ -126,13 +128,13 @@ def forward(
     return launch(
         scan,
         ss2d_forward,
-        (x, dt, weight, maps, *((start,) if given else ()), A),
+        (x, dt, weight, maps, *(() if start is None else (start,)), A),
         [
-            out_image(scan, scan.programs, x.shape[-1], c, x.dtype),
+            output_image(scan, scan.programs, x.shape[-1], c, x.dtype),
             *(
                 [
                     jax.ShapeDtypeStruct(
-                        (scan.programs * scan.tiles, A.shape[1], *scan.stored[1:]), x.dtype
+                        (scan.programs * scan.tiles, A.shape[1], *scan.stored_shape[1:]), x.dtype
                     )
                 ]
                 if save
@@ -142,10 +144,10 @@ def forward(
         (
             plgpu.SMEM((2, TILE, c), x.dtype),
             plgpu.SMEM((2, TILE, 2 * STATES), f32),
-            plgpu.SMEM(scan.stored, f32),
+            plgpu.SMEM(scan.stored_shape, f32),
             plgpu.Barrier(num_arrivals=3, num_barriers=2),
             plgpu.Barrier(),
-            *([plgpu.SMEM(scan.stored, x.dtype)] if save else []),
+            *([plgpu.SMEM(scan.stored_shape, x.dtype)] if save else []),
             *scratch(scan, dt.shape[-1]),
         ),
     )

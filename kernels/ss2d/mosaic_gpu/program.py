@@ -1,13 +1,13 @@
-"""What the kernels of the scan share (Pallas Mosaic GPU, Hopper).
+"""What the GPU kernels share: their launch, the layout of threads, and a program's tiles.
 
-A program scans one direction of one image for a block of channels, all 16 states of each. It walks
-its segment of the reading order in tiles, which the copy engine brings to shared memory.
-`pallas_gpu.py` prepares the arrays and adds the programs' results; `kernels/README.md` explains the
-algorithm.
+Pallas Mosaic GPU, for Hopper. A program scans one direction of one image for a block of channels
+with 16 states each. It reads its segment of the reading order in tiles, which the copy engine (TMA)
+brings to shared memory. `pallas_gpu.py` prepares the arrays and sums the programs' results;
+`docs/kernels.md` explains the algorithm.
 
-Shapes: q counts (task, direction, part of the states, image), g (task, image), s segments, m tiles
-of a whole reading order; c is the channels of a block, [warps groups own], whose states are [warps
-16 groups own].
+Letters: q (task, direction, part of the states, image), g (task, image), s segments, m tiles of a
+whole reading order, c channels of a block. A block's channels have the shape [warps groups
+group_channels], its states [warps 16 groups group_channels].
 """
 
 from __future__ import annotations
@@ -23,32 +23,34 @@ from jax.experimental import pallas as pl
 from jax.experimental.mosaic import gpu as mosaic
 from jax.experimental.mosaic.gpu.fragmented_array import TiledLayout
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
-Array = jax.Array
-
-STATES = 16  # of a program
-WARPS = 4  # of a program, each with channels of its own
-GROUPS = 8  # of channels in a warp
-SHARERS = 4  # threads of a group, each with its share of the states
-WIDE = 4  # channels of a group, at most
-ROW = GROUPS * WIDE  # channels of a row of states in memory
-OWN_STATES = STATES // SHARERS
-TILE = 16  # pixels whose inputs are in shared memory, and from one saved state to the next
-RUN = 4  # pixels unrolled in the backward pass, which keeps their states in registers
+STATES = 16  # per program
+WARPS = 4  # per program, each with channels of its own
+GROUPS = 8  # groups of channels per warp
+GROUP_THREADS = 4  # threads that share a group's states
+GROUP_CHANNELS = 4  # channels of a group, at most
+ROW_CHANNELS = GROUPS * GROUP_CHANNELS  # channels of a row of stored states
+THREAD_STATES = STATES // GROUP_THREADS
+TILE = 16  # pixels per copy to shared memory, and from one saved state to the next
+RUN = 4  # pixels unrolled in the backward pass, whose states stay in registers
 
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """What is static about a launch.
+    """Static description of a launch.
 
     Attributes:
-      tasks, images: t and b.
-      height, width: of the map, in pixels; arrays may hold more, see `padded`.
-      columns, reverses: for each direction, whether it reads down columns and backwards.
-      states_split: programs that share one direction's states, 16 each.
-      own: channels of a group, WIDE or half of it, which makes more programs.
-      segments: pieces of the reading order that run side by side.
-      run: pixels unrolled.
+      tasks: Number of tasks, t.
+      images: Batch size, b.
+      height, width: Size of the image in pixels; arrays may be larger, see `padded_size`.
+      columns: Whether each direction reads down columns rather than along rows.
+      reverses: Whether each direction starts at the last pixel.
+      states_split: Programs that share the states of a direction, 16 each.
+      group_channels: Channels of a group: `GROUP_CHANNELS`, or half of that for more programs.
+      segments: Pieces of the reading order that are scanned at the same time.
+      run: Consecutive pixels that are unrolled.
     """
 
     tasks: int
@@ -58,37 +60,38 @@ class Scan:
     columns: tuple[bool, ...]
     reverses: tuple[bool, ...]
     states_split: int
-    own: int
+    group_channels: int
     segments: int
     run: int = RUN
 
     @property
     def programs(self) -> int:
-        """q: tasks x directions x parts of the states x images."""
+        """Tasks x directions x parts of the states x images (q)."""
         return self.tasks * len(self.columns) * self.states_split * self.images
 
     @property
     def tiles(self) -> int:
-        """Most tiles of a reading order; they do not cross from line to line."""
+        """Tiles of the longest reading order. Tiles do not continue on the next line."""
         return max(lines * tiles for lines, tiles in self.lines)
 
     @property
     def lines(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Number of lines and tiles of a line, for columns and for rows."""
+        """Number of lines and tiles per line, for columns and for rows."""
         return (
             (self.width, pl.cdiv(self.height, TILE)),
             (self.height, pl.cdiv(self.width, TILE)),
         )
 
     @property
-    def full(self) -> bool:
+    def has_full_tiles(self) -> bool:
         """Whether every tile has TILE pixels, in rows and in columns."""
         return self.height % TILE == self.width % TILE == 0
 
-    def padded(self, multiple: int = 1) -> tuple[int, int]:
-        """Height and width of the arrays, `multiple` dividing what is read in tiles.
+    def padded_size(self, multiple: int = 1) -> tuple[int, int]:
+        """Returns the height and width of the arrays: at least one tile, for the copy engine.
 
-        The copy engine wants room for one tile at least.
+        Args:
+          multiple: Divisor of the sizes along the axes that are read in tiles.
         """
         height, width = (
             pl.cdiv(max(size, TILE), multiple) * multiple for size in (self.height, self.width)
@@ -100,120 +103,137 @@ class Scan:
 
     @property
     def channels(self) -> int:
-        """c, channels of a block."""
-        return WARPS * GROUPS * self.own
+        """Channels of a block (c)."""
+        return WARPS * GROUPS * self.group_channels
 
     @property
-    def spare(self) -> int:
-        """Columns behind float32 channels in shared memory, so that rows begin in other banks."""
-        return 32 // self.own
+    def bank_padding(self) -> int:
+        """Columns after float32 channels in shared memory, so that rows start in other banks."""
+        return 32 // self.group_channels
 
     @property
-    def row(self) -> tuple[int, int, int]:
+    def channel_shape(self) -> tuple[int, int, int]:
         """Shape of a block's channels."""
-        return (WARPS, GROUPS, self.own)
+        return (WARPS, GROUPS, self.group_channels)
 
     @property
-    def block(self) -> tuple[int, int, int, int]:
+    def state_shape(self) -> tuple[int, int, int, int]:
         """Shape of a block's states."""
-        return (WARPS, STATES, GROUPS, self.own)
+        return (WARPS, STATES, GROUPS, self.group_channels)
 
     @property
-    def stored(self) -> tuple[int, int, int]:
+    def stored_shape(self) -> tuple[int, int, int]:
         """Shape of a block's states in memory.
 
-        A row is of 32 channels in the order of a warp's threads with 4 channels each, so that it
-        means the same to programs of any width.
+        A row has 32 channels in the order of a warp's threads with 4 channels each, so that the
+        order does not depend on `group_channels`.
         """
-        return (self.channels // ROW, OWN_STATES, ROW * SHARERS)
+        return (self.channels // ROW_CHANNELS, THREAD_STATES, ROW_CHANNELS * GROUP_THREADS)
 
 
 class Threads:
-    """Which thread holds what.
+    """How a block's values are distributed over threads.
 
-    Lane 4 group + part of a warp holds, of the channels of a group, the states of a part, such as 4
-    channels of 4 states each. What depends on the channel alone, or on the state alone, is held by
-    every thread it concerns. The order of lanes is the tensor cores' (`registers`).
+    Lane 4 x group + part of a warp holds one part of the states of a group's channels, such as 4
+    states of each of 4 channels. A value that depends only on the channel, or only on the state, is
+    held by every thread concerned. The tensor cores determine the order of lanes (`registers`).
 
     Args:
-      scan: what is static.
+      scan: Static description of the launch.
 
     Attributes:
-      block: layout of states.
-      by_channel: of what depends on the channel alone, [warps groups own].
-      by_state: of what depends on the state alone, [16].
-      by_group: of what is summed over a thread's channels, [warps 16 groups].
+      state_shape: Shape of a block's states.
+      channel_shape: Shape of a block's channels.
+      by_channel_and_state: Layout of states.
+      by_channel: Layout of values per channel, [warps groups group_channels].
+      by_state: Layout of values per state, [16].
+      by_group: Layout of sums over a thread's channels, [warps 16 groups].
     """
 
     def __init__(self, scan: Scan):
-        self.shape, self.row = scan.block, scan.row
-        tiling = plgpu.Tiling((self.shape, (OWN_STATES, 1, scan.own)))
-        # Axes -7 to -4 of a tile: warps, parts of the states, groups, 1; then what a thread holds.
+        self.state_shape, self.channel_shape = scan.state_shape, scan.channel_shape
+        tiling = plgpu.Tiling((self.state_shape, (THREAD_STATES, 1, scan.group_channels)))
+        # Axes -7 to -4 of a tile: warps, parts of the states, groups, 1; then a thread's values.
         layout = TiledLayout(tiling, (-7,), (-5, -6), -1)
-        self.block, self.by_channel, self.by_state, self.by_group = (
+        self.by_channel_and_state, self.by_channel, self.by_state, self.by_group = (
             plgpu.Layout.TILED(v.tiling, v.warp_dims, v.lane_dims, v.vector_dim)
             for v in (layout, *(layout.reduce(axes) for axes in ((1,), (0, 2, 3), (3,))))
         )
 
-    def channels(self, ref) -> Array:
-        """A pixel's values [warps groups own] by channel, float32."""
+    def load_channels(self, ref) -> Float[Array, "warps groups group_channels"]:
+        """Loads a pixel's values per channel, float32."""
         return plgpu.layout_cast(ref[...], self.by_channel).astype(jnp.float32)
 
-    def states(self, ref) -> Array:
-        """A pixel's values [16], at every channel."""
-        return self._spread(plgpu.layout_cast(ref[...], self.by_state), (1,))
+    def load_map(self, ref) -> Float[Array, "warps 16 groups group_channels"]:
+        """Loads a pixel's values per state [16] and broadcasts them to every channel."""
+        return self._broadcast(plgpu.layout_cast(ref[...], self.by_state), (1,))
 
-    def spread(self, values: Array) -> Array:
-        """Values by channel, at every state."""
-        return self._spread(values, (0, 2, 3))
+    def broadcast(
+        self, values: Float[Array, "warps groups group_channels"]
+    ) -> Float[Array, "warps 16 groups group_channels"]:
+        """Broadcasts values per channel to every state."""
+        return self._broadcast(values, (0, 2, 3))
 
-    def zeros(self) -> Array:
-        """States that are zero."""
-        return plgpu.layout_cast(jnp.zeros(self.shape, jnp.float32), self.block)
+    def zeros(self) -> Float[Array, "warps 16 groups group_channels"]:
+        """Returns states that are zero."""
+        return plgpu.layout_cast(
+            jnp.zeros(self.state_shape, jnp.float32), self.by_channel_and_state
+        )
 
-    def zeros_by_channel(self) -> Array:
-        """Values by channel that are zero."""
-        return plgpu.layout_cast(jnp.zeros(self.row, jnp.float32), self.by_channel)
+    def zeros_by_channel(self) -> Float[Array, "warps groups group_channels"]:
+        """Returns values per channel that are zero."""
+        return plgpu.layout_cast(jnp.zeros(self.channel_shape, jnp.float32), self.by_channel)
 
-    def _spread(self, v: Array, dims: tuple[int, ...]) -> Array:
-        return plgpu.layout_cast(lax.broadcast_in_dim(v, self.shape, dims), self.block)
+    def _broadcast(self, v: Array, dims: tuple[int, ...]) -> Array:
+        spread = lax.broadcast_in_dim(v, self.state_shape, dims)
+        return plgpu.layout_cast(spread, self.by_channel_and_state)
 
 
 def store(ref, value: Array) -> None:
-    """Writes to shared memory, whatever the bank conflicts."""
-    if hasattr(plgpu, "store"):  # since jax 0.12, where plain assignment refuses conflicts
-        plgpu.store(ref, value, optimized=False)
+    """Writes to shared memory even if that causes bank conflicts."""
+    write = getattr(plgpu, "store", None)
+    if write:  # jax 0.12 and later, where plain assignment rejects bank conflicts
+        write(ref, value, optimized=False)
     else:
         ref[...] = value
 
 
-def meet(barrier) -> None:
-    """All threads wait for one another, and see what the others stored in shared memory."""
+def sync_threads(barrier) -> None:
+    """Synchronizes all threads and makes their stores to shared memory visible to each other."""
     plgpu.barrier_arrive(barrier)
     plgpu.barrier_wait(barrier)
 
 
-@plgpu.inline_mgpu()
-def meet_in_warp(_) -> None:
-    """A warp's threads wait for one another, and see what the others stored in shared memory."""
+def inline_mgpu(**options) -> Callable[[Callable], Callable]:
+    """Types `plgpu.inline_mgpu`: functions lose their first parameter, the lowering context."""
+    return plgpu.inline_mgpu(**options)
+
+
+@inline_mgpu()
+def sync_warp(_) -> None:
+    """Synchronizes a warp and makes its stores to shared memory visible to its threads."""
     mosaic.utils.warp_barrier()
 
 
 class Program:
-    """Where one program is: its indices and the way through its segment.
+    """One program: its place in the arrays, and the tiles of its segment.
 
     Args:
-      scan: what is static.
-      segment: which piece of the reading order; None for that of the grid.
+      scan: Static description of the launch.
+      segment: Index of the segment; None for the one given by the grid.
 
     Attributes:
-      block, q: of the grid.
-      image, weight, dt, matrix: where its image, projection of the step sizes, low-rank step sizes
-        and A are in their arrays.
-      piece: where what belongs to its segment is.
-      channels, rows: which channels and rows of states are its own, in arrays of all blocks.
-      column, reverse: whether it reads down columns, and backwards.
-      first, count: its first tile in reading order and how many there are, maybe none.
+      block, q: Indices from the grid.
+      image_index: Index of the image in its array [g ...].
+      weight_index: Index of the step sizes' projection.
+      dt_index: Index of the low-rank step sizes.
+      A_index: Index of A.
+      segment_index: Index of the segment in arrays [q*s ...].
+      channels, rows: The block's channels and rows of states, in arrays of all blocks.
+      column: Whether the direction reads down columns.
+      reverse: Whether the direction starts at the last pixel.
+      first: The segment's first tile in reading order.
+      count: The segment's number of tiles, possibly zero.
     """
 
     def __init__(self, scan: Scan, segment: Array | None = None):
@@ -222,52 +242,52 @@ class Program:
         self.block = lax.axis_index("block")
         self.q = lax.axis_index("q")
         image, task_part = lax.rem(self.q, scan.images), lax.div(self.q, scan.images)
-        self.matrix = task_part  # of A
+        self.A_index = task_part
         task, part = lax.div(task_part, parts), lax.rem(task_part, parts)
         direction = lax.div(part, scan.states_split)
-        self.image = task * scan.images + image  # g
-        # Step sizes are shared by the parts of a direction's states.
-        self.weight = lax.div(task_part, scan.states_split)
-        self.dt = self.weight * scan.images + image
+        self.image_index = task * scan.images + image
+        # The parts of a direction's states share its step sizes.
+        self.weight_index = lax.div(task_part, scan.states_split)
+        self.dt_index = self.weight_index * scan.images + image
         segment = lax.axis_index("segment") if segment is None else segment
-        self.piece = self.q * scan.segments + segment
+        self.segment_index = self.q * scan.segments + segment
         self.channels = pl.ds(self.block * scan.channels, scan.channels)
-        rows = scan.stored[0]
+        rows = scan.stored_shape[0]
         self.rows = pl.ds(self.block * rows, rows)
         self.column = _any_of(direction, scan.columns)
         self.reverse = _any_of(direction, scan.reverses)
-        self.length = jnp.where(self.column, scan.height, scan.width)
+        self._length = jnp.where(self.column, scan.height, scan.width)
         columns, rows = (lines * tiles for lines, tiles in scan.lines)
-        self.tiles = jnp.where(self.column, columns, rows)
-        share = lax.div(self.tiles + scan.segments - 1, scan.segments)
-        self.first = jnp.minimum(segment * share, self.tiles)
-        self.count = jnp.minimum(share, self.tiles - self.first)
+        self._tiles = jnp.where(self.column, columns, rows)
+        share = lax.div(self._tiles + scan.segments - 1, scan.segments)
+        self.first = jnp.minimum(segment * share, self._tiles)
+        self.count = jnp.minimum(share, self._tiles - self.first)
 
     def tile(self, i) -> tuple:
-        """Where in `saved`, line, start and number of pixels of the i-th tile in reading order."""
-        index = jnp.where(self.reverse, self.tiles - 1 - i, i)
-        # Both quotients, since division by a constant is cheap and by a variable it is not.
+        """Returns the i-th tile's index in `saved`, line, first pixel and number of pixels."""
+        index = jnp.where(self.reverse, self._tiles - 1 - i, i)
+        # Both quotients: division by a constant is cheap, by a variable it is not.
         (line, place), row = (
             (lax.div(index, tiles), lax.rem(index, tiles)) for _, tiles in self.scan.lines
         )
         line = jnp.where(self.column, line, row[0])
         start = jnp.where(self.column, place, row[1]) * TILE
-        return self.q * self.scan.tiles + index, line, start, jnp.minimum(self.length - start, TILE)
+        pixels = jnp.minimum(self._length - start, TILE)
+        return self.q * self.scan.tiles + index, line, start, pixels
 
-    def runs(self, pixels) -> Array:
-        """How many runs hold so many pixels."""
+    def count_runs(self, pixels: Int[Array, ""]) -> Int[Array, ""]:
+        """Returns how many runs cover a number of pixels."""
         return lax.div(pixels + self.scan.run - 1, self.scan.run)
 
-    def pixel(self, j, runs) -> Array:
-        """Where in its tile of `runs` the j-th pixel in reading order is.
+    def pixel_index(self, j, runs) -> Int[Array, ""]:
+        """Returns the index in its tile of `runs` of the j-th pixel in reading order.
 
-        Step sizes past the line are zero and such a step changes nothing, so runs are always read
-        whole.
+        Runs are always complete: past the line step sizes are zero, which changes no state.
         """
         return jnp.where(self.reverse, runs * self.scan.run - 1 - j, j)
 
-    def each_way(self, copy: Callable) -> None:
-        """Calls `copy(pixels)`, `pixels(line, start)` being a tile's index, for either way."""
+    def call_oriented(self, copy: Callable) -> None:
+        """Calls `copy(pixels)`, where `pixels(line, start)` indexes a tile along the direction."""
 
         def down(line, start):
             return pl.ds(start, TILE), line
@@ -278,31 +298,32 @@ class Program:
         if any(self.scan.columns) and not all(self.scan.columns):
             pl.when(self.column)(lambda: copy(down))
             pl.when(jnp.logical_not(self.column))(lambda: copy(along))
-        else:  # arrays are padded for this way only
+        else:  # arrays are padded for this orientation only
             copy(down if any(self.scan.columns) else along)
 
-    def fetch(self, i, slot, images, dt, maps, ready) -> None:
-        """Starts the copy engine on the i-th tile's inputs; it fills what is past the line with 0.
+    def fetch_tile(self, i, slot, images, dt, maps, ready) -> None:
+        """Starts copying the i-th tile's inputs to shared memory, with zeros past the line.
 
         Args:
-          i: of the tile, in reading order.
-          slot: of the shared memory that they go to.
-          images: pairs of an image's array and its shared memory.
-          dt, maps: the same for the low-rank step sizes and the maps.
-          ready: barriers of the slots.
+          i: Index of the tile in reading order.
+          slot: Slot of the double-buffered shared memory.
+          images: Pairs of an image array and its shared memory.
+          dt: The pair for the low-rank step sizes.
+          maps: The pair for the maps.
+          ready: Barriers of the slots.
         """
         _, line, first, _ = self.tile(i)
 
         def copy(pixels):
             at = pixels(line, first)
             for source, to in (
-                *((source.at[(self.image, *at, self.channels)], to) for source, to in images),
-                (dt[0].at[(self.dt, *at)], dt[1]),
+                *((source.at[(self.image_index, *at, self.channels)], to) for source, to in images),
+                (dt[0].at[(self.dt_index, *at)], dt[1]),
                 (maps[0].at[(self.q, *at)], maps[1]),
             ):
                 plgpu.copy_gmem_to_smem(source, to.at[slot], ready.at[slot])
 
-        self.each_way(copy)
+        self.call_oriented(copy)
 
 
 def _any_of(index, flags: Sequence[bool]):
@@ -311,43 +332,62 @@ def _any_of(index, flags: Sequence[bool]):
     return functools.reduce(jnp.logical_or, [index == i for i, flag in enumerate(flags) if flag])
 
 
-def launch(scan: Scan, body, arrays, outputs, scratch, segments: int | None = None):
-    """Runs `body` in every program; the first of `arrays` is the image, the last is A."""
+def launch(
+    scan: Scan,
+    body: Callable,
+    arrays: Sequence[Array],
+    outputs: Sequence[jax.ShapeDtypeStruct],
+    scratch: Sequence,
+    segments: int | None = None,
+):
+    """Runs a kernel in every program.
+
+    Args:
+      scan: Static description of the launch.
+      body: The kernel.
+      arrays: Inputs, of which the first is the image and the last is A.
+      outputs: Shapes and dtypes of the results.
+      scratch: Shared memory and barriers.
+      segments: Number of segments; None for `scan.segments`.
+    """
+    blocks = arrays[-1].shape[1] // scan.stored_shape[0]
     results = plgpu.kernel(
         body,
         out_type=outputs,
         scratch_types=scratch,
-        grid=(arrays[-1].shape[1] // scan.stored[0], scan.programs, segments or scan.segments),
+        grid=(blocks, scan.programs, segments or scan.segments),
         grid_names=("block", "q", "segment"),
         compiler_params=plgpu.CompilerParams(
             approx_math=True,  # ex2.approx: 2 units in the last place
-            # Safe: what threads pass on in shared memory is behind `meet`, `meet_in_warp` or
-            # commit_smem; a result is written over an input by the warp that has read it.
+            # Safe: threads exchange values in shared memory only across `sync_threads`, `sync_warp`
+            # or commit_smem, and an input is overwritten by the same warp that has read it.
             unsafe_no_auto_barriers=True,
-            reduction_scratch_bytes=128,  # no reduction uses it; the least there can be
+            reduction_scratch_bytes=128,  # unused; the minimum
             lowering_semantics=plgpu.LoweringSemantics.Lane,
         ),
     )(*arrays)
-    # Inside shard_map results vary over the mesh axes that the image does; the call forgets it.
+    # Inside shard_map results vary over the same mesh axes as the image; the call drops them.
     axes = tuple(jax.typeof(arrays[0]).manual_axis_type.varying)
     return jax.tree.map(lambda v: lax.pcast(v, axes, to="varying") if axes else v, results)
 
 
-def out_image(scan: Scan, images: int, channels: int, block: int, dtype=jnp.float32):
-    """A result [images h w channels] that blocks of channels are written to.
+def output_image(
+    scan: Scan, images: int, channels: int, block: int, dtype: DTypeLike
+) -> jax.ShapeDtypeStruct:
+    """Returns the shape and dtype of a result [images h w channels], written in blocks of channels.
 
-    One block more than is used if there is but one: the copy engine would write a whole line's
-    block as a run of bytes, past the line's end.
+    A single block gets a second, unused one: otherwise the copy engine would write a line's whole
+    block as consecutive bytes, past the end of the line.
     """
     channels += block if channels == block else 0
-    return jax.ShapeDtypeStruct((images, *scan.padded(), channels), dtype)
+    return jax.ShapeDtypeStruct((images, *scan.padded_size(), channels), dtype)
 
 
-def by_thread(ref, scan: Scan):
-    """[..., c] in shared memory as [..., warps groups own]."""
-    return ref.reshape(*ref.shape[:-1], *scan.row)
+def thread_view(ref, scan: Scan):
+    """Views [..., c] in shared memory as [..., warps groups group_channels]."""
+    return ref.reshape(*ref.shape[:-1], *scan.channel_shape)
 
 
-def by_warp(ref, scan: Scan):
-    """[..., c] in shared memory as [..., warps channels]."""
-    return ref.reshape(*ref.shape[:-1], WARPS, GROUPS * scan.own)
+def warp_view(ref, scan: Scan):
+    """Views [..., c] in shared memory as [..., warps channels]."""
+    return ref.reshape(*ref.shape[:-1], WARPS, GROUPS * scan.group_channels)

@@ -1,4 +1,4 @@
-"""The kernel of the forward pass (Pallas, TPU); shapes as in `way.py`."""
+"""The forward TPU kernel; shape letters are those of `tiling.py`."""
 
 from __future__ import annotations
 
@@ -8,106 +8,116 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
 
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.launch import Blocks, launch, saved_shape
-from mtmamba_jax.kernels.ss2d.mosaic_tpu.tile import Tile, add, block_of, rows_of
-from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import LANES, SUBLANES, Way
-
-Array = jax.Array
+from mtmamba_jax.kernels.ss2d.mosaic_tpu.tile import Tile, block_lanes, sublanes, tree_sum
+from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import LANES, SUBLANES, Tiling
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="save")
 def forward(
-    way: Way, x: Array, maps: Array, weight: Array, bias: Array, A: Array, *, save: bool
+    tiling: Tiling,
+    x: Float[Array, "t b h w d"],
+    maps: Float[Array, "t b h w k*c"],
+    weight: Float[Array, "t k c d"],
+    bias: Float[Array, "t k 1 d"],
+    A: Float[Array, "t k n d"],
+    *,
+    save: bool,
 ) -> list[Array]:
-    """The scan in every direction of a way.
+    """Scans every direction of a tiling.
 
     Args:
-      way: what is static.
-      x: [t b h w d].
-      maps: dt, B and C of each direction, [t b h w k*c].
-      weight: projection of the step sizes [t k c d], float32; only dt's rows are not zero.
-      bias: [t k 1 d], float32.
-      A: [t k n d], float32, times log2(e).
-      save: whether to return the states too.
+      tiling: Static description of the launch.
+      x: Activations, float32 or bfloat16.
+      maps: dt, B and C of each direction, in that order.
+      weight: Projection of the step sizes, float32, with zeros in the rows of B and C.
+      bias: Bias of the projection, float32.
+      A: Rates times log2(e), float32.
+      save: Whether to return the states too.
 
     Returns:
-      y [t k b h w d] and, if saved, the states before each piece [t k b m lines pieces n d], in x's
-      dtype.
+      y [t k b h w d] and, if `save`, the states before each piece [t k b m lines pieces n d], in
+      x's dtype.
     """
     f32 = jnp.float32
 
     def ss2d_forward(x_ref, maps_ref, weight_ref, bias_ref, A_ref, y_ref, *rest):
-        saved_ref, *rest = rest if save else (None, *rest)
+        saved_ref, rest = (rest[0], rest[1:]) if save else (None, rest)
         steps, inputs, rows, columns, parts, state = rest
-        *_, k, part, i = map(pl.program_id, range(5))
-        tile = Tile(way, k, i, part, exact=f32 in (x.dtype, maps.dtype))
+        _t, _b, k, part, i = map(pl.program_id, range(5))
+        tile = Tile(tiling, k, i, part, exact=f32 in (x.dtype, maps.dtype))
 
         @pl.when(i == 0)
         def _():
             state[...] = jnp.zeros_like(state)
 
-        tile.clear_rest(steps, inputs, rows)
-        tile.prepare(x_ref, maps_ref, weight_ref, bias_ref, steps, inputs, rows)
+        tile.clear_padding(steps, inputs, rows)
+        tile.compute_steps(x_ref, maps_ref, weight_ref, bias_ref, steps, inputs, rows)
 
         def walk(line, piece, first):
-            tile.spread(rows, columns, first)
+            tile.spread_columns(rows, columns, first)
 
             def scan(blocks):
-                A = [[A_ref[rows_of(e), block_of(f)] for e in range(tile.states)] for f in blocks]
-                states = [tile.registers(state, f) for f in blocks]
-                if save:
+                A = [
+                    [A_ref[sublanes(e), block_lanes(f)] for e in range(tile.states)] for f in blocks
+                ]
+                states = [tile.load_states(state, f) for f in blocks]
+                if saved_ref is not None:
                     for f, h in zip(blocks, states, strict=True):
-                        saved_ref[line, piece, :, block_of(f)] = jnp.concatenate(h).astype(x.dtype)
+                        saved_ref[line, piece, :, block_lanes(f)] = jnp.concatenate(h).astype(
+                            x.dtype
+                        )
 
                 def pixel(p, states):
-                    B, C = (tile.column(columns, p, which) for which in (0, 1))
+                    B, C = (tile.load_column(columns, p, which) for which in (0, 1))
                     after = []
                     for b, f in enumerate(blocks):
-                        s, u = (tile.row(ref, f, first, p) for ref in (steps, inputs))
+                        s, u = (tile.load_row(ref, f, first, p) for ref in (steps, inputs))
                         h = [
                             jnp.exp2(s * A) * h + u * B
                             for A, h, B in zip(A[b], states[b], B, strict=True)
                         ]
-                        parts[b, rows_of(p)] = add(h * C for h, C in zip(h, C, strict=True))
+                        parts[b, sublanes(p)] = tree_sum(h * C for h, C in zip(h, C, strict=True))
                         after.append(h)
                     return after
 
-                states = tile.walk(pixel, states)
+                states = tile.scan_pixels(pixel, states)
                 for b, f in enumerate(blocks):
-                    tile.set_registers(state, f, states[b])
-                    tile.collect(parts.at[b], steps.at[f], first)  # where the step sizes were
+                    tile.store_states(state, f, states[b])
+                    tile.sum_sublanes(parts.at[b], steps.at[f], first)  # over the step sizes
 
-            tile.groups(scan)
+            tile.for_each_group(scan)
 
-        tile.pieces(walk)
+        tile.for_each_piece(walk)
 
         def write(at, pixels, _):
-            tile.blocks(lambda f: tile.write(y_ref, at, f, steps[f, pixels]))
+            tile.for_each_block(lambda f: tile.store_block(y_ref, at, f, steps[f, pixels]))
 
-        tile.chunks(write)
+        tile.for_each_chunk(write)
 
     t, b, h, w, d = x.shape
-    blocks, k = Blocks(way), len(way.reverses)
-    outputs = [((t, k, b, h, w, d), x.dtype, blocks.directed)]
+    blocks, k = Blocks(tiling), len(tiling.reverses)
+    outputs: list = [((t, k, b, h, w, d), x.dtype, blocks.directed_image)]
     if save:
-        outputs.append((saved_shape(way, t, b), x.dtype, blocks.saved))
+        outputs.append((saved_shape(tiling, t, b), x.dtype, blocks.saved))
     return launch(
         "ss2d_forward",
-        way,
+        tiling,
         ss2d_forward,
         [
-            *(blocks.images, blocks.maps, blocks.parameter(way.maps)),
-            *(blocks.parameter(1), blocks.parameter(way.states)),
+            *(blocks.image, blocks.maps, blocks.parameter(tiling.map_lanes)),
+            *(blocks.parameter(1), blocks.parameter(tiling.states)),
         ],
         outputs,
         [
-            pltpu.VMEM((way.blocks, way.pixels, LANES), f32),
-            pltpu.VMEM((way.blocks, way.pixels, LANES), f32),
-            pltpu.VMEM((way.pixels, way.maps), f32),
-            pltpu.VMEM((way.piece * 2 * way.states, LANES), f32),
-            pltpu.VMEM((way.group, way.piece * SUBLANES, LANES), f32),
-            pltpu.VMEM((way.blocks, way.states, LANES), f32),
+            pltpu.VMEM((tiling.blocks, tiling.pixels, LANES), f32),
+            pltpu.VMEM((tiling.blocks, tiling.pixels, LANES), f32),
+            pltpu.VMEM((tiling.pixels, tiling.map_lanes), f32),
+            pltpu.VMEM((tiling.piece_pixels * 2 * tiling.states, LANES), f32),
+            pltpu.VMEM((tiling.group, tiling.piece_pixels * SUBLANES, LANES), f32),
+            pltpu.VMEM((tiling.blocks, tiling.states, LANES), f32),
         ],
         (x, maps, weight, bias, A),
     )

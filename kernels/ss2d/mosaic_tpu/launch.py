@@ -1,8 +1,8 @@
-"""Which blocks of a call's arrays a program has (Pallas, TPU); shapes as in `way.py`.
+"""Launches the TPU kernels: the grid, and each program's blocks of the arrays.
 
-The grid is (t, b, directions of the way, parts of the channels, tiles m); the tiles of an image
-follow one another, the other axes may be split over cores. k counts a way's directions in results,
-the call's directions in arguments.
+Shape letters are those of `tiling.py`. The grid is (t, b, directions of the tiling, parts of the
+channels, tiles m). An image's tiles are read in sequence; the other axes may be split over cores. k
+counts the tiling's directions in results, the call's directions in arguments.
 """
 
 from __future__ import annotations
@@ -12,104 +12,105 @@ from collections.abc import Callable, Sequence
 import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 
-from mtmamba_jax.kernels.ss2d.mosaic_tpu.memory import vector_memory
-from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import Way
-
-Array = jax.Array
+from mtmamba_jax.kernels.ss2d.mosaic_tpu.memory import vmem_bytes
+from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import Tiling
 
 SEMANTICS = ("parallel",) * 4 + ("arbitrary",)  # of the grid's axes
 
 
 class Blocks:
-    """The block of each kind of array; `None` axes are one element.
+    """A program's block of each kind of array.
 
     Args:
-      way: what is static.
-      backwards: whether the grid's tiles are against the reading order.
+      tiling: Static description of the launch.
+      backwards: Whether tiles are visited against the reading order.
 
     Attributes:
-      images: [t b h w d].
-      directed: [t k b h w d], one image a direction.
-      maps: [t b h w k*c].
-      map_sums: [t b h w k*parts*c].
-      saved: [t k b m lines pieces n d].
+      image: Block of an array [t b h w d].
+      directed_image: Block of an array with one image per direction, [t k b h w d].
+      maps: Block of the maps [t b h w k*c].
+      map_gradients: Block of the maps' gradients [t b h w k*parts*c].
+      saved: Block of the saved states [t k b m lines pieces n d].
     """
 
-    def __init__(self, way: Way, *, backwards: bool = False):
-        def place(k, i):
-            return way.place(k, way.tiles - 1 - i if backwards else i)
+    def __init__(self, tiling: Tiling, *, backwards: bool = False):
+        def position(k, i):
+            return tiling.tile_position(k, tiling.tiles - 1 - i if backwards else i)
 
-        def tile(k, i):
-            return way.tile(k, way.tiles - 1 - i if backwards else i)
+        def index(k, i):
+            return tiling.tile_index(k, tiling.tiles - 1 - i if backwards else i)
 
-        self._way = way
-        one, shape, maps = (None,), way.shape, way.maps
-        self.images = pl.BlockSpec(
-            (*one * 2, *shape, way.lanes), lambda t, b, k, part, i: (t, b, *place(k, i), part)
+        self._tiling = tiling
+        one, shape, maps = (None,), tiling.shape, tiling.map_lanes  # None: an axis of one element
+        self.image = pl.BlockSpec(
+            (*one * 2, *shape, tiling.lanes), lambda t, b, k, part, i: (t, b, *position(k, i), part)
         )
-        self.directed = pl.BlockSpec(
-            (*one * 3, *shape, way.lanes), lambda t, b, k, part, i: (t, k, b, *place(k, i), part)
+        self.directed_image = pl.BlockSpec(
+            (*one * 3, *shape, tiling.lanes),
+            lambda t, b, k, part, i: (t, k, b, *position(k, i), part),
         )
         self.maps = pl.BlockSpec(
             (*one * 2, *shape, maps),
-            lambda t, b, k, part, i: (t, b, *place(k, i), way.direction(k)),
+            lambda t, b, k, part, i: (t, b, *position(k, i), tiling.direction_index(k)),
         )
-        self.map_sums = pl.BlockSpec(
+        self.map_gradients = pl.BlockSpec(
             (*one * 2, *shape, maps),
-            lambda t, b, k, part, i: (t, b, *place(k, i), k * way.parts + part),
+            lambda t, b, k, part, i: (t, b, *position(k, i), k * tiling.parts + part),
         )
         self.saved = pl.BlockSpec(
-            (*one * 4, way.lines, way.pieces, way.states, way.lanes),
-            lambda t, b, k, part, i: (t, k, b, tile(k, i), 0, 0, 0, part),
+            (*one * 4, tiling.lines, tiling.pieces, tiling.states, tiling.lanes),
+            lambda t, b, k, part, i: (t, k, b, index(k, i), 0, 0, 0, part),
         )
 
     def parameter(self, rows: int) -> pl.BlockSpec:
-        """Of an array [t k rows d]."""
+        """Returns the block of a parameter [t k rows d]."""
         return pl.BlockSpec(
-            (None, None, rows, self._way.lanes),
-            lambda t, b, k, part, i: (t, self._way.direction(k), 0, part),
+            (None, None, rows, self._tiling.lanes),
+            lambda t, b, k, part, i: (t, self._tiling.direction_index(k), 0, part),
         )
 
-    def sums(self, rows: int) -> pl.BlockSpec:
-        """Of an array [t k b rows d], which stays while a program walks its tiles."""
+    def parameter_gradient(self, rows: int) -> pl.BlockSpec:
+        """Returns the block of a gradient [t k b rows d], which stays in VMEM for all tiles."""
         return pl.BlockSpec(
-            (None, None, None, rows, self._way.lanes), lambda t, b, k, part, i: (t, k, b, 0, part)
+            (None, None, None, rows, self._tiling.lanes),
+            lambda t, b, k, part, i: (t, k, b, 0, part),
         )
 
 
-def saved_shape(way: Way, t: int, b: int) -> tuple[int, ...]:
-    """Of the states before each piece, [t k b m lines pieces n d]."""
-    k, channels = len(way.reverses), way.parts * way.lanes
-    return (t, k, b, way.tiles, way.lines, way.pieces, way.states, channels)
+def saved_shape(tiling: Tiling, t: int, b: int) -> tuple[int, ...]:
+    """Returns the shape of the states before each piece, [t k b m lines pieces n d]."""
+    k, channels = len(tiling.reverses), tiling.parts * tiling.lanes
+    return (t, k, b, tiling.tiles, tiling.lines, tiling.pieces, tiling.states, channels)
 
 
 def launch(
     name: str,
-    way: Way,
+    tiling: Tiling,
     kernel: Callable,
     inputs: Sequence[pl.BlockSpec],
-    outputs: Sequence[tuple[tuple[int, ...], object, pl.BlockSpec]],
+    outputs: Sequence[tuple[tuple[int, ...], DTypeLike, pl.BlockSpec]],
     scratch: Sequence,
-    arrays: Sequence[Array],
-) -> list[Array]:
-    """Runs a kernel in every program.
+    arrays: Sequence[jax.Array],
+) -> list[jax.Array]:
+    """Runs a kernel in every program of the grid.
 
     Args:
-      name: of the kernel; in profiles and dumps its way follows.
-      way: what is static.
-      kernel: of the references: inputs, outputs, scratch.
-      inputs: the arrays' blocks.
-      outputs: shape, dtype and block of each result.
-      scratch: memory of a program.
-      arrays: x and the others.
+      name: Name of the kernel; in profiles and dumps the orientation is appended.
+      tiling: Static description of the launch.
+      kernel: Function of references to inputs, outputs and scratch memory.
+      inputs: Blocks of the arrays.
+      outputs: Shape, dtype and block of each result.
+      scratch: Scratch memory of a program.
+      arrays: The inputs, x first.
     """
     t, b = arrays[0].shape[:2]
-    axes = jax.typeof(arrays[0]).manual_axis_type  # of the mesh, inside shard_map
+    axes = jax.typeof(arrays[0]).manual_axis_type  # mesh axes, inside shard_map
     return pl.pallas_call(
         kernel,
-        name=f"{name}_{way.name}",
-        grid=(t, b, len(way.reverses), way.parts, way.tiles),
+        name=f"{name}_{tiling.name}",
+        grid=(t, b, len(tiling.reverses), tiling.parts, tiling.tiles),
         in_specs=inputs,
         out_specs=[spec for *_, spec in outputs],
         out_shape=[
@@ -118,6 +119,6 @@ def launch(
         scratch_shapes=scratch,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=SEMANTICS,
-            vmem_limit_bytes=vector_memory(way, arrays[0].dtype),
+            vmem_limit_bytes=vmem_bytes(tiling, arrays[0].dtype),
         ),
     )(*arrays)

@@ -1,4 +1,4 @@
-"""What a program takes of a TPU core's vector memory; shapes as in `way.py`."""
+"""Computes how much VMEM the TPU kernels need; shape letters are those of `tiling.py`."""
 
 from __future__ import annotations
 
@@ -6,35 +6,44 @@ import math
 
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 
-from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import LANES, SUBLANES, Way
+from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import LANES, SUBLANES, Tiling
 
-SPARE_MEMORY = 3 * 2**20  # bytes that the compiler takes beside what is asked for
+COMPILER_RESERVE = 3 * 2**20  # bytes that the compiler uses beyond what is requested
 
 
-def backward_scratch(way: Way) -> list[pltpu.MemoryRef]:
-    """Memory of the backward kernel beside its blocks."""
+def backward_scratch(tiling: Tiling) -> list:
+    """Returns the scratch memory of the backward kernel."""
 
     def memory(*shape):
         return pltpu.VMEM(shape, jnp.float32)
 
-    pixels = memory(way.blocks, way.pixels, LANES)
-    column, lanes = memory(way.piece * 2 * way.states, LANES), way.maps // LANES
-    part = memory(way.group, way.piece * SUBLANES, LANES)
-    state = memory(way.blocks, way.states, LANES)
+    pixels = memory(tiling.blocks, tiling.pixels, LANES)
+    map_registers = tiling.map_lanes // LANES
+    column = memory(tiling.piece_pixels * 2 * tiling.states, LANES)
+    part = memory(tiling.group, tiling.piece_pixels * SUBLANES, LANES)
+    state = memory(tiling.blocks, tiling.states, LANES)
     return [
-        *(pixels, pixels, pixels, memory(way.pixels, way.maps)),
-        *(memory(lanes, way.pixels, LANES), column, column),
-        memory(way.group, way.piece * way.states, LANES),
-        *(part, part, memory(lanes, way.piece * SUBLANES, LANES), state, state),
+        *(pixels, pixels, pixels, memory(tiling.pixels, tiling.map_lanes)),
+        *(memory(map_registers, tiling.pixels, LANES), column, column),
+        memory(tiling.group, tiling.piece_pixels * tiling.states, LANES),
+        *(part, part, memory(map_registers, tiling.piece_pixels * SUBLANES, LANES), state, state),
     ]
 
 
-def vector_memory(way: Way, dtype) -> int:
-    """Bytes of a backward program, the larger one: scratch, blocks in two slots, what is spare."""
-    scratched = sum(4 * math.prod(v.shape) for v in backward_scratch(way))
-    size, pixels = jnp.dtype(dtype).itemsize, math.prod(way.shape)
-    images, maps = 3 * pixels * way.lanes * size, pixels * way.maps * (4 + 4)
-    saved = way.lines * way.pieces * way.states * way.lanes * size
-    parameters = 2 * (way.maps + way.states + SUBLANES) * way.lanes * 4
-    return scratched + 2 * (images + maps + saved + parameters) + SPARE_MEMORY
+def vmem_bytes(tiling: Tiling, dtype: DTypeLike) -> int:
+    """Returns the bytes of a backward program, the larger of the two kernels.
+
+    They are scratch memory, double-buffered blocks of the arrays and the compiler's reserve.
+
+    Args:
+      tiling: Static description of the launch.
+      dtype: Dtype of x.
+    """
+    scratch = sum(4 * math.prod(v.shape) for v in backward_scratch(tiling))
+    size, pixels = jnp.dtype(dtype).itemsize, math.prod(tiling.shape)
+    images, maps = 3 * pixels * tiling.lanes * size, pixels * tiling.map_lanes * (4 + 4)
+    saved = tiling.lines * tiling.pieces * tiling.states * tiling.lanes * size
+    parameters = 2 * (tiling.map_lanes + tiling.states + SUBLANES) * tiling.lanes * 4
+    return scratch + 2 * (images + maps + saved + parameters) + COMPILER_RESERVE

@@ -1,0 +1,136 @@
+"""Everything the backends of SS2D share: names, reading orders, D's skip connection, softplus."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+LOG2E = math.log2(math.e)
+"""The kernels use exp2, so A is multiplied by this factor first."""
+LN2 = math.log(2)
+
+# log(1 + e) / e for e in [0, 1] with relative errors of 3e-7 and 6e-5: least-squares polynomials,
+# reweighted towards the minimax fit (Lawson's algorithm).
+_LOG1P_EXACT = (
+    *(0.9999998, -0.49997407, 0.3327549, -0.24495512),
+    *(0.1774534, -0.10768274, 0.044090144, -0.0085393),
+)
+_LOG1P = (0.99994326, -0.4969778, 0.30630094, -0.15742722, 0.041347306)
+
+
+class Directions(NamedTuple):
+    """The reading order of each direction. Hashable, so usable as a static argument.
+
+    Attributes:
+      columns: Whether each direction reads down columns rather than along rows.
+      reverses: Whether each direction starts at the last pixel.
+    """
+
+    columns: tuple[bool, ...]
+    reverses: tuple[bool, ...]
+
+
+def parse_directions(names: Iterable[str]) -> Directions:
+    """Returns the reading orders of directions such as "row" or "column_reversed"."""
+    names = tuple(names)
+    return Directions(
+        tuple(name.startswith("column") for name in names),
+        tuple(name.endswith("_reversed") for name in names),
+    )
+
+
+def check_name(what: str, name: str, valid: Iterable[str]) -> None:
+    """Checks that `name` is one of `valid`.
+
+    Raises:
+      ValueError: The name is unknown; the message suggests the closest and lists all valid names.
+    """
+    valid = list(valid)
+    if name not in valid:
+        close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.5)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"Unknown {what} {name!r}.{hint} Valid: {', '.join(valid)}.")
+
+
+def combine(left: Sequence[Array], right: Sequence[Array]) -> tuple[Array, Array]:
+    """Composes h -> a*h + b over two neighbouring spans, for `jax.lax.associative_scan`.
+
+    Args:
+      left: (a, b) of the span that is read first.
+      right: (a, b) of the span that follows.
+    """
+    return left[0] * right[0], left[1] * right[0] + right[1]
+
+
+def create_op(scan: Callable, gradients: Callable) -> Callable[..., Array]:
+    """Returns `op(static, x, dt, dt_weight, dt_bias, A, B, C, D)`, differentiable in all arrays.
+
+    D's skip connection, its gradient and the casts to the arguments' dtypes are added here; a
+    backend provides the rest.
+
+    Args:
+      scan: `scan(static, x, ..., C, save=)` returns y without D * x, [t b h w d] float32, and the
+        residuals for the backward pass, which are needed only if `save`.
+      gradients: `gradients(static, x, ..., C, residuals, dy)` returns the gradients of the seven
+        arrays; that of x without D * dy, in float32.
+    """
+
+    def run(static: Hashable, *arrays: Array, save: bool):
+        *inputs, D = arrays
+        y, saved = scan(static, *inputs, save=save)
+        y += inputs[0] * _sum_skips(D)
+        return y.astype(inputs[0].dtype), saved
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def _ss2d(static, *arrays):
+        return run(static, *arrays, save=False)[0]
+
+    def forward(static, *arrays):
+        y, saved = run(static, *arrays, save=True)
+        return y, (arrays, saved)
+
+    def backward(static, residuals, dy):
+        arrays, saved = residuals
+        *inputs, D = arrays
+        dx, *others = gradients(static, *inputs, saved, dy)
+        dx += dy * _sum_skips(D)
+        dD = jnp.sum(dy.astype(jnp.float32) * inputs[0], (1, 2, 3))[:, None]
+        found = (dx, *others, jnp.broadcast_to(dD, D.shape))
+        return tuple(g.astype(v.dtype) for g, v in zip(found, arrays, strict=True))
+
+    _ss2d.defvjp(forward, backward)
+    return cast(Callable[..., Array], _ss2d)
+
+
+def _sum_skips(D: Float[Array, "t k d"]) -> Float[Array, "t 1 1 1 d"]:
+    return jnp.sum(D, 1)[:, None, None, None]
+
+
+def softplus(z: Array, *, exact: bool) -> Array:
+    """Returns log(1 + exp(z)) in a few multiplications, accurate also where it is tiny.
+
+    Args:
+      z: Any shape, float32.
+      exact: Whether the result is accurate to float32, rather than only beyond bfloat16.
+    """
+    e = jnp.exp(-jnp.abs(z))
+    *coefficients, series = _LOG1P_EXACT if exact else _LOG1P
+    for coefficient in reversed(coefficients):
+        series = series * e + coefficient
+    return jnp.maximum(z, 0.0) + e * series
+
+
+def softplus_gradient(step: Array) -> Array:
+    """Returns the derivative of softplus where its value is `step`: 1 - exp(-step).
+
+    The relative error is at most 1.4e-6.
+    """
+    series = step * (1 - step / 2 * (1 - step / 3 * (1 - step / 4 * (1 - step / 5))))
+    return jnp.where(step < 0.25, series, 1 - jnp.exp(-step))
