@@ -272,8 +272,8 @@ class Program:
         )
         line = jnp.where(self.column, line, row[0])
         start = jnp.where(self.column, place, row[1]) * TILE
-        pixels = jnp.minimum(self._length - start, TILE)
-        return self.q * self.scan.tiles + index, line, start, pixels
+        index = self.q * self.scan.tiles + index
+        return index, line, start, jnp.minimum(self._length - start, TILE)
 
     def count_runs(self, pixels: Int[Array, ""]) -> Int[Array, ""]:
         """Returns how many runs cover a number of pixels."""
