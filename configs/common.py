@@ -7,7 +7,7 @@ keys.
 
 import itertools
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from mtmamba_jax.tasks import TASK_SETS
 
@@ -24,11 +24,11 @@ def get_config() -> ConfigDict:
     config.init = ConfigDict()  # weights to begin with, in place of random ones
     # Work directory of a run of the same model and tasks, or a file of the official code's weights
     # (.safetensors, .pth, .pth.tar, .pt, .bin; hf:REPO).
-    config.init.run = None
+    config.init.run = config_dict.placeholder(str)
     # The same, with the same encoder; or a file of a Swin encoder by Microsoft, mmsegmentation,
     # timm or Hugging Face. Its weights go before those of init.run. A run that goes on from its own
     # checkpoints reads neither.
-    config.init.encoder = None
+    config.init.encoder = config_dict.placeholder(str)
 
     config.mesh = ConfigDict()  # of devices: data x fsdp of them, each with its part of a batch
     # Copies of the weights; -1: as many as there are devices for and as divide the batches.
@@ -42,6 +42,8 @@ def get_config() -> ConfigDict:
     # The score that each task's gain is measured against in delta_m, by task name, in the units
     # the tables print; empty: the best constant prediction's, measured on the test set.
     config.tasks.baselines = ConfigDict()
+    for task in itertools.chain(*TASK_SETS.values()):
+        config.tasks.baselines[task.name] = config_dict.placeholder(float)
 
     config.model = ConfigDict()
     config.model.name = "mtmamba"  # key of models.mtmamba.MODELS
@@ -52,12 +54,13 @@ def get_config() -> ConfigDict:
     config.model.decoder_drop_path_rate = 0.2  # of the decoder's first block
     config.model.dtype = "float32"  # of the computation: float32 or bfloat16
     config.model.remat = "none"  # what blocks keep for the backward pass: none, dots or full
-    config.model.scan_implementation = None  # forces a backend of the scan, such as "xla"
+    # Forces a backend of the scan, such as "xla"; None chooses by platform.
+    config.model.scan_implementation = config_dict.placeholder(str)
 
     config.data = ConfigDict()
     config.data.name = "synthetic"  # key of data_pipelines.sources.SOURCES
     # folder: of one's own data. Prepared datasets: where `prepare` wrote them; None: TFDS's place.
-    config.data.dir = None
+    config.data.dir = config_dict.placeholder(str)
     config.data.size = (448, 576)  # height and width of training crops and of evaluation
     config.data.label_scale = 1  # labels are this many times as high and wide as the images
     config.data.train_examples = 795  # synthetic: size of the training set

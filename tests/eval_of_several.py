@@ -3,11 +3,11 @@
 import sys
 
 if __name__ == "__main__":
-    from mtmamba_jax.checkpoints import run
+    from mtmamba_jax.checkpoints import load
     from mtmamba_jax.cli.main import main
     from tests.pixel_model import build_pixel_model
 
     port, count, index, *arguments = sys.argv[1:]
-    run.abstract_build = build_pixel_model
+    load.abstract_build = build_pixel_model
     flags = [f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={index}"]
     sys.exit(main(["eval", *arguments, *flags]))

@@ -6,12 +6,13 @@ import pathlib
 import pytest
 
 from mtmamba_jax import config as configuration
+from mtmamba_jax.checkpoints.run_directory import RunDirectory
 from mtmamba_jax.tasks import select
 
 
-def test_name_with_folder_and_suffix_is_the_same_config():
-    plain = configuration.flatten(configuration.load("synthetic:pascal"))
-    assert configuration.flatten(configuration.load("configs/synthetic.py:pascal")) == plain
+def test_path_of_a_config_is_the_same_config():
+    path = pathlib.Path(__file__).parents[1] / "configs" / "synthetic.py"
+    assert configuration.load(f"{path}:pascal") == configuration.load("synthetic:pascal")
 
 
 @pytest.mark.parametrize(
@@ -46,26 +47,26 @@ def test_recipes_of_mtmamba_plus_are_the_published_ones():
 
 
 def test_override_keeps_types():
-    config = configuration.load("synthetic")
-    configuration.override(
-        config,
+    config = configuration.load(
+        "synthetic",
         {
             "train.steps": "7",
             "optimizer.learning_rate": "1",
             "data.size": "[32, 64]",
-            "tasks.names": "depth,edge",
+            "tasks.names": "semseg,depth",
             "tasks.classes": "floor, traffic light",
             "model.scan_implementation": "xla",
             "tasks.baselines.depth": "0.5",
+            "tasks.baselines.semseg": "40",
         },
     )
     assert config.train.steps == 7
     assert config.optimizer.learning_rate == 1.0
     assert config.data.size == (32, 64)
-    assert config.tasks.names == ("depth", "edge")
+    assert config.tasks.names == ("semseg", "depth")
     assert config.tasks.classes == ("floor", "traffic light")
     assert config.model.scan_implementation == "xla"
-    assert config.tasks.baselines.depth == 0.5
+    assert config.tasks.baselines == {"depth": 0.5, "semseg": 40.0}
 
 
 @pytest.mark.parametrize(
@@ -74,28 +75,72 @@ def test_override_keeps_types():
         ("train.step", "7", "Unknown config key 'train.step'. Did you mean 'train.steps'?"),
         ("train", "7", "Unknown config key 'train'"),
         ("train.steps", "many", "'train.steps' wants an int such as"),
-        ("model.encoder", "3", "'model.encoder' wants a str"),
+        ("model.encoder", "3", "Unknown value of config key 'model.encoder', '3'."),
+        ("tasks.baselines.dept", "3", "Did you mean 'tasks.baselines.depth'?"),
+        ("data.size", "32", "'data.size' wants a height and a width"),
     ],
 )
 def test_wrong_override_is_refused(key, value, message):
-    config = configuration.load("synthetic")
     with pytest.raises(ValueError) as error:
-        configuration.override(config, {key: value})
+        configuration.load("synthetic", {key: value})
     assert message in str(error.value)
 
 
+OWN = """
+from mtmamba_jax.configs import synthetic
+
+VARIANTS = ("", "long")
+
+
+def get_config(variant=""):
+    config = synthetic.get_config()
+    config.train.steps = 900 if variant == "long" else 9
+    return config
+"""
+
+
+def test_a_config_file_of_ones_own_is_loaded_by_its_path(tmp_path):
+    path = tmp_path / "synthetic.py"  # a name that configs/ has too
+    path.write_text(OWN)
+    assert configuration.load(str(path)).train.steps == 9
+    assert configuration.load(f"{path}:long", {"seed": "3"}).train.steps == 900
+    assert configuration.run_name(f"{path}:long") == "synthetic_long"
+    with pytest.raises(ValueError, match=r"no variant 'lng'\. Did you mean 'long'"):
+        configuration.load(f"{path}:lng")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (OWN.replace("train.steps = 900", "train.stps = 900"), "Did you mean 'train.steps'"),
+        (OWN.replace("return config", "pass"), "must return an ml_collections.ConfigDict"),
+    ],
+)
+def test_a_mistake_in_a_config_file_is_named_with_the_file(code, message, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(code)
+    with pytest.raises(ValueError, match=message) as error:
+        configuration.load(f"{path}:long")
+    assert str(path) in str(error.value)
+
+
+def test_a_config_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no file .*mine\.py"):
+        configuration.load(f"{tmp_path}/mine.py")
+
+
 def test_saved_config_reads_back_equal(tmp_path):
-    config = configuration.load("synthetic:pascal")
-    configuration.override(config, {"tasks.baselines.edge": "3.5"})
-    configuration.save(config, tmp_path / "config.json")
-    read = configuration.read(tmp_path / "config.json")
-    assert configuration.flatten(read) == configuration.flatten(config)
+    overrides = {"tasks.names": "edge", "tasks.baselines.edge": "3.5"}
+    config = configuration.load("synthetic:pascal", overrides)
+    RunDirectory(tmp_path).write_config(config)
+    read = RunDirectory(tmp_path).read_config()
+    assert read == config
     assert configuration.differences(read, config) == []
 
 
 def test_differences_name_what_is_learned_and_not_how_it_is_watched():
-    saved, wanted = configuration.load("synthetic"), configuration.load("synthetic")
-    configuration.override(wanted, {"train.log_every": "3", "optimizer.power": "1"})
+    saved = configuration.load("synthetic")
+    wanted = configuration.load("synthetic", {"train.log_every": "3", "optimizer.power": "1"})
     assert configuration.differences(saved, wanted) == ["optimizer.power: 0.9 -> 1.0"]
 
 
@@ -109,19 +154,19 @@ def test_every_config_key_is_read_somewhere():
                 if isinstance(node, ast.Attribute):
                     read.add(node.attr)
     whole = ("model", "augment", "loss.weights", "tasks.baselines")  # passed on as a group
-    for key in configuration.flatten(configuration.load("common")):
+    for key in configuration.load("common").flat():
         if not key.startswith(whole):
             assert key.split(".")[-1] in read, key
 
 
 @pytest.mark.parametrize("task_set", ["nyudv2", "pascal_context", "cityscapes", "custom"])
 def test_classes_of_ones_own_take_the_place_of_the_sets(task_set, tmp_path):
-    config = configuration.load("synthetic")
-    configuration.override(
-        config, {"tasks.set": task_set, "tasks.names": "semseg", "tasks.classes": "floor,crack"}
+    config = configuration.load(
+        "synthetic",
+        {"tasks.set": task_set, "tasks.names": "semseg", "tasks.classes": "floor,crack"},
     )
-    configuration.save(config, tmp_path / "config.json")
-    (semseg,) = configuration.tasks(configuration.read(tmp_path / "config.json"))
+    RunDirectory(tmp_path).write_config(config)
+    (semseg,) = RunDirectory(tmp_path).read_config().tasks.selected
     assert semseg.class_names == ("floor", "crack")
     assert semseg.channels == 2
     assert (0, 0, 0) not in semseg.palette  # that of ignored pixels
@@ -154,9 +199,9 @@ def test_classes_that_cannot_be_are_refused(classes, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not readable as JSON"),
+        ("{", "not valid JSON"),
         ("[1]", "must hold a JSON object of keys"),
-        ('{"train.steps": "many"}', "another type of value at 'train.steps'"),
+        ('{"train.steps": "many"}', "value of the wrong type at 'train.steps'"),
         ('{"train.stps": 1}', "Did you mean 'train.steps'"),
     ],
 )
@@ -164,5 +209,5 @@ def test_damaged_file_is_named_with_what_is_wrong(tmp_path, text, message):
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=message) as error:
-        configuration.read(path)
+        RunDirectory(tmp_path).read_config()
     assert str(path) in str(error.value)

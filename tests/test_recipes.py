@@ -38,9 +38,7 @@ def test_every_command_is_one_that_is_taken(arguments):
         name = options.config or "synthetic"
         if options.command == "sweep":  # which names a configuration without its variant
             name += f":{configuration.variants(name)[0]}"
-        config = configuration.load(name)
-        configuration.override(config, overrides)
-        configuration.check(config, [task.name for task in configuration.tasks(config)])
+        configuration.load(name, overrides)
 
 
 def test_every_command_is_shown():

@@ -1,8 +1,7 @@
 """The smallest configuration that still has every part, for tests that train."""
 
-from ml_collections import ConfigDict
-
 from mtmamba_jax import config as configuration
+from mtmamba_jax.config import Config
 from mtmamba_jax.models.swin import SWIN_SIZES, SwinSize
 
 SWIN_SIZES["swin_test"] = SwinSize(8, (1, 2, 1, 1), (1, 1, 1, 1), 4)
@@ -24,13 +23,11 @@ TINY = {
 }
 
 
-def tiny_config(**overrides: str) -> ConfigDict:
+def tiny_config(**overrides: str) -> Config:
     """Returns a configuration that trains in seconds; dots in keys are written as `__`.
 
     The training step compiles for longer than it runs. Tests that change nothing it depends on
     (the number of steps is in its learning rate) find it in the compilation cache.
     """
-    config = configuration.load("synthetic")
     settings = TINY | {key.replace("__", "."): value for key, value in overrides.items()}
-    configuration.override(config, settings)
-    return config
+    return configuration.load("synthetic", settings)

@@ -6,10 +6,10 @@ import pathlib
 from collections.abc import Iterator
 
 import jax
-from ml_collections import ConfigDict
 
 from mtmamba_jax.benchmarks.programs import Record, model_record
 from mtmamba_jax.benchmarks.report import milliseconds, write_json
+from mtmamba_jax.config import Config
 from mtmamba_jax.messages import gib, markdown_table, short
 
 _COLUMNS = (
@@ -25,7 +25,7 @@ _COLUMNS = (
 )
 
 
-def report_devices(config: ConfigDict, repeats: int, output: pathlib.Path, settings: dict) -> None:
+def report_devices(config: Config, repeats: int, output: pathlib.Path, settings: dict) -> None:
     """Measures a training step on each mesh, prints the table and writes the records as JSON.
 
     Args:
@@ -55,11 +55,12 @@ def report_devices(config: ConfigDict, repeats: int, output: pathlib.Path, setti
     )
 
 
-def _records(config: ConfigDict, repeats: int, count: int) -> Iterator[Record]:
+def _records(config: Config, repeats: int, count: int) -> Iterator[Record]:
     for data, fsdp in ((1, 1), (count, 1), (1, count)):
-        scaled = config.copy_and_resolve_references()
-        scaled.mesh = ConfigDict({"data": data, "fsdp": fsdp})
-        scaled.train.batch_size *= data * fsdp
+        scaled = config.replace(
+            mesh={"data": data, "fsdp": fsdp},
+            train={"batch_size": config.train.batch_size * data * fsdp},
+        )
         yield {"data": data, "fsdp": fsdp} | model_record("step", scaled, repeats)
 
 

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from ml_collections import ConfigDict
 
-from mtmamba_jax import config as configuration
+from mtmamba_jax.config import Config
 from mtmamba_jax.devices.chips import CHIPS
 from mtmamba_jax.devices.sharding import compiler_options, create_mesh, put_batch, split_state
 from mtmamba_jax.devices.timing import (
@@ -27,7 +26,7 @@ from mtmamba_jax.kernels.ss2d import IMPLEMENTATIONS, ss2d
 from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, PLATFORMS, SHAPES
 from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
 from mtmamba_jax.messages import check_name
-from mtmamba_jax.models.mtmamba import ModelSettings, build
+from mtmamba_jax.models.mtmamba import build
 from mtmamba_jax.models.norm import TaskLayerNorm
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.training.optimizer import create_optimizer
@@ -183,7 +182,7 @@ def _numbers(timing: Timing, compiling: Record, program) -> Record:
     } | compiling
 
 
-def model_record(what: str, config: ConfigDict, repeats: int) -> Record:
+def model_record(what: str, config: Config, repeats: int) -> Record:
     """Times a full training step or a full prediction of a configuration's model.
 
     The batch is random and already on the devices of `config.mesh`. A training step is the forward
@@ -200,8 +199,7 @@ def model_record(what: str, config: ConfigDict, repeats: int) -> Record:
     """
     check_name("program", what, MODEL_PROGRAMS)
     check_repeats(repeats)
-    tasks = configuration.tasks(config)
-    configuration.check(config, [task.name for task in tasks])
+    tasks = config.tasks.selected
     program = {"step": _train_program, "inference": _predict_program}[what](config, tasks)
     timing = time_calls(program.call, repeats)
     return {
@@ -233,10 +231,10 @@ class _Program:
     call: Callable[[], object]
 
 
-def _train_program(config: ConfigDict, tasks: Sequence[Task]) -> _Program:
+def _train_program(config: Config, tasks: Sequence[Task]) -> _Program:
     """Returns the training step; each call continues from the state of the previous one."""
     size = config.train.batch_size
-    mesh = create_mesh(size // config.train.microbatches, **config.mesh)
+    mesh = create_mesh(size // config.train.microbatches, **vars(config.mesh))
     optimizer = create_optimizer(config.optimizer, config.train.steps)
     graph, state, layout = create_state(config, tasks, optimizer, mesh)
     batch = put_batch(random_batch(tasks, size, config.data.size, config.data.label_scale), mesh)
@@ -252,10 +250,10 @@ def _train_program(config: ConfigDict, tasks: Sequence[Task]) -> _Program:
     return _Program(size, mesh.size, state_bytes, compiled, compiling, call)
 
 
-def _predict_program(config: ConfigDict, tasks: Sequence[Task]) -> _Program:
+def _predict_program(config: Config, tasks: Sequence[Task]) -> _Program:
     size = config.eval.batch_size
-    mesh = create_mesh(size, **config.mesh)
-    graph, parameters = build(ModelSettings(**config.model), tasks, config.seed)
+    mesh = create_mesh(size, **vars(config.mesh))
+    graph, parameters = build(config.model, tasks, config.seed)
     layout = split_state(parameters, mesh)
     parameters = jax.device_put(parameters, layout)
     images = put_batch(random_batch((), size, config.data.size), mesh)["images"]

@@ -1,14 +1,14 @@
-"""What a run goes on from: of what it left when it was stopped, the newest that can be read.
+"""Finds what a run resumes from: of the checkpoints that it left, the newest that can be read.
 
-It looks before anything is saved. All processes of a run look together, and the first one moves
-and deletes.
+Call `resume` before anything is saved. All processes of a run call it together; the first one moves
+and deletes files.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -16,196 +16,194 @@ from etils import epath
 from etils.epath.backend import fsspec_backend
 from jax.experimental import multihost_utils
 
-from mtmamba_jax.checkpoints.saved import (
-    KINDS,
-    absolute,
-    may_pass,
-    read_details,
-    read_parameters,
-    read_state,
-    steps_saved,
-)
+from mtmamba_jax.checkpoints.run_directory import KINDS, Checkpoint, RunDirectory, is_transient
 from mtmamba_jax.devices.processes import highest, is_first
 from mtmamba_jax.files.paths import is_remote, wait_until
 from mtmamba_jax.messages import first_line
-from mtmamba_jax.training.state import TrainState
 
-_WHOLE, _DAMAGED, _PASSING = range(3)  # what weighs most comes last
+_READABLE, _DAMAGED, _UNKNOWN = range(3)  # the highest of all processes counts
 
 Found = TypeVar("Found")
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
-    """Where training starts.
+class Resumed:
+    """What a run resumes from.
 
     Attributes:
-      state: before the next step.
-      best: details of the best checkpoint up to there; None where there is none.
+      step: The number of updates that are done.
+      items: The arrays of the training state, by item of `run_directory.ITEMS`.
+      best: The details of the best checkpoint so far, None if there is none.
+      best_is_missing: Whether `best` describes the weights of this very step, but the run was
+        killed before that checkpoint was complete, so that it is to be saved again.
     """
 
-    state: TrainState
-    best: dict | None
+    step: int
+    items: Mapping[str, Any]
+    best: dict[str, Any] | None
+    best_is_missing: bool
 
 
-def recover(workdir: epath.PathLike, like: TrainState) -> Start | None:
-    """Returns what a run in a work directory goes on from, None where it starts anew.
+def resume(directory: RunDirectory, like: Mapping[str, Any]) -> Resumed | None:
+    """Returns what a run resumes from, None if it starts from scratch.
 
-    The newest latest checkpoint that can be read, and the newest best one. Unfinished ones are
-    deleted, and so are best ones where the newest is of a later step than the state's, which the
-    run redoes. Others that would be in its way are put aside, and named:
+    That is the newest latest checkpoint that can be read, with the newest best one. Incomplete
+    checkpoints are deleted, and so are best ones if the newest is of a later step than the state:
+    the run will get there again. Other checkpoints that would be in the way are renamed, with a
+    warning:
 
-    - latest ones that cannot be read, as `unreadable_latest_<step>`, where an older one can;
-    - best ones newer than any that can be read, as `unreadable_best_<step>`;
-    - where there is no latest one, as of a run killed early, the best, as `earlier_best_<step>`.
+    - latest ones that cannot be read, to `unreadable_latest_<step>`, if an older one can;
+    - best ones newer than any that can be read, to `unreadable_best_<step>`;
+    - best ones without any latest one, of a run killed early, to `earlier_best_<step>`.
 
     Args:
-      workdir: of the run.
-      like: its state, as it is to be shaped and placed on devices.
+      directory: The run's work directory.
+      like: The items of a training state, shaped and placed on devices as they are to be read.
 
     Raises:
-      ValueError: no latest one can be read; all stay where they are.
-      OSError: reading failed for a reason that may pass.
+      ValueError: If no latest checkpoint can be read; all are left as they are.
+      OSError: If reading failed for a reason that may be transient.
     """
-    workdir = absolute(workdir)
-    _delete_unfinished(workdir)
-    latest = _listed(workdir / "latest")
+    _delete_incomplete(directory)
+    latest = _listed(directory, "latest")
     if not latest:
-        for checkpoint in _listed(workdir / "best"):
-            reason = "is of a run that left no state to go on from"
-            _put_aside(checkpoint, "earlier", reason, "training starts anew")
+        for checkpoint in _listed(directory, "best"):
+            reason = "belongs to a run that left no state to resume from"
+            _move_aside(checkpoint, "earlier", reason, "training starts from scratch")
         return None
-    state, unreadable = _read_newest(latest, lambda checkpoint: read_state(checkpoint, like))
-    if state is None:
+    found, unreadable = _read_newest(latest, lambda checkpoint: checkpoint.read(like))
+    if found is None:
         checkpoint, error = next(iter(unreadable.items()))
         raise ValueError(
-            f"No checkpoint in {checkpoint.parent} can be read (of step {checkpoint.name}: "
-            f"{first_line(error)}). Give another --workdir, or delete this one to start anew."
+            f"No checkpoint in {checkpoint.path.parent} can be read (step {checkpoint.step}: "
+            f"{first_line(error)}). Choose another --workdir, or delete this one to start from "
+            "scratch."
         ) from error
-    _put_unreadable_aside(unreadable, "the one before is taken")
-    _forget_after(int(state.step), _listed(workdir / "best"))
+    _move_unreadable_aside(unreadable, "the one before it is used")
+    newest = latest[len(unreadable)]
+    step = newest.step
+    _delete_later_than(step, _listed(directory, "best"))
 
-    def read_best(checkpoint: epath.Path) -> dict:
-        read_parameters(checkpoint, like.parameters)
-        return read_details(checkpoint)
+    def read_best(checkpoint: Checkpoint) -> dict[str, Any]:
+        checkpoint.read({"parameters": like["parameters"]})
+        return checkpoint.read_details()
 
-    best, unreadable = _read_newest(_listed(workdir / "best"), read_best)
-    _put_unreadable_aside(unreadable, "the best of those to come is kept")
-    return Start(state, best)
+    best, unreadable = _read_newest(_listed(directory, "best"), read_best)
+    _move_unreadable_aside(unreadable, "the next best one takes its place")
+    known = newest.read_details().get("best")
+    missing = known is not None and known["step"] == step and (best or {}).get("step") != step
+    return Resumed(step, found, known if missing else best, missing)
 
 
-def _listed(folder: epath.Path) -> list[epath.Path]:
-    """Returns the checkpoints in a folder, the newest first, as the first process sees them.
+def _listed(directory: RunDirectory, kind: str) -> list[Checkpoint]:
+    """Returns the checkpoints of a kind, the newest first, as the first process sees them.
 
-    A file system that hosts share may show the others what is gone by now.
+    On a file system that hosts share, the others may still see what is gone.
     """
-    steps = steps_saved(folder.parent, folder.name) if is_first() else []
+    steps = directory.steps(kind) if is_first() else []
     count = highest(len(steps))
     steps = steps or [0] * count
-    return [folder / str(highest(step)) for step in reversed(steps)]
+    return [directory.checkpoint(kind, highest(step)) for step in reversed(steps)]
 
 
-def _delete_unfinished(workdir: epath.Path) -> None:
-    """Deletes what a killed process was writing: it takes room."""
-    folders = [workdir / kind for kind in KINDS]
-    for folder in folders if is_first() else ():
+def _delete_incomplete(directory: RunDirectory) -> None:
+    """Deletes what a killed process was writing."""
+    for folder in [directory / kind for kind in KINDS] if is_first() else ():
         for path in folder.iterdir() if folder.exists() else ():
             if path.is_dir() and ocp.utils.is_tmp_checkpoint(path):
                 path.rmtree()
 
 
-def _see_gone(checkpoint: epath.Path) -> None:
-    """Waits until every process sees that the first one has taken a checkpoint away.
-
-    Raises:
-      OSError: this one still sees it after a minute.
-    """
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"take away {checkpoint}")
-    kind = checkpoint.parent
-    if not wait_until(lambda: int(checkpoint.name) not in steps_saved(kind.parent, kind.name)):
-        raise OSError(f"{checkpoint} is taken away, but still seen on another host. Try again.")
-
-
 def _read_newest(
-    checkpoints: Sequence[epath.Path], read: Callable[[epath.Path], Found]
-) -> tuple[Found | None, dict[epath.Path, Exception]]:
-    """Reads the first of some checkpoints that all processes can read.
+    checkpoints: Sequence[Checkpoint], read: Callable[[Checkpoint], Found]
+) -> tuple[Found | None, dict[Checkpoint, Exception]]:
+    """Reads the first checkpoint that all processes can read.
 
     Returns:
-      What is read, None where none can be; the errors of those before it.
+      What was read, None if no checkpoint can be; the errors of those before it.
 
     Raises:
-      OSError: reading failed for a reason that may pass, so nothing is known of the checkpoint.
+      OSError: If reading failed for a reason that may be transient.
     """
-    unreadable: dict[epath.Path, Exception] = {}
+    unreadable: dict[Checkpoint, Exception] = {}
     for checkpoint in checkpoints:
         found, error = None, None
         try:
             found = read(checkpoint)
-        except Exception as met:  # of many kinds: torn JSON, missing or damaged arrays
-            error = met
-        worst = highest(_WHOLE if error is None else _PASSING if may_pass(error) else _DAMAGED)
-        if worst == _WHOLE:
+        except Exception as caught:  # damaged JSON, missing or truncated arrays, the network
+            error = caught
+        state = _READABLE if error is None else _UNKNOWN if is_transient(error) else _DAMAGED
+        worst = highest(state)
+        if worst == _READABLE:
             return found, unreadable
         error = error or RuntimeError("another process cannot")
-        if worst == _PASSING:
+        if worst == _UNKNOWN:
             raise OSError(
-                f"Checkpoint {checkpoint} could not be read ({first_line(error)}). It stays where "
-                "it is; try again once that is mended."
+                f"Checkpoint {checkpoint.path} could not be read ({first_line(error)}). It is left "
+                "as it is; try again once that is fixed."
             ) from error
         unreadable[checkpoint] = error
     return None, unreadable
 
 
-def _forget_after(step: int, best: Sequence[epath.Path]) -> None:
-    """Deletes the best checkpoints if the newest of them is of a step after `step`.
+def _delete_later_than(step: int, best: Sequence[Checkpoint]) -> None:
+    """Deletes all best checkpoints, newest first, if the newest is of a later step.
 
-    Those beside it go too: they were being deleted for it, and may be half gone.
-
-    Args:
-      step: that the run goes on from.
-      best: all of them, the newest first.
+    Older ones were being deleted for it, and may be half gone.
     """
-    if best and int(best[0].name) > step:
-        for checkpoint in reversed(best):  # a start after a kill here finds the newest still
+    if best and best[0].step > step:
+        for checkpoint in reversed(best):  # if killed here, the next start still finds the newest
             if is_first():
-                checkpoint.rmtree()
-            _see_gone(checkpoint)
+                checkpoint.path.rmtree()
+            _wait_until_gone(checkpoint)
 
 
-def _put_unreadable_aside(unreadable: Mapping[epath.Path, Exception], after: str) -> None:
+def _move_unreadable_aside(unreadable: Mapping[Checkpoint, Exception], outcome: str) -> None:
     for checkpoint, error in unreadable.items():
-        _put_aside(checkpoint, "unreadable", f"cannot be read ({first_line(error)})", after)
+        _move_aside(checkpoint, "unreadable", f"cannot be read ({first_line(error)})", outcome)
 
 
-def _put_aside(checkpoint: epath.Path, label: str, reason: str, after: str) -> None:
-    """Moves a checkpoint to `<workdir>/<label>_<kind>_<step>` and says so.
+def _move_aside(checkpoint: Checkpoint, label: str, reason: str, outcome: str) -> None:
+    """Renames a checkpoint to `<work directory>/<label>_<kind>_<step>`, with a warning.
 
     Args:
-      checkpoint: its folder.
-      label: what it is.
-      reason: why it is in the way, for the message.
-      after: what is done without it, for the message.
+      checkpoint: The checkpoint.
+      label: The beginning of its new name.
+      reason: Why it is in the way, for the warning.
+      outcome: What happens without it, for the warning.
     """
-    kind = checkpoint.parent
-    # No folder round it: in a bucket there is none to make first.
-    target = kind.parent / f"{label}_{kind.name}_{checkpoint.name}"
+    # Not into a folder: buckets have none that could be created first.
+    parent = checkpoint.path.parent.parent
+    target = parent / f"{label}_{checkpoint.kind}_{checkpoint.step}"
     if is_first():
         if target.exists():
             target.rmtree()
-        _move(checkpoint, target)
-    _see_gone(checkpoint)
+        _move(checkpoint.path, target)
+    _wait_until_gone(checkpoint)
     print(
-        f"warning: checkpoint {checkpoint} {reason}. It is moved to {target}, and {after}.",
+        f"warning: checkpoint {checkpoint.path} {reason}. It is renamed to {target}, and "
+        f"{outcome}.",
         flush=True,
     )
 
 
 def _move(source: epath.Path, target: epath.Path) -> None:
     if is_remote(source):
-        # epath would ask for a move within the bucket, which not all of them know.
+        # epath would ask for a move within the bucket, which not all buckets support.
         fsspec_backend.fs(source).copy(str(source), str(target), recursive=True)
         source.rmtree()
     else:
         source.rename(target)
+
+
+def _wait_until_gone(checkpoint: Checkpoint) -> None:
+    """Waits until every process sees that the first one has moved or deleted a checkpoint.
+
+    Raises:
+      OSError: If this process still sees it after a minute.
+    """
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"remove {checkpoint.path}")
+    directory = RunDirectory(checkpoint.path.parent.parent)
+    if not wait_until(lambda: checkpoint.step not in directory.steps(checkpoint.kind)):
+        raise OSError(f"{checkpoint.path} was removed, but another host still sees it. Try again.")

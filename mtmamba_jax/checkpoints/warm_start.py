@@ -1,4 +1,4 @@
-"""Weights to begin with, of another run or of PyTorch: all of them, or an encoder's."""
+"""Initial weights from another run or from PyTorch: of the whole model, or of its encoder."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from flax import nnx
-from ml_collections import ConfigDict
 
-from mtmamba_jax.checkpoints.quiet import quiet_orbax
-from mtmamba_jax.checkpoints.saved import KINDS, naming_errors, newest
+from mtmamba_jax.checkpoints.run_directory import KINDS, Checkpoint, RunDirectory, explain_errors
+from mtmamba_jax.config import InitSettings
 from mtmamba_jax.convert import encoder_from_torch, from_torch
 from mtmamba_jax.convert.weight_files import HUB, is_file_of_weights, read_weights
 from mtmamba_jax.messages import bulleted
@@ -21,31 +19,31 @@ from mtmamba_jax.messages import bulleted
 ENCODER = "encoder"
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""{parameter's path, with slashes: shape}."""
+"""{path of a parameter, with slashes: shape}."""
 
 
-def warm_start(settings: ConfigDict, graph: nnx.GraphDef, parameters: dict) -> dict:
-    """Returns parameters with those that `config.init` names in their place.
+def warm_start(init: InitSettings, graph: nnx.GraphDef, parameters: dict) -> dict:
+    """Replaces initial parameters by those that `config.init` names.
 
-    `init.run` replaces all, then `init.encoder` the encoder's. Each names a run, of which the best
-    checkpoint is read, or the latest where it has no best yet; or a file of PyTorch weights, see
-    `weight_files`. Arrays are placed as those that they replace.
+    `init.run` replaces all of them, then `init.encoder` the encoder's. Each names a work directory,
+    of which the best checkpoint is read (the latest if there is no best one yet), or a file of
+    PyTorch weights, see `convert.weight_files`.
 
     Args:
-      settings: `config.init`.
-      graph: the model's structure.
-      parameters: the model's, a nested dict.
+      init: The section `config.init`.
+      graph: The model's structure.
+      parameters: The model's initial parameters, a nested dict of arrays on devices.
+
+    Returns:
+      The new parameters, placed like the initial ones.
 
     Raises:
-      ValueError: there is no checkpoint or file, or its parameters differ in name or shape; the
-        message lists them.
+      ValueError: If there is no such checkpoint or file, or if its parameters differ in name or
+        shape; the message lists them.
     """
-    for key in ("run", ENCODER):
-        if settings[key] is None:
-            continue
+    for key, name in _sources(init).items():
         if key == ENCODER and ENCODER not in parameters:
             raise ValueError("init.encoder is set, but the model has no part named 'encoder'.")
-        name = str(settings[key])  # 3 is a number to those who parse --config.init.run=3
         if is_file_of_weights(name):
             parameters = _read_file(key, name, graph, parameters)
         else:
@@ -54,8 +52,27 @@ def warm_start(settings: ConfigDict, graph: nnx.GraphDef, parameters: dict) -> d
     return parameters
 
 
+def check_sources(init: InitSettings) -> None:
+    """Checks that there is a checkpoint or a file wherever `config.init` names one.
+
+    Raises:
+      ValueError: If there is none.
+    """
+    for key, name in _sources(init).items():
+        if name.startswith(HUB):
+            continue
+        if not is_file_of_weights(name):
+            _find_checkpoint(f"init.{key}", name)
+        elif not pathlib.Path(name).exists():
+            raise ValueError(f"config.init.{key}={name}: there is no such file.")
+
+
+def _sources(init: InitSettings) -> dict[str, str]:
+    """Returns {key: name} of the keys that are set, in the order of application."""
+    return {key: name for key, name in (("run", init.run), (ENCODER, init.encoder)) if name}
+
+
 def _read_file(key: str, source: str, graph: nnx.GraphDef, parameters: dict) -> dict:
-    """Returns parameters with those of a file of PyTorch weights in their place."""
     model = nnx.merge(graph, jax.tree.map(ocp.utils.to_shape_dtype_struct, parameters))
     try:
         tensors = read_weights(source)
@@ -66,15 +83,15 @@ def _read_file(key: str, source: str, graph: nnx.GraphDef, parameters: dict) -> 
     except ValueError as error:
         raise ValueError(f"config.init.{key}: {error}") from error
     print(f"config.init.{key}: weights of {source}", flush=True)
-    return _replaced(parameters, found)
+    return _replace(parameters, found)
 
 
-def _replaced(parameters: dict, found: Mapping) -> dict:
-    """Returns parameters with those that were found in their place, on the same devices."""
+def _replace(parameters: dict, found: Mapping) -> dict:
+    """Returns parameters with some replaced, on the same devices."""
     return {
         name: part
         if name not in found
-        else _replaced(part, found[name])
+        else _replace(part, found[name])
         if isinstance(part, dict)
         else jax.make_array_from_callback(
             part.shape, part.sharding, np.asarray(found[name]).__getitem__
@@ -83,17 +100,17 @@ def _replaced(parameters: dict, found: Mapping) -> dict:
     }
 
 
-def _read_run(key: str, workdir: str, like: dict) -> dict:
+def _read_run(key: str, path: str, like: dict) -> dict:
     """Returns the parameters of a run's checkpoint that `like` has."""
-    step = find_checkpoint(key, workdir)
-    folder = step / "parameters"
-    reading = (f"config.{key}: checkpoint {step}", "Name another run.")
-    quiet_orbax()
+    checkpoint = _find_checkpoint(key, path)
+    folder = checkpoint.path / "parameters"
+    reading = (f"config.{key}: checkpoint {checkpoint.path}", "Choose another run.")
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        with naming_errors(*reading):
+        with explain_errors(*reading):
+            checkpoint.check_files()
             saved = checkpointer.metadata(folder).item_metadata.tree
-        _check(key, workdir, _shapes(saved, like), _shapes(like, like))
-        with naming_errors(*reading):
+        _check_shapes(key, path, _shapes(saved, like), _shapes(like, like))
+        with explain_errors(*reading):
             found = checkpointer.restore(
                 folder,
                 args=ocp.args.PyTreeRestore(
@@ -102,43 +119,25 @@ def _read_run(key: str, workdir: str, like: dict) -> dict:
                     partial_restore=True,
                 ),
             )
-    print(f"config.{key}: weights of {step}", flush=True)
+    print(f"config.{key}: weights of {checkpoint.path}", flush=True)
     return found
 
 
-def check_places(settings: ConfigDict) -> None:
-    """Checks that there is a checkpoint or a file where `config.init` names one.
+def _find_checkpoint(key: str, path: str) -> Checkpoint:
+    """Returns a run's best checkpoint, or its latest if there is no best one.
 
     Raises:
-      ValueError: there is none.
+      ValueError: If there is none.
     """
-    for key, name in settings.items():
-        if name is None or str(name).startswith(HUB):
-            continue
-        if not is_file_of_weights(str(name)):
-            find_checkpoint(f"init.{key}", str(name))
-        elif not pathlib.Path(name).exists():
-            raise ValueError(f"config.init.{key}={name}: there is no such file.")
-
-
-def find_checkpoint(key: str, workdir: str) -> epath.Path:
-    """Returns the folder of a run's best checkpoint, or of its latest where it has no best.
-
-    Args:
-      key: of the configuration that names the run, for the message.
-      workdir: of the run.
-
-    Raises:
-      ValueError: there is none.
-    """
+    directory = RunDirectory(path, f"config.{key}")
     for kind in KINDS:
-        found = newest(workdir, kind)
+        found = directory.newest(kind)
         if found is not None:
             return found
     raise ValueError(
-        f"config.{key}={workdir} holds no checkpoint. It must be the work directory of a run that "
-        "has saved one (there is a folder best/ or latest/ in it), or a file of PyTorch weights "
-        "(.safetensors, .pth, ..., or hf:REPO)."
+        f"config.{key}={path} holds no checkpoint. It must be the work directory of a run that has "
+        "saved one (with a folder best/ or latest/), or a file of PyTorch weights (.safetensors, "
+        ".pth, ..., or hf:REPO)."
     )
 
 
@@ -151,32 +150,26 @@ def _shapes(tree: Mapping, like: Mapping) -> Shapes:
     }
 
 
-def _other_shapes(saved: Shapes, wanted: Shapes) -> list[str]:
-    return [n for n in sorted(wanted.keys() & saved.keys()) if saved[n] != wanted[n]]
-
-
-def _check(key: str, workdir: str, saved: Shapes, wanted: Shapes) -> None:
-    names = {
-        "it lacks": sorted(wanted.keys() - saved.keys()),
-        "the model lacks": sorted(saved.keys() - wanted.keys()),
+def _check_shapes(key: str, path: str, saved: Shapes, wanted: Shapes) -> None:
+    others = [n for n in sorted(wanted.keys() & saved.keys()) if saved[n] != wanted[n]]
+    differing = {
+        "missing from it": sorted(wanted.keys() - saved.keys()),
+        "missing from the model": sorted(saved.keys() - wanted.keys()),
         "other shapes (its -> the model's)": [
-            f"{name} {list(saved[name])} -> {list(wanted[name])}"
-            for name in _other_shapes(saved, wanted)
+            f"{name} {list(saved[name])} -> {list(wanted[name])}" for name in others
         ],
     }
-    differing = [f"{what}:{bulleted(found)}" for what, found in names.items() if found]
-    if differing:
-        others = _other_shapes(saved, wanted)
-        if others and all(name.endswith("position_bias") for name in others):
-            remedy = "Position biases of other windows are resampled from PyTorch's files alone."
-        elif key == "init.run":
-            remedy = (
-                "Take a run of the same model and tasks, or its encoder alone: config.init.encoder."
-            )
-        else:
-            remedy = "Take a run whose config.model.encoder is the same."
-        raise ValueError(
-            f"The weights of config.{key}={workdir} do not fit the model:\n  "
-            + "\n  ".join(differing)
-            + f"\n{remedy}"
-        )
+    lines = [f"{what}:{bulleted(names)}" for what, names in differing.items() if names]
+    if not lines:
+        return
+    if others and all(name.endswith("position_bias") for name in others):
+        remedy = "Only PyTorch files have their position biases resampled to other window sizes."
+    elif key == "init.run":
+        remedy = "Use a run of the same model and tasks, or only its encoder: config.init.encoder."
+    else:
+        remedy = "Use a run with the same config.model.encoder."
+    raise ValueError(
+        f"The weights of config.{key}={path} do not fit the model:\n  "
+        + "\n  ".join(lines)
+        + f"\n{remedy}"
+    )

@@ -51,12 +51,11 @@ def _ss2d(options: argparse.Namespace, output: pathlib.Path) -> int:
 
 def _model(options: argparse.Namespace, output: pathlib.Path) -> int:
     name = options.config or "synthetic"
-    config = configuration.load(name)
-    configuration.override(config, options.overrides)
+    config = configuration.load(name, options.overrides)
     what = describe_program(options.what, config, "random ")
     announce(f"Timing {what}, median of {options.repeats}")
     settings = {"repeats": options.repeats, "config_name": name}
-    settings["config"] = configuration.flatten(config)
+    settings["config"] = config.flat()
     if options.what == "devices":
         report_devices(config, options.repeats, output, settings)
         return 0

@@ -7,8 +7,8 @@ import pathlib
 import sys
 
 import jax
-from ml_collections import ConfigDict
 
+from mtmamba_jax.config import Config
 from mtmamba_jax.devices.compilation_cache import keep_programs
 from mtmamba_jax.devices.processes import join
 
@@ -24,7 +24,7 @@ def announce(*lines: str) -> None:
     print(f"Devices: {len(devices)} x {kinds}{processes} (jax {jax.__version__})", flush=True)
 
 
-def describe_program(what: str, config: ConfigDict, kind: str = "") -> str:
+def describe_program(what: str, config: Config, kind: str = "") -> str:
     """Returns a model's program in words; `kind` of images."""
     program = "the prediction" if what == "inference" else "a training step"
     height, width = config.data.size

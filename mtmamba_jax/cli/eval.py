@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import tqdm
 from etils import epath
 
-from mtmamba_jax.checkpoints.run import Run, load_run
+from mtmamba_jax.checkpoints.load import Run, load_run
 from mtmamba_jax.cli.console import announce, join_processes, program_name
 from mtmamba_jax.devices.processes import highest, is_first, sums_of_all
 from mtmamba_jax.evaluation.boundaries import Benchmark, choose_benchmark, count_test_set
@@ -22,25 +22,26 @@ from mtmamba_jax.metrics.boundaries import Sums, compute, sum_counts
 from mtmamba_jax.metrics.boundaries.report import score_table as boundary_table
 from mtmamba_jax.metrics.boundaries.report import write_report
 from mtmamba_jax.metrics.scores import compute_scores
-from mtmamba_jax.paper.runs import SCORES_FILE
 from mtmamba_jax.visualization.panels import write_panels
 
 
 def run(options: argparse.Namespace) -> int:
     """Scores a trained model on its test set."""
     join_processes(options)
-    workdir = epath.Path(options.workdir)
-    run = load_run(workdir, options.checkpoint)
+    run = load_run(options.workdir, options.checkpoint)
+    directory = run.directory
     benchmark, writer = _benchmark(options, run), _prediction_writer(options, run)
     announce(
         f"Evaluating the {options.checkpoint} checkpoint (step {run.step}) of {options.workdir} "
         f"on the test set of {run.config.data.name}"
     )
-    evaluator = Evaluator(run.config, run.graph, run.tasks, run.mesh)
+    evaluator = Evaluator(
+        run.config.data, run.config.eval.batch_size, run.graph, run.tasks, run.mesh
+    )
     totals, constants = evaluator.totals(run.parameters), evaluator.constants()
     scores = compute_scores(run.tasks, totals)
     print(score_table(run.tasks, scores, constants), flush=True)
-    path = workdir / SCORES_FILE.format(options.checkpoint)
+    path = directory.scores_file(options.checkpoint)
     written = {"step": run.step, "scores": scores, "constants": constants}
     written["class_iou"] = class_ious(run.tasks, totals)
     _write(path, written)
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
             writer.finish(record)
         print(f"\nPredictions of {len(evaluator)} images: {writer.folder}")
     if benchmark and sums["images"]:
-        folder = workdir / f"boundaries_{options.checkpoint}"
+        folder = directory / f"boundaries_{options.checkpoint}"
         settings = {**benchmark.settings, "images": int(sums["images"])}
         edge = benchmark.task.name
         scores = scores | {edge: scores[edge] | compute(sums)}
@@ -62,10 +63,10 @@ def run(options: argparse.Namespace) -> int:
     print(f"\n{details(run.config, run.tasks, totals, scores, constants)}")
     # The best checkpoint's panels are those that training wrote.
     suffix = "" if options.checkpoint == "best" else f"_{options.checkpoint}"
-    pictures = write_confusions(workdir, run.tasks, totals, suffix)
+    pictures = write_confusions(directory.path, run.tasks, totals, suffix)
     folder = f"panels{suffix}"
     panels = write_panels(
-        workdir / folder,
+        directory / folder,
         run.tasks,
         evaluator.predictions(run.parameters, run.config.eval.panels),
     )

@@ -8,7 +8,7 @@ import pathlib
 
 from flax import nnx
 
-from mtmamba_jax.checkpoints.run import load_run
+from mtmamba_jax.checkpoints.load import load_run
 from mtmamba_jax.cli.console import parse_size
 from mtmamba_jax.convert import to_torch
 from mtmamba_jax.convert.weight_files import writer_of

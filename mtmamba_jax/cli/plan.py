@@ -12,8 +12,7 @@ from mtmamba_jax.planning.report import plan_json, report_plan
 
 def run(options: argparse.Namespace) -> int:
     """Compiles a program for absent accelerators and reports whether it fits."""
-    config = configuration.load(options.config)
-    configuration.override(config, options.overrides)
+    config = configuration.load(options.config, options.overrides)
     topology = topologies.find(options.topology)
 
     if options.json:

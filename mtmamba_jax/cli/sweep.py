@@ -12,7 +12,7 @@ import jax
 from mtmamba_jax import config as configuration
 from mtmamba_jax.cli import train
 from mtmamba_jax.cli.console import program_name
-from mtmamba_jax.cli.flags import create_parser
+from mtmamba_jax.devices.processes import join
 from mtmamba_jax.files.paths import is_remote
 from mtmamba_jax.paper.sweep import Job, jobs
 
@@ -28,6 +28,7 @@ def run(options: argparse.Namespace) -> int:
         for job in left:
             print(f"{program_name()} {shlex.join(job.arguments())}")
         return 0
+    join()
     print(f"{len(found)} runs in {workdir}, {len(found) - len(left)} of them finished.", flush=True)
     failed = 0
     for number, job in enumerate(left, len(found) - len(left) + 1):
@@ -56,10 +57,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _train(job: Job) -> signal.Signals | None:
-    options, _ = create_parser().parse_known_args(job.arguments())
-    options.overrides = job.overrides
     try:
-        return train.train_once(options)
+        return train.train_once(job.load(), job.workdir)
     finally:
         jax.clear_caches()  # the programs of this run are of no use to the next
 

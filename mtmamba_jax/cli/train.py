@@ -8,6 +8,7 @@ import time
 
 from mtmamba_jax import config as configuration
 from mtmamba_jax.cli.console import announce, join_processes, program_name
+from mtmamba_jax.config import Config
 from mtmamba_jax.evaluation.evaluate import score_table
 from mtmamba_jax.training.profile import parse_steps
 from mtmamba_jax.training.stopping import StoppedError
@@ -15,29 +16,26 @@ from mtmamba_jax.training.train import train
 
 
 def run(options: argparse.Namespace) -> int:
-    """Trains, evaluates and draws."""
-    return exit_code(train_once(options))
-
-
-def exit_code(stop: signal.Signals | None) -> int:
-    """Returns what a command that was told to stop, and saved, ends with."""
-    return 130 if stop == signal.SIGINT else 0
-
-
-def train_once(options: argparse.Namespace) -> signal.Signals | None:
-    """Trains, and returns the signal that came meanwhile; None where none did.
-
-    A run that it stopped says so.
-    """
-    config = configuration.load(options.config)
-    configuration.override(config, options.overrides)
-    tasks = configuration.tasks(config)
+    """Trains a model, evaluates it and draws predictions."""
+    config = configuration.load(options.config, options.overrides)
     workdir = options.workdir or f"runs/{configuration.run_name(options.config)}"
     profile = options.profile and parse_steps(options.profile, config.train.steps)
     join_processes(options)
+    return exit_code(train_once(config, workdir, profile))
+
+
+def exit_code(stop: signal.Signals | None) -> int:
+    """Returns the exit code of a command that a signal stopped after saving, or that ended."""
+    return 130 if stop == signal.SIGINT else 0
+
+
+def train_once(
+    config: Config, workdir: str, profile: tuple[int, int] | None = None
+) -> signal.Signals | None:
+    """Trains, prints the result and returns the signal that stopped the run, None if none did."""
     announce(
         f"Training {config.model.name} with {config.model.encoder} on {config.data.name}: "
-        f"{', '.join(task.name for task in tasks)}",
+        f"{', '.join(task.name for task in config.tasks.selected)}",
         f"{config.train.steps} steps of batch {config.train.batch_size}, "
         f"{config.data.size[0]}x{config.data.size[1]} pixels, {config.model.dtype}",
         f"Writing to {workdir}",
@@ -46,15 +44,15 @@ def train_once(options: argparse.Namespace) -> signal.Signals | None:
     try:
         result = train(config, workdir, profile)
     except StoppedError as stopped:
-        print(f"{stopped} The same command goes on from there.", flush=True)
+        print(f"{stopped} The same command resumes from there.", flush=True)
         return stopped.number
     print(
-        f"\nBest model: step {result.step}. On the test set, beside the best constant "
-        f"prediction:\n{score_table(tasks, result.scores, result.constants)}\n"
+        f"\nBest model: step {result.step}. On the test set, beside the best constant prediction:\n"
+        f"{score_table(config.tasks.selected, result.scores, result.constants)}\n"
         f"\nTook {(time.monotonic() - start) / 60:.1f} minutes. Wrote to {workdir}:"
         f"\n  panels/         {len(result.panels)} test images with predictions, labels and errors"
-        "\n  metrics.jsonl   every number of the run"
-        "\n  tensorboard/    the same with pictures: tensorboard --logdir DIR"
+        "\n  metrics.jsonl   all logged numbers"
+        "\n  tensorboard/    the same with images: tensorboard --logdir DIR"
         "\n  best/, latest/  checkpoints\n"
         "\nNext:"
         f"\n  {program_name()} predict --workdir={workdir} PHOTO_OR_FOLDER..."

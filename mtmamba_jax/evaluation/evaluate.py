@@ -1,4 +1,4 @@
-"""Scores of a model on the test set, beside those of the best constant prediction."""
+"""Evaluates a model on the test set, and compares it with the best constant predictions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from mtmamba_jax.data_pipelines.batch import remove_padding
 from mtmamba_jax.data_pipelines.pipeline import eval_batches
-from mtmamba_jax.data_pipelines.sources import open_source
+from mtmamba_jax.data_pipelines.sources import DataSettings, open_source
 from mtmamba_jax.devices.sharding import jit_on, put_batch, replicated, split_batch
 from mtmamba_jax.labels import resize_logits
 from mtmamba_jax.metrics import create_constant, create_metric
@@ -27,12 +26,12 @@ from mtmamba_jax.tasks import Task
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What is predicted for a test image and what is true, at the labels' size, without padding.
+    """The prediction for a test image and its labels, at the labels' size, without padding.
 
     Attributes:
-      id: of the example.
-      values: {task: value} as `readout.to_value` gives them.
-      labels: {task: label}, [h w label_channels].
+      id: The example's ID.
+      values: {task name: map}, as `readout.to_value` returns them.
+      labels: {task name: label, [h w label_channels]}.
     """
 
     id: str
@@ -44,24 +43,26 @@ class Evaluator:
     """Runs a model over the test set, every example once.
 
     Args:
-      config: the run's configuration.
-      graph: the model's structure.
-      tasks: to score.
-      mesh: devices that a batch is split over.
-      layout: of the parameters, `sharding.split_state`; None is whole on every device.
+      data: The section `config.data`, which names the test set.
+      batch_size: Global batch size.
+      graph: The model's structure.
+      tasks: The tasks to evaluate.
+      mesh: The devices that a batch is split over.
+      layout: The shardings of the parameters; None replicates them.
     """
 
     def __init__(
         self,
-        config: ConfigDict,
+        data: DataSettings,
+        batch_size: int,
         graph: nnx.GraphDef,
         tasks: Sequence[Task],
         mesh: Mesh,
         layout: dict | None = None,
     ):
-        self._data, self._tasks, self._mesh = config.data, tasks, mesh
-        self._batch_size = config.eval.batch_size
-        self._source = open_source(config.data, tasks, "test")
+        self._data, self._tasks, self._mesh = data, tasks, mesh
+        self._batch_size = batch_size
+        self._source = open_source(data, tasks, "test")
         self._predict = create_predict_step(graph, mesh, layout)
         self._measure = create_measure_step(tasks, mesh)
         self._measure_constant = create_constant_step(tasks, mesh)
@@ -72,7 +73,7 @@ class Evaluator:
         return compute_scores(self._tasks, self.totals(parameters))
 
     def totals(self, parameters: dict) -> dict[str, Counts]:
-        """Returns each metric's sums over the test set, by task, for `compute_scores`."""
+        """Returns the sums of each task's metric over the test set, for `compute_scores`."""
 
         def measure(batch):
             return self._measure(self._predict(parameters, batch["images"]), batch)
@@ -80,7 +81,7 @@ class Evaluator:
         return self._accumulate(measure, {t.name: create_metric(t) for t in self._tasks})
 
     def constants(self) -> dict[str, float]:
-        """Returns the best constant prediction's score for each task: what learning must beat."""
+        """Returns the score of the best constant prediction, which training must beat, by task."""
         accumulators = {task.name: create_constant(task) for task in self._tasks}
         totals = self._accumulate(self._measure_constant, accumulators)
         scores = {name: a.compute(totals[name]) for name, a in accumulators.items()}
@@ -89,9 +90,9 @@ class Evaluator:
     def predictions(
         self, parameters: dict, count: int
     ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
-        """Yields (example, logits) of this process's first `count` test examples.
+        """Yields (example, logits) for this process's first `count` test examples.
 
-        Both are as in a batch, without its axis.
+        Both are as in a batch, without its leading axis.
         """
         for batch in self._batches():
             logits = self._predict(parameters, put_batch(batch, self._mesh)["images"])
@@ -103,7 +104,7 @@ class Evaluator:
                 yield {k: v[i] for k, v in batch.items()}, {k: v[i] for k, v in logits.items()}
 
     def values(self, parameters: dict) -> Iterator[Prediction]:
-        """Yields what is scored of each of this process's test examples."""
+        """Yields the prediction for each of this process's test examples."""
         scale = self._data.label_scale
         for batch in self._batches():
             on_devices = put_batch(batch, self._mesh)
@@ -120,12 +121,12 @@ class Evaluator:
                 yield Prediction(str(batch["id"][i]), *inside)
 
     def __len__(self) -> int:
-        """Returns how many test examples there are."""
+        """Returns the number of test examples."""
         return len(self._source)
 
     @property
     def own(self) -> int:
-        """How many of them this process evaluates."""
+        """The number of test examples that this process evaluates."""
         share = self._batch_size // jax.process_count()
         starts = range(jax.process_index() * share, len(self), self._batch_size)
         return sum(min(share, len(self) - start) for start in starts)
@@ -154,7 +155,7 @@ class Evaluator:
 
 
 def create_measure_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
-    """Returns `step(logits, batch) -> {task: counts}` of the metrics, at the label's size."""
+    """Returns `step(logits, batch) -> {task: counts}`, which updates the metrics at label size."""
     metrics = {task.name: create_metric(task) for task in tasks}
 
     def step(logits, batch):
@@ -170,7 +171,7 @@ def create_measure_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
 
 
 def create_value_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
-    """Returns `step(logits, batch) -> {task: readout.to_value}` at the label's size."""
+    """Returns `step(logits, batch) -> {task: map}`, which reads logits out at label size."""
 
     def step(logits, batch):
         return {
@@ -185,7 +186,7 @@ def create_value_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
 
 
 def create_constant_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
-    """Returns `step(batch) -> {task: counts}` of each task's best constant prediction."""
+    """Returns `step(batch) -> {task: counts}` for each task's best constant prediction."""
     constants = {task.name: create_constant(task) for task in tasks}
 
     def step(batch):
@@ -198,9 +199,9 @@ def create_predict_step(graph: nnx.GraphDef, mesh: Mesh, layout: dict | None = N
     """Returns `step(parameters, images [b h w 3]) -> {task: logits}`.
 
     Args:
-      graph: the model's structure.
-      mesh: devices that the images are split over.
-      layout: of the parameters, `sharding.split_state`; None is whole on every device.
+      graph: The model's structure.
+      mesh: The devices that the images are split over.
+      layout: The shardings of the parameters; None replicates them.
     """
 
     def step(parameters: Mapping, images: jax.Array) -> dict[str, jax.Array]:
@@ -217,7 +218,7 @@ def _local(array: jax.Array) -> np.ndarray:
 
 
 def score_table(tasks: Sequence[Task], scores: Scores, constants: Mapping[str, float]) -> str:
-    """Returns a table of each task's score beside the best constant prediction's."""
+    """Returns a table of each task's score and that of the best constant prediction."""
     lines = [f"{'task':<12} {'score':<18} {'MTMamba':>9} {'constant':>9} {'ratio':>7}"]
     for task, value in zip(tasks, headline(tasks, scores).values(), strict=True):
         constant = constants[task.name]

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
-from ml_collections import ConfigDict
 
+from mtmamba_jax.config import Config
 from mtmamba_jax.devices.processes import is_first
 from mtmamba_jax.metrics import create_metric
 from mtmamba_jax.metrics.base import Counts
@@ -42,7 +42,7 @@ def class_ious(tasks: Sequence[Task], totals: Mapping[str, Counts]) -> dict[str,
 
 
 def details(
-    config: ConfigDict,
+    config: Config,
     tasks: Sequence[Task],
     totals: Mapping[str, Counts],
     scores: Scores,

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 
 import jax
 from jax.export import Exported
-from ml_collections import ConfigDict
 
-from mtmamba_jax import config as configuration
-from mtmamba_jax.checkpoints.run import Run
+from mtmamba_jax.checkpoints.load import Run
 from mtmamba_jax.checkpoints.save import versions
+from mtmamba_jax.config import Config
 from mtmamba_jax.convert.weight_files import HUB
 from mtmamba_jax.data_pipelines.datasets import LICENSES
 from mtmamba_jax.devices.sharding import compiler_options
@@ -100,9 +99,9 @@ def describe_run(run: Run, checkpoint: str) -> dict[str, object]:
     }
 
 
-def _settings(config: ConfigDict) -> dict[str, object]:
+def _settings(config: Config) -> dict[str, object]:
     """Returns a configuration without folders of the machine: the card is given away."""
-    settings = configuration.flatten(config)
+    settings = config.flat()
     del settings["data.dir"]
     for key in ("init.run", "init.encoder"):
         if settings[key] is not None:

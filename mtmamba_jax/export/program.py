@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import export
-from ml_collections import ConfigDict
 
+from mtmamba_jax.config import Config
 from mtmamba_jax.data_pipelines.transforms import normalise
 from mtmamba_jax.export.model_card import to_markdown
 from mtmamba_jax.files.paths import check_free_space
-from mtmamba_jax.models.mtmamba import ModelSettings, abstract_build
+from mtmamba_jax.models.mtmamba import abstract_build
 from mtmamba_jax.readout import to_value
 from mtmamba_jax.tasks import Task
 
@@ -73,7 +73,7 @@ def choose_scan(platform: str, scan: str | None, batch: int | None) -> str:
 
 
 def export_program(
-    config: ConfigDict,
+    config: Config,
     tasks: Sequence[Task],
     *,
     platform: str,
@@ -96,9 +96,9 @@ def export_program(
     Raises:
       NotImplementedError: the fused scan cannot do this model.
     """
-    config = config.copy_and_resolve_references()
-    config.model.scan_implementation = FUSED[platform] if scan == "fused" else "xla"
-    graph, abstract = abstract_build(ModelSettings(**config.model), tasks)
+    implementation = FUSED[platform] if scan == "fused" else "xla"
+    config = config.replace(model={"scan_implementation": implementation})
+    graph, abstract = abstract_build(config.model, tasks)
     names, structure = list(name_weights(abstract)), jax.tree.structure(abstract)
 
     def predict(weights: Mapping[str, jax.Array], images: jax.Array) -> dict[str, jax.Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import pathlib
@@ -11,22 +12,20 @@ import jax
 import numpy as np
 from etils import epath
 from flax import nnx
-from ml_collections import ConfigDict
 
 from mtmamba_jax import config as configuration
-from mtmamba_jax.checkpoints.run import CONFIG_FILE
-from mtmamba_jax.checkpoints.save import Checkpoints
-from mtmamba_jax.checkpoints.saved import holds_checkpoints
+from mtmamba_jax.checkpoints.run_directory import RunDirectory
+from mtmamba_jax.checkpoints.save import CheckpointWriter
+from mtmamba_jax.config import Config
 from mtmamba_jax.convert import Contents, contents_of, encoder_from_torch, from_torch, to_torch
 from mtmamba_jax.convert.state_dicts import check_not_whole, size_name
 from mtmamba_jax.convert.weight_files import SAFETENSORS, TORCH, write_safetensors
-from mtmamba_jax.files.paths import check_writable_scheme, is_remote
-from mtmamba_jax.models.mtmamba import MODELS, ModelSettings, abstract_model
+from mtmamba_jax.files.paths import is_remote
+from mtmamba_jax.models.mtmamba import MODELS, abstract_model
 from mtmamba_jax.models.norm import LayerNorm
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin, SwinSize
 from mtmamba_jax.models.weights import WEIGHTS, split_model
 from mtmamba_jax.tasks import TASK_SETS
-from mtmamba_jax.training.state import TrainState
 
 RECIPES = ("nyudv2", "pascal_context", "cityscapes")
 """Configurations that a model is recognised as by its tasks."""
@@ -45,7 +44,7 @@ class Converted:
 
     contents: Contents
     model: nnx.Module
-    config: ConfigDict | None
+    config: Config | None
     arguments: tuple[str, ...]
 
 
@@ -72,23 +71,22 @@ def convert(
         chosen = (f"--config.model.encoder={chosen}",) if chosen else ()
         return Converted(contents, encoder, None, chosen)
     name = name or recognise(contents)
-    config = configuration.load(name)
-    overrides = _sizes(contents, overrides, config) | overrides
-    configuration.override(config, overrides)
-    model = abstract_model(ModelSettings(**config.model), configuration.tasks(config))
+    overrides = _sizes(contents, overrides, configuration.load(name, overrides)) | overrides
+    config = configuration.load(name, overrides)
+    model = abstract_model(config.model, config.tasks.selected)
     nnx.update(model, from_torch(tensors, model))
     chosen = (f"--config={name}", *(f"--config.{key}={text}" for key, text in overrides.items()))
     return Converted(contents, model, config, chosen)
 
 
-def _sizes(contents: Contents, overrides: Mapping[str, str], config: ConfigDict) -> dict[str, str]:
+def _sizes(contents: Contents, overrides: Mapping[str, str], config: Config) -> dict[str, str]:
     """Returns {key: text} of a model's sizes that shapes tell and a configuration lacks."""
     found: dict[str, object] = {}
     if "model.encoder" not in overrides:
         found["model.encoder"] = encoder_name(contents.size)
     if contents.blocks:
         found["model.expansion"], found["model.state_size"] = contents.blocks
-    own = configuration.flatten(config)
+    own = config.flat()
     return {key: str(value) for key, value in found.items() if value != own[key]}
 
 
@@ -177,9 +175,8 @@ def check_target(place: str) -> None:
             f"--to={place} is a file. Give a folder, or the name of a file that ends in "
             f"{SAFETENSORS}."
         )
-    check_writable_scheme(place, "--to")
-    workdir = epath.Path(place)
-    if holds_checkpoints(workdir) or (workdir / CONFIG_FILE).exists():
+    directory = RunDirectory(place, "--to")
+    if directory.has_checkpoints() or directory.config_file.exists():
         raise ValueError(f"--to={place} holds a run already. Give another folder.")
 
 
@@ -196,19 +193,15 @@ def write_run(converted: Converted, workdir: epath.PathLike, source: str) -> Non
     Raises:
       OSError: it cannot be written.
     """
-    workdir = epath.Path(workdir)
-    config = {} if converted.config is None else configuration.flatten(converted.config)
-    weights = split_model(converted.model)[1]
+    directory = RunDirectory(workdir)
+    weights = jax.tree.map(np.asarray, split_model(converted.model)[1])
     weights = {"encoder": weights} if converted.config is None else weights
-    checkpoints = Checkpoints(workdir, config=config)
-    try:
-        state = TrainState(np.int32(0), jax.tree.map(np.asarray, weights), {})
-        checkpoints.save_best(state, {"delta_m": float("nan"), "scores": None, "source": source})
-        checkpoints.wait()
-    finally:
-        checkpoints.close()
+    config = {} if converted.config is None else converted.config.flat()
+    details = {"delta_m": float("nan"), "scores": None, "source": source}
+    with contextlib.closing(CheckpointWriter(directory, config=config)) as checkpoints:
+        checkpoints.save_best({"parameters": weights}, 0, details)
     if converted.config is not None:
-        configuration.save(converted.config, workdir / CONFIG_FILE)
+        directory.write_config(converted.config)
 
 
 def write_file(converted: Converted, path: epath.PathLike, source: str) -> None:

@@ -58,6 +58,16 @@ def wait_until(condition: Callable[[], bool]) -> bool:
     return True
 
 
+def file_sizes(folder: epath.PathLike) -> dict[str, int]:
+    """Returns {relative path: size in bytes} of all files below a folder."""
+    if is_remote(folder):
+        found = fsspec_backend.fs(folder).find(os.fspath(folder), detail=True)
+        root = len(os.fspath(folder).partition("://")[2]) + 1
+        return {name[root:]: info["size"] for name, info in found.items()}
+    files = (path for path in pathlib.Path(folder).rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
 def write_atomically(path: epath.PathLike, contents: bytes) -> None:
     """Writes a file completely or not at all, even if the process is killed or the disk is full.
 

@@ -23,11 +23,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.extend import core
-from ml_collections import ConfigDict
 
-from mtmamba_jax import config as configuration
+from mtmamba_jax.config import Config
 from mtmamba_jax.devices.flops import of_convolution, of_product
-from mtmamba_jax.models.mtmamba import ModelSettings, abstract_build
+from mtmamba_jax.models.mtmamba import abstract_build
 
 Shape = tuple[int, ...]
 
@@ -40,16 +39,15 @@ class Cost:
     flops: float
 
 
-def count_cost(config: ConfigDict) -> Cost:
+def count_cost(config: Config) -> Cost:
     """Returns what a configuration's model costs for an image of `data.size`.
 
     Raises:
       NotImplementedError: the model has a part that the paper's counting says nothing of.
     """
-    config = config.copy_and_resolve_references()
-    config.model.scan_implementation = "xla"  # whose program shows one call for a scan
-    tasks = configuration.tasks(config)
-    graph, weights = abstract_build(ModelSettings(**config.model), tasks)
+    config = config.replace(model={"scan_implementation": "xla"})  # its program shows the scan
+    tasks = config.tasks.selected
+    graph, weights = abstract_build(config.model, tasks)
     images = jax.ShapeDtypeStruct((1, *config.data.size, 3), jnp.float32)
     program = jax.make_jaxpr(lambda weights, x: nnx.merge(graph, weights)(x))(weights, images).jaxpr
     resized = 4 * math.prod(config.data.size) * sum(task.channels for task in tasks)

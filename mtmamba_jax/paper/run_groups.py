@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mtmamba_jax import config as configuration
+from mtmamba_jax.config import FREE_KEYS
 from mtmamba_jax.paper.printed import ROWS
 from mtmamba_jax.paper.runs import FinishedRun
 from mtmamba_jax.tasks import TASK_SETS, Task
@@ -94,10 +94,10 @@ def _place(run: FinishedRun) -> Place | None:
 
 def _recipe(run: FinishedRun) -> Recipe:
     """Returns all that runs of one table have in common, sortable."""
-    left_out = {"seed", *configuration.FREE_KEYS, *ROW_KEYS}
+    left_out = {"seed", *FREE_KEYS, *ROW_KEYS}
     return tuple(
         (key, repr(value))
-        for key, value in configuration.flatten(run.config).items()
+        for key, value in run.config.flat().items()
         if key not in left_out and not key.startswith("tasks.baselines")
     )
 

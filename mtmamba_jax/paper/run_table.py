@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from mtmamba_jax import config as configuration
 from mtmamba_jax.messages import short
 from mtmamba_jax.metrics.multitask import delta_m
 from mtmamba_jax.models.swin import SWIN_SIZES
@@ -34,7 +33,7 @@ def run_table(lines: Lines, told: Sequence[str]) -> Table:
     """
     runs = [run for found in lines.values() for run in found]
     config = runs[0].config
-    tasks, flat = all_tasks(runs[0]), configuration.flatten(config)
+    tasks, flat = all_tasks(runs[0]), config.flat()
     height, width = config.data.size
     title = f"{config.data.name}, {height}x{width}, {config.train.steps} steps"
     title += "".join(f", {key}={flat.get(key)}" for key in told)

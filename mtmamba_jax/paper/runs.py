@@ -8,17 +8,10 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from etils import epath
-from ml_collections import ConfigDict
-
-from mtmamba_jax import config as configuration
-from mtmamba_jax.checkpoints.run import CONFIG_FILE, is_finished
-from mtmamba_jax.checkpoints.saved import KINDS, read_details, steps_saved
+from mtmamba_jax.checkpoints.run_directory import KINDS, RunDirectory
+from mtmamba_jax.config import Config
 from mtmamba_jax.metrics.multitask import headline
 from mtmamba_jax.tasks import Task
-
-SCORES_FILE = "scores_{}.json"
-"""What the command eval writes of a checkpoint, by its kind."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +28,7 @@ class FinishedRun:
     """
 
     workdir: pathlib.Path
-    config: ConfigDict
+    config: Config
     tasks: tuple[Task, ...]
     scores: Mapping[str, float]
     contours: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -67,16 +60,16 @@ def find_runs(folder: pathlib.Path) -> Found:
         raise ValueError(f"--runs wants a folder of work directories; there is no folder {folder}.")
     finished, unfinished, outdated = [], [], []
     for place, folders, files in os.walk(folder):
-        if CONFIG_FILE in files and set(folders) & set(KINDS):
+        if "config.json" in files and set(folders) & set(KINDS):
             folders.clear()  # checkpoints are many files, and no run is in another
             workdir = pathlib.Path(place)
-            config = configuration.read(workdir / CONFIG_FILE)
-            if is_finished(epath.Path(workdir), config):
-                step = steps_saved(workdir, "best")[-1]
-                run = _finished_run(workdir, config, step)
-                file = workdir / SCORES_FILE.format("best")
+            directory = RunDirectory(workdir)
+            config = directory.read_config()
+            if directory.is_finished(config.train.steps):
+                run = _finished_run(workdir, directory, config)
+                file = pathlib.Path(directory.scores_file("best"))
                 scored = _scored_contours(file)
-                if scored and scored.pop("step") != step:
+                if scored and scored.pop("step") != directory.steps("best")[-1]:
                     outdated.append(file)
                     scored = {}
                 finished.append(dataclasses.replace(run, **scored))
@@ -86,14 +79,14 @@ def find_runs(folder: pathlib.Path) -> Found:
     return Found(finished, unfinished, outdated)
 
 
-def _finished_run(workdir: pathlib.Path, config: ConfigDict, step: int) -> FinishedRun:
-    tasks = configuration.tasks(config)
-    checkpoint = epath.Path(workdir) / "best" / str(step)
+def _finished_run(workdir: pathlib.Path, directory: RunDirectory, config: Config) -> FinishedRun:
+    tasks, best = config.tasks.selected, directory.newest("best")
+    assert best is not None  # the run is finished
     try:
-        scores = headline(tasks, read_details(checkpoint)["scores"])
+        scores = headline(tasks, best.read_details()["scores"])
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"The scores in {checkpoint} cannot be read ({type(error).__name__}: {error}). The "
+            f"The scores in {best.path} cannot be read ({type(error).__name__}: {error}). The "
             f"command train, with --workdir={workdir}, mends it."
         ) from error
     return FinishedRun(workdir, config, tasks, scores)

@@ -6,11 +6,9 @@ import dataclasses
 import fnmatch
 from collections.abc import Mapping, Sequence
 
-from etils import epath
-from ml_collections import ConfigDict
-
 from mtmamba_jax import config as configuration
-from mtmamba_jax.checkpoints.run import CONFIG_FILE, is_finished, saved_config
+from mtmamba_jax.checkpoints.run_directory import RunDirectory
+from mtmamba_jax.config import Config
 from mtmamba_jax.messages import nearest
 
 
@@ -28,15 +26,13 @@ class Job:
     overrides: Mapping[str, str]
     workdir: str
 
-    def load(self) -> ConfigDict:
+    def load(self) -> Config:
         """Returns the run's configuration.
 
         Raises:
           ValueError: an override does not fit.
         """
-        config = configuration.load(self.config)
-        configuration.override(config, self.overrides)
-        return config
+        return configuration.load(self.config, self.overrides)
 
     def arguments(self) -> list[str]:
         """Returns the command line that trains it, from the command's name on."""
@@ -49,15 +45,16 @@ class Job:
         Raises:
           ValueError: it holds a finished run of another configuration.
         """
-        workdir, wanted = epath.Path(self.workdir), self.load()
-        if not (workdir / CONFIG_FILE).exists() or not is_finished(workdir, wanted):
-            return False  # what another, unfinished run is there, training says
-        saved = saved_config(workdir)
-        wanted.data.train_examples = saved.data.train_examples  # as many as there were
+        directory, wanted = RunDirectory(self.workdir), self.load()
+        if not directory.config_file.exists() or not directory.is_finished(wanted.train.steps):
+            return False  # training refuses an unfinished run of another configuration
+        saved = directory.read_config()
+        # Training writes down how many examples there were.
+        wanted = wanted.replace(data={"train_examples": saved.data.train_examples})
         different = configuration.differences(saved, wanted)
         if different:
             raise ValueError(
-                f"{workdir} holds a finished run of another configuration: "
+                f"{directory} holds a finished run of another configuration: "
                 f"{'; '.join(different)}. Give another --workdir."
             )
         return True

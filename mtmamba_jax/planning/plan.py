@@ -11,15 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
-from ml_collections import ConfigDict
 
-from mtmamba_jax import config as configuration
 from mtmamba_jax.benchmarks.programs import MODEL_PROGRAMS, Record, random_batch
+from mtmamba_jax.config import Config
 from mtmamba_jax.devices.sharding import create_mesh, on_device, split_state
 from mtmamba_jax.devices.timing import program_memory
 from mtmamba_jax.evaluation.evaluate import create_predict_step
 from mtmamba_jax.messages import check_name
-from mtmamba_jax.models.mtmamba import ModelSettings, abstract_build
+from mtmamba_jax.models.mtmamba import abstract_build
 from mtmamba_jax.planning.collectives import count_collectives, count_loops
 from mtmamba_jax.planning.topology import Topology
 from mtmamba_jax.tasks import Task
@@ -41,15 +40,13 @@ class MemoryOption:
 
     key: str
     value: object
-    applies: Callable[[ConfigDict, int], bool]
+    applies: Callable[[Config, int], bool]
     programs: Sequence[str] = ("step",)
 
 
 def _replace(key: str, value: str, current: Sequence[str], programs=("step",)) -> MemoryOption:
     """Replaces any of the values `current`."""
-    return MemoryOption(
-        key, value, lambda config, _: configuration.flatten(config)[key] in current, programs
-    )
+    return MemoryOption(key, value, lambda config, _: config.flat()[key] in current, programs)
 
 
 def _microbatches(parts: int) -> MemoryOption:
@@ -88,7 +85,7 @@ MEMORY_OPTIONS = (
 """Settings to try when a program does not fit, those that cost the least speed first."""
 
 
-def plan_records(what: str, config: ConfigDict, topology: Topology) -> Iterator[Record]:
+def plan_records(what: str, config: Config, topology: Topology) -> Iterator[Record]:
     """Yields the record of a program and, if it does not fit, of settings that use less memory.
 
     Each of these settings keeps the previous ones that reduced memory use. If any of them fits, it
@@ -104,19 +101,17 @@ def plan_records(what: str, config: ConfigDict, topology: Topology) -> Iterator[
       ValueError: The configuration is invalid, or the batch does not split over the devices.
     """
     check_name("program", what, MODEL_PROGRAMS)
-    tasks = configuration.tasks(config)
-    configuration.check(config, [task.name for task in tasks])
+    tasks = config.tasks.selected
     count = len(topology.devices)
     _check_batch(what, config, topology)
     record = _record(what, config, tasks, topology, {})
     yield record
-    config = config.copy_and_resolve_references()
     for option in MEMORY_OPTIONS:
         if record["fits"]:
             return
         if what in option.programs and option.applies(config, count):
-            tried = config.copy_and_resolve_references()
-            configuration.override(tried, {option.key: str(option.value)})
+            section, name = option.key.split(".")
+            tried = config.replace(**{section: {name: option.value}})
             settings = record["settings"] | {option.key: option.value}
             found = _record(what, tried, tasks, topology, settings)
             yield found
@@ -129,7 +124,7 @@ def _peak(record: Record) -> float:
     return float("inf") if record["refusal"] else record["memory_bytes"]["peak"]
 
 
-def _check_batch(what: str, config: ConfigDict, topology: Topology) -> None:
+def _check_batch(what: str, config: Config, topology: Topology) -> None:
     count, mesh = len(topology.devices), config.mesh
     wanted = mesh.fsdp * (count // mesh.fsdp if mesh.data == -1 else mesh.data)
     if wanted != count:
@@ -147,7 +142,7 @@ def _check_batch(what: str, config: ConfigDict, topology: Topology) -> None:
         )
 
 
-def batch_of(what: str, config: ConfigDict) -> tuple[str, int]:
+def batch_of(what: str, config: Config) -> tuple[str, int]:
     """Returns the configuration key of a program's batch size, and the batch size."""
     if what == "step":
         return "train.batch_size", config.train.batch_size
@@ -157,7 +152,7 @@ def batch_of(what: str, config: ConfigDict) -> tuple[str, int]:
 def _record(what, config, tasks, topology, settings) -> Record:
     start = time.perf_counter()
     lower = {"step": _lower_step, "inference": _lower_prediction}[what]
-    mesh = create_mesh(batch_of(what, config)[1], devices=topology.devices, **config.mesh)
+    mesh = create_mesh(batch_of(what, config)[1], devices=topology.devices, **vars(config.mesh))
     lowered = lower(config, tasks, mesh)
     try:
         program, refusal = lowered.compile(compiler_options=topology.compiler_options), None
@@ -203,7 +198,7 @@ def _numbers(program: jax.stages.Compiled, topology: Topology) -> Record:
 
 
 def _lower_step(config, tasks, mesh) -> jax.stages.Lowered:
-    graph, parameters = abstract_build(ModelSettings(**config.model), tasks)
+    graph, parameters = abstract_build(config.model, tasks)
     optimizer = create_optimizer(config.optimizer, config.train.steps)
     state, layout = abstract_state(graph, parameters, optimizer, mesh)
     data = config.data
@@ -212,7 +207,7 @@ def _lower_step(config, tasks, mesh) -> jax.stages.Lowered:
 
 
 def _lower_prediction(config, tasks, mesh) -> jax.stages.Lowered:
-    graph, parameters = abstract_build(ModelSettings(**config.model), tasks)
+    graph, parameters = abstract_build(config.model, tasks)
     images = abstract_batch((), config.eval.batch_size, config.data.size)["images"]
     layout = split_state(parameters, mesh)
     return create_predict_step(graph, mesh, layout).lower(parameters, images)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ml_collections import ConfigDict
-
-from mtmamba_jax import config as configuration
 from mtmamba_jax.benchmarks.programs import Record
 from mtmamba_jax.benchmarks.report import to_json
+from mtmamba_jax.config import Config
 from mtmamba_jax.messages import gib, markdown_table, percent, short
 from mtmamba_jax.planning.plan import batch_of, plan_records
 from mtmamba_jax.planning.topology import GPUS, Topology
@@ -16,7 +14,7 @@ from mtmamba_jax.planning.topology import GPUS, Topology
 PARTS = ("arguments", "temporaries", "outputs", "aliased", "code")
 
 
-def report_plan(what: str, config: ConfigDict, topology: Topology) -> bool:
+def report_plan(what: str, config: Config, topology: Topology) -> bool:
     """Prints the records of `plan_records` as soon as they are known.
 
     Returns:
@@ -66,7 +64,7 @@ def _verdict(record: Record) -> str:
     )
 
 
-def plan_table(what: str, config: ConfigDict, topology: Topology, record: Record) -> str:
+def plan_table(what: str, config: Config, topology: Topology, record: Record) -> str:
     """Returns the table of a record, one quantity of one device per row."""
     memory, chip = record.get("memory_bytes", {}), topology.chip
     devices = topology.devices
@@ -90,7 +88,7 @@ def _scaled(number: float | None, unit: float) -> str:
     return "-" if number is None else short(number / unit)
 
 
-def _notes(what: str, config: ConfigDict, topology: Topology, record: Record) -> Iterator[str]:
+def _notes(what: str, config: Config, topology: Topology, record: Record) -> Iterator[str]:
     """Yields remarks that are needed to read the table."""
     if record["refusal"] is None:
         if record["flops"] is None:
@@ -110,7 +108,7 @@ def _notes(what: str, config: ConfigDict, topology: Topology, record: Record) ->
         )
 
 
-def plan_json(what: str, config: ConfigDict, topology: Topology) -> tuple[str, bool]:
+def plan_json(what: str, config: Config, topology: Topology) -> tuple[str, bool]:
     """Returns the records of `plan_records` as JSON, and whether the program fits as configured."""
     records = list(plan_records(what, config, topology))
     device = {
@@ -120,5 +118,5 @@ def plan_json(what: str, config: ConfigDict, topology: Topology) -> tuple[str, b
         "count": len(topology.devices),
     }
     fits = records[0]["fits"]
-    settings = {"config": configuration.flatten(config)}
+    settings = {"config": config.flat()}
     return to_json(what, device, settings, records), fits

@@ -1,4 +1,4 @@
-"""How fast a run is: the time of its steps, what of it was waiting, how much a device did in it."""
+"""Measures the speed of a run: time per step, waiting for input, utilisation of the devices."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from mtmamba_jax import config as configuration
+from mtmamba_jax.config import Config
 from mtmamba_jax.data_pipelines.pipeline import Batches
-from mtmamba_jax.devices.chips import CHIPS, GIB
+from mtmamba_jax.devices.chips import CHIPS
 from mtmamba_jax.devices.flops import count_flops
 from mtmamba_jax.devices.timing import device_peak
-from mtmamba_jax.models.mtmamba import ModelSettings, abstract_build
+from mtmamba_jax.messages import GIB
+from mtmamba_jax.models.mtmamba import abstract_build
 
 MEASURED = (
     "seconds_per_step",
@@ -25,15 +25,15 @@ MEASURED = (
     "flops_utilisation",
     "device_memory_gib",
 )
-"""What a clock says of steps; the last two where they are known."""
+"""What a clock measures; the last two only where they are known."""
 
 
 class Clock:
-    """Measures steps, and how long the devices had none for want of a batch.
+    """Measures steps, and how long the devices were idle because a batch was not ready.
 
     Args:
-      batch_size: images of a step.
-      least: seconds that a step takes where every device does its highest rate of FLOPs, or None.
+      batch_size: Images per step.
+      least: Seconds per step at the devices' peak FLOP/s, None if unknown.
     """
 
     def __init__(self, batch_size: int, least: float | None):
@@ -43,11 +43,11 @@ class Clock:
         self.restart(0)
 
     def restart(self, step: int) -> None:
-        """Measures from now on; `step` is the last one before."""
+        """Starts measuring after `step`."""
         self._start, self._step, self._waited, self._end = time.monotonic(), step, 0.0, None
 
     def next(self, batches: Batches) -> dict[str, np.ndarray]:
-        """Returns the next batch; the devices wait for it once the step before has ended."""
+        """Returns the next batch; the devices wait for it once the previous step has ended."""
         start = time.monotonic()
         batch = next(batches)
         arrived = time.monotonic()
@@ -58,14 +58,14 @@ class Clock:
         return batch
 
     def started(self, numbers: object) -> None:
-        """Notes a step that was given to the devices, and the numbers that come out of it."""
+        """Registers a step that was launched, by the arrays that it will return."""
         self._end = self._watcher.submit(_end_of, numbers)
 
     def numbers(self, step: int) -> dict[str, float]:
-        """Returns means over the steps since the start, up to `step`: see `MEASURED`.
+        """Returns means since the start, up to `step`; see `MEASURED`.
 
-        `input_wait` is a share of the time, `flops_utilisation` of the devices' highest rate;
-        `device_memory_gib` is the most that was held on this process's first device.
+        `input_wait` is a share of the time, `flops_utilisation` a share of the devices' peak
+        FLOP/s; `device_memory_gib` is the peak on this process's first device.
         """
         seconds = (time.monotonic() - self._start) / (step - self._step)
         found = {
@@ -81,7 +81,7 @@ class Clock:
         return found
 
     def close(self) -> None:
-        """Ends the thread that watches."""
+        """Ends the thread that waits for steps."""
         self._watcher.shutdown()
 
 
@@ -90,24 +90,23 @@ def _end_of(numbers: object) -> float:
     return time.monotonic()
 
 
-def least_seconds(config: ConfigDict, mesh: Mesh) -> float | None:
-    """Returns the seconds of a training step at the highest rate of the devices.
+def least_seconds(config: Config, mesh: Mesh) -> float | None:
+    """Returns the seconds that a training step takes at the devices' peak bfloat16 FLOP/s.
 
-    That counts a step as three times the matrix products and convolutions of the forward pass, as
-    is usual for model-FLOPs utilisation; what is done twice (remat) and the scan's elementwise work
-    are not in it. The rate is the chip's for bfloat16. None for a chip that `chips.CHIPS` lacks.
+    As usual for model-FLOPs utilisation, a step counts as three times the matrix products and
+    convolutions of the forward pass; recomputation (remat) and the elementwise work of the scan do
+    not count. None for chips that `chips.CHIPS` does not list.
 
     Args:
-      config: gives the model, the size of images and the batch.
-      mesh: of the devices.
+      config: Gives the model, the image size and the batch size.
+      mesh: The devices.
     """
     chip = CHIPS.get(mesh.devices.flat[0].device_kind)
     if chip is None:
         return None
-    # The kernels hide their products; the plain scan shows them.
-    plain = config.copy_and_resolve_references()
-    plain.model.scan_implementation = "xla"
-    graph, parameters = abstract_build(ModelSettings(**plain.model), configuration.tasks(config))
+    # The kernels hide their matrix products from the count; the plain scan shows them.
+    plain = config.replace(model={"scan_implementation": "xla"})
+    graph, parameters = abstract_build(plain.model, plain.tasks.selected)
     images = jax.ShapeDtypeStruct((config.train.batch_size, *config.data.size, 3), "float32")
     forward = count_flops(lambda p, x: nnx.merge(graph, p)(x), parameters, images)
     return 3 * forward / (mesh.size * chip.flops)

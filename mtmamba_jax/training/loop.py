@@ -1,91 +1,93 @@
-"""The steps of a run, and what happens between them."""
+"""The training loop: steps, and the logging, evaluation and saving between them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from mtmamba_jax.checkpoints.save import Checkpoints
+from mtmamba_jax.checkpoints.save import CheckpointWriter
+from mtmamba_jax.config import Config
 from mtmamba_jax.data_pipelines.pipeline import Batches
 from mtmamba_jax.devices.processes import highest
 from mtmamba_jax.devices.sharding import put_batch
 from mtmamba_jax.evaluation.evaluate import Evaluator, score_table
 from mtmamba_jax.metrics.multitask import delta_m, headline
-from mtmamba_jax.tasks import Task
 from mtmamba_jax.training.clock import Clock
-from mtmamba_jax.training.nonfinite import Guard
+from mtmamba_jax.training.nonfinite import NonFiniteGuard
 from mtmamba_jax.training.optimizer import learning_rate
-from mtmamba_jax.training.pauses import keep_replaced, leave_out_of_collections
 from mtmamba_jax.training.profile import Profile
 from mtmamba_jax.training.report import Report
 from mtmamba_jax.training.state import TrainState
+from mtmamba_jax.training.step import TrainStep
 from mtmamba_jax.training.stopping import StoppedError, StopSignals
 from mtmamba_jax.visualization.panels import example_panel
 
 
 @dataclasses.dataclass(frozen=True)
-class Watch:
-    """What a run is watched with: its numbers, its speed, its trace."""
+class Monitors:
+    """What observes a run: its numbers, its speed and its trace."""
 
     report: Report
     clock: Clock
     profile: Profile
 
 
-class Steps:
-    """Trains, and evaluates, saves and says what the configuration wants in between.
+class Loop:
+    """Trains; evaluates, saves and logs as often as the configuration asks for.
 
     Args:
-      config: of the run.
-      tasks: that the model learns.
-      checkpoints: of the run.
-      evaluator: of the model on the test set.
-      watch: where numbers go.
-      best: details of the best checkpoint so far; None where there is none.
+      config: The run's configuration.
+      checkpoints: Writes the run's checkpoints.
+      evaluator: Evaluates the model on the test set.
+      monitors: Where numbers go.
+      best_delta_m: The delta_m of the best checkpoint so far, None if there is none.
 
     Attributes:
-      constants: the best constant prediction's score for each task.
+      constants: The score of the best constant prediction, by task.
     """
 
     def __init__(
         self,
-        config: ConfigDict,
-        tasks: Sequence[Task],
-        checkpoints: Checkpoints,
+        config: Config,
+        checkpoints: CheckpointWriter,
         evaluator: Evaluator,
-        watch: Watch,
-        best: Mapping[str, object] | None,
+        monitors: Monitors,
+        best_delta_m: float | None,
     ):
-        self._settings, self._tasks = config.train, tasks
+        self._settings, self._tasks = config.train, config.tasks.selected
         self._checkpoints, self._evaluator = checkpoints, evaluator
-        self._report, self._clock, self._profile = watch.report, watch.clock, watch.profile
+        self._report, self._clock = monitors.report, monitors.clock
+        self._profile = monitors.profile
         self._rate = learning_rate(config.optimizer, config.train.steps)
         skips = config.on_nonfinite == "skip"
-        self._guard = Guard(skips, checkpoints.last_on_disk, watch.report.say)
+        self._guard = NonFiniteGuard(skips, checkpoints.last_on_disk, self._report.say)
         self.constants = evaluator.constants()
-        self._baselines = dict(config.tasks.baselines) or self.constants
-        delta_m(tasks, self._baselines, self._baselines)  # an unusable baseline stops us now
-        if watch.report.start_step == 0:
-            watch.report.numbers(0, "constant", self.constants)
-        self._best = np.nan if best is None else best["delta_m"]
+        self._baselines = config.tasks.baselines or self.constants
+        delta_m(self._tasks, self._baselines, self._baselines)  # fail now if a baseline is 0
+        if self._report.start_step == 0:
+            self._report.numbers(0, "constant", self.constants)
+        self._best = np.nan if best_delta_m is None else best_delta_m
 
     def run(
-        self, state: TrainState, train_step, batches: Batches, mesh: Mesh, stops: StopSignals
+        self,
+        state: TrainState,
+        train_step: TrainStep,
+        batches: Batches,
+        mesh: Mesh,
+        stops: StopSignals,
     ) -> TrainState:
-        """Trains to the last step.
+        """Trains up to the last step and returns the final state.
 
         Raises:
-          StoppedError: a signal came; what is done is saved.
-          SavingError: a checkpoint could not be written.
-          NonFiniteError: a loss or gradient is not finite.
+          StoppedError: If a signal arrived; the state is saved.
+          SavingError: If a checkpoint could not be written.
+          NonFiniteError: If a loss or gradient is not finite.
         """
         settings, clock, guard, profile = self._settings, self._clock, self._guard, self._profile
-        train_step = keep_replaced(train_step, self._checkpoints.is_writing)
         first = step = int(state.step)
         self._catch_up(step, state)
         if step < settings.steps:
@@ -98,13 +100,13 @@ class Steps:
             clock.started(numbers)
             step += 1
             profile.after(step, numbers)
-            # One step late, so that the device is never idle for it.
+            # One step late, so that the device never waits for it.
             self._report.advance(guard.check())
             guard.started(step, numbers, batch["id"])
             self._checkpoints.check()
             stop = None if step == settings.steps else stops.noticed(step)
             log = self._is_due(settings.log_every, step)
-            # There may be little time: the next start evaluates.
+            # After a signal there may be little time: the next start evaluates.
             evaluate = self._is_due(settings.eval_every, step) and not stop
             save = self._is_due(settings.checkpoint_every, step) or stop is not None
             if log or evaluate or save:
@@ -114,12 +116,10 @@ class Steps:
             if evaluate:
                 self._evaluate(step, state)
             if save:
-                self._save(state)
+                self._save(step, state)
             if stop:
                 self._checkpoints.wait()
                 raise StoppedError(step, stop)
-            if evaluate or step == first + 1:  # the first of each compiles
-                leave_out_of_collections()
             if log or evaluate or save or step == first + 1:
                 clock.restart(step)
         return state
@@ -127,27 +127,28 @@ class Steps:
     def _is_due(self, every: int, step: int) -> bool:
         return step == self._settings.steps or step % every == 0
 
-    def _log(self, step: int, numbers) -> None:
+    def _log(self, step: int, numbers: Mapping[str, jax.Array]) -> None:
         values = {name: value.item() for name, value in jax.device_get(numbers).items()}
-        # The schedule counts the updates that were made before.
+        # The schedule counts the updates before this one.
         values["learning_rate"] = float(self._rate(step - 1 - values.get("skipped", 0)))
         self._report.numbers(step, "train", values | self._clock.numbers(step))
 
-    def _save(self, state: TrainState) -> None:
+    def _save(self, step: int, state: TrainState) -> None:
+        # A checkpoint in a bucket is not newer than the metrics beside it.
         self._report.flush()
-        # The numbers up to a step belong beside it, in a bucket too.
-        self._checkpoints.save_latest(state, before=self._report.workdir.sync)
+        self._report.directory.sync()
+        self._checkpoints.save_latest(state.to_items(), step)
 
     def _catch_up(self, step: int, state: TrainState) -> None:
-        """Evaluates the step that a run goes on from, where it was stopped before it could, or
-        where the best checkpoint was lost."""
+        """Evaluates the step that a run resumes from, if it was stopped before it could or if the
+        best checkpoint was lost."""
         if step == 0 or not self._is_due(self._settings.eval_every, step):
             return
         written = bool(highest(self._report.has_scores))
         if written and not np.isnan(self._best):
             return
         scores, gain = self._score(step, state)
-        # Once the scores are written this is not done again.
+        # Once the scores are written, this is not done again.
         self._checkpoints.wait()
         if not written:
             self._write(step, state, scores, gain)
@@ -157,12 +158,13 @@ class Steps:
         self._write(step, state, scores, gain)
 
     def _score(self, step: int, state: TrainState) -> tuple[dict, float]:
-        """Returns the scores and delta_m of a state, which is saved if it is the best so far."""
+        """Returns the scores and delta_m of a state, and saves its weights if it is the best."""
         scores = self._evaluator.scores(state.parameters)
         gain = delta_m(self._tasks, headline(self._tasks, scores), self._baselines)
-        if np.isnan(self._best) or gain > self._best:  # NaN: there is none that can be compared
+        if np.isnan(self._best) or gain > self._best:  # NaN: nothing to compare with
             self._best = gain
-            self._checkpoints.save_best(state, {"delta_m": gain, "scores": scores})
+            details = {"delta_m": gain, "scores": scores}
+            self._checkpoints.save_best({"parameters": state.parameters}, step, details)
         return scores, gain
 
     def _write(self, step: int, state: TrainState, scores: dict, gain: float) -> None:
@@ -173,5 +175,4 @@ class Steps:
             + score_table(self._tasks, scores, self.constants)
         )
         for example, logits in self._evaluator.predictions(state.parameters, 1):
-            picture = example_panel(self._tasks, example, logits)
-            self._report.picture(step, "predictions", picture)
+            self._report.image(step, "predictions", example_panel(self._tasks, example, logits))

@@ -1,30 +1,31 @@
-"""Losses and gradients that are not finite: what is said, and when a run stops for them."""
+"""Losses and gradients that are not finite: reports them and stops the run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
 import jax
 import numpy as np
 
-MOST_SKIPS = 100
-"""Steps in a row that may be skipped."""
+from mtmamba_jax.messages import shortened
 
-_SHOWN = 8  # examples in a message
+MOST_SKIPS = 100
+"""The number of consecutive steps that may be skipped."""
 
 
 class NonFiniteError(RuntimeError):
     """A loss or gradient was NaN or infinite; the message names step, task and last checkpoint."""
 
 
-class Guard:
-    """Looks at each step's numbers once, when asked to.
+class NonFiniteGuard:
+    """Checks the numbers of each step once.
 
     Args:
-      skips: whether the step leaves out what is not finite (`config.on_nonfinite`); the run then
-        goes on until `MOST_SKIPS` in a row.
-      last_checkpoint: returns the step of the latest that is on disk, or None.
-      say: prints a line.
+      skips: Whether the training step skips updates that are not finite (`config.on_nonfinite`);
+        the run then stops only after `MOST_SKIPS` in a row.
+      last_checkpoint: Returns the step of the latest checkpoint on disk, or None.
+      say: Prints a line.
     """
 
     def __init__(
@@ -35,14 +36,14 @@ class Guard:
         self._in_a_row = 0
 
     def started(self, step: int, numbers: Mapping[str, jax.Array], ids: Sequence[str]) -> None:
-        """Notes a step, the numbers that come out of it and this process's examples in it."""
+        """Registers a step that was launched, its future numbers and this process's example IDs."""
         self._pending = step, numbers, ids
 
     def check(self) -> float | None:
-        """Waits for the step that was noted last and returns its loss; None if that was done.
+        """Waits for the last registered step and returns its loss, None if it was checked already.
 
         Raises:
-          NonFiniteError: the loss, a task's part of it or a gradient is not finite.
+          NonFiniteError: If the loss, a task's loss or a gradient is not finite.
         """
         if self._pending is None:
             return None
@@ -53,12 +54,12 @@ class Guard:
             self._in_a_row = 0
             return float(values["loss"])
         self._in_a_row += 1
-        what = f"not finite: {', '.join(bad)}; examples {_listed(ids)}"
+        what = f"not finite: {', '.join(bad)}; examples {shortened(ids)}"
         if not self._skips:
             self._stop(
                 f"Step {step}: {what}.",
                 "A lower optimizer.learning_rate may help; with --config.on_nonfinite=skip the "
-                "same command goes on and leaves such steps out.",
+                "same command resumes and skips such steps.",
             )
         if self._in_a_row > MOST_SKIPS:
             self._stop(
@@ -69,7 +70,7 @@ class Guard:
         self._say(f"warning: step {step} is skipped: {what} (skipped so far: {values['skipped']})")
         return None
 
-    def _stop(self, what: str, remedy: str) -> None:
+    def _stop(self, what: str, remedy: str) -> NoReturn:
         step = self._last_checkpoint()
         saved = (
             "There is no checkpoint yet"
@@ -77,8 +78,3 @@ class Guard:
             else f"The last good checkpoint is of step {step}"
         )
         raise NonFiniteError(f"{what} {saved}. {remedy}")
-
-
-def _listed(ids: Sequence[str]) -> str:
-    shown = ", ".join(str(name) for name in ids[:_SHOWN])
-    return shown + (", ..." if len(ids) > _SHOWN else "")

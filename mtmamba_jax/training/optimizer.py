@@ -1,18 +1,19 @@
-"""AdamW with the polynomial schedule of the published recipe."""
+"""AdamW with the polynomial learning-rate schedule of the published recipe."""
 
 from __future__ import annotations
 
 import jax
 import optax
-from ml_collections import ConfigDict
+
+from mtmamba_jax.config import OptimizerSettings
 
 
-def learning_rate(settings: ConfigDict, steps: int) -> optax.Schedule:
-    """Returns the schedule: rate * (1 - step/steps)^power, after a linear warm-up if there is one.
+def learning_rate(settings: OptimizerSettings, steps: int) -> optax.Schedule:
+    """Returns the schedule: rate * (1 - step/steps)^power, after a linear warm-up if configured.
 
     Args:
-      settings: `config.optimizer`.
-      steps: of the whole run.
+      settings: The section `config.optimizer`.
+      steps: Number of steps of the whole run.
     """
     warmup = settings.warmup_steps
     decay = optax.polynomial_schedule(
@@ -24,8 +25,8 @@ def learning_rate(settings: ConfigDict, steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, decay], [warmup])
 
 
-def create_optimizer(settings: ConfigDict, steps: int) -> optax.GradientTransformation:
-    """Returns AdamW on all parameters alike (weight decay too: one parameter group)."""
+def create_optimizer(settings: OptimizerSettings, steps: int) -> optax.GradientTransformation:
+    """Returns AdamW with one parameter group: weight decay applies to all parameters."""
     return optax.adamw(
         learning_rate(settings, steps),
         b1=settings.beta_1,
@@ -36,6 +37,6 @@ def create_optimizer(settings: ConfigDict, steps: int) -> optax.GradientTransfor
 
 
 def updates_made(state: optax.OptState) -> jax.Array:
-    """Returns how many updates an optimizer's state has seen, an int32 scalar."""
-    moments = state[0]  # the first of the transformations that AdamW is made of
+    """Returns the number of updates that AdamW's state has seen, an int32 scalar."""
+    moments = state[0]  # of scale_by_adam, the first of the chained transformations
     return moments.count

@@ -1,4 +1,4 @@
-"""A trace of some steps of a run, for TensorBoard's profiler or Perfetto."""
+"""Traces some steps of a run, for TensorBoard's profiler or Perfetto."""
 
 from __future__ import annotations
 
@@ -7,20 +7,18 @@ import re
 
 import jax
 
-FOLDER = "profile"
-
 
 class Profile:
     """Traces some steps of a run.
 
     Args:
-      steps: the first and the last to trace; None for none.
-      folder: `profile/` is made in it.
+      steps: The first and the last step to trace; None traces nothing.
+      folder: The folder to create `profile/` in.
     """
 
     def __init__(self, steps: tuple[int, int] | None, folder: pathlib.Path):
         self._first, self._last = steps or (None, None)
-        self._folder, self._running = folder / FOLDER, False
+        self._folder, self._running = folder / "profile", False
 
     def before(self, step: int) -> None:
         """Starts the trace if it begins with this step."""
@@ -29,27 +27,27 @@ class Profile:
             self._running = True
 
     def after(self, step: int, numbers: object) -> None:
-        """Ends the trace if it ends with this step, whose `numbers` are waited for."""
+        """Ends the trace if it ends with this step, after waiting for the step's `numbers`."""
         if self._running and step == self._last:
             jax.block_until_ready(numbers)
             self.close()
 
     def close(self) -> None:
-        """Ends the trace if there is one."""
+        """Ends the trace if one is running."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
 
 
 def parse_steps(text: str, steps: int) -> tuple[int, int]:
-    """Returns the two numbers of START:STOP.
+    """Parses START:STOP.
 
     Args:
-      text: two step numbers.
-      steps: of the run.
+      text: Two step numbers.
+      steps: Number of steps of the run.
 
     Raises:
-      ValueError: text of another kind, or steps that the run has not.
+      ValueError: If the text is malformed or names steps that the run does not have.
     """
     found = re.fullmatch(r"(\d+):(\d+)", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]) <= steps:

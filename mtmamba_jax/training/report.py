@@ -1,4 +1,4 @@
-"""Where a run's numbers go: the terminal, TensorBoard and a JSON line each."""
+"""Reports a run's numbers: on the terminal, to TensorBoard and as JSON lines."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import math
+import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TextIO
@@ -13,9 +14,10 @@ from typing import TextIO
 import numpy as np
 import tqdm
 from etils import epath
+from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 
-from mtmamba_jax.checkpoints.workdir import WorkDirectory
+from mtmamba_jax.checkpoints.run_lock import LockedRunDirectory
 from mtmamba_jax.files.paths import to_json, write_atomically
 from mtmamba_jax.messages import short
 
@@ -24,37 +26,39 @@ _QUEUE = 1000  # events on their way to TensorBoard's file: more than one call w
 
 
 class Report:
-    """Writes `metrics.jsonl` and `tensorboard/` under a work directory and shows progress.
+    """Writes `metrics.jsonl` and `tensorboard/` in a work directory and shows progress.
 
-    Lines of steps after `start_step`, left by a run that was killed after its last checkpoint, are
-    dropped: the resumed run writes them again. So are all lines where a run starts anew.
+    Lines of steps after `start_step`, which a run wrote between its last checkpoint and its end,
+    are dropped: the resumed run writes them again.
 
     Args:
-      workdir: of the run.
-      start_step: step that the run starts or goes on from.
-      steps: of the whole run.
-      writes: False in all but the first of several processes, which show and write nothing.
+      directory: The run's work directory.
+      start_step: The step that the run starts or resumes from.
+      steps: Number of steps of the whole run.
+      writes: False in all but the first of several processes: they show and write nothing.
 
     Attributes:
-      has_scores: whether the scores of `start_step` are written already.
+      has_scores: Whether the scores of `start_step` are written already.
     """
 
-    def __init__(self, workdir: WorkDirectory, *, start_step: int, steps: int, writes: bool = True):
-        self.start_step, self.workdir, self.has_scores = start_step, workdir, False
+    def __init__(
+        self, directory: LockedRunDirectory, *, start_step: int, steps: int, writes: bool = True
+    ):
+        self.start_step, self.directory, self.has_scores = start_step, directory, False
         self._file: TextIO = io.StringIO()
-        with self._naming_errors():
+        with self._explain_errors():
             if writes:
-                lines = _lines_up_to(start_step, workdir)
-                self._file = _write_lines(lines, workdir)
+                lines = [line for line in read_metrics(directory) if line["step"] <= start_step > 0]
+                self._file = _write_lines(lines, directory.local / METRICS_FILE)
                 self.has_scores = (start_step, "test") in [(x["step"], x["kind"]) for x in lines]
             self._board = SummaryWriter(
-                str(workdir.local / "tensorboard"),
+                str(directory.local / "tensorboard"),
                 max_queue=_QUEUE,
                 purge_step=start_step + 1,
                 write_to_disk=writes,
             )
         self._events = self._board.file_writer.event_writer if writes else None
-        # A file or pipe gets a line a log step instead of a bar that overwrites itself.
+        # Files and pipes get one line per logged step instead of a progress bar.
         self._live = writes and sys.stderr.isatty()
         self._bar = tqdm.tqdm(
             total=steps,
@@ -66,16 +70,16 @@ class Report:
         )
 
     def numbers(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        """Writes numbers of a step; `kind` is "constant", "train" or "test".
+        """Writes the numbers of a step; `kind` is "constant", "train" or "test".
 
-        What is not finite is null in the file, as JSON has no such numbers.
+        Numbers that are not finite become null in the file, since JSON has no such numbers.
         """
         line = {"step": step, "kind": kind, **values}
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        with self._naming_errors():
+        with self._explain_errors():
             self._file.write(to_json(line) + "\n")
             self._file.flush()
-            if not self._board_lives():  # its queue would fill up, and wait for ever
+            if not self._board_is_alive():  # its queue would fill up and block forever
                 raise OSError("TensorBoard's events could not be written")
         for name, value in finite.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
@@ -90,12 +94,12 @@ class Report:
                 flush=True,
             )
 
-    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        """Writes a uint8 RGB picture to TensorBoard."""
-        self._board.add_image(name, picture, step, dataformats="HWC")
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Writes an RGB image to TensorBoard."""
+        self._board.add_image(name, image, step, dataformats="HWC")
 
     def advance(self, loss: float | None) -> None:
-        """Moves the progress bar by one step and shows the loss, if there is a new one."""
+        """Advances the progress bar by one step and shows the loss if there is a new one."""
         if loss is not None:
             self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         self._bar.update()
@@ -106,56 +110,50 @@ class Report:
         sys.stdout.flush()
 
     def flush(self) -> None:
-        """Has what was given in the files, which a run in a bucket copies there.
+        """Flushes the files, for a run in a bucket to copy them there.
 
-        TensorBoard's thread may be some events behind; they come with the next copy.
+        TensorBoard's thread may lag some events behind; the next copy has them.
         """
-        with self._naming_errors():
+        with self._explain_errors():
             self._board.flush()
 
     def close(self) -> None:
         """Ends the progress bar and closes the files."""
         self._bar.close()
-        with self._naming_errors(), contextlib.ExitStack() as stack:
+        with self._explain_errors(), contextlib.ExitStack() as stack:
             stack.callback(self._close_board)
             self._file.close()
 
     def _close_board(self) -> None:
-        if not self._board_lives():
-            # Nobody reads its queue any more: this process would wait for ever for the thread that
-            # fills it.
+        if not self._board_is_alive():
+            # Nothing reads its queue any more: joining its feeder thread would block forever.
             self._events._event_queue.cancel_join_thread()
             return
         self._board.close()
 
-    def _board_lives(self) -> bool:
-        """Says whether TensorBoard's files are still written: their thread ends when it cannot."""
+    def _board_is_alive(self) -> bool:
+        """Whether the thread that writes TensorBoard's files is alive: it ends when it cannot."""
         return self._events is None or self._events._worker.is_alive()
 
     @contextlib.contextmanager
-    def _naming_errors(self) -> Iterator[None]:
+    def _explain_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise OSError(
-                f"{self.workdir.path} could not be written ({error}). Earlier checkpoints are as "
-                "they were; the same command goes on from the last once this is mended."
+                f"{self.directory} could not be written ({error}). Earlier checkpoints are intact; "
+                "the same command resumes from the last one once this is fixed."
             ) from error
 
 
-def _lines_up_to(step: int, workdir: WorkDirectory) -> list[dict]:
-    return [line for line in read_metrics(workdir.path) if line["step"] <= step > 0]
-
-
-def _write_lines(lines: Sequence[dict], workdir: WorkDirectory) -> TextIO:
-    """Returns the file of lines, to write more."""
-    path = workdir.local / METRICS_FILE
+def _write_lines(lines: Sequence[dict], path: pathlib.Path) -> TextIO:
+    """Writes lines to a file and returns it, open for more."""
     write_atomically(path, "".join(to_json(line) + "\n" for line in lines).encode())
     return path.open("a")
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict]:
-    """Returns the lines of `metrics.jsonl`; a line torn by a kill is left out."""
+    """Returns the lines of `metrics.jsonl`, without one that a kill left incomplete."""
     path = epath.Path(workdir) / METRICS_FILE
     lines = []
     for text in path.read_text().splitlines() if path.exists() else []:

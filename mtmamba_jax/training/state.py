@@ -1,16 +1,16 @@
-"""What training carries from step to step."""
+"""The state that training carries from step to step."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from mtmamba_jax.devices.sharding import FSDP_AXIS, split_state
 from mtmamba_jax.models.mtmamba import ModelSettings, abstract_build, build
@@ -27,41 +27,53 @@ class TrainState:
     the step is all that a resumed run needs of them.
 
     Attributes:
-      step: int32, updates done.
-      parameters: the model's weights (`models.weights`) as a nested dict.
-      optimizer: optax's state.
+      step: Number of updates done, an int32 scalar.
+      parameters: The model's weights (`models.weights`), a nested dict.
+      optimizer: The state of the optax optimizer.
     """
 
     step: jax.Array
     parameters: dict
     optimizer: optax.OptState
 
+    def to_items(self) -> dict[str, Any]:
+        """Returns the arrays as a checkpoint holds them; see `checkpoints.run_directory.ITEMS`."""
+        rest = {"step": self.step, "optimizer": self.optimizer}
+        return {"parameters": self.parameters, "rest": rest}
+
+    @classmethod
+    def from_items(cls, items: Mapping[str, Any]) -> TrainState:
+        """Returns the state of a checkpoint's items."""
+        return cls(parameters=items["parameters"], **items["rest"])
+
 
 def create_state(
-    config: ConfigDict,
+    model: ModelSettings,
     tasks: Sequence[Task],
+    seed: int,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
 ) -> tuple[nnx.GraphDef, TrainState, TrainState]:
-    """Returns the model's structure, the state before the first step, and its layout on a mesh.
+    """Creates the state before the first step.
 
-    The layout has a sharding in place of each array. Where a state is split over devices it is
-    made in parts: no device ever holds all of it.
+    A state that is split over devices is created in parts: no device ever holds all of it.
+
+    Returns:
+      The model's structure, the state, and its layout: a sharding in place of each array.
 
     Raises:
-      ValueError: a name in `config.model` is unknown.
+      ValueError: If a name in `model` is unknown.
     """
-    settings = ModelSettings(**config.model)
-    if mesh.shape[FSDP_AXIS] == 1:  # whole everywhere, and nothing to compile
-        graph, parameters = build(settings, tasks, config.seed)
+    if mesh.shape[FSDP_AXIS] == 1:  # replicated: nothing to compile
+        graph, parameters = build(model, tasks, seed)
         state = initial_state(graph, parameters, optimizer)
         layout = split_state(state, mesh)
         return graph, jax.device_put(state, layout), layout
-    graph, parameters = abstract_build(settings, tasks)
+    graph, parameters = abstract_build(model, tasks)
     _, layout = abstract_state(graph, parameters, optimizer, mesh)
 
     def make():
-        return initial_state(*build(settings, tasks, config.seed), optimizer)
+        return initial_state(*build(model, tasks, seed), optimizer)
 
     return graph, jax.jit(make, out_shardings=layout)(), layout
 

@@ -1,4 +1,4 @@
-"""One training step, a single jitted function."""
+"""One training step as a single jitted function."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from mtmamba_jax.array_types import Batch
+from mtmamba_jax.config import Config
 from mtmamba_jax.devices.sharding import jit_on, replicated, split_batch
 from mtmamba_jax.labels import resize_logits
 from mtmamba_jax.losses import multitask_loss
@@ -26,28 +26,28 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]
 
 
 def create_train_step(
-    config: ConfigDict,
+    config: Config,
     graph: nnx.GraphDef,
     tasks: Sequence[Task],
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     layout: TrainState,
 ) -> TrainStep:
-    """Returns `step(state, batch) -> (state, numbers)`; the given state's memory is reused.
+    """Returns `step(state, batch) -> (state, numbers)`, which donates the given state.
 
-    Numbers, all scalars: `loss` (the total), `loss/<task>`, those of `gradient_norms`, and where
-    `config.on_nonfinite` is "skip", `skipped`: steps so far whose loss or gradient was not finite.
-    Those leave parameters and optimizer, with its count of steps, as they were.
+    The numbers are scalars: `loss` (the total), `loss/<task>`, those of `gradient_norms`, and with
+    `config.on_nonfinite="skip"` also `skipped`, the number of steps so far whose loss or gradient
+    was not finite. Skipped steps leave parameters and optimizer, with its count, unchanged.
 
     Args:
-      config: loss, microbatches, seed and on_nonfinite, as `config.check` wants them.
-      graph: the model's structure.
-      tasks: that have labels in the batch.
-      optimizer: that made the state.
-      mesh: of devices.
-      layout: a sharding in place of each array of the state, `sharding.split_state`.
+      config: Gives `loss`, `train.microbatches`, `seed` and `on_nonfinite`.
+      graph: The model's structure.
+      tasks: The tasks with labels in the batch.
+      optimizer: The optimizer that the state belongs to.
+      mesh: The devices.
+      layout: The state's shardings, as `create_state` returns them.
     """
-    parts = config.train.microbatches
+    parts, seed, settings = config.train.microbatches, config.seed, config.loss
 
     def loss(learned, structure, statistics, batch, key):
         model = nnx.merge(structure, learned, statistics)
@@ -56,14 +56,14 @@ def create_train_step(
             tasks,
             {t.name: resize_logits(logits[t.name], batch[t.name].shape[1:3]) for t in tasks},
             batch,
-            weights=config.loss.weights,
-            scheme=config.loss.scheme,
-            reduction=config.loss.reduction,
+            weights=settings.weights,
+            scheme=settings.scheme,
+            reduction=settings.reduction,
         )
         return total, ((total, losses), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
     def step(state, batch):
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
         structure, learned, statistics = split_learned(graph, state.parameters)
 
         def gradient(learned, batch, key):
@@ -73,8 +73,8 @@ def create_train_step(
             gradients, ((total, losses), statistics) = gradient(learned, batch, key)
         elif statistics:
             raise ValueError(
-                f"train.microbatches={parts} does not go with {config.model.name!r}, whose "
-                "BatchNorm is over the whole batch. Use train.microbatches=1."
+                f"train.microbatches={parts} does not work with {config.model.name!r}, whose "
+                "BatchNorm normalises over the whole batch. Use train.microbatches=1."
             )
         else:
             gradients, ((total, losses), _) = _accumulate(gradient, learned, batch, key, parts)
@@ -101,7 +101,7 @@ def create_train_step(
 
 
 def _accumulate(gradient, learned, batch, key, parts):
-    """Means over the parts of a batch, one part in memory at a time."""
+    """Averages over the parts of a batch, with one part in memory at a time."""
     # Every parts-th example, not consecutive ones: each part stays spread over all devices.
     batches = jax.tree.map(
         lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0), batch

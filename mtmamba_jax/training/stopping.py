@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM, as schedulers send before they take a machine away, and Ctrl-C."""
+"""Stops a run cleanly on SIGTERM, as schedulers send before they take a machine, and on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from jax.experimental import multihost_utils
 
 
 class StoppedError(Exception):
-    """A run was told to stop; its state is saved.
+    """A run was stopped by a signal; its state is saved.
 
     Attributes:
-      step: that is saved.
-      number: the signal.
+      step: The step that is saved.
+      number: The signal.
     """
 
     def __init__(self, step: int, number: signal.Signals):
@@ -24,13 +24,13 @@ class StoppedError(Exception):
 
 
 class StopSignals:
-    """Notices signals while it is entered; a second Ctrl-C interrupts at once.
+    """Notices signals inside a `with` block; a second Ctrl-C interrupts immediately.
+
+    With several processes, JAX's preemption service notices SIGTERM: when one process gets it, all
+    stop after the same step. Ctrl-C is turned into a SIGTERM there.
 
     Attributes:
-      found: the signal that this process noticed, None where it did not.
-
-    In several processes JAX's preemption service notices SIGTERM: when one process gets it, all
-    stop after the same step. Ctrl-C becomes a SIGTERM there.
+      found: The signal that this process noticed, None if there was none.
     """
 
     def __init__(self):
@@ -39,7 +39,7 @@ class StopSignals:
         self._alone = jax.process_count() == 1
 
     def __enter__(self) -> StopSignals:
-        # Signals can be handled in the main thread only; SIGTERM of several processes is JAX's.
+        # Python handles signals in the main thread only; SIGTERM of several processes is JAX's.
         if threading.current_thread() is threading.main_thread():
             self._handle(signal.SIGINT)
             if self._alone:
@@ -57,14 +57,14 @@ class StopSignals:
         if self.found == signal.SIGINT == number:
             raise KeyboardInterrupt
         self.found = signal.Signals(number)
-        # Not by print: it may be what was interrupted.
-        os.write(2, b"\nStopping after this step, to save. Ctrl-C again: at once, without.\n")
+        # Not by print, which may be what was interrupted.
+        os.write(2, b"\nStopping after this step, to save it. Ctrl-C again stops immediately.\n")
         if not self._alone:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def noticed(self, step: int) -> signal.Signals | None:
-        """Returns the signal that a run is to stop for after this step; ask after each."""
+        """Returns the signal that the run stops for after this step; call it after every step."""
         if self._alone:
             return self.found
-        # Where all are to stop alike, what one of them noticed says nothing.
+        # All processes stop after the same step, so what one of them noticed does not count yet.
         return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None

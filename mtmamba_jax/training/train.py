@@ -1,42 +1,32 @@
-"""The training run, from configuration to best checkpoint, in one place."""
+"""Assembles a training run, from its configuration to its best checkpoint."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import jax
 from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from mtmamba_jax import config as configuration
-from mtmamba_jax.checkpoints.resume import Start, recover
-from mtmamba_jax.checkpoints.run import CONFIG_FILE, saved_config
-from mtmamba_jax.checkpoints.save import Checkpoints, check_room
-from mtmamba_jax.checkpoints.saved import (
-    holds_checkpoints,
-    read_details,
-    read_parameters,
-    steps_saved,
-)
-from mtmamba_jax.checkpoints.warm_start import check_places, warm_start
-from mtmamba_jax.checkpoints.workdir import WorkDirectory, hold
+from mtmamba_jax.checkpoints.resume import Resumed, resume
+from mtmamba_jax.checkpoints.run_directory import RunDirectory
+from mtmamba_jax.checkpoints.run_lock import LockedRunDirectory, lock
+from mtmamba_jax.checkpoints.save import CheckpointWriter, check_room
+from mtmamba_jax.checkpoints.warm_start import check_sources, warm_start
+from mtmamba_jax.config import Config
 from mtmamba_jax.data_pipelines.pipeline import Batches, Source, train_batches
 from mtmamba_jax.data_pipelines.sources import open_source
-from mtmamba_jax.data_pipelines.transforms import AugmentSettings
 from mtmamba_jax.devices.processes import is_first, together
 from mtmamba_jax.devices.sharding import create_mesh
 from mtmamba_jax.evaluation.evaluate import Evaluator
-from mtmamba_jax.files.paths import check_writable_scheme
 from mtmamba_jax.metrics.scores import Scores
-from mtmamba_jax.tasks import Task
 from mtmamba_jax.training.clock import Clock, least_seconds
-from mtmamba_jax.training.loop import Steps, Watch
+from mtmamba_jax.training.loop import Loop, Monitors
 from mtmamba_jax.training.optimizer import create_optimizer
 from mtmamba_jax.training.profile import Profile
 from mtmamba_jax.training.report import Report
@@ -48,14 +38,14 @@ from mtmamba_jax.visualization.panels import write_panels
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a finished run leaves.
+    """The outcome of a completed run.
 
     Attributes:
-      step: of the best checkpoint.
-      scores: of that checkpoint on the test set.
-      constants: the best constant prediction's score for each task.
-      panels: the pictures that were written.
-      stop: the signal that came when there were no steps left to stop before; None where none did.
+      step: The step of the best checkpoint.
+      scores: The scores of that checkpoint on the test set.
+      constants: The score of the best constant prediction, by task.
+      panels: The images that were written.
+      stop: The signal that arrived after the last step, None if there was none.
     """
 
     step: int
@@ -66,79 +56,83 @@ class Result:
 
 
 def train(
-    config: ConfigDict, workdir: epath.PathLike, profile: tuple[int, int] | None = None
+    config: Config, workdir: epath.PathLike, profile: tuple[int, int] | None = None
 ) -> Result:
-    """Trains, evaluates and keeps the best, in `workdir`; goes on where an earlier run stopped.
+    """Trains and evaluates a model and keeps the best checkpoint; resumes an interrupted run.
 
-    Weights begin, in this order, as those of the latest checkpoint in `workdir`, of `config.init`,
-    or at random. The best checkpoint is the one with the highest delta_m against
-    `config.tasks.baselines`, or against the best constant prediction where there are none.
+    The initial weights are those of the latest checkpoint in `workdir`, else those of
+    `config.init`, else random. The best checkpoint is the one with the highest delta_m against
+    `config.tasks.baselines` or, without them, against the best constant predictions.
 
     Args:
-      config: of the run.
-      workdir: a folder, or a place in a bucket (gs://...).
-      profile: first and last step to trace, into `profile/` of the work directory.
+      config: The run's configuration.
+      workdir: A folder, or a place in a bucket (gs://BUCKET/NAME).
+      profile: The first and last step to trace, into `profile/` of the work directory.
 
     Raises:
-      ValueError: a configuration that cannot work, or one that differs from that of the
-        checkpoints in `workdir`.
-      NonFiniteError: a loss or the gradient was not finite.
-      StoppedError: SIGTERM or Ctrl-C came; the state is saved.
-      OSError: `workdir` cannot be read or written, or another run writes there.
-      ExampleError, WorkerError: an example could not be read, or the process that read it died.
-      RuntimeError: another process of the run met an error before the first step.
+      ValueError: If the configuration cannot work, or differs from that of the checkpoints in
+        `workdir`.
+      NonFiniteError: If a loss or gradient is not finite.
+      StoppedError: If SIGTERM or Ctrl-C arrived; the state is saved.
+      OSError: If `workdir` cannot be read or written, or another run is writing there.
+      ExampleError, WorkerError: If an example cannot be read, or a worker process died.
+      RuntimeError: If another process of the run failed before the first step.
     """
-    # What a user can get wrong comes first: the model takes a while to build.
+    # Building the model takes a while: first check what a user can get wrong.
     with together():
-        check_writable_scheme(workdir, "--workdir")
-        config, tasks, source = _open(config)
-    workdir = epath.Path(workdir)
-    part = config.train.batch_size // config.train.microbatches
-    mesh = create_mesh(part, config.eval.batch_size, **config.mesh)
-
+        directory = RunDirectory(workdir)
+        tasks = config.tasks.selected
+        source = open_source(config.data, tasks, "train")
+        # Their number determines their order, and a resumed run must find the same one.
+        config = config.replace(data={"train_examples": len(source)})
+    mesh = create_mesh(
+        config.train.batch_size // config.train.microbatches,
+        config.eval.batch_size,
+        data=config.mesh.data,
+        fsdp=config.mesh.fsdp,
+    )
     with contextlib.ExitStack() as stack:
-        directory = stack.enter_context(hold(workdir))
+        directory = stack.enter_context(lock(directory))
         with together():
-            check_start(config, workdir)
+            check_start(config, directory)
         optimizer = create_optimizer(config.optimizer, config.train.steps)
-        graph, state, layout = create_state(config, tasks, optimizer, mesh)
+        graph, state, layout = create_state(config.model, tasks, config.seed, optimizer, mesh)
         train_step = create_train_step(config, graph, tasks, optimizer, mesh, layout)
         with together():
-            evaluator = Evaluator(config, graph, tasks, mesh, layout.parameters)
-        begun = _begin(config, graph, state, workdir)
-        state, start = begun.state, int(begun.state.step)
-        checkpoints = Checkpoints(
-            workdir, config.train.keep_checkpoints, config=configuration.flatten(config)
+            evaluator = Evaluator(
+                config.data, config.eval.batch_size, graph, tasks, mesh, layout.parameters
+            )
+        resumed = resume(directory, state.to_items())
+        state = _initial_state(config, graph, state, directory, resumed)
+        checkpoints = CheckpointWriter(
+            directory,
+            config.train.keep_checkpoints,
+            config=config.flat(),
+            best=resumed and resumed.best,
         )
         _close_at_end(stack, checkpoints.close)
-        batches = open_batches(config, source, tasks, start)
+        if resumed and resumed.best and resumed.best_is_missing:
+            weights = {"parameters": state.parameters}
+            checkpoints.save_best(weights, resumed.step, resumed.best)
+        start = resumed.step if resumed else 0
+        batches = open_batches(config, source, start)
         _close_at_end(stack, batches.close)
-        watch = _watch(stack, config, mesh, directory, start, profile)
+        monitors = _open_monitors(stack, config, mesh, directory, start, profile)
         stops = stack.enter_context(StopSignals())
-        steps = Steps(config, tasks, checkpoints, evaluator, watch, begun.best)
-        stack.callback(gc.unfreeze)  # what the steps leave out of collections
-        state = steps.run(state, train_step, batches, mesh, stops)
-        best = checkpoints.best()
-        parameters, details = read_parameters(best, like=state.parameters), read_details(best)
+        best_delta_m = resumed.best["delta_m"] if resumed and resumed.best else None
+        loop = Loop(config, checkpoints, evaluator, monitors, best_delta_m)
+        state = loop.run(state, train_step, batches, mesh, stops)
+        best = directory.checkpoint("best", checkpoints.best_step())
+        parameters = best.read({"parameters": state.parameters})["parameters"]
         panels = write_panels(
-            workdir / "panels", tasks, evaluator.predictions(parameters, config.eval.panels)
+            directory / "panels", tasks, evaluator.predictions(parameters, config.eval.panels)
         )
-    return Result(details["step"], details["scores"], steps.constants, panels, stops.found)
+        scores = best.read_details()["scores"]
+    return Result(best.step, scores, loop.constants, panels, stops.found)
 
 
-def _open(config: ConfigDict) -> tuple[ConfigDict, tuple[Task, ...], Source]:
-    """Returns the configuration, with the number of training examples, the tasks and the source."""
-    tasks = configuration.tasks(config)
-    configuration.check(config, [task.name for task in tasks])
-    source = open_source(config.data, tasks, "train")
-    # The order of examples follows from their number: a resumed run must find the same one.
-    config = config.copy_and_resolve_references()
-    config.data.train_examples = len(source)
-    return config, tasks, source
-
-
-def _close_at_end(stack: contextlib.ExitStack, close: Callable[[], None]) -> None:
-    """Calls `close` when the stack ends; its fault does not hide the one that ended the run."""
+def _close_at_end(stack: contextlib.ExitStack, close: Callable[[], object]) -> None:
+    """Calls `close` when the stack ends; its error does not hide the one that ended the run."""
 
     def end(kind, error, traceback):
         with contextlib.suppress(Exception) if error else contextlib.nullcontext():
@@ -147,57 +141,58 @@ def _close_at_end(stack: contextlib.ExitStack, close: Callable[[], None]) -> Non
     stack.push(end)
 
 
-def _begin(
-    config: ConfigDict, graph: nnx.GraphDef, state: TrainState, workdir: epath.Path
-) -> Start:
-    """Returns what the run goes on from, or the given state with the weights of `config.init`."""
-    found = recover(workdir, like=state)
-    if found is None:
-        check_room(workdir, state)
-        weights = warm_start(config.init, graph, state.parameters)
-        begun = Start(dataclasses.replace(state, parameters=weights), best=None)
+def _initial_state(
+    config: Config,
+    graph: nnx.GraphDef,
+    state: TrainState,
+    directory: RunDirectory,
+    resumed: Resumed | None,
+) -> TrainState:
+    """Returns the state that training continues from; the given one has random weights."""
+    if resumed is None:
+        check_room(directory, state)
+        state = dataclasses.replace(
+            state, parameters=warm_start(config.init, graph, state.parameters)
+        )
     else:
-        begun = found
-        step = int(begun.state.step)
-        print(f"Going on from step {step} in {workdir}", flush=True)
-        if step < config.train.steps:
-            check_room(workdir, begun.state)
-    if is_first() and (found is None or not (workdir / CONFIG_FILE).exists()):
-        configuration.save(config, workdir / CONFIG_FILE)
-    return begun
+        print(f"Resuming from step {resumed.step} in {directory}", flush=True)
+        state = TrainState.from_items(resumed.items)
+        if resumed.step < config.train.steps:
+            check_room(directory, state)
+    if is_first() and (resumed is None or not directory.config_file.exists()):
+        directory.write_config(config)
+    return state
 
 
-def _watch(
+def _open_monitors(
     stack: contextlib.ExitStack,
-    config: ConfigDict,
+    config: Config,
     mesh: Mesh,
-    directory: WorkDirectory,
+    directory: LockedRunDirectory,
     start: int,
     profile: tuple[int, int] | None,
-) -> Watch:
-    """Returns what a run that goes on from step `start` is watched with, closed with the stack."""
+) -> Monitors:
+    """Opens the report, the clock and the profiler of a run that starts at a step."""
     clock = Clock(config.train.batch_size, least_seconds(config, mesh))
     _close_at_end(stack, clock.close)
     report = Report(directory, start_step=start, steps=config.train.steps, writes=is_first())
     _close_at_end(stack, report.close)
     if profile and start >= profile[0]:
         report.say(f"warning: step {profile[0]} is done already: nothing is traced.")
-    traced = Profile(profile if is_first() else None, directory.local)
-    _close_at_end(stack, traced.close)
-    return Watch(report, clock, traced)
+    profiler = Profile(profile if is_first() else None, directory.local)
+    _close_at_end(stack, profiler.close)
+    return Monitors(report, clock, profiler)
 
 
-def open_batches(
-    config: ConfigDict, source: Source, tasks: Sequence[Task], start_step: int
-) -> Batches:
-    """Returns this process's share of a run's batches, from the one after `start_step`."""
+def open_batches(config: Config, source: Source, start_step: int) -> Batches:
+    """Returns this process's share of the training batches after `start_step`."""
     return train_batches(
         source,
-        tasks,
+        config.tasks.selected,
         crop_size=config.data.size,
         batch_size=config.train.batch_size,
         seed=config.seed,
-        augment=AugmentSettings(**config.augment),
+        augment=config.augment,
         label_scale=config.data.label_scale,
         start_step=start_step,
         num_workers=config.data.num_workers,
@@ -206,26 +201,26 @@ def open_batches(
     )
 
 
-def check_start(config: ConfigDict, workdir: epath.Path) -> None:
-    """Checks that a run can begin, or that the checkpoints it would go on from are its own.
+def check_start(config: Config, directory: RunDirectory) -> None:
+    """Checks that a run can start, or that it can resume from the checkpoints it finds.
 
     Raises:
-      ValueError: `config.init` names no run, or keys of the configuration differ from those of the
-        checkpoints; the message lists them.
+      ValueError: If `config.init` names no weights, or if the configuration differs from that of
+        the checkpoints; the message lists the keys.
     """
-    if not holds_checkpoints(workdir):
-        check_places(config.init)
+    if not directory.has_checkpoints():
+        check_sources(config.init)
         return
-    if steps_saved(workdir, "best") == [0] and not steps_saved(workdir, "latest"):
+    if directory.steps("best") == [0] and not directory.steps("latest"):
         raise ValueError(
-            f"{workdir} holds converted weights, not a run to go on with. Give another --workdir, "
-            f"and begin with them: --config.init.run={workdir}"
+            f"{directory} holds converted weights, not a run to resume. Choose another --workdir "
+            f"and start from them: --config.init.run={directory}"
         )
-    differing = configuration.differences(saved_config(workdir), config)
+    differing = configuration.differences(directory.read_config(), config)
     if differing:
         raise ValueError(
-            f"{workdir} holds a checkpoint of another configuration. These keys differ "
+            f"{directory} holds a checkpoint of another configuration. These keys differ "
             "(saved -> wanted):\n  " + "\n  ".join(differing) + "\n"
-            "Set them back to go on with that run, or choose another --workdir; there "
-            f"--config.init.run={workdir} begins with its weights."
+            "Set them back to resume that run, or choose another --workdir; "
+            f"--config.init.run={directory} starts from its weights."
         )

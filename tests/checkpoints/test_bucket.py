@@ -17,10 +17,10 @@ READ = """
 import json, sys
 from etils import epath
 from mtmamba_jax.training.report import read_metrics
-from mtmamba_jax.checkpoints.run import load_run
-from mtmamba_jax.checkpoints import run
+from mtmamba_jax.checkpoints.load import load_run
+from mtmamba_jax.checkpoints import load
 from tests.pixel_model import build_pixel_model
-run.abstract_build = build_pixel_model
+load.abstract_build = build_pixel_model
 workdir = epath.Path(sys.argv[1])
 names = sorted(path.name for path in workdir.iterdir())
 print(json.dumps([read_metrics(workdir), names, load_run(workdir, "best").step]))
@@ -75,7 +75,7 @@ def test_a_run_in_a_bucket_goes_on_there_and_is_that_of_a_folder(bucket, tmp_pat
     killed.kill()
     killed.wait()
     output = run(bucket, (1, 1), *STEPS)[0]
-    assert int(re.search(r"Going on from step (\d+)", output)[1]) >= step
+    assert int(re.search(r"Resuming from step (\d+)", output)[1]) >= step
     run(tmp_path, (1, 1), *STEPS)
     lines, names, best = read(bucket)
     assert {"best", "latest", "config.json", "metrics.jsonl", "panels", "tensorboard"} <= {*names}
@@ -83,7 +83,7 @@ def test_a_run_in_a_bucket_goes_on_there_and_is_that_of_a_folder(bucket, tmp_pat
     assert found == losses(tmp_path)
     assert best == 60
     again = run(bucket, (2, 1), *STEPS)  # finished; with two processes
-    assert "Going on from step 60" in again[0]
+    assert "Resuming from step 60" in again[0]
     for kind in ("latest", "best"):
         call(DAMAGE, f"{bucket}/{kind}/60")
         output = run(bucket, (2, 1), *STEPS)[0]

@@ -10,22 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtmamba_jax.checkpoints.resume import recover
-from mtmamba_jax.checkpoints.save import Checkpoints
-from mtmamba_jax.checkpoints.saved import newest, steps_saved
+from mtmamba_jax.checkpoints.resume import resume
+from mtmamba_jax.checkpoints.run_directory import RunDirectory
+from mtmamba_jax.checkpoints.save import CheckpointWriter
 from mtmamba_jax.devices.sharding import create_mesh, split_state
 from mtmamba_jax.training.state import TrainState
 
 ROOT = pathlib.Path(__file__).parents[2]
 DAMAGE = """
 import gc, pathlib, sys
-from tests.checkpoints.test_resume import saved_run, state_of
-from mtmamba_jax.checkpoints.resume import recover
+from tests.checkpoints.test_resume import resumed, saved_run
 for name in "abcd":
     workdir = saved_run(pathlib.Path(sys.argv[1]) / name, arrays=40)
     for path in (workdir / "latest" / "12" / "parameters").rglob("d/*"):
         path.write_bytes(path.read_bytes()[:50])
-    print(recover(workdir, like=state_of(0, arrays=40)).state.step)
+    print(resumed(workdir, arrays=40).step)
     gc.collect()
 """
 
@@ -37,12 +36,17 @@ def state_of(step, arrays=1):
 
 
 def saved_run(workdir, arrays=1):
-    checkpoints = Checkpoints(workdir, keep=3)
+    checkpoints = CheckpointWriter(RunDirectory(workdir), keep=3, config={})
     for step in (8, 9, 12):
-        checkpoints.save_latest(state_of(step, arrays))
-    checkpoints.save_best(state_of(9, arrays), {"delta_m": 1.0})
+        checkpoints.save_latest(state_of(step, arrays).to_items(), step)
+    weights = {"parameters": state_of(9, arrays).parameters}
+    checkpoints.save_best(weights, 9, {"delta_m": 1.0})
     checkpoints.close()
     return workdir
+
+
+def resumed(workdir, arrays=1):
+    return resume(RunDirectory(workdir), state_of(0, arrays).to_items())
 
 
 @pytest.fixture
@@ -51,9 +55,9 @@ def workdir(tmp_path):
 
 
 def test_the_newest_state_and_the_best_one_are_found(workdir):
-    found = recover(workdir, like=state_of(0))
-    assert int(found.state.step) == 12
-    np.testing.assert_array_equal(found.state.parameters["kernel_0"], np.full((64, 64), 12))
+    found = resumed(workdir)
+    assert found.step == 12
+    np.testing.assert_array_equal(found.items["parameters"]["kernel_0"], np.full((64, 64), 12))
     assert (found.best["step"], found.best["delta_m"]) == (9, 1.0)
 
 
@@ -61,30 +65,30 @@ def test_what_a_killed_process_was_writing_is_deleted(workdir):
     unfinished = workdir / "latest" / "16.orbax-checkpoint-tmp" / "parameters"
     unfinished.mkdir(parents=True)
     (unfinished / "d").write_bytes(b"some")
-    assert int(recover(workdir, like=state_of(0)).state.step) == 12
+    assert resumed(workdir).step == 12
     assert not unfinished.parent.exists()
-    assert steps_saved(workdir, "latest") == [8, 9, 12]
+    assert RunDirectory(workdir).steps("latest") == [8, 9, 12]
 
 
 def test_a_copy_that_somebody_made_is_no_checkpoint(workdir):
     for name in ("latest/copy_99", "latest/0100", "best/9_copy_99"):
         (workdir / name).mkdir()
-    assert int(recover(workdir, like=state_of(0)).state.step) == 12
-    assert newest(workdir, "best") == workdir / "best" / "9"
+    assert resumed(workdir).step == 12
+    assert RunDirectory(workdir).newest("best").path == workdir / "best" / "9"
     assert (workdir / "latest" / "copy_99").exists()
 
 
 def test_a_best_one_of_a_step_that_is_redone_is_deleted(workdir):
     for step in (9, 12):
         (workdir / "latest" / str(step)).rename(workdir / f"lost_{step}")
-    found = recover(workdir, like=state_of(0))
-    assert int(found.state.step) == 8
+    found = resumed(workdir)
+    assert found.step == 8
     assert found.best is None
-    assert steps_saved(workdir, "best") == []
+    assert RunDirectory(workdir).steps("best") == []
 
 
 def test_nothing_is_found_where_no_run_was(tmp_path):
-    assert recover(tmp_path / "new", like=state_of(0)) is None
+    assert resumed(tmp_path / "new") is None
     assert not (tmp_path / "new").exists()
 
 

@@ -4,19 +4,17 @@ import jax
 import numpy as np
 import pytest
 
-from mtmamba_jax import config as configuration
-from mtmamba_jax.checkpoints.save import Checkpoints
-from mtmamba_jax.checkpoints.saved import newest, read_parameters
+from mtmamba_jax.checkpoints.run_directory import RunDirectory
+from mtmamba_jax.checkpoints.save import CheckpointWriter
 from mtmamba_jax.checkpoints.warm_start import warm_start
-from mtmamba_jax.models.mtmamba import ModelSettings, build
-from mtmamba_jax.training.state import TrainState
+from mtmamba_jax.models.mtmamba import build
 from mtmamba_jax.training.train import train
 from tests.tiny import tiny_config
 
 
 def parameters_of(**overrides):
     config = tiny_config(**overrides)
-    return build(ModelSettings(**config.model), configuration.tasks(config), config.seed)[1]
+    return build(config.model, config.tasks.selected, config.seed)[1]
 
 
 def begin(settings, parameters):
@@ -25,8 +23,8 @@ def begin(settings, parameters):
 
 def saved(folder, parameters):
     """Saves parameters as the best of a run and returns its work directory."""
-    checkpoints = Checkpoints(folder)
-    checkpoints.save_best(TrainState(np.int32(3), parameters, {}), {"delta_m": 1.0})
+    checkpoints = CheckpointWriter(RunDirectory(folder), config={})
+    checkpoints.save_best({"parameters": parameters}, 3, {"delta_m": 1.0})
     checkpoints.close()
     return str(folder)
 
@@ -74,9 +72,9 @@ def test_what_differs_is_listed_with_names_and_shapes(runs):
     message = str(error.value)
     assert f"The weights of config.init.run={runs['1'][0]} do not fit the model" in message
     lacks, more, shapes = (
-        message.split("it lacks:")[1]
+        message.split("missing from it:")[1]
         .replace("other shapes", "|")
-        .replace("the model lacks:", "|")
+        .replace("missing from the model:", "|")
         .split("|")
     )
     assert "heads/projections/normals/kernel" in lacks
@@ -111,7 +109,8 @@ def test_a_run_begins_with_the_weights_that_are_named_unless_it_goes_on(runs, tm
     # Nothing is learned at this rate, so that its weights stay those it began with.
     still = {"optimizer__learning_rate": "0.0", "train__steps": "2", "init__run": runs["1"][0]}
     train(tiny_config(**still), tmp_path)
-    found = read_parameters(newest(tmp_path, "latest"), like=runs["1"][1])
+    latest = RunDirectory(tmp_path).newest("latest")
+    found = latest.read({"parameters": runs["1"][1]})["parameters"]
     assert_equal(found, runs["1"][1])
     capsys.readouterr()
     train(tiny_config(**still), tmp_path)

@@ -5,8 +5,9 @@ import errno
 import pytest
 from etils import epath
 
-from mtmamba_jax.checkpoints.run import load_run
-from mtmamba_jax.checkpoints.workdir import WorkDirectory, hold
+from mtmamba_jax.checkpoints.load import load_run
+from mtmamba_jax.checkpoints.run_directory import RunDirectory
+from mtmamba_jax.checkpoints.run_lock import LockedRunDirectory, lock
 from mtmamba_jax.files import locks
 from mtmamba_jax.training.train import train
 from tests.tiny import tiny_config
@@ -26,7 +27,7 @@ def test_a_system_without_locks_is_warned_of(tmp_path, monkeypatch, capsys):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(locks.filelock, "lock_descriptor", refuse)
-    with hold(tmp_path / "run"):
+    with lock(RunDirectory(tmp_path / "run")):
         out = capsys.readouterr().out
     assert "cannot be locked (No locks available): its file system has no locks" in out
 
@@ -53,7 +54,9 @@ def remote(tmp_path):
     """A work directory in a bucket."""
     for name in ("bucket", "local"):
         (tmp_path / name).mkdir()
-    return WorkDirectory(Bucket(tmp_path / "bucket"), tmp_path / "local")
+    directory = LockedRunDirectory("gs://bucket/run", tmp_path / "local")
+    directory.path = Bucket(tmp_path / "bucket")
+    return directory
 
 
 def test_what_could_not_be_copied_to_a_bucket_is_copied_later(remote, capsys):
@@ -74,5 +77,5 @@ def test_what_is_not_in_the_bucket_at_the_end_is_kept(remote, capsys):
     (remote.local / "metrics.jsonl").write_text("a\n")
     remote.path.fails = True
     remote.close()
-    assert f"They are in {remote.local}" in capsys.readouterr().out
+    assert f"They are kept in {remote.local}" in capsys.readouterr().out
     assert (remote.local / "metrics.jsonl").read_text() == "a\n"

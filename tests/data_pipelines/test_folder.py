@@ -12,6 +12,7 @@ from PIL import Image
 
 from mtmamba_jax import config as configuration
 from mtmamba_jax import losses, tasks
+from mtmamba_jax.checkpoints.run_directory import RunDirectory
 from mtmamba_jax.cli import main as cli
 from mtmamba_jax.data_pipelines.batch import check_example
 from mtmamba_jax.data_pipelines.builders.reading import DataError
@@ -343,7 +344,7 @@ def test_scoring_needs_no_training_list(copy):
 
 
 def test_the_folder_must_be_given_and_be_there(tmp_path):
-    data = configuration.load("custom").data
+    data = configuration.load("custom", {"tasks.names": "depth"}).data
     with pytest.raises(DataError, match=r"'data\.dir' is not set.*--config\.data\.dir=my_data"):
         open_source(data, TASKS, "train")
     with pytest.raises(DataError, match="is no folder"):
@@ -419,8 +420,8 @@ def test_a_folder_is_trained_on_and_scored(run):
 
 def test_eval_and_predict_keep_the_classes_of_the_run(run, written, tmp_path, capsys):
     workdir, _ = run
-    saved = configuration.read(workdir / "config.json")
-    assert configuration.tasks(saved)[0].class_names == CLASSES
+    saved = RunDirectory(workdir).read_config()
+    assert saved.tasks.selected[0].class_names == CLASSES
     assert cli.main(["eval", f"--workdir={workdir}"]) == 0
     assert f"{written}: 2 images to score, all with semseg depth" in capsys.readouterr().out
     photo = written / "images" / f"{NAMES[0]}.png"
@@ -456,10 +457,8 @@ def test_mistake_on_the_command_line_is_answered(
 def test_folder_without_a_folder_of_labels_says_which_there_may_be(copy):
     for task in TASKS:
         remove_folder(copy / task.name)
-    config = configuration.load("custom")
-    config.data.dir = str(copy)
     with pytest.raises(ValueError, match=r"has no folder of labels.*: semseg, human_parts"):
-        configuration.tasks(config)
+        configuration.load("custom", {"data.dir": str(copy)})
 
 
 def test_documented_tasks_are_those_of_the_set():

@@ -9,7 +9,7 @@ from mtmamba_jax import config as configuration
 from mtmamba_jax.devices.chips import CHIPS
 from mtmamba_jax.devices.flops import count_flops
 from mtmamba_jax.devices.sharding import create_mesh
-from mtmamba_jax.models.mtmamba import ModelSettings, abstract_build
+from mtmamba_jax.models.mtmamba import abstract_build
 from mtmamba_jax.training import clock
 from tests.tiny import tiny_config
 
@@ -64,7 +64,7 @@ def test_the_papers_model_is_within_two_percent_of_its_published_products():
     # the scan, LayerNorm and resizing. Here the scan's read-out C h is a product too.
     config = configuration.load("common")
     config.model.scan_implementation = "xla"
-    graph, parameters = abstract_build(ModelSettings(**config.model), configuration.tasks(config))
+    graph, parameters = abstract_build(config.model, config.tasks.selected)
     images = shaped(1, *config.data.size, 3)
     found = count_flops(lambda p, x: nnx.merge(graph, p)(x), parameters, images)
     assert found / 2 == pytest.approx(459.1e9, rel=0.02)

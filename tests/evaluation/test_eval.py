@@ -11,11 +11,10 @@ import cv2
 import numpy as np
 import pytest
 import scipy.io
-from ml_collections import ConfigDict
 
-from mtmamba_jax.checkpoints import run as runs
+from mtmamba_jax.checkpoints import load as runs
 from mtmamba_jax.cli import main as cli
-from mtmamba_jax.data_pipelines.sources import open_source
+from mtmamba_jax.data_pipelines.sources import DataSettings, open_source
 from mtmamba_jax.evaluation import evaluate, saved_predictions
 from mtmamba_jax.metrics.boundaries.__main__ import main as score_folders
 from mtmamba_jax.tasks import IGNORE, NYUDV2, PASCAL_CONTEXT
@@ -46,7 +45,7 @@ class Uneven:
         return {n: v if n == "id" else v[:height, :width] for n, v in example}
 
 
-def open_uneven(data: ConfigDict, tasks, split):
+def open_uneven(data: DataSettings, tasks, split):
     return Uneven(open_source(data, tasks, split))
 
 
@@ -289,7 +288,7 @@ def test_regions_of_a_folder_of_labels_are_the_true_contours_where_it_is_given(
     assert "odsF" not in scores_of(workdir)["scores"]["edge"]
 
 
-def open_without_edges(data: ConfigDict, tasks, split):
+def open_without_edges(data: DataSettings, tasks, split):
     return [
         {name: np.full_like(v, IGNORE) if name == "edge" else v for name, v in example.items()}
         for example in open_source(data, tasks, split)

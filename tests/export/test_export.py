@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mtmamba_jax import config as configuration
-from mtmamba_jax.checkpoints import run as runs
-from mtmamba_jax.checkpoints.save import Checkpoints
+from mtmamba_jax.checkpoints import load as runs
+from mtmamba_jax.checkpoints.run_directory import RunDirectory
+from mtmamba_jax.checkpoints.save import CheckpointWriter
 from mtmamba_jax.cli import main as cli
 from mtmamba_jax.data_pipelines.transforms import eval_transforms
 from mtmamba_jax.export import model_card
 from mtmamba_jax.export import program as export
 from mtmamba_jax.kernels import ss2d
-from mtmamba_jax.models.mtmamba import ModelSettings, build
+from mtmamba_jax.models.mtmamba import build
 from mtmamba_jax.readout import VALUES, to_value
 from mtmamba_jax.training.state import TrainState
 from tests.pixel_model import build_pixel_model
@@ -42,11 +42,12 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def write_run(workdir, config, parameters):
     """Writes what training leaves of a run that `export` reads: a best and a latest checkpoint."""
     workdir.mkdir()
-    configuration.save(config, workdir / runs.CONFIG_FILE)
-    checkpoints = Checkpoints(workdir, config=configuration.flatten(config))
+    RunDirectory(workdir).write_config(config)
+    checkpoints = CheckpointWriter(RunDirectory(workdir), config=config.flat())
     state = TrainState(np.int32(3), parameters, {"moment": np.zeros(2, np.float32)})
-    checkpoints.save_best(state, {"delta_m": 1.0, "scores": SCORES})
-    checkpoints.save_latest(state)
+    details = {"delta_m": 1.0, "scores": SCORES}
+    checkpoints.save_best({"parameters": parameters}, 3, details)
+    checkpoints.save_latest(state.to_items(), 3)
     checkpoints.close()
 
 
@@ -67,8 +68,8 @@ def run_script(folder, cwd, *images):
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory):
     config = tiny_config(tasks__names="('semseg', 'depth', 'edge', 'normals')")
-    settings = ModelSettings(**config.model)
-    graph, parameters = build(settings, configuration.tasks(config), config.seed)
+    settings = config.model
+    graph, parameters = build(settings, config.tasks.selected, config.seed)
     workdir = tmp_path_factory.mktemp("tiny") / "run"
     write_run(workdir, config, parameters)
     return workdir, config, graph, parameters
@@ -80,7 +81,7 @@ def pixel_run(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "abstract_build", build_pixel_model)
     monkeypatch.setattr(export, "abstract_build", build_pixel_model)
     config = tiny_config(data__dir="/home/somebody/data")
-    _, parameters = build_pixel_model(config, configuration.tasks(config))
+    _, parameters = build_pixel_model(config, config.tasks.selected)
     write_run(tmp_path / "run", config, parameters)
     return tmp_path / "run"
 
@@ -99,7 +100,7 @@ def test_artifact_agrees_with_the_live_model_in_a_process_that_has_only_jax(tiny
     ran = run_script(output, tmp_path, *images)
     assert ran.returncode == 0, ran.stderr
 
-    tasks = configuration.tasks(config)
+    tasks = config.tasks.selected
     (transform,) = eval_transforms((), (32, 64))[1:]
     examples = [transform({"image": image}, np.random.default_rng(0)) for image in images]
     normalised = np.stack([example["image"] for example in examples])
@@ -135,7 +136,7 @@ def test_program_for_an_absent_device_is_read_back_with_its_scan_and_no_paths(
 ):
     _, config, _, _ = tiny_run
     written = export.export_program(
-        config, configuration.tasks(config), platform=platform, size=(32, 64), batch=1, scan=scan
+        config, config.tasks.selected, platform=platform, size=(32, 64), batch=1, scan=scan
     ).serialize()
     program = jax.export.deserialize(written)
     assert program.platforms == (platform,)

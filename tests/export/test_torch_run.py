@@ -9,12 +9,12 @@ from flax import nnx
 
 from mtmamba_jax import config as configuration
 from mtmamba_jax import convert
-from mtmamba_jax.checkpoints.run import load_run
+from mtmamba_jax.checkpoints.load import load_run
 from mtmamba_jax.checkpoints.warm_start import warm_start
 from mtmamba_jax.cli.main import main
 from mtmamba_jax.convert.weight_files import read_weights, write_safetensors
 from mtmamba_jax.export import model_card
-from mtmamba_jax.models.mtmamba import ModelSettings, abstract_model, build
+from mtmamba_jax.models.mtmamba import abstract_model, build
 from mtmamba_jax.models.swin import SWIN_SIZES, SwinSize
 from mtmamba_jax.training.train import train
 from tests.convert.state_dicts import FAMILIES, TINY, assert_same_bits, swin_state_dict
@@ -36,7 +36,7 @@ def write(folder, name):
     arrays = load(OFFICIAL[name])
     config = configuration.load(name)
     config.model.encoder = "swin_golden"
-    model = abstract_model(ModelSettings(**config.model), configuration.tasks(config))
+    model = abstract_model(config.model, config.tasks.selected)
     nnx.update(model, convert.from_torch(group(arrays, "param"), model))
     path = folder / "official.safetensors"
     write_safetensors(path, convert.to_torch(model), {})
@@ -45,7 +45,7 @@ def write(folder, name):
 
 def model_of(config):
     """Returns a model with weights of its own."""
-    graph, parameters = build(ModelSettings(**config.model), configuration.tasks(config), 0)
+    graph, parameters = build(config.model, config.tasks.selected, 0)
     return nnx.merge(graph, parameters)
 
 
@@ -90,7 +90,7 @@ def test_an_encoder_of_each_family_begins_a_run(family, tmp_path, capsys):
     path = tmp_path / "encoder.safetensors"
     write_safetensors(path, tensors, {})
     config = tiny_config(model__encoder="swin_random", init__encoder=str(path))
-    graph, own = build(ModelSettings(**config.model), configuration.tasks(config), 0)
+    graph, own = build(config.model, config.tasks.selected, 0)
     found = warm_start(config.init, graph, own)
     encoder = nnx.merge(graph, own).encoder
     nnx.update(encoder, convert.encoder_from_torch(tensors, encoder))
@@ -112,8 +112,7 @@ def test_an_encoder_of_each_family_begins_a_run(family, tmp_path, capsys):
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_the_sizes_of_blocks_are_read_from_shapes(name, tmp_path, capsys):
     keys = {"model.encoder": "swin_golden", "model.expansion": "1", "model.state_size": "3"}
-    config = configuration.load(name)
-    configuration.override(config, keys)
+    config = configuration.load(name, keys)
     path = tmp_path / "small.safetensors"
     write_safetensors(path, convert.to_torch(model_of(config)), {})
     assert main(["convert", f"--from={path}", f"--to={tmp_path / 'again.safetensors'}"]) == 0
@@ -122,7 +121,7 @@ def test_the_sizes_of_blocks_are_read_from_shapes(name, tmp_path, capsys):
     arguments = [f"--config={name}", *(f"--config.{key}={text}" for key, text in keys.items())]
     assert f"train {' '.join(arguments)} --config.init.run=" in output
     config.model.expansion = 2
-    model = abstract_model(ModelSettings(**config.model), configuration.tasks(config))
+    model = abstract_model(config.model, config.tasks.selected)
     with pytest.raises(ValueError, match=r"expansion 1, .*the model is .*expansion 2, state size"):
         convert.from_torch(read_weights(path), model)
 
@@ -146,9 +145,8 @@ def test_a_file_in_the_place_of_a_folder_is_named_before_anything_is_read(tmp_pa
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_an_official_model_begins_a_run(name, tmp_path):
     path, _ = write(tmp_path, name)
-    config = configuration.load(name)
-    configuration.override(config, {"model.encoder": "swin_golden", "init.run": str(path)})
-    graph, own = build(ModelSettings(**config.model), configuration.tasks(config), 0)
+    config = configuration.load(name, {"model.encoder": "swin_golden", "init.run": str(path)})
+    graph, own = build(config.model, config.tasks.selected, 0)
     found = nnx.merge(graph, warm_start(config.init, graph, own))
     assert_same_bits(convert.to_torch(found), read_weights(path))
     config.init.run = None
@@ -162,7 +160,7 @@ def test_what_does_not_fit_is_refused_with_the_key(tmp_path):
     with pytest.raises(ValueError, match=r"config.init.run=.*: there is no such file"):
         train(tiny_config(init__run=str(tmp_path / "none.pth")), tmp_path / "run")
     config = tiny_config(init__run=str(path))
-    graph, own = build(ModelSettings(**config.model), configuration.tasks(config), 0)
+    graph, own = build(config.model, config.tasks.selected, 0)
     with pytest.raises(ValueError, match=r"config.init.run: The state dict holds swin_golden"):
         warm_start(config.init, graph, own)
 

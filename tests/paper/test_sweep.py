@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from mtmamba_jax import config as configuration
+from mtmamba_jax.checkpoints.run_directory import RunDirectory
 from mtmamba_jax.cli import main as cli
 from tests.tiny import TINY
 
@@ -30,15 +31,13 @@ def trained(monkeypatch):
     """Replaces training: it notes the run, and leaves what a finished one does."""
     names = []
 
-    def run(options):
-        config = configuration.load(options.config)
-        configuration.override(config, options.overrides)
-        names.append(options.workdir.rsplit("/", 1)[1])
+    def run(config, workdir):
+        names.append(workdir.rsplit("/", 1)[1])
         if "fails" in config.data.dir:
             raise OSError("the disk is full")
         if "stops" in config.data.dir and names[-1] == "stm_2_seed0":
             return signal.SIGINT
-        finish(config, options.workdir)
+        finish(config, workdir)
         return signal.SIGTERM if "ends" in config.data.dir else None
 
     monkeypatch.setattr("mtmamba_jax.cli.train.train_once", run)
@@ -49,7 +48,7 @@ def finish(config, workdir):
     workdir = pathlib.Path(workdir)
     for kind in ("best", "latest"):
         (workdir / kind / str(config.train.steps)).mkdir(parents=True)
-    configuration.save(config, workdir / "config.json")
+    RunDirectory(workdir).write_config(config)
 
 
 def test_printed_commands_are_of_all_rows_and_seeds_and_train_takes_them(tmp_path, capsys):

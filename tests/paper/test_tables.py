@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from mtmamba_jax import config as configuration
+from mtmamba_jax.checkpoints.run_directory import RunDirectory
 from mtmamba_jax.cli import main as cli
 from mtmamba_jax.configs.ablations import VARIANTS
 from mtmamba_jax.models.mtmamba import MODELS
@@ -40,7 +41,7 @@ def test_a_row_of_the_paper_is_the_variant_of_the_configuration_with_its_name():
             config = configuration.load(f"ablations:{name}")
             assert config.model.name == row.model in MODELS
             assert config.model.encoder == row.encoder
-            assert (len(configuration.tasks(config)) == 1) == row.single_task
+            assert (len(config.tasks.selected) == 1) == row.single_task
 
 
 def test_gains_of_the_paper_are_those_of_its_scores():
@@ -156,7 +157,7 @@ def write_run(folder, scores, *, finished=True, **keys):
     details = {"scores": {name: {score: v} for (name, score), v in scores.items()}}
     (best / "details" / "metadata").write_text(json.dumps(details))
     (folder / "latest" / str(config.train.steps if finished else 2)).mkdir(parents=True)
-    configuration.save(config, folder / "config.json")
+    RunDirectory(folder).write_config(config)
 
 
 SEMSEG, DEPTH = ("semseg", "mIoU"), ("depth", "RMSE")

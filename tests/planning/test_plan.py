@@ -33,10 +33,8 @@ def cpu_topology(count, memory):
 
 
 def pixel_config(**overrides):
-    config = configuration.load("synthetic")
     values = {key.replace("__", "."): value for key, value in overrides.items()}
-    configuration.override(config, BATCH | values)
-    return config
+    return configuration.load("synthetic", BATCH | values)
 
 
 @pytest.fixture

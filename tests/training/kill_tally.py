@@ -24,8 +24,8 @@ import jax
 import numpy as np
 from tabulate import tabulate
 
-from mtmamba_jax.checkpoints.run import load_run
-from mtmamba_jax.checkpoints.saved import newest, read_details
+from mtmamba_jax.checkpoints.load import load_run
+from mtmamba_jax.checkpoints.run_directory import RunDirectory
 from mtmamba_jax.training.clock import MEASURED
 from mtmamba_jax.training.report import read_metrics
 from tests.tiny import TINY
@@ -148,7 +148,7 @@ def _parameters(workdir: pathlib.Path, kind: str) -> tuple:
 
 
 def _scores(workdir: pathlib.Path) -> str:
-    return json.dumps(read_details(newest(workdir, "best")))
+    return json.dumps(RunDirectory(workdir).newest("best").read_details())
 
 
 def _metrics(workdir: pathlib.Path) -> list[str]:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Mapping
 
-from mtmamba_jax.checkpoints.saved import KINDS
+from mtmamba_jax.checkpoints.run_directory import KINDS
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS_A_KILL = 5  # of a run: what a start may train before the next kill
@@ -88,7 +88,7 @@ class Life:
     @property
     def began(self) -> int | None:
         """The step that it went on from, 0 if it started anew, None if it did not get there."""
-        told = re.search(r"^Going on from step (\d+) in", self.output, re.M)
+        told = re.search(r"^Resuming from step (\d+) in", self.output, re.M)
         if told:
             return int(told[1])
         return 0 if self.steps else None

@@ -9,7 +9,7 @@ if __name__ == "__main__":
     if int(count) > 1:
         join(f"localhost:{port}", int(count), int(index))
 
-    from mtmamba_jax.checkpoints import run
+    from mtmamba_jax.checkpoints import load
     from mtmamba_jax.training import state
     from mtmamba_jax.training.stopping import StoppedError
     from mtmamba_jax.training.train import train
@@ -17,7 +17,7 @@ if __name__ == "__main__":
     from tests.tiny import tiny_config
 
     state.build = build_pixel_model
-    state.abstract_build = run.abstract_build = build_pixel_model
+    state.abstract_build = load.abstract_build = build_pixel_model
     settings = dict(pair.split("=", 1) for pair in overrides)
     config = tiny_config(**{key.replace(".", "__"): value for key, value in settings.items()})
     try:

@@ -60,7 +60,7 @@ def test_a_checkpoint_that_one_process_cannot_read_is_put_aside_by_all(tmp_path)
         f"checkpoint {workdir}/latest/4 cannot be read (RuntimeError: another process cannot)"
         in (outputs[0])
     )
-    assert "Going on from step 2" in outputs[0]
+    assert "Resuming from step 2" in outputs[0]
     assert (workdir / "unreadable_latest_4").is_dir()
 
 

@@ -4,19 +4,18 @@ import jax
 import numpy as np
 import pytest
 
-from mtmamba_jax import config as configuration
-from mtmamba_jax.models.mtmamba import MODELS, ModelSettings, abstract_build
+from mtmamba_jax.models.mtmamba import MODELS, abstract_build
 from mtmamba_jax.training.gradients import gradient_norms
 from tests.tiny import tiny_config
 
 
 def test_norms_are_of_the_encoder_each_task_and_what_tasks_share():
     config = tiny_config()
-    tasks = configuration.tasks(config)
+    tasks = config.tasks.selected
     random = np.random.default_rng(0)
     gradients = jax.tree.map(
         lambda x: random.standard_normal(x.shape).astype("f"),
-        abstract_build(ModelSettings(**config.model), tasks)[1],
+        abstract_build(config.model, tasks)[1],
     )
     found = {name: float(value) for name, value in gradient_norms(gradients, tasks).items()}
     parts = ("encoder", "semseg", "depth", "shared")
@@ -43,8 +42,8 @@ TASKS = ("semseg", "depth", "edge", "normals")
 def owners(model, count, part):
     """Returns who has a norm, of a gradient that is 1 where `part` is in an array's name."""
     config = tiny_config(model__name=model, tasks__names=repr(TASKS[:count]))
-    tasks = configuration.tasks(config)
-    shapes = abstract_build(ModelSettings(**config.model), tasks)[1]
+    tasks = config.tasks.selected
+    shapes = abstract_build(config.model, tasks)[1]
     sizes = []
 
     def fill(path, leaf):

@@ -1,13 +1,11 @@
 """A run: killed and gone on with, refused, stopped on a non-finite loss."""
 
-import gc
 import json
 import random
 import time
 
 import pytest
 
-from mtmamba_jax.checkpoints.save import Checkpoints
 from mtmamba_jax.data_pipelines import sources
 from mtmamba_jax.training import state
 from mtmamba_jax.training.report import read_metrics
@@ -109,21 +107,3 @@ def test_waiting_for_input_is_logged(slow, tmp_path, monkeypatch, capsys):
     share = lines[1]["input_wait"]  # of steps 5 to 8: step 1 compiles
     assert 0.6 < share <= 1 if slow == "source" else 0 <= share < 0.4
     assert f", {100 * share:.0f} % waiting for input" in capsys.readouterr().out
-
-
-def test_programs_are_left_out_of_garbage_collections_until_the_run_ends(tmp_path, monkeypatch):
-    left_out = []
-
-    class Watched(Checkpoints):
-        def save_latest(self, *arguments, **keywords):
-            left_out.append((gc.get_freeze_count(), len(gc.get_objects())))
-            super().save_latest(*arguments, **keywords)
-
-    monkeypatch.setattr("mtmamba_jax.training.train.Checkpoints", Watched)
-    monkeypatch.setattr(state, "build", build_pixel_model)
-    settings = {"train__steps": "4", "train__eval_every": "2", "train__checkpoint_every": "1"}
-    train(tiny_config(**settings), tmp_path)
-    assert gc.get_freeze_count() == 0
-    before, *rest = left_out  # the first step is saved before what it compiled is left out
-    assert before[0] == 0
-    assert all(frozen > 10 * others for frozen, others in rest)

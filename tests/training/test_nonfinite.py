@@ -16,8 +16,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from mtmamba_jax.checkpoints.run_directory import RunDirectory
 from mtmamba_jax.checkpoints.save import SavingError
-from mtmamba_jax.checkpoints.saved import steps_saved
 from mtmamba_jax.data_pipelines import sources
 from mtmamba_jax.data_pipelines.sources import open_source
 from mtmamba_jax.data_pipelines.workers import WorkerError
@@ -88,11 +88,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_skipping_goes_on(
     saved = (first - 1) // 2 * 2  # every second step is saved
     assert f"The last good checkpoint is of step {saved}." in message
     assert "--config.on_nonfinite=skip" in message
-    assert steps_saved(tmp_path, "latest")[-1] == saved
+    assert RunDirectory(tmp_path).steps("latest")[-1] == saved
 
     train(tiny_config(on_nonfinite="skip"), tmp_path)
     output = capsys.readouterr().out
-    assert f"Going on from step {saved}" in output
+    assert f"Resuming from step {saved}" in output
     assert f"warning: step {first} is skipped: not finite: " in output
     lines = {line["step"]: line for line in read_metrics(tmp_path) if line["kind"] == "train"}
     assert list(lines) == list(range(1, 21))
@@ -197,7 +197,7 @@ def test_too_little_room_for_a_checkpoint_is_said_before_one_is_begun(tmp_path, 
     assert f"A checkpoint could not be written to {tmp_path}" in str(error.value)
     assert "0 MB are free" in str(error.value)
     assert "The last good one is of step 18; the same command goes on" in str(error.value)
-    assert steps_saved(tmp_path, "latest") == [16, 18]
+    assert RunDirectory(tmp_path).steps("latest") == [16, 18]
     with pytest.raises(OSError, match=r"A checkpoint needs about .* Free some, or take another"):
         train(tiny_config(), tmp_path / "other")  # before it begins
 
@@ -228,7 +228,7 @@ def test_a_latest_checkpoint_is_not_saved_where_its_best_could_not_be(tmp_path, 
         failing.setattr(ocp.CheckpointManager, "save", fail)
         with pytest.raises(SavingError, match="last good one is of step 6"):
             train(tiny_config(), tmp_path)
-    assert steps_saved(tmp_path, "latest")[-1] == 6
+    assert RunDirectory(tmp_path).steps("latest")[-1] == 6
     train(tiny_config(), tmp_path)
     assert [line["step"] for line in read_metrics(tmp_path) if line["kind"] == "test"] == [
         8,
@@ -276,7 +276,7 @@ def test_a_full_disk_is_said_and_what_was_saved_before_is_gone_on_from(tmp_path)
     full, room = found.stdout.split("--- with room:\n")
     saved = [int(name) for name in room.split("Going on")[0].split() if name.isdigit()]
     assert saved, output
-    assert f"Going on from step {max(saved)} in {workdir}" in room
+    assert f"Resuming from step {max(saved)} in {workdir}" in room
     assert "step 30/30" in room
     assert "step 30/30" not in full
 
@@ -308,6 +308,6 @@ def test_a_run_whose_data_worker_died_goes_on_from_its_last_checkpoint(
             train(config, tmp_path)  # 13 examples: 6 steps, of which every second is saved
     capsys.readouterr()
     train(config, tmp_path)
-    step = int(re.search(r"Going on from step (\d+)", capsys.readouterr().out)[1])
+    step = int(re.search(r"Resuming from step (\d+)", capsys.readouterr().out)[1])
     assert step in (4, 6)  # a batch that was on its way when the worker died may be lost
     assert read_metrics(tmp_path)[-1]["step"] == 20

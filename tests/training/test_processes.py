@@ -133,7 +133,7 @@ def test_a_checkpoint_of_each_layout_goes_on_on_another(saved, layout, runs, tmp
     shutil.rmtree(workdir / "latest" / "20")
     assert [path.name for path in (workdir / "latest").iterdir()] == [str(SAVED)]
     output = run(workdir, layout)[0]
-    assert f"Going on from step {SAVED}" in output
+    assert f"Resuming from step {SAVED}" in output
     assert losses(workdir) == pytest.approx(losses(runs[saved][0]), rel=1e-5)
 
 

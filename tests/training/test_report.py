@@ -10,15 +10,15 @@ DEAD = """
 import pathlib, sys
 import numpy as np
 from mtmamba_jax.training.report import Report
-from mtmamba_jax.checkpoints.workdir import WorkDirectory
+from mtmamba_jax.checkpoints.run_lock import LockedRunDirectory
 folder = pathlib.Path(sys.argv[1])
-report = Report(WorkDirectory(folder, folder), start_step=0, steps=1)
+report = Report(LockedRunDirectory(folder, folder), start_step=0, steps=1)
 report.numbers(0, "constant", {"a": 1.0})
 def fail(event):
     raise OSError("disk full")
 report._events._ev_writer.write_event = fail
 for _ in range(3):  # one ends the thread, the others are more than a pipe holds
-    report.picture(1, "a", np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8))
+    report.image(1, "a", np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8))
 report._events._worker.join(60)
 try:
     report.numbers(1, "constant", {"a": 1.0})

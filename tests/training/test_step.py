@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from mtmamba_jax.devices.sharding import create_mesh, jit_on, put_batch, split_longest, split_state
 from mtmamba_jax.losses import multitask_loss
 from mtmamba_jax.models.layers import drop_path
-from mtmamba_jax.models.mtmamba import ModelSettings, abstract_build
+from mtmamba_jax.models.mtmamba import abstract_build
 from mtmamba_jax.models.weights import split_model
 from mtmamba_jax.tasks import select
 from mtmamba_jax.training.optimizer import create_optimizer
@@ -151,7 +151,7 @@ def test_a_state_in_parts_gives_the_losses_of_a_whole_one():
 def test_layout_of_a_shared_state_gives_each_device_little_more_than_its_share():
     config = tiny_config(model__encoder="swin_tiny")
     tasks = select(config.tasks.set, config.tasks.names)
-    built = abstract_build(ModelSettings(**config.model), tasks)
+    built = abstract_build(config.model, tasks)
     state, layout = abstract_state(*built, optax.adamw(1e-4), create_mesh(8, fsdp=4))
     leaves = jax.tree.leaves(state)
     places = jax.tree.leaves(layout)

@@ -58,7 +58,7 @@ def test_a_run_told_to_stop_saves_and_goes_on_as_if_it_had_not(layout, number, w
     step = int(stopped[1])
     assert 3 <= step < 60
     assert steps_saved(tmp_path)[-1] == step
-    assert f"Going on from step {step}" in run(tmp_path, layout, *STEPS)[0]
+    assert f"Resuming from step {step}" in run(tmp_path, layout, *STEPS)[0]
     # On one process bit for bit; on two the order of float32 sums differs from one's.
     rel = 0 if layout == (1, 1) else 1e-5
     assert losses(tmp_path) == pytest.approx(losses(whole), rel=rel, abs=0)
@@ -93,7 +93,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_taken(
     damage(newest)
     output = run(workdir, layout, *STEPS)[0]
     assert f"warning: checkpoint {newest} cannot be read" in output
-    assert "Going on from step 40" in output
+    assert "Resuming from step 40" in output
     assert (workdir / "unreadable_latest_60").is_dir()
     rel = 0 if layout == (1, 1) else 1e-5
     assert losses(workdir) == pytest.approx(losses(whole), rel=rel, abs=0)
@@ -107,7 +107,7 @@ def test_a_damaged_best_checkpoint_is_named_and_made_again(damage, layout, whole
     damage(best)
     output = run(workdir, layout, *STEPS)[0]
     assert f"warning: checkpoint {best} cannot be read" in output
-    assert "Going on from step 60" in output
+    assert "Resuming from step 60" in output
     assert (workdir / f"unreadable_best_{best.name}").is_dir()
     assert [path.name for path in (workdir / "best").iterdir()] == ["60"]
     assert len(read_metrics(workdir)) == len(read_metrics(whole))  # no score is written twice
@@ -167,7 +167,7 @@ def test_a_run_stopped_where_it_is_to_evaluate_does_so_when_it_goes_on(tmp_path,
 def test_a_lost_configuration_is_read_from_the_checkpoints(whole, tmp_path):
     workdir = shutil.copytree(whole, tmp_path / "run")
     (workdir / "config.json").unlink()
-    assert "Going on from step 60" in run(workdir, (1, 1), *STEPS)[0]
+    assert "Resuming from step 60" in run(workdir, (1, 1), *STEPS)[0]
     (other,) = start(workdir, (1, 1), *STEPS, "optimizer.power=1.0")
     assert "optimizer.power: 0.9 -> 1.0" in other.communicate(timeout=240)[0]
 
@@ -178,7 +178,7 @@ def test_a_best_checkpoint_half_deleted_for_a_later_one_does_not_end_the_next_st
     workdir = shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(workdir / "latest" / "60")
     (workdir / "best" / "30").mkdir()  # that of step 60 is finished
-    assert "Going on from step 40" in run(workdir, (1, 1), *STEPS)[0]
+    assert "Resuming from step 40" in run(workdir, (1, 1), *STEPS)[0]
     assert [path.name for path in (workdir / "best").iterdir()] == ["60"]
     assert losses(workdir) == losses(whole)
 

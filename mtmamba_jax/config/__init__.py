@@ -1,0 +1,33 @@
+"""Configurations: `load` one by name or path, pass on the sections of the `Config` it returns."""
+
+from mtmamba_jax.config.loading import load, run_name, variants
+from mtmamba_jax.config.settings import (
+    FREE_KEYS,
+    Config,
+    EvalSettings,
+    InitSettings,
+    LossSettings,
+    MeshSettings,
+    OptimizerSettings,
+    TaskSettings,
+    TrainSettings,
+    differences,
+    from_flat,
+)
+
+__all__ = [
+    "FREE_KEYS",
+    "Config",
+    "EvalSettings",
+    "InitSettings",
+    "LossSettings",
+    "MeshSettings",
+    "OptimizerSettings",
+    "TaskSettings",
+    "TrainSettings",
+    "differences",
+    "from_flat",
+    "load",
+    "run_name",
+    "variants",
+]
