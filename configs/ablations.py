@@ -7,7 +7,7 @@ python launch.py train --config=ablations:stm_2 --config.model.dtype=bfloat16
 The single-task row is four runs, one a task. Recipe and data are those of configs/nyudv2.py, and
 its encoder's weights: --config.init.encoder=hf:microsoft/swin-large-patch4-window12-384-in22k (of
 Tiny, Small and Base: those of theirs). Not trained here, as the data is not at hand; the paper's
-scores are in mtmamba_jax/paper/printed.py.
+scores are in mtmamba_jax/paper/published.py.
 """
 
 from ml_collections import ConfigDict

@@ -15,14 +15,16 @@ from mtmamba_jax.cli.console import announce, join_processes, program_name
 from mtmamba_jax.devices.processes import highest, is_first, sums_of_all
 from mtmamba_jax.evaluation.boundaries import Benchmark, choose_benchmark, count_test_set
 from mtmamba_jax.evaluation.evaluate import Evaluator, score_table
-from mtmamba_jax.evaluation.report import class_ious, details, write_confusions
+from mtmamba_jax.evaluation.report import class_ious, format_details, write_confusions
 from mtmamba_jax.evaluation.saved_predictions import PredictionWriter
 from mtmamba_jax.files.paths import to_json, write_atomically
 from mtmamba_jax.metrics.boundaries import Sums, compute, sum_counts
 from mtmamba_jax.metrics.boundaries.report import score_table as boundary_table
 from mtmamba_jax.metrics.boundaries.report import write_report
 from mtmamba_jax.metrics.scores import compute_scores
+from mtmamba_jax.visualization.figures import write_figure
 from mtmamba_jax.visualization.panels import write_panels
+from mtmamba_jax.visualization.precision_recall import CURVE_FILE, draw_precision_recall
 
 
 def run(options: argparse.Namespace) -> int:
@@ -59,8 +61,9 @@ def run(options: argparse.Namespace) -> int:
         _write(path, written | {"scores": scores, "boundaries": settings})
         if is_first():
             write_report(folder, sums, {**settings, "step": run.step})
+            write_figure(folder / CURVE_FILE, draw_precision_recall(sums))
         print(f"\n{benchmark.describe()}\n{boundary_table(sums)}\nThe curve: {folder}")
-    print(f"\n{details(run.config, run.tasks, totals, scores, constants)}")
+    print(f"\n{format_details(run.config, run.tasks, totals, scores, constants)}")
     # The best checkpoint's panels are those that training wrote.
     suffix = "" if options.checkpoint == "best" else f"_{options.checkpoint}"
     pictures = write_confusions(directory.path, run.tasks, totals, suffix)
@@ -94,7 +97,7 @@ def _benchmark(options: argparse.Namespace, run: Run) -> Benchmark | None:
             run.config.data.name,
             run.tasks,
             labels=None if labels is None else pathlib.Path(labels),
-            every=options.all,
+            include_all=options.all,
             num_workers=options.workers,
         )
     if labels is not None or options.all or options.workers is not None:

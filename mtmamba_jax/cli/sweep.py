@@ -1,4 +1,4 @@
-"""The command `sweep`."""
+"""The command `sweep`: trains the variants of a configuration."""
 
 from __future__ import annotations
 
@@ -14,45 +14,43 @@ from mtmamba_jax.cli import train
 from mtmamba_jax.cli.console import program_name
 from mtmamba_jax.devices.processes import join
 from mtmamba_jax.files.paths import is_remote
-from mtmamba_jax.paper.sweep import Job, jobs
+from mtmamba_jax.paper.sweep import Job, create_jobs
 
 
 def run(options: argparse.Namespace) -> int:
-    """Trains the variants of a configuration, or prints the commands that do."""
+    """Trains the variants of a configuration or, with --print, prints the commands to do so."""
     workdir = options.workdir or f"runs/{configuration.run_name(options.config)}"
     patterns = options.rows.split(",") if options.rows else []
     seeds = _parse_seeds(options.seeds)
-    found = jobs(options.config, patterns, seeds, workdir, options.overrides)
-    left = [job for job in found if not job.is_done()]
+    jobs = create_jobs(options.config, patterns, seeds, workdir, options.overrides)
+    left = [job for job in jobs if not job.is_done()]
     if options.print:
         for job in left:
             print(f"{program_name()} {shlex.join(job.arguments())}")
         return 0
     join()
-    print(f"{len(found)} runs in {workdir}, {len(found) - len(left)} of them finished.", flush=True)
+    print(f"{len(jobs)} runs in {workdir}, {len(jobs) - len(left)} of them finished.", flush=True)
     failed = 0
-    for number, job in enumerate(left, len(found) - len(left) + 1):
-        print(
-            f"\n[{number} of {len(found)}] {job.config}, seed {job.overrides['seed']}", flush=True
-        )
+    for number, job in enumerate(left, len(jobs) - len(left) + 1):
+        print(f"\n[{number} of {len(jobs)}] {job.config}, seed {job.overrides['seed']}", flush=True)
         try:
             stop = _train(job)
-        except (OSError, RuntimeError) as error:  # of this run: the others may do
-            if jax.process_count() > 1:  # which wait for this one within the run
+        except (OSError, RuntimeError) as error:  # the other runs may still succeed
+            if jax.process_count() > 1:  # the other processes are waiting within this run
                 raise
             print(f"error: {job.workdir}: {error}", file=sys.stderr, flush=True)
             failed += 1
             continue
         if stop:
-            print(f"Stopped by {stop.name}. The same command goes on.", flush=True)
+            print(f"Stopped by {stop.name}. Run the same command to resume.", flush=True)
             return train.exit_code(stop)
     if failed:
-        print(f"error: {failed} of {len(found)} runs failed.", file=sys.stderr)
+        print(f"error: {failed} of {len(jobs)} runs failed.", file=sys.stderr)
         return 1
     if is_remote(workdir):
-        print("\nAll are finished. Copy the folder to a disk for the command tables.")
+        print("\nAll runs are finished. For the command tables, copy the folder to a local disk.")
     else:
-        print(f"\nAll are finished. Next:\n  {program_name()} tables --runs={workdir}")
+        print(f"\nAll runs are finished. Next:\n  {program_name()} tables --runs={workdir}")
     return 0
 
 
@@ -60,16 +58,12 @@ def _train(job: Job) -> signal.Signals | None:
     try:
         return train.train_once(job.load(), job.workdir)
     finally:
-        jax.clear_caches()  # the programs of this run are of no use to the next
+        jax.clear_caches()  # the next run does not use this run's programs
 
 
 def _parse_seeds(text: str) -> list[int]:
-    """Returns the numbers of --seeds.
-
-    Raises:
-      ValueError: it is no list of different numbers.
-    """
+    """Parses --seeds; raises ValueError unless it lists distinct numbers."""
     parts = text.split(",")
     if not all(part.isdigit() for part in parts) or len(set(map(int, parts))) < len(parts):
-        raise ValueError(f"--seeds wants different numbers, such as 0,1,2; got {text!r}.")
+        raise ValueError(f"--seeds must be distinct numbers, such as 0,1,2; got {text!r}.")
     return [int(part) for part in parts]

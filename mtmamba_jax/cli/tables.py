@@ -1,4 +1,4 @@
-"""The command `tables`."""
+"""The command `tables`: prints the paper's tables."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from mtmamba_jax.paper.table_formats import FORMATS
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the paper's tables: what the rows cost, or the scores of finished runs."""
+    """Prints the costs of the paper's rows or, with --runs, the scores of finished runs."""
     write = FORMATS[options.format]
     if options.runs is None:
-        # Beside the table, which may go to a file.
-        print(
-            "Counting; nothing is allocated. It takes half a minute.", file=sys.stderr, flush=True
-        )
+        # To stderr, because the table may be redirected to a file.
+        print("Counting parameters and FLOPs takes half a minute.", file=sys.stderr, flush=True)
         print(write(cost_table()))
         return 0
     if is_remote(options.runs):
-        raise ValueError(f"--runs={options.runs}: copy the runs to a folder here, and give that.")
+        raise ValueError(f"--runs={options.runs} is remote. Copy the runs to a local folder first.")
     found = find_runs(pathlib.Path(options.runs))
     groups = group_runs(found.finished)
-    for path in found.unfinished:
-        print(f"Left out, not finished: {path}", file=sys.stderr)
-    for path in groups.others:
-        print(f"Left out, of no row: {path}", file=sys.stderr)
-    for path in groups.again:
-        print(f"Left out, a run like it with its seed is counted: {path}", file=sys.stderr)
+    skipped = {
+        "not finished": found.unfinished,
+        "matches no row of the paper": groups.unmatched,
+        "repeats another run and its seed": groups.duplicates,
+    }
+    for reason, paths in skipped.items():
+        for path in paths:
+            print(f"Skipped, {reason}: {path}", file=sys.stderr)
     for path in found.outdated:
         print(
-            f"Left out, odsF of another step than the best checkpoint's: {path}. The command eval, "
-            f"with --workdir={path.parent} --odsf, scores that.",
+            f"Skipped, odsF is from another step than the best checkpoint: {path}. To score the "
+            f"best checkpoint, run the command eval with --workdir={path.parent} --odsf.",
             file=sys.stderr,
         )
     if not groups.tables:
         raise ValueError(
-            f"--runs={options.runs} holds no finished run of a row. The command sweep makes them."
+            f"--runs={options.runs} holds no finished run of a row. The command sweep trains them."
         )
-    tables = [run_table(lines, groups.different) for lines in groups.tables]
+    tables = [run_table(lines, groups.differing_keys) for lines in groups.tables]
     print("\n\n".join(map(write, tables)))
     return 0

@@ -1,4 +1,4 @@
-"""The boundary benchmark of a model's test set, while it predicts."""
+"""Scores the contours that a model predicts for its test set with the boundary benchmark."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from mtmamba_jax.metrics.boundaries.folders import (
     count_prediction,
     excluded_ids,
 )
-from mtmamba_jax.metrics.boundaries.report import scoring_settings
 from mtmamba_jax.readout import to_levels
 from mtmamba_jax.tasks import Task
 
-READING_OF_OWN: Mapping[str, str] = {"nyudv2": "regions"}
-"""How published figures read a dataset's own edge labels; of others they are contours."""
+READING_OF_TEST_SET: Mapping[str, str] = {"nyudv2": "regions"}
+"""How published figures read a dataset's own edge labels; those of other datasets are contours."""
 
-_DISTANCE = MAX_DISTANCE["pascal_context"]  # where none is published: the stricter one
+_DISTANCE = MAX_DISTANCE["pascal_context"]  # the stricter one, for datasets without a published one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +31,13 @@ class Benchmark:
     """How the contours of a test set are scored.
 
     Attributes:
-      task: whose predictions they are.
+      task: Task whose predictions are scored.
       dataset: `config.data.name`.
-      reading: of true contours, one of `folders.READINGS`.
-      max_distance: as a share of the diagonal.
-      labels: folder of NAME.png or NAME.mat; None takes the test set's labels.
-      left_out: ids that are not scored.
-      num_workers: processes that count; 0 counts in this one.
+      reading: Interpretation of labels as true contours, one of `folders.READINGS`.
+      max_distance: Maximum distance of matched pixels, as a fraction of the image diagonal.
+      labels: Folder of NAME.png or NAME.mat; None for the test set's own labels.
+      excluded: IDs that are not scored.
+      num_workers: Number of worker processes that count; 0 counts in this process.
     """
 
     task: Task
@@ -46,26 +45,28 @@ class Benchmark:
     reading: str
     max_distance: float
     labels: pathlib.Path | None
-    left_out: frozenset[str]
+    excluded: frozenset[str]
     num_workers: int
 
     @property
     def settings(self) -> dict[str, object]:
-        """What scores depend on beside the model, for reports."""
-        return scoring_settings(
-            self.dataset,
-            self.reading,
-            self.max_distance,
-            labels=self.labels,
-            only_published_images=bool(self.left_out),
-        )
+        """Settings that scores depend on besides the model, as in reports on saved predictions."""
+        return {
+            "dataset": self.dataset,
+            "predictions": None,
+            "labels": self.labels and str(self.labels),
+            "ids": None,
+            "only_published_images": bool(self.excluded),
+            "reading": self.reading,
+            "max_distance": self.max_distance,
+        }
 
     def describe(self) -> str:
         """Returns the settings in words."""
-        own = "" if self.dataset in MAX_DISTANCE else f" (none is published for {self.dataset})"
+        note = "" if self.dataset in MAX_DISTANCE else f" (none is published for {self.dataset})"
         return (
-            f"Boundary benchmark: {self.reading} of labels {self.labels or 'of the test set'}, "
-            f"within {self.max_distance} of the diagonal{own}"
+            f"Boundary benchmark: {self.reading} of labels from {self.labels or 'the test set'}, "
+            f"matched within {self.max_distance} of the diagonal{note}"
         )
 
 
@@ -74,79 +75,79 @@ def choose_benchmark(
     tasks: Sequence[Task],
     *,
     labels: pathlib.Path | None = None,
-    every: bool = False,
+    include_all: bool = False,
     num_workers: int | None = None,
 ) -> Benchmark:
-    """Returns how a run's contours are scored, as published for its dataset where it is.
+    """Returns how a run's contours are scored: like the published figures of its dataset, if any.
 
     Args:
       dataset: `config.data.name`.
-      tasks: of the run.
-      labels: folder of NAME.png or NAME.mat, NAME an example's id, whose regions give the true
-        contours: of PASCAL-Context's LabelMap published figures are. None takes the test set's.
-      every: score the images too that published figures leave out.
-      num_workers: processes that count; None is one a core.
+      tasks: The run's tasks.
+      labels: Folder of NAME.png or NAME.mat, where NAME is an example's ID; true contours lie
+        between the regions of these labels, as in published figures on PASCAL-Context's LabelMap.
+        None uses the test set's own labels.
+      include_all: Whether to score images that the published figures exclude.
+      num_workers: Number of worker processes that count; None starts one per core.
 
     Raises:
-      ValueError: no task of edges, no such folder, or fewer than 0 workers.
-      RuntimeError: the extra "data" is not installed.
+      ValueError: If no task predicts edges, the folder does not exist or `num_workers` < 0.
+      RuntimeError: If the extra "data" is not installed.
     """
     edges = [task for task in tasks if task.metric == "edge"]
     if not edges:
         raise ValueError(
-            "--odsf scores the task edge, which this run has not: it has "
+            "--odsf scores the task edge, which this run does not have: it has "
             f"{', '.join(task.name for task in tasks)}."
         )
     if labels is not None and not labels.is_dir():
         raise ValueError(
-            f"--boundary_labels wants a folder of NAME.png or NAME.mat; {labels} is none."
+            f"--boundary_labels must be a folder of NAME.png or NAME.mat; {labels} is not a folder."
         )
     if num_workers is not None and num_workers < 0:
-        raise ValueError(f"--workers: wanted 0 or more, got {num_workers}.")
-    thin(np.zeros((1, 1), bool))  # what is not installed is said now
+        raise ValueError(f"--workers must be 0 or more, got {num_workers}.")
+    thin(np.zeros((1, 1), bool))  # fails now, not after the evaluation, if scikit-image is missing
+    own = labels is None
     return Benchmark(
         task=edges[0],
         dataset=dataset,
-        reading=READING_OF_OWN.get(dataset, "contours") if labels is None else "regions",
+        reading=READING_OF_TEST_SET.get(dataset, "contours") if own else "regions",
         max_distance=MAX_DISTANCE.get(dataset, _DISTANCE),
         labels=labels,
-        left_out=frozenset() if every else excluded_ids(dataset),
+        excluded=frozenset() if include_all else excluded_ids(dataset),
         num_workers=available_cores() if num_workers is None else num_workers,
     )
 
 
 def count_test_set(benchmark: Benchmark, predictions: Iterable[Prediction]) -> Iterator[np.ndarray]:
-    """Yields `count_matches` of the images that are scored; few are in memory at once.
+    """Yields `count_matches` of each scored image, with only a few images in memory.
 
-    Beside `benchmark.left_out` are left out, with the test set's labels, images of which nothing
-    is labelled.
+    Skips the images in `benchmark.excluded` and, with the test set's own labels, images without a
+    labelled pixel.
 
     Raises:
-      ValueError: labels that are missing or wrong (`DataError`).
-      RuntimeError: a worker was killed.
+      ValueError: If a label is missing or invalid (`DataError`).
+      RuntimeError: If a worker process was killed.
     """
     settings = benchmark.reading, benchmark.max_distance
+    scored = _scored_images(benchmark, predictions)
     if benchmark.labels is None:
         ignore = benchmark.task.ignore
         work = (
             (levels, label, *settings, ignore)
-            for _, levels, label in _scored(benchmark, predictions)
+            for _, levels, label in scored
             if (label != ignore).any()
         )
         return in_order(count_prediction, work, benchmark.num_workers)
-    work = (
-        (name, levels, benchmark.labels, *settings)
-        for name, levels, _ in _scored(benchmark, predictions)
-    )
+    work = ((name, levels, benchmark.labels, *settings) for name, levels, _ in scored)
     return in_order(count_against_file, work, benchmark.num_workers)
 
 
-def _scored(
+def _scored_images(
     benchmark: Benchmark, predictions: Iterable[Prediction]
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yields id, levels and label, both uint8 [h w], of images that are not left out."""
+    """Yields ID, levels and label, both uint8 [h w], of images that are not excluded."""
     name = benchmark.task.name
     for prediction in predictions:
-        if prediction.id not in benchmark.left_out:
+        if prediction.id not in benchmark.excluded:
             label = prediction.labels[name][..., 0].astype(np.uint8)
             yield prediction.id, to_levels(prediction.values[name]), label

@@ -1,4 +1,4 @@
-"""What `eval` says beside the table of scores: IoU of classes, other scores, gains, confusion."""
+"""Formats what `eval` prints below its table of scores, and writes confusion matrices."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
+from jaxtyping import Int
 
 from mtmamba_jax.config import Config
 from mtmamba_jax.devices.processes import is_first
@@ -15,24 +16,19 @@ from mtmamba_jax.metrics.base import Counts
 from mtmamba_jax.metrics.multitask import delta_m, headline
 from mtmamba_jax.metrics.scores import Scores, compute_scores
 from mtmamba_jax.metrics.segmentation import Segmentation
-from mtmamba_jax.paper.printed import DATASET, ROWS, SCORES
+from mtmamba_jax.paper.published import DATASET, ROWS, SCORES
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.visualization.confusion import draw_confusion
-from mtmamba_jax.visualization.render import write_png
+from mtmamba_jax.visualization.figures import write_figure
 
 MOST_LISTED = 60
-"""Classes whose IoU is printed; of more they are in the file alone."""
+"""Largest number of classes whose IoU is printed; of more classes only the file has it."""
 
-_WIDTH = 100  # characters of a line of the table of classes
+_WIDTH = 100  # characters per line of the table of classes
 
 
 def class_ious(tasks: Sequence[Task], totals: Mapping[str, Counts]) -> dict[str, dict[str, float]]:
-    """Returns {task: {class: IoU in percent}} of the tasks of classes.
-
-    Args:
-      tasks: that were scored.
-      totals: of `Evaluator.totals`.
-    """
+    """Returns {task name: {class name: IoU in percent}}, given `Evaluator.totals`."""
     metrics = {task.name: create_metric(task) for task in tasks}
     return {
         name: metric.per_class(totals[name])
@@ -41,39 +37,38 @@ def class_ious(tasks: Sequence[Task], totals: Mapping[str, Counts]) -> dict[str,
     }
 
 
-def details(
+def format_details(
     config: Config,
     tasks: Sequence[Task],
     totals: Mapping[str, Counts],
     scores: Scores,
     constants: Mapping[str, float],
 ) -> str:
-    """Returns what is to be read below `evaluate.score_table`.
+    """Returns what is printed below `evaluate.score_table`: class IoUs, other scores, delta_m.
 
     Args:
-      config: of the run.
-      tasks: that were scored.
-      totals: of `Evaluator.totals`.
-      scores: all scores of each task; more than those of `totals` may be among them.
-      constants: of `Evaluator.constants`.
+      config: The run's configuration.
+      tasks: The tasks that were evaluated.
+      totals: The sums of each task's metric, from `Evaluator.totals`.
+      scores: All scores of each task, possibly more than those computed from `totals`.
+      constants: Scores of the best constant predictions, from `Evaluator.constants`.
     """
     parts = [
-        class_table(name, ious, totals[name]["confusion"])
+        format_class_ious(name, ious, np.asarray(totals[name]["confusion"]))
         for name, ious in class_ious(tasks, totals).items()
     ]
-    parts.append(other_scores(tasks, compute_scores(tasks, totals)))
+    parts.append(format_other_scores(tasks, compute_scores(tasks, totals)))
     baselines = dict(config.tasks.baselines)
-    parts.append(gains(tasks, scores, constants, baselines, config.data.name))
+    parts.append(format_gains(tasks, scores, constants, baselines, config.data.name))
     return "\n\n".join(filter(None, parts))
 
 
-def class_table(name: str, ious: Mapping[str, float], confusion: np.ndarray) -> str:
-    """Returns a table of a task's IoUs in columns, read downwards.
+def format_class_ious(
+    name: str, ious: Mapping[str, float], confusion: Int[np.ndarray, "c c"]
+) -> str:
+    """Returns a table of a task's IoUs in percent, whose columns are read downwards.
 
-    Args:
-      name: of the task.
-      ious: by class, percent.
-      confusion: pixels, [labelled predicted]: a class in neither has no IoU, and a - for it.
+    A class that is neither labelled nor predicted in `confusion` is printed as "-".
     """
     if len(ious) > MOST_LISTED:
         return f"{name}: IoU of {len(ious)} classes, in the file of scores"
@@ -88,8 +83,8 @@ def class_table(name: str, ious: Mapping[str, float], confusion: np.ndarray) -> 
     return "\n".join(lines)
 
 
-def other_scores(tasks: Sequence[Task], scores: Scores) -> str:
-    """Returns a line for each task with scores that are not in the table; may be empty."""
+def format_other_scores(tasks: Sequence[Task], scores: Scores) -> str:
+    """Returns a line for each task with scores besides `Task.score`; may be empty."""
     lines = []
     for task in tasks:
         units = create_metric(task).units()
@@ -103,67 +98,61 @@ def other_scores(tasks: Sequence[Task], scores: Scores) -> str:
     return "\n".join(lines)
 
 
-def gains(
+def format_gains(
     tasks: Sequence[Task],
     scores: Scores,
     constants: Mapping[str, float],
     baselines: Mapping[str, float],
     data_name: str,
 ) -> str:
-    """Returns delta_m in lines: against what training takes and, on its data, the paper's scores.
+    """Returns lines with delta_m: against the baselines and, on its dataset, against the paper.
 
-    Of the paper's a task counts if it has the very score here that the paper has: its edge score is
-    odsF, and a maxF is no odsF.
-
-    Args:
-      tasks: that were scored.
-      scores: all scores of each; one that the paper has may be beside `Task.score`.
-      constants: of `Evaluator.constants`.
-      baselines: `config.tasks.baselines`; empty: the constants are taken.
-      data_name: `config.data.name`.
+    The baselines are `config.tasks.baselines` or, if that is empty, the constants. The comparison
+    with the paper includes a task only if it has the very score that the paper reports: for edges
+    that is odsF, which maxF cannot stand in for.
     """
-    found = headline(tasks, scores)
-    what = "tasks.baselines" if baselines else "the best constant predictions"
-    lines = [_gain(tasks, found, baselines or constants, what)]
+    name = "tasks.baselines" if baselines else "the best constant predictions"
+    lines = [_format_gain(tasks, headline(tasks, scores), baselines or constants, name)]
     if data_name == DATASET:
-        lines.append(_gain_on_paper(tasks, scores))
+        lines.append(_format_gain_on_paper(tasks, scores))
     return "\n".join(lines)
 
 
-def _gain_on_paper(tasks: Sequence[Task], scores: Scores) -> str:
+def _format_gain_on_paper(tasks: Sequence[Task], scores: Scores) -> str:
     same = [task for task in tasks if SCORES.get(task.name) in scores[task.name]]
     others = [task.name for task in tasks if task not in same]
     if not same:
         return "delta_m against the paper's single-task models: none, no score here is the paper's"
-    found = {task.name: scores[task.name][SCORES[task.name]] for task in same}
-    printed = next(row.scores for row in ROWS if row.single_task)
-    what = "the paper's single-task models (Swin-Large)"
+    values = {task.name: scores[task.name][SCORES[task.name]] for task in same}
+    published = next(row.scores for row in ROWS if row.single_task)
+    name = "the paper's single-task models (Swin-Large)"
     if others:
-        what += f", of {', '.join(task.name for task in same)} alone: "
-        what += ", ".join(f"{name} has no {SCORES.get(name, 'score there')}" for name in others)
-    return _gain(same, found, printed, what)
+        name += f", of {', '.join(task.name for task in same)} only: "
+        name += ", ".join(f"{other} has no {SCORES.get(other, 'score there')}" for other in others)
+    return _format_gain(same, values, published, name)
 
 
-def _gain(
-    tasks: Sequence[Task], found: Mapping[str, float], baselines: Mapping[str, float], what: str
+def _format_gain(
+    tasks: Sequence[Task], scores: Mapping[str, float], baselines: Mapping[str, float], name: str
 ) -> str:
     try:
-        return f"delta_m {delta_m(tasks, found, baselines):+.2f} % against {what}"
-    except ValueError as error:  # a baseline of 0 or NaN: constants on a set without labels
-        return f"delta_m against {what}: none. {error}"
+        return f"delta_m {delta_m(tasks, scores, baselines):+.2f} % against {name}"
+    except ValueError as error:  # a baseline of 0 or NaN: constants on a test set without labels
+        return f"delta_m against {name}: none. {error}"
 
 
 def write_confusions(
     folder: epath.Path, tasks: Sequence[Task], totals: Mapping[str, Counts], suffix: str = ""
 ) -> list[epath.Path]:
-    """Writes `confusion_<task><suffix>.png` for each task of classes and returns the paths.
+    """Writes `confusion_<task><suffix>.png` for each task with classes; returns the paths.
 
-    Of several processes the first does.
+    With several processes only the first one writes.
     """
     paths = []
     for task in tasks:
         if isinstance(create_metric(task), Segmentation) and is_first():
-            picture = draw_confusion(task.name, task.class_names, totals[task.name]["confusion"])
+            confusion = np.asarray(totals[task.name]["confusion"])
+            figure = draw_confusion(task.name, task.class_names, confusion)
             paths.append(folder / f"confusion_{task.name}{suffix}.png")
-            write_png(paths[-1], np.asarray(picture))
+            write_figure(paths[-1], figure)
     return paths

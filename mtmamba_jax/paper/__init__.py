@@ -1,1 +1,1 @@
-"""The paper's tables: what they print, and what our models cost and finished runs scored."""
+"""Reproduces the paper's tables: published figures, model costs, scores of finished runs."""

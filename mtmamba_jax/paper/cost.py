@@ -1,21 +1,23 @@
-"""What a model costs, as the paper counts it: its columns #Param and FLOPs.
+"""Counts a model's cost as the paper does: its columns #Param and FLOPs.
 
-Its FLOPs are multiply-adds as fvcore 0.1.5 counts them (github.com/facebookresearch/fvcore):
+The paper's FLOPs are multiply-adds as counted by fvcore 0.1.5
+(github.com/facebookresearch/fvcore):
 
-- convolutions, linear maps and products of matrices; not their biases
-- 5 for each number that a LayerNorm normalises
-- 4 for each number of the tasks' maps, which are resized to the image's size, also from that size
+- convolutions, linear maps and matrix products, without their biases
+- 5 per number that a LayerNorm normalises
+- 4 per number of the tasks' maps, for resizing them to the image's size, even if they have it
 - an einsum as `numpy.einsum_path` prints its cost: with four digits
-- a scan, which fvcore does not know: 9 n + 1 for each of the l * d numbers of a direction
+- 9 n + 1 for each of the l * d numbers of a scan direction; fvcore itself does not know scans
 
-Everything else is free: softmax, activations, gates, sums. Read off the model's own program
-(jaxpr), so that nothing is allocated or compiled. Products of weights alone are left out: the
-heads here make some, in place of larger ones of features.
+Everything else is free: softmax, activations, gates, sums. The count is read off the model's jaxpr,
+so nothing is allocated or compiled. Products of weights alone are not counted: the heads here
+multiply some weights with each other to avoid larger products with features.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -26,46 +28,57 @@ from jax.extend import core
 
 from mtmamba_jax.config import Config
 from mtmamba_jax.devices.flops import of_convolution, of_product
-from mtmamba_jax.models.mtmamba import abstract_build
+from mtmamba_jax.models.mtmamba import ModelSettings, abstract_build
+from mtmamba_jax.tasks import Task
 
 Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Parameters in millions, multiply-adds of one image in 10^9."""
+    """What a model costs.
+
+    Attributes:
+      parameters: Number of parameters in millions.
+      flops: Multiply-adds for one image in 10^9.
+    """
 
     parameters: float
     flops: float
 
 
 def count_cost(config: Config) -> Cost:
-    """Returns what a configuration's model costs for an image of `data.size`.
+    """Returns the cost of a configuration's model for an image of `data.size`.
 
     Raises:
-      NotImplementedError: the model has a part that the paper's counting says nothing of.
+      NotImplementedError: If the model has an operation that the paper's counting has no rule for.
     """
-    config = config.replace(model={"scan_implementation": "xla"})  # its program shows the scan
-    tasks = config.tasks.selected
-    graph, weights = abstract_build(config.model, tasks)
-    images = jax.ShapeDtypeStruct((1, *config.data.size, 3), jnp.float32)
+    # The jaxpr of the implementation "xla" has a single call per scan.
+    settings = dataclasses.replace(config.model, scan_implementation="xla")
+    return _count_model(settings, config.tasks.selected, tuple(config.data.size))
+
+
+@functools.cache  # most runs in a table share their model
+def _count_model(settings: ModelSettings, tasks: tuple[Task, ...], size: tuple[int, ...]) -> Cost:
+    graph, weights = abstract_build(settings, tasks)
+    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     program = jax.make_jaxpr(lambda weights, x: nnx.merge(graph, weights)(x))(weights, images).jaxpr
-    resized = 4 * math.prod(config.data.size) * sum(task.channels for task in tasks)
+    resized = 4 * math.prod(size) * sum(task.channels for task in tasks)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(weights))
     return Cost(parameters / 1e6, (_count(program, program.invars[-1:]) + resized) / 1e9)
 
 
 def _count(program: core.Jaxpr, inputs: Sequence[core.Var]) -> float:
-    """Counts what a program does with some of its inputs, and with what comes of them."""
+    """Counts the operations of a program that depend on some of its inputs."""
     reached, total = set(inputs), 0
     for equation in program.eqns:
         if any(isinstance(v, core.Var) and v in reached for v in equation.invars):
             reached.update(equation.outvars)
-            total += _of_equation(equation)
+            total += _count_equation(equation)
     return total
 
 
-def _of_equation(equation: core.JaxprEqn) -> float:
+def _count_equation(equation: core.JaxprEqn) -> float:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         return of_product(equation) / 2

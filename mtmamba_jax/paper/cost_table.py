@@ -1,4 +1,4 @@
-"""The paper's columns of cost, of the models here beside what it prints."""
+"""Tabulates the models' parameters and FLOPs beside the figures that the paper prints."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 
 from mtmamba_jax import config as configuration
 from mtmamba_jax.paper.cost import count_cost
-from mtmamba_jax.paper.printed import ROWS, Row
+from mtmamba_jax.paper.published import ROWS, Row
 from mtmamba_jax.paper.table_formats import Table
 
-CONFIG = "ablations"  # has a variant for each of `Row.variants`
+CONFIG = "ablations"  # has every variant in `Row.variants`
 COLUMNS = (
     *("Table", "row"),
     *("#Param, M", "the paper's", "difference"),
@@ -19,31 +19,29 @@ COLUMNS = (
 
 
 def cost_table(rows: Iterable[Row] = ROWS) -> Table:
-    """Returns parameters and FLOPs of the paper's rows, on NYUDv2, by its way of counting."""
+    """Returns the cost of rows of the paper's tables, on NYUDv2, counted as the paper does."""
     return Table(COLUMNS, [_cells(row) for row in rows], left=2)
 
 
 def row_cost(row: Row) -> tuple[int, int]:
     """Returns a row's parameters and FLOPs as the paper prints them, in hundredths.
 
-    It cuts digits off, and the row of single-task models is the sum of their cut numbers.
+    The paper truncates digits, and its row of single-task models sums their truncated numbers.
     """
     costs = [count_cost(configuration.load(f"{CONFIG}:{name}")) for name in row.variants]
-    return _cut(cost.parameters for cost in costs), _cut(cost.flops for cost in costs)
-
-
-def _cut(numbers: Iterable[float]) -> int:
-    return sum(math.floor(100 * number) for number in numbers)
+    return (
+        sum(math.floor(100 * cost.parameters) for cost in costs),
+        sum(math.floor(100 * cost.flops) for cost in costs),
+    )
 
 
 def _cells(row: Row) -> Sequence[str]:
-    tables = ", ".join(map(str, row.tables))
-    cells = [tables, row.title]
-    for found, printed in zip(row_cost(row), (row.parameters, row.flops), strict=True):
-        cells.append(f"{found / 100:.2f}")
-        if printed is None:
+    cells = [", ".join(map(str, row.tables)), row.title]
+    for counted, published in zip(row_cost(row), (row.parameters, row.flops), strict=True):
+        cells.append(f"{counted / 100:.2f}")
+        if published is None:
             cells += ["", ""]
         else:
-            difference = (found - round(100 * printed)) / 100
-            cells += [f"{printed:.2f}", f"{difference:+.2f}" if difference else "0.00"]
+            difference = (counted - round(100 * published)) / 100
+            cells += [f"{published:.2f}", f"{difference:+.2f}" if difference else "0.00"]
     return cells

@@ -1,4 +1,4 @@
-"""One of the paper's tables, filled in with the scores of finished runs."""
+"""Fills in one of the paper's tables with the scores of finished runs."""
 
 from __future__ import annotations
 
@@ -8,70 +8,70 @@ from mtmamba_jax.messages import short
 from mtmamba_jax.metrics.multitask import delta_m
 from mtmamba_jax.models.swin import SWIN_SIZES
 from mtmamba_jax.paper.cost import count_cost
-from mtmamba_jax.paper.printed import DATASET, ROWS, SCORES, Row
-from mtmamba_jax.paper.run_groups import Lines, Place, all_tasks
+from mtmamba_jax.paper.published import DATASET, ROWS, SCORES, Row
+from mtmamba_jax.paper.run_groups import LineKey, Lines, all_tasks
 from mtmamba_jax.paper.runs import FinishedRun
 from mtmamba_jax.paper.table_formats import Spread, Table
 from mtmamba_jax.tasks import Task
 
 CONTOURS = "odsF"
-"""The score of `FinishedRun.contours`; higher is better."""
+"""Name of the score in `FinishedRun.contours`; higher is better."""
 
 Column = tuple[Task, str]
-"""A column of scores: the task, and the score's name."""
+"""A column of scores: the task and the score's name."""
 
 
-def run_table(lines: Lines, told: Sequence[str]) -> Table:
-    """Returns the table of some lines; on the paper's dataset its own are below them.
+def run_table(lines: Lines, title_keys: Sequence[str]) -> Table:
+    """Returns a table of runs, with the published lines below ours on the paper's dataset.
 
     Args:
-      lines: of `group_runs`.
-      told: keys of the configuration that the title tells, beside data, size and steps.
+      lines: The runs of each line, from `group_runs`.
+      title_keys: Config keys shown in the title, besides dataset, image size and steps.
 
     Raises:
-      ValueError: odsF was not scored alike.
+      ValueError: If odsF was computed with different settings for different runs.
     """
-    runs = [run for found in lines.values() for run in found]
+    runs = [run for line in lines.values() for run in line]
     config = runs[0].config
     tasks, flat = all_tasks(runs[0]), config.flat()
     height, width = config.data.size
     title = f"{config.data.name}, {height}x{width}, {config.train.steps} steps"
-    title += "".join(f", {key}={flat.get(key)}" for key in told)
-    _check_contours(runs)
-    scores, (gain_title, lead) = _score_columns(tasks, runs), _lead(tasks, runs)
+    title += "".join(f", {key}={flat.get(key)}" for key in title_keys)
+    _check_contour_settings(runs)
+    scores, (gain_title, main_scores) = _score_columns(tasks, runs), _choose_scores(tasks, runs)
     columns = ["row", "encoder", "runs", *(_score_title(*column) for column in scores)]
     columns += [gain_title, "#Param, M", "FLOPs, G"]
     rows = []
     order = list(SWIN_SIZES)
-    for place in sorted(lines, key=lambda p: (p.row, order.index(p.encoder), p.weights or "")):
-        rows.append(_cells(place, lines[place], scores, _gain(place, lines, tasks, lead)))
+    for key in sorted(lines, key=lambda k: (k.row, order.index(k.encoder), k.weights or "")):
+        rows.append(_cells(key, lines[key], scores, _gain(key, lines, tasks, main_scores)))
         if config.data.name == DATASET:
-            rows += _printed(place, scores)
+            rows += _published_rows(key, scores)
     return Table(columns, rows, left=2, title=title)
 
 
-def _check_contours(runs: Sequence[FinishedRun]) -> None:
-    """Raises ValueError where odsF was not scored alike."""
-    ways = {}
+def _check_contour_settings(runs: Sequence[FinishedRun]) -> None:
+    """Raises ValueError if odsF was computed with different settings."""
+    found = {}
     for run in runs:
         if run.contours:
-            way = [
+            settings = [
                 f"{key}={run.benchmark.get(key)}" for key in ("reading", "max_distance", "images")
             ]
-            # Not the folder's path, which differs between machines.
+            # The folder's path is left out, because it differs between machines.
             own = run.benchmark.get("labels") is None
-            way.append(f"labels of {'the test set' if own else 'a folder'}")
-            ways.setdefault(", ".join(way), run.workdir)
-    if len(ways) > 1:
-        told = "".join(f"\n    {way}: {workdir}" for way, workdir in ways.items())
+            settings.append(f"labels of {'the test set' if own else 'a folder'}")
+            found.setdefault(", ".join(settings), run.workdir)
+    if len(found) > 1:
+        listed = "".join(f"\n    {settings}: {workdir}" for settings, workdir in found.items())
         raise ValueError(
-            f"The odsF of runs of one table was scored in different ways:{told}\nScore them alike: "
-            "the command eval, with --odsf."
+            f"The odsF of runs in one table was computed with different settings:{listed}\n"
+            "Score them with the same settings: the command eval, with --odsf."
         )
 
 
 def _score_columns(tasks: Sequence[Task], runs: Sequence[FinishedRun]) -> list[Column]:
-    """Returns each task's score, and odsF beside it where a run has it."""
+    """Returns each task's score, followed by odsF if any run has it."""
     return [
         (task, score)
         for task in tasks
@@ -80,12 +80,12 @@ def _score_columns(tasks: Sequence[Task], runs: Sequence[FinishedRun]) -> list[C
     ]
 
 
-def _lead(
+def _choose_scores(
     tasks: Sequence[Task], runs: Sequence[FinishedRun]
 ) -> tuple[str, Callable[[FinishedRun], Mapping[str, float]]]:
-    """Returns the title of delta_m, and which of a run's scores it is of.
+    """Returns the title of delta_m and the function that selects a run's scores for it.
 
-    As in the paper of odsF, once every run with such a task has it.
+    delta_m includes odsF, as in the paper, once every run with that task has it.
     """
     scored = [task for task in tasks if any(task.name in run.contours for run in runs)]
     if not scored:
@@ -104,43 +104,44 @@ def _score_title(task: Task, score: str) -> str:
 
 
 def _gain(
-    place: Place,
+    key: LineKey,
     lines: Lines,
     tasks: Sequence[Task],
-    lead: Callable[[FinishedRun], Mapping[str, float]],
+    main_scores: Callable[[FinishedRun], Mapping[str, float]],
 ) -> str | Spread:
-    """Returns a line's delta_m against single-task models with its encoder, - if any lacks."""
-    number = next(i for i, row in enumerate(ROWS) if row.single_task)
+    """Returns a line's delta_m over single-task models with its encoder, "-" if one is missing."""
+    index = next(i for i, row in enumerate(ROWS) if row.single_task)
     found: dict[str, list[float]] = {}
-    for run in lines.get(place._replace(row=number), ()):
-        for name, score in lead(run).items():
+    for run in lines.get(key._replace(row=index), ()):
+        for name, score in main_scores(run).items():
             found.setdefault(name, []).append(score)
     if set(found) != {task.name for task in tasks}:
         return "-"
-    if ROWS[place.row].single_task:
+    if ROWS[key.row].single_task:
         return "0"
     baselines = {name: sum(values) / len(values) for name, values in found.items()}
-    return Spread(tuple(delta_m(tasks, lead(run), baselines) for run in lines[place]), sign=True)
+    gains = tuple(delta_m(tasks, main_scores(run), baselines) for run in lines[key])
+    return Spread(gains, sign=True)
 
 
 def _cells(
-    place: Place, runs: Sequence[FinishedRun], scores: Sequence[Column], gain: str | Spread
+    key: LineKey, runs: Sequence[FinishedRun], scores: Sequence[Column], gain: str | Spread
 ) -> list[str | Spread]:
-    row = ROWS[place.row]
-    encoder = f"{place.encoder}, given weights" if place.weights else place.encoder
+    row = ROWS[key.row]
+    encoder = f"{key.encoder}, given weights" if key.weights else key.encoder
     cells: list[str | Spread] = [row.title, encoder, str(len(runs))]
     cells += [_score_cell(task, score, runs) for task, score in scores]
     cells.append(gain)
-    each = {run.tasks: run.config for run in runs}.values()  # of each task, where they are single
-    complete = not row.single_task or len(each) == len({task for task, _ in scores})
-    costs = [count_cost(config) for config in each] if complete else []
+    models = {run.tasks: run.config for run in runs}.values()  # in the single-task row one per task
+    complete = not row.single_task or len(models) == len({task for task, _ in scores})
+    costs = [count_cost(config) for config in models] if complete else []
     cells.append(short(sum(cost.parameters for cost in costs)) if complete else "-")
     cells.append(short(sum(cost.flops for cost in costs)) if complete else "-")
     return cells
 
 
 def _score_cell(task: Task, score: str, runs: Sequence[FinishedRun]) -> str | Spread:
-    """Returns the scores of a line's runs; - where there are none, or some lack odsF."""
+    """Returns the scores of a line's runs, "-" if there are none or a run has no odsF."""
     found = [
         run.scores if score == task.score else run.contours
         for run in runs
@@ -154,30 +155,29 @@ def _digits(task: Task) -> int:
     return 4 if task.metric == "depth" else 2
 
 
-def _printed(place: Place, scores: Sequence[Column]) -> list[list[str]]:
-    """Returns the paper's line for the same row, none where it has none."""
-    row = ROWS[place.row]
-    same: list[Row] = [
+def _published_rows(key: LineKey, scores: Sequence[Column]) -> list[list[str]]:
+    """Returns the paper's lines for a line of ours, if it has any."""
+    row = ROWS[key.row]
+    same = [
         each
         for each in ROWS
-        if (each.model, each.single_task, each.encoder)
-        == (row.model, row.single_task, place.encoder)
+        if (each.model, each.single_task, each.encoder) == (row.model, row.single_task, key.encoder)
     ]
     return [
         [
-            *("the paper's", place.encoder, ""),
-            *(_printed_score(column, each, scores) for column in scores),
+            *("the paper's", key.encoder, ""),
+            *(_published_score(column, each, scores) for column in scores),
             *("-" if v is None else f"{v:.2f}" for v in (each.gain, each.parameters, each.flops)),
         ]
         for each in same
     ]
 
 
-def _printed_score(column: Column, row: Row, columns: Sequence[Column]) -> str:
-    """Returns the paper's score; in the column of another one where it has none of its own."""
+def _published_score(column: Column, row: Row, columns: Sequence[Column]) -> str:
+    """Returns the paper's score, labelled with its name if it has no column of its own."""
     task, score = column
-    printed = SCORES.get(task.name)
-    if printed is None or (score != printed and (task, printed) in columns):
+    published = SCORES.get(task.name)
+    if published is None or (score != published and (task, published) in columns):
         return "-"
     text = f"{row.scores[task.name]:.{_digits(task)}f}"
-    return text if score == printed else f"{text} {printed}"
+    return text if score == published else f"{text} {published}"

@@ -1,4 +1,4 @@
-"""Finding the runs below a folder, and what the finished ones scored."""
+"""Finds the runs in a folder, and the scores of the finished ones."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from mtmamba_jax.tasks import Task
 
 @dataclasses.dataclass(frozen=True)
 class FinishedRun:
-    """A run that took all its steps.
+    """A run that was trained to its last step.
 
     Attributes:
-      workdir: of the run.
-      config: that it was trained with.
-      tasks: of the run.
-      scores: of its best checkpoint on the test set, each task's `Task.score`.
-      contours: odsF of that checkpoint, by task; none where the command eval has not scored it.
-      benchmark: how odsF was scored, by name of the setting.
+      workdir: The run's work directory.
+      config: The run's configuration.
+      tasks: The run's tasks.
+      scores: Each task's `Task.score` on the test set, for the best checkpoint.
+      contours: odsF of that checkpoint, by task name; empty unless the command eval computed it.
+      benchmark: Settings that odsF was computed with.
     """
 
     workdir: pathlib.Path
@@ -36,13 +36,14 @@ class FinishedRun:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """The runs below a folder.
+class FoundRuns:
+    """The runs in a folder.
 
     Attributes:
-      finished: those that took all their steps.
-      unfinished: the places of the others.
-      outdated: files with an odsF of another step than the best checkpoint's, which is not taken.
+      finished: Runs that were trained to their last step.
+      unfinished: Work directories of the other runs.
+      outdated: Files whose odsF is ignored, because it is from another step than the best
+        checkpoint.
     """
 
     finished: Sequence[FinishedRun]
@@ -50,55 +51,55 @@ class Found:
     outdated: Sequence[pathlib.Path]
 
 
-def find_runs(folder: pathlib.Path) -> Found:
-    """Returns the runs in a folder and below it, in the order of their paths.
+def find_runs(folder: pathlib.Path) -> FoundRuns:
+    """Returns the runs in a folder and its subfolders, ordered by path.
 
     Raises:
-      ValueError: there is no such folder, or a run cannot be read.
+      ValueError: If the folder does not exist or a run cannot be read.
     """
     if not folder.is_dir():
-        raise ValueError(f"--runs wants a folder of work directories; there is no folder {folder}.")
+        raise ValueError(
+            f"--runs must be a folder of work directories; there is no folder {folder}."
+        )
     finished, unfinished, outdated = [], [], []
     for place, folders, files in os.walk(folder):
         if "config.json" in files and set(folders) & set(KINDS):
-            folders.clear()  # checkpoints are many files, and no run is in another
+            folders.clear()  # checkpoints have many files, and runs do not nest
             workdir = pathlib.Path(place)
             directory = RunDirectory(workdir)
             config = directory.read_config()
             if directory.is_finished(config.train.steps):
-                run = _finished_run(workdir, directory, config)
+                run = _read_run(workdir, directory, config)
                 file = pathlib.Path(directory.scores_file("best"))
-                scored = _scored_contours(file)
-                if scored and scored.pop("step") != directory.steps("best")[-1]:
+                boundaries = _read_boundary_scores(file)
+                if boundaries and boundaries.pop("step") != directory.steps("best")[-1]:
                     outdated.append(file)
-                    scored = {}
-                finished.append(dataclasses.replace(run, **scored))
+                    boundaries = {}
+                finished.append(dataclasses.replace(run, **boundaries))
             else:
                 unfinished.append(workdir)
         folders.sort()
-    return Found(finished, unfinished, outdated)
+    return FoundRuns(finished, unfinished, outdated)
 
 
-def _finished_run(workdir: pathlib.Path, directory: RunDirectory, config: Config) -> FinishedRun:
+def _read_run(workdir: pathlib.Path, directory: RunDirectory, config: Config) -> FinishedRun:
     tasks, best = config.tasks.selected, directory.newest("best")
     assert best is not None  # the run is finished
     try:
         scores = headline(tasks, best.read_details()["scores"])
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"The scores in {best.path} cannot be read ({type(error).__name__}: {error}). The "
-            f"command train, with --workdir={workdir}, mends it."
+            f"The scores in {best.path} cannot be read ({type(error).__name__}: {error}). To "
+            f"repair the run, run the command train with --workdir={workdir}."
         ) from error
     return FinishedRun(workdir, config, tasks, scores)
 
 
-def _scored_contours(path: pathlib.Path) -> dict:
-    """Returns the step of which the command eval scored contours, `contours` and `benchmark`.
-
-    Empty where it has not.
+def _read_boundary_scores(path: pathlib.Path) -> dict:
+    """Returns `step`, `contours` and `benchmark` as written by eval; {} if it scored no contours.
 
     Raises:
-      ValueError: its file cannot be read.
+      ValueError: If the file cannot be read.
     """
     if not path.exists():
         return {}
@@ -112,7 +113,7 @@ def _scored_contours(path: pathlib.Path) -> dict:
         step, settings = written["step"], written["boundaries"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} cannot be read ({type(error).__name__}: {error}). Delete it, or have the "
-            f"command eval, with --workdir={path.parent}, write it anew."
+            f"{path} cannot be read ({type(error).__name__}: {error}). Delete it, or write it "
+            f"again: the command eval, with --workdir={path.parent}."
         ) from error
     return {"step": step, "contours": contours, "benchmark": settings}

@@ -1,4 +1,4 @@
-"""The runs of a sweep: variants of a configuration, each with every seed."""
+"""Lists the runs of a sweep: variants of a configuration, each trained with every seed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Job:
     """A run of a sweep.
 
     Attributes:
-      config: NAME:VARIANT.
-      overrides: {key: text} of the configuration, the seed among them.
-      workdir: of the run.
+      config: NAME:VARIANT of the configuration.
+      overrides: Text of each overridden config key, including the seed.
+      workdir: The run's work directory.
     """
 
     config: str
@@ -30,61 +30,61 @@ class Job:
         """Returns the run's configuration.
 
         Raises:
-          ValueError: an override does not fit.
+          ValueError: If an override is invalid.
         """
         return configuration.load(self.config, self.overrides)
 
     def arguments(self) -> list[str]:
-        """Returns the command line that trains it, from the command's name on."""
+        """Returns the command line that trains the run, beginning with the command's name."""
         keys = [f"--config.{key}={text}" for key, text in self.overrides.items()]
         return ["train", f"--config={self.config}", *keys, f"--workdir={self.workdir}"]
 
     def is_done(self) -> bool:
-        """Whether its work directory holds it, finished.
+        """Whether the work directory holds this run, finished.
 
         Raises:
-          ValueError: it holds a finished run of another configuration.
+          ValueError: If it holds a finished run of another configuration.
         """
         directory, wanted = RunDirectory(self.workdir), self.load()
         if not directory.config_file.exists() or not directory.is_finished(wanted.train.steps):
             return False  # training refuses an unfinished run of another configuration
         saved = directory.read_config()
-        # Training writes down how many examples there were.
+        # Training saves the actual number of examples.
         wanted = wanted.replace(data={"train_examples": saved.data.train_examples})
         different = configuration.differences(saved, wanted)
         if different:
             raise ValueError(
                 f"{directory} holds a finished run of another configuration: "
-                f"{'; '.join(different)}. Give another --workdir."
+                f"{'; '.join(different)}. Choose another --workdir."
             )
         return True
 
 
-def jobs(
+def create_jobs(
     name: str,
     patterns: Sequence[str],
     seeds: Sequence[int],
     workdir: str,
     overrides: Mapping[str, str],
 ) -> list[Job]:
-    """Returns the runs of a sweep: all rows with the first seed, then with the next.
+    """Returns the runs of a sweep: every row with the first seed, then with the next.
 
     Args:
-      name: of the configuration, without a variant.
-      patterns: names of variants, in which * is any text; none takes all.
-      seeds: of each.
-      workdir: the folder of their work directories.
-      overrides: {key: text} of all runs.
+      name: Name of the configuration, without a variant.
+      patterns: Names of variants, in which "*" matches any text; empty selects all variants.
+      seeds: Seeds to train each variant with.
+      workdir: Folder of the runs' work directories.
+      overrides: Text of each overridden config key, for all runs.
 
     Raises:
-      ValueError: the configuration has no such variants, or an override does not fit.
+      ValueError: If the configuration has no such variants or an override is invalid.
     """
     name, _, variant = name.partition(":")
     rows = [each for each in configuration.variants(name) if each]
     if variant or not rows:
         raise ValueError(
             "sweep trains the variants of --config=NAME, such as ablations. "
-            + (f"Take --config={name} --rows={variant}." if variant else f"{name!r} has none.")
+            + (f"Use --config={name} --rows={variant}." if variant else f"{name!r} has none.")
         )
     if "seed" in overrides:
         raise ValueError("sweep takes the seeds of its runs as --seeds=0,1, not as --config.seed.")
@@ -95,11 +95,11 @@ def jobs(
                 f"Valid: {', '.join(rows)}."
             )
     chosen = [row for row in rows if any(fnmatch.fnmatchcase(row, p) for p in patterns or "*")]
-    found = [
+    jobs = [
         Job(f"{name}:{row}", {"seed": str(seed), **overrides}, f"{workdir}/{row}_seed{seed}")
         for seed in seeds
         for row in chosen
     ]
-    for job in found:
-        job.load()  # what does not fit is said before the first is trained
-    return found
+    for job in jobs:
+        job.load()  # reports invalid overrides before the first run is trained
+    return jobs

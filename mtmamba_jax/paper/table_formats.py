@@ -1,4 +1,4 @@
-"""A table of text and of means with their spread, as Markdown, CSV or LaTeX."""
+"""Formats tables of text and of means with standard deviations as Markdown, CSV or LaTeX."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Spread:
     """A quantity measured several times.
 
     Attributes:
-      values: as measured, at least one.
-      digits: printed behind the point.
-      sign: print one before means above 0 too.
+      values: The measurements, at least one.
+      digits: Number of decimals.
+      sign: Whether positive means have a sign too.
     """
 
     values: tuple[float, ...]
@@ -28,12 +28,12 @@ class Spread:
 
     @property
     def mean(self) -> str:
-        """The mean."""
+        """The mean, formatted."""
         return f"{statistics.fmean(self.values):{'+' if self.sign else ''}.{self.digits}f}"
 
     @property
     def deviation(self) -> str:
-        """The sample's standard deviation; empty for one value."""
+        """The sample standard deviation, formatted; empty for a single value."""
         if len(self.values) < 2:
             return ""
         return f"{statistics.stdev(self.values):.{self.digits}f}"
@@ -47,10 +47,10 @@ class Table:
     """A table.
 
     Attributes:
-      columns: titles.
-      rows: of as many cells.
-      left: how many columns hold words: these are aligned to the left.
-      title: what it shows; empty for nothing above it.
+      columns: Column titles.
+      rows: Cells of each row, one per column.
+      left: Number of leading columns aligned to the left; the others hold numbers.
+      title: Title of the table, or "".
     """
 
     columns: Sequence[str]
@@ -60,16 +60,16 @@ class Table:
 
 
 def markdown(table: Table) -> str:
-    """Returns a table of GitHub's Markdown."""
+    """Returns the table as GitHub Markdown."""
     columns, *rows = (
-        [_unemphasised(str(cell)) for cell in cells] for cells in (table.columns, *table.rows)
+        [_escape_stars(str(cell)) for cell in cells] for cells in (table.columns, *table.rows)
     )
     above = f"**{table.title}**\n\n" if table.title else ""
     return above + markdown_table(columns, rows, left=table.left)
 
 
 def comma_separated(table: Table) -> str:
-    """Returns CSV; a column of means is followed by one of standard deviations."""
+    """Returns the table as CSV; a column of means is followed by one of standard deviations."""
     measured = [any(isinstance(cell, Spread) for cell in column) for column in _columns(table)]
 
     def cells(values: Sequence[str | Spread]) -> Iterator[str]:
@@ -88,7 +88,7 @@ def comma_separated(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """Returns a LaTeX `tabular`, which needs no package."""
+    """Returns the table as a LaTeX `tabular`, which needs no package."""
     layout = "l" * table.left + "r" * (len(table.columns) - table.left)
     lines = [" & ".join(map(_escape, cells)) + r" \\" for cells in (table.columns, *table.rows)]
     above = [f"% {table.title}"] if table.title else []
@@ -101,13 +101,13 @@ FORMATS: Mapping[str, Callable[[Table], str]] = {
     "csv": comma_separated,
     "latex": latex,
 }
-"""How a table is written, by name."""
+"""Functions that format a table, by the name of the format."""
 
 _LATEX = {"->": r"$\to$", "±": r"$\pm$", "*": r"$\times$", "↑": r"$\uparrow$", "↓": r"$\downarrow$"}
 
 
-def _unemphasised(cell: str) -> str:
-    """Escapes stars where two would be emphasis."""
+def _escape_stars(cell: str) -> str:
+    """Escapes stars if there are several, which Markdown would read as emphasis."""
     return cell.replace("*", r"\*") if cell.count("*") > 1 else cell
 
 
@@ -116,7 +116,7 @@ def _columns(table: Table) -> list[tuple[str | Spread, ...]]:
 
 
 def _escape(cell: str | Spread) -> str:
-    """Escapes LaTeX's own signs; minus signs of numbers are those of mathematics."""
+    """Escapes LaTeX's special characters and sets signed numbers in math mode."""
     text = re.sub(r"([#%&_$])", r"\\\1", str(cell))
     for sign, command in _LATEX.items():
         text = text.replace(sign, command)

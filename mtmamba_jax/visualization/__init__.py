@@ -1,1 +1,1 @@
-"""Maps as pictures, and diagrams."""
+"""Task maps as images, panels of many maps, and diagrams of scores."""

@@ -1,67 +1,64 @@
-"""A confusion matrix as a picture: what the pixels of each class are taken for."""
+"""Draws confusion matrices: what the pixels of each class are predicted as."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from jaxtyping import Int
 
-from mtmamba_jax.visualization.canvas import INK, Canvas, text_width
+from mtmamba_jax.visualization.figures import DPI
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST_NUMBERED = 60
-"""Classes of which cells hold numbers too; more are drawn in smaller cells."""
+"""Largest number of classes whose cells show percentages; more classes get smaller, plain cells."""
 
-_LIGHT, _DARK = np.array((255, 255, 255)), np.array((8, 69, 148))
-_EMPTY, _GRID = (232, 232, 232), (205, 205, 205)
-_LEGEND = "rows: labelled, columns: predicted, % of the row"
-_GAP = 8  # pixels around it, and between names and cells
-_TITLE = 44  # of the lines above it
+_EMPTY, _GRID = "#e8e8e8", "#d0d0d0"
 
 
-def draw_confusion(title: str, class_names: Sequence[str], confusion: np.ndarray) -> Image.Image:
+def draw_confusion(
+    title: str, class_names: Sequence[str], confusion: Int[np.ndarray, "c c"]
+) -> Figure:
     """Draws a confusion matrix, each row divided by its sum.
 
-    A row of a class that no pixel is labelled as is grey.
+    The row of a class that labels no pixel is grey.
 
     Args:
-      title: written above.
-      class_names: of the c classes.
-      confusion: pixels, [labelled predicted], c x c.
+      title: Title of the figure.
+      class_names: Names of the c classes.
+      confusion: Numbers of pixels, rows by label and columns by prediction.
     """
+    import matplotlib
+    from matplotlib.figure import Figure
+
     count = len(class_names)
     numbered = count <= MOST_NUMBERED
-    cell, font = (24, 12) if numbered else (11, 9)
-    names = int(max(text_width(name, font) for name in class_names)) + 2 * _GAP
-    left, top = names, _TITLE + names
-    side = cell * count
-    head = max(text_width(title, 15), text_width(_LEGEND, 12))
-    width = max(left + side, int(head)) + 2 * _GAP
-    canvas = Canvas(width, top + side + 2 * _GAP, detail=2)
-    canvas.text(title, (_GAP, 18), "lm", 15)
-    canvas.text(_LEGEND, (_GAP, 38), "lm", 12)
+    inches, font_size = (0.3, 9) if numbered else (0.1, 6)  # of a cell
     total = confusion.sum(axis=1, keepdims=True)
-    shares = confusion / np.maximum(total, 1)
-    for i, name in enumerate(class_names):
-        middle = (i + 0.5) * cell
-        canvas.text(name, (left - _GAP, top + middle), "rm", font)
-        canvas.upward_text(name, (left + middle, top - _GAP), font)
-        for j in range(count):
-            corner = (left + j * cell, top + i * cell)
-            fill = _shade(shares[i, j]) if total[i] else _EMPTY
-            canvas.area(corner, (corner[0] + cell, corner[1] + cell), fill)
-            percent = round(100 * shares[i, j])
-            if numbered and percent:
-                ink = (255, 255, 255) if shares[i, j] > 0.5 else INK
-                place = (corner[0] + cell / 2, corner[1] + cell / 2)
-                canvas.text(str(percent), place, "mm", 10, ink)
-    for i in range(count + 1):
-        at = i * cell
-        canvas.line([(left + at, top), (left + at, top + side)], _GRID)
-        canvas.line([(left, top + at), (left + side, top + at)], _GRID)
-    return canvas.finish()
+    shares = np.where(total > 0, confusion / np.maximum(total, 1), np.nan)
 
-
-def _shade(share: float) -> tuple[int, int, int]:
-    red, green, blue = (_LIGHT + (_DARK - _LIGHT) * share).round().astype(int).tolist()
-    return red, green, blue
+    figure = Figure((inches * count, inches * count), dpi=DPI)
+    axes = figure.add_axes((0, 0, 1, 1))
+    colormap = matplotlib.colormaps["Blues"].with_extremes(bad=_EMPTY)
+    axes.imshow(shares, colormap, vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xticks(range(count), class_names, fontsize=font_size, rotation=90)
+    axes.set_yticks(range(count), class_names, fontsize=font_size)
+    axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0, pad=4)
+    axes.set_xticks(np.arange(count + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(count + 1) - 0.5, minor=True)
+    axes.tick_params(which="minor", length=0, top=False)
+    axes.grid(which="minor", color=_GRID, linewidth=0.6)
+    axes.spines[:].set_color(_GRID)
+    if numbered:
+        for i, j in np.argwhere(np.nan_to_num(shares).round(2) > 0):
+            color = "white" if shares[i, j] > 0.5 else "black"
+            text = f"{100 * shares[i, j]:.0f}"
+            axes.text(j, i, text, ha="center", va="center", color=color, fontsize=7.5)
+    axes.set_title(f"{title}, % of each label", loc="left", fontsize=11, pad=10)
+    axes.set_ylabel("label", fontsize=10, labelpad=8)
+    axes.set_xlabel("prediction", fontsize=10, labelpad=8)
+    axes.xaxis.set_label_position("bottom")
+    return figure

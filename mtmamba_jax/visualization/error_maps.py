@@ -1,7 +1,7 @@
-"""How wrong a prediction is at each pixel, as a picture: one way for each kind of task.
+"""Renders how wrong a prediction is at each pixel, for each kind of task.
 
-White is right, red and darker is more wrong, and ignored pixels have the colour that they have in
-other pictures. A title says what the colours mean.
+White is correct, darker red is worse, and ignored pixels keep the colour they have elsewhere. The
+title that comes with an error map explains its colours.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from jaxtyping import UInt8
 
 from mtmamba_jax.messages import short
 from mtmamba_jax.metrics.normals import angle
@@ -16,72 +17,78 @@ from mtmamba_jax.readout import is_ignored
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.visualization.render import IGNORED, apply_colormap
 
-LARGEST_ANGLE = 60.0  # degrees, of the darkest colour
-_SHOWN = 98  # percentile of a map's errors that has the darkest colour
+LARGEST_ANGLE = 60.0  # degrees, drawn in the darkest colour
+_PERCENTILE = 98  # of a map's depth errors, drawn in the darkest colour
 _WRONG, _RIGHT = (214, 39, 40), (238, 238, 238)
-# From right to wrong, RGB, evenly apart; no yellow, which ignored pixels have.
-_STOPS = ((255, 255, 255), (252, 190, 170), (239, 90, 70), (178, 16, 30), (70, 0, 16))
+# RGB colours from correct to wrong, evenly spaced. No yellow, the colour of ignored pixels.
+_STOPS = np.array(((255, 255, 255), (252, 190, 170), (239, 90, 70), (178, 16, 30), (70, 0, 16)))
 
 
-def _scale() -> np.ndarray:
-    """Returns the colours between `_STOPS`: uint8 BGR [256 1 3]."""
-    places = np.linspace(0, 1, len(_STOPS))
-    at = np.linspace(0, 1, 256)
-    channels = [np.interp(at, places, stops) for stops in zip(*_STOPS, strict=True)]
-    return np.stack(channels[::-1], axis=-1).round().astype(np.uint8)[:, None]
+def _create_colormap() -> UInt8[np.ndarray, "256 1 3"]:
+    """Returns BGR colours, interpolated between `_STOPS`."""
+    places, positions = np.linspace(0, 1, 256), np.linspace(0, 1, len(_STOPS))
+    channels = [np.interp(places, positions, stops) for stops in _STOPS.T[::-1]]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)[:, None]
 
 
-_SCALE = _scale()
+_COLORMAP = _create_colormap()
 
-ErrorMap = tuple[str, np.ndarray]
-"""What the colours mean, and a picture, uint8 RGB [h w 3]."""
+ErrorMap = tuple[str, UInt8[np.ndarray, "h w 3"]]
+"""What the colours mean, and the RGB image."""
 
 
-def _classes(task: Task, predicted: np.ndarray, true: np.ndarray, counted: np.ndarray) -> ErrorMap:
+def _render_classes(
+    task: Task, predicted: np.ndarray, true: np.ndarray, counted: np.ndarray
+) -> ErrorMap:
     wrong = predicted != true
     share = f" ({100 * wrong[counted].mean():.0f} %)" if counted.any() else ""
     return f"red: wrong{share}", np.where(wrong[..., None], _WRONG, _RIGHT).astype(np.uint8)
 
 
-def _depth(task: Task, predicted: np.ndarray, true: np.ndarray, counted: np.ndarray) -> ErrorMap:
-    error = np.abs(predicted - true)
-    most = float(np.percentile(error[counted], _SHOWN)) if counted.any() else 0.0
-    return f"error, 0 to {short(most)} {task.unit}", apply_colormap(error / max(most, 1e-6), _SCALE)
-
-
-def _normals(task: Task, predicted: np.ndarray, true: np.ndarray, counted: np.ndarray) -> ErrorMap:
-    error = angle(predicted, true, np)
-    return f"error, 0 to {LARGEST_ANGLE:.0f} deg", apply_colormap(error / LARGEST_ANGLE, _SCALE)
-
-
-def _probability(
+def _render_depth(
     task: Task, predicted: np.ndarray, true: np.ndarray, counted: np.ndarray
 ) -> ErrorMap:
-    return "error, 0 to 1", apply_colormap(np.abs(predicted - true), _SCALE)
+    error = np.abs(predicted - true)
+    most = float(np.percentile(error[counted], _PERCENTILE)) if counted.any() else 0.0
+    image = apply_colormap(error / max(most, 1e-6), _COLORMAP)
+    return f"error, 0 to {short(most)} {task.unit}", image
+
+
+def _render_normals(
+    task: Task, predicted: np.ndarray, true: np.ndarray, counted: np.ndarray
+) -> ErrorMap:
+    image = apply_colormap(angle(predicted, true, np) / LARGEST_ANGLE, _COLORMAP)
+    return f"error, 0 to {LARGEST_ANGLE:.0f} deg", image
+
+
+def _render_probability(
+    task: Task, predicted: np.ndarray, true: np.ndarray, counted: np.ndarray
+) -> ErrorMap:
+    return "error, 0 to 1", apply_colormap(np.abs(predicted - true), _COLORMAP)
 
 
 ERRORS: Mapping[str, Callable[[Task, np.ndarray, np.ndarray, np.ndarray], ErrorMap]] = {
-    "classes": _classes,
-    "depth": _depth,
-    "normals": _normals,
-    "probability": _probability,
-    "saliency": _probability,
+    "classes": _render_classes,
+    "depth": _render_depth,
+    "normals": _render_normals,
+    "probability": _render_probability,
+    "saliency": _render_probability,
 }
-"""How a prediction's errors become a picture, for each `Task.display`."""
+"""The function that renders a prediction's errors for each `Task.display`."""
 
 
 def render_error_map(task: Task, predicted: np.ndarray, true: np.ndarray) -> ErrorMap:
-    """Draws where and how much a prediction is wrong.
+    """Renders where and how much a prediction is wrong.
 
     Args:
-      task: chooses the way.
-      predicted: of `readout.to_value`, [h w] or [h w 3].
-      true: of `readout.label_value`, likewise.
+      task: The task of both maps.
+      predicted: The prediction, from `readout.to_value`, [h w] or [h w 3].
+      true: The label, from `readout.label_value`, of the same shape.
 
     Returns:
-      What the colours mean, with range and unit, and uint8 RGB [h w 3].
+      What the colours mean, with range and unit, and the RGB image.
     """
     ignored = is_ignored(task, true)
-    meaning, picture = ERRORS[task.display](task, predicted, true, ~ignored)
-    picture[ignored] = IGNORED
-    return meaning, picture
+    meaning, image = ERRORS[task.display](task, predicted, true, ~ignored)
+    image[ignored] = IGNORED
+    return meaning, image

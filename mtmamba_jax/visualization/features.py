@@ -1,7 +1,7 @@
-"""Decoder features as pictures: where what a task's head is given is strong (the paper's Fig. 3).
+"""Draws decoder features: where the input of each task's head is strong (the paper's Fig. 3).
 
-A feature has many channels. What is drawn is their mean absolute value at each place: it has no
-sign to choose, as a principal component has, and is the same of a batch and of a single image.
+A feature has many channels; what is drawn is their mean absolute value at each pixel. Unlike a
+principal component it has no arbitrary sign, and it does not depend on the other images of a batch.
 """
 
 from __future__ import annotations
@@ -14,61 +14,64 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, UInt8
 
-from mtmamba_jax.array_types import Array
 from mtmamba_jax.data_pipelines.batch import remove_padding
 from mtmamba_jax.devices.sharding import jit_on, replicated, split_batch
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.visualization.render import apply_colormap, image_grid
 
-STRIDE = 4  # of the final decoder feature, in pixels
-_SHOWN = (2, 98)  # percentiles of a map that are its darkest and brightest colours
+STRIDE = 4  # pixels of the image per pixel of the final decoder feature
+_PERCENTILES = (2, 98)  # of a map, drawn in its darkest and brightest colours
 
 
 def create_feature_step(graph: nnx.GraphDef, tasks: Sequence[Task], mesh: Mesh) -> Callable:
-    """Returns `step(parameters, images [b h w 3]) -> ({task: logits}, {task: activation})`.
+    """Returns `step(parameters, images [b h w 3]) -> (logits, activations)`.
 
-    The logits are those of `evaluate.create_predict_step`; activations are of `activation`.
+    Both results are dicts by task name: logits as from `evaluate.create_predict_step`, activations
+    as from `mean_activation`.
 
     Args:
-      graph: the model's structure.
-      tasks: that the model was made with, in its order.
-      mesh: devices that the images are split over.
+      graph: The model's structure.
+      tasks: Tasks that the model was created with, in the same order.
+      mesh: Devices that the images are sharded over.
     """
 
     def step(parameters: Mapping, images: jax.Array):
         model = nnx.merge(graph, parameters)
         features = model.features(images)
-        activations = {task.name: activation(features[i]) for i, task in enumerate(tasks)}
+        activations = {task.name: mean_activation(features[i]) for i, task in enumerate(tasks)}
         return model.logits(features, images.shape[1:3]), activations
 
     split = split_batch(mesh)
     return jit_on(mesh, step, in_shardings=(replicated(mesh), split), out_shardings=split)
 
 
-def activation(feature: Array) -> jax.Array:
-    """Returns the mean absolute value over the channels of [... c]: float32 [...]."""
+def mean_activation(feature: Float[Array, "*axes c"]) -> Float[Array, "*axes"]:
+    """Returns the mean absolute value over the channels, in float32."""
     return jnp.abs(feature.astype(jnp.float32)).mean(-1)
 
 
 def draw_features(
-    photo: np.ndarray, activations: Mapping[str, np.ndarray], size: Sequence[int]
-) -> np.ndarray:
-    """Draws a photo and, beside it, each task's activation: uint8 RGB.
+    photo: UInt8[np.ndarray, "h w 3"],
+    activations: Mapping[str, Float[np.ndarray, "h/4 w/4"]],
+    size: Sequence[int],
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Draws a photo and, beside it, each task's activation.
 
-    Each map has colours of its own, from black (weak) to yellow (strong).
+    Each map has its own colour range, from black (weak) to yellow (strong).
 
     Args:
-      photo: uint8 RGB [h w 3], as the model was given it, with its padding.
-      activations: {task: [h/4 w/4]}.
-      size: height and width of the photo without the padding.
+      photo: RGB image that the model was given, with its padding.
+      activations: Mean activations by task name.
+      size: Height and width of the photo without the padding.
     """
-    pictures = {"photo": remove_padding(photo, size)}
+    images = {"photo": remove_padding(photo, size)}
     for name, values in activations.items():
         fine = np.kron(np.asarray(values), np.ones((STRIDE, STRIDE), np.float32))
-        # The encoder pads to whole steps; what it added is not in the photo.
+        # The encoder pads the photo to a multiple of its stride; crop that as well.
         values = remove_padding(fine[: len(photo), : photo.shape[1]], size)
-        low, high = np.percentile(values, _SHOWN)
+        low, high = np.percentile(values, _PERCENTILES)
         share = (values - low) / max(high - low, 1e-12)
-        pictures[f"{name}: final decoder feature"] = apply_colormap(share, cv2.COLORMAP_INFERNO)
-    return image_grid([pictures])
+        images[f"{name}: final decoder feature"] = apply_colormap(share, cv2.COLORMAP_INFERNO)
+    return image_grid([images])

@@ -1,78 +1,93 @@
-"""What the colours of classes mean, below a panel of maps."""
+"""Adds legends of class names and colours below images of task maps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import UInt8
 
 from mtmamba_jax.readout import is_ignored
 from mtmamba_jax.tasks import Task
-from mtmamba_jax.visualization.canvas import Canvas, Colour, text_width
+from mtmamba_jax.visualization.figures import DPI, render_figure
 from mtmamba_jax.visualization.render import IGNORED
 
-_SIZE, _LINE, _EDGE = 13, 22, 6  # pixels: of text, of a line, left and right
-_SAMPLE, _GAP, _INDENT = 14, 16, 90  # of a square of colour, between classes, of the first class
-_FRAME = (160, 160, 160)
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
+    from matplotlib.patches import Patch
+
+_EDGE = "#a0a0a0"  # of a colour sample: white and cream need one on white paper
 
 
 def add_legend(
-    sheet: np.ndarray, tasks: Sequence[Task], maps: Mapping[str, Sequence[np.ndarray]]
-) -> np.ndarray:
-    """Puts the names of the classes in some maps below a picture of them, the most frequent first.
+    image: UInt8[np.ndarray, "h w 3"], tasks: Sequence[Task], maps: Mapping[str, Sequence]
+) -> UInt8[np.ndarray, "h2 w 3"]:
+    """Adds a legend of the classes in some maps below an image, most frequent classes first.
 
     Args:
-      sheet: uint8 RGB [h w 3].
-      tasks: of the maps; those without classes have no line.
-      maps: {task: its maps on the sheet}, each as `readout.to_value` or `label_value` gives it.
-
-    Returns:
-      uint8 RGB [h+ w 3].
+      image: RGB image of the maps.
+      tasks: Tasks of the maps; only tasks with classes get a legend.
+      maps: Class maps of each task that the image shows, by task name.
     """
-    width = sheet.shape[1]
-    lines = []
-    for task in tasks:
-        if task.display == "classes":
-            lines += _lines(task.name, _found(task, maps[task.name]), width)
-    if not lines:
-        return sheet
-    canvas = Canvas(width, len(lines) * _LINE + _EDGE)
-    for i, line in enumerate(lines):
-        middle = i * _LINE + _LINE / 2
-        for x, colour, text in line:
-            if colour is not None:
-                corner = (x, middle - _SAMPLE / 2)
-                opposite = (x + _SAMPLE, middle + _SAMPLE / 2)
-                canvas.area(corner, opposite, colour)
-                canvas.frame(corner, opposite, _FRAME)  # white and cream are on white
-                x += _SAMPLE + _EDGE
-            canvas.text(text, (x, middle), "lm", _SIZE)
-    return np.concatenate([sheet, np.asarray(canvas.finish())])
+    legends = [
+        _draw_legend(task.name, list(_class_patches(task, maps[task.name])), image.shape[1])
+        for task in tasks
+        if task.display == "classes"
+    ]
+    return np.concatenate([image, *legends]) if legends else image
 
 
-def _found(task: Task, maps: Sequence[np.ndarray]) -> Iterator[tuple[Colour, str]]:
-    """Yields colour and name of what is in a task's maps, ignored pixels last."""
+def _class_patches(task: Task, maps: Sequence[np.ndarray]) -> Iterator[Patch]:
+    from matplotlib.patches import Patch
+
     ignored = [is_ignored(task, value) for value in maps]
     classes = np.concatenate([value[~out] for value, out in zip(maps, ignored, strict=True)])
     counts = np.bincount(classes.astype(np.int64), minlength=len(task.class_names))
-    for index in np.argsort(-counts, kind="stable"):
-        if counts[index]:
-            yield task.palette[index], task.class_names[index]
+    found = [
+        (task.palette[i], task.class_names[i])
+        for i in np.argsort(-counts, kind="stable")
+        if counts[i]
+    ]
     if any(out.any() for out in ignored):
-        yield IGNORED, "(ignored)"
+        found.append((IGNORED, "(ignored)"))
+    for color, name in found:
+        yield Patch(facecolor=np.divide(color, 255), edgecolor=_EDGE, linewidth=0.8, label=name)
 
 
-def _lines(
-    title: str, found: Iterator[tuple[Colour, str]], width: int
-) -> list[list[tuple[float, Colour | None, str]]]:
-    """Returns lines of (x, colour, text), as many as the width asks for."""
-    indent = max(_INDENT, _EDGE + text_width(f"{title}:", _SIZE) + _GAP)
-    lines, x = [[(_EDGE, None, f"{title}:")]], indent
-    for colour, name in found:
-        needed = _SAMPLE + _EDGE + text_width(name, _SIZE)
-        if x + needed > width - _EDGE and x > indent:
-            lines.append([])
-            x = indent
-        lines[-1].append((x, colour, name))
-        x += needed + _GAP
-    return lines
+def _draw_legend(title: str, patches: list[Patch], width: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Draws one task's legend, `width` pixels wide, in columns as wide as the longest name."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure((width / DPI, 1), dpi=DPI)
+    renderer = FigureCanvasAgg(figure).get_renderer()  # measures text
+    column = _place_legend(figure, title, patches, 1).get_window_extent(renderer).width
+    legend = _place_legend(figure, title, patches, max(1, int(width // column)))
+    height = np.ceil(legend.get_window_extent(renderer).height)
+    figure.set_size_inches(width / DPI, height / DPI)
+    return render_figure(figure)
+
+
+def _place_legend(figure: Figure, title: str, patches: list[Patch], columns: int) -> Legend:
+    """Replaces a figure's legend."""
+    figure.legends.clear()
+    # matplotlib fills columns first; reorder so that the most frequent classes read row by row.
+    by_column = [patch for i in range(columns) for patch in patches[i::columns]]
+    return figure.legend(
+        handles=by_column,
+        title=title,
+        ncols=columns,
+        loc="upper left",
+        bbox_to_anchor=(0, 1),
+        alignment="left",
+        frameon=False,
+        fontsize=9,
+        title_fontsize=9,
+        handlelength=1,
+        handleheight=1,
+        columnspacing=1.4,
+        borderpad=0.5,
+        borderaxespad=0,
+    )

@@ -1,4 +1,4 @@
-"""Panels: one picture of an image with all its maps."""
+"""Draws panels: one image with the prediction, label and error of every task."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from etils import epath
+from jaxtyping import Float, UInt8
 
 from mtmamba_jax.data_pipelines.batch import denormalise, remove_padding
 from mtmamba_jax.devices.processes import is_first
@@ -18,36 +19,38 @@ from mtmamba_jax.visualization.render import depth_range, image_grid, render_map
 
 
 def example_panel(
-    tasks: Sequence[Task], example: Mapping[str, np.ndarray], logits: Mapping[str, np.ndarray]
-) -> np.ndarray:
-    """Draws a test image with its predictions, below them its labels and errors: uint8 RGB.
+    tasks: Sequence[Task],
+    example: Mapping[str, np.ndarray],
+    logits: Mapping[str, Float[np.ndarray, "h w channels"]],
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Draws a test image with its predictions, and below them the labels and errors.
 
     Args:
-      tasks: the maps to draw.
-      example: an example of a batch, without the batch axis. Labels on a finer grid are drawn at
-        the image's size, without the pixels in between.
-      logits: {task: [h w channels]}.
+      tasks: Tasks whose maps are drawn.
+      example: One example of a batch, without the batch axis. Labels on a finer grid are drawn at
+        the image's size, by skipping the pixels in between.
+      logits: The model's outputs, by task name.
     """
-    photo = denormalise(example["images"])
-    size = example["size"]
-    photo, blank = remove_padding(photo, size), np.full((*size, 3), 255, np.uint8)
-    predicted, true, errors = {"image": photo}, {"": blank}, {"": blank}
+    size = tuple(example["size"].tolist())
+    image = remove_padding(denormalise(example["images"]), size)
+    blank = np.full((*size, 3), 255, np.uint8)
+    predictions, labels, errors = {"image": image}, {"": blank}, {"": blank}
     maps = {}
     for task in tasks:
         label = example[task.name]
         step = len(label) // len(example["images"])
         label = remove_padding(label_value(task, label[::step, ::step]), size)
-        value = remove_padding(to_value(task, logits[task.name]), size)
-        predicted[f"{task.name}: predicted"] = render_map(task, value, like=label)
-        true[f"{task.name}: true{_span(task, label)}"] = render_map(task, label)
+        value = remove_padding(np.asarray(to_value(task, logits[task.name])), size)
+        predictions[f"{task.name}: predicted"] = render_map(task, value, like=label)
+        labels[f"{task.name}: true{_describe_range(task, label)}"] = render_map(task, label)
         maps[task.name] = (value, label)
-        meaning, picture = render_error_map(task, value, label)
-        errors[f"{task.name}: {meaning}"] = picture
-    return add_legend(image_grid([predicted, true, errors]), tasks, maps)
+        meaning, error = render_error_map(task, value, label)
+        errors[f"{task.name}: {meaning}"] = error
+    return add_legend(image_grid([predictions, labels, errors]), tasks, maps)
 
 
-def _span(task: Task, label: np.ndarray) -> str:
-    """Returns what the colours of depth go from and to; nothing of other maps."""
+def _describe_range(task: Task, label: np.ndarray) -> str:
+    """Returns the range that the colours of a depth map span, or ""."""
     if task.display != "depth" or is_ignored(task, label).all():
         return ""
     low, high = depth_range(task, label)
@@ -59,9 +62,9 @@ def write_panels(
     tasks: Sequence[Task],
     predictions: Iterable[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]],
 ) -> list[epath.Path]:
-    """Writes `<id>.png` for each (example, logits) and returns the paths.
+    """Writes `<id>.png` for each pair of an example and its logits; returns the paths.
 
-    Of several processes the first does; the others make their part of the predictions.
+    With several processes the first one writes; the others only compute their part.
     """
     if is_first():
         folder.mkdir(parents=True, exist_ok=True)

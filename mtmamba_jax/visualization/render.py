@@ -1,4 +1,4 @@
-"""Maps as pictures: one way to draw each kind of task, and panels of many."""
+"""Renders task maps as RGB images, and arranges images in titled grids."""
 
 from __future__ import annotations
 
@@ -9,120 +9,138 @@ from collections.abc import Callable, Mapping, Sequence
 import cv2
 import numpy as np
 from etils import epath
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from mtmamba_jax.readout import is_ignored, normal_levels, to_levels
 from mtmamba_jax.tasks import Task
 
-_GAP, _TITLE = 6, 22  # pixels between pictures, and of a title line
+_GAP, _TITLE = 6, 22  # pixels: between images, height of a title line
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 IGNORED = (224, 224, 192)
-"""Colour of ignored pixels, VOC's: black is background, no boundary, far away."""
+"""RGB colour of ignored pixels, the cream of Pascal VOC: black already means background, no
+boundary or far away."""
 
 
-def _draw_classes(task: Task, value: np.ndarray, like: np.ndarray) -> np.ndarray:
+def _render_classes(task: Task, value: np.ndarray, like: np.ndarray) -> np.ndarray:
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(task.palette)] = task.palette
     return palette[np.where(is_ignored(task, value), 255, value).astype(np.uint8)]
 
 
-def _draw_depth(task: Task, value: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """Near is yellow, far is dark blue, over `depth_range` of the map that it is drawn like.
+def _render_depth(task: Task, value: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Renders near as yellow and far as dark blue, over the `depth_range` of `like`.
 
-    Near is where values are small, or large where they grow as the image does (disparity).
+    Near means small values, or large ones for quantities that grow with image size (disparity).
     """
     low, high = depth_range(task, like)
     nearness = high - value if task.scale_power < 0 else value - low
     return apply_colormap(nearness / max(high - low, 1e-6), cv2.COLORMAP_VIRIDIS)
 
 
-def _draw_normals(task: Task, value: np.ndarray, like: np.ndarray) -> np.ndarray:
+def _render_normals(task: Task, value: np.ndarray, like: np.ndarray) -> np.ndarray:
     return normal_levels(value)
 
 
-def _draw_probability(task: Task, value: np.ndarray, like: np.ndarray) -> np.ndarray:
+def _render_probability(task: Task, value: np.ndarray, like: np.ndarray) -> np.ndarray:
     return np.repeat(to_levels(value)[..., None], 3, axis=-1)
 
 
 RENDERERS: Mapping[str, Callable[[Task, np.ndarray, np.ndarray], np.ndarray]] = {
-    "classes": _draw_classes,
-    "depth": _draw_depth,
-    "normals": _draw_normals,
-    "probability": _draw_probability,
-    "saliency": _draw_probability,
+    "classes": _render_classes,
+    "depth": _render_depth,
+    "normals": _render_normals,
+    "probability": _render_probability,
+    "saliency": _render_probability,
 }
-"""How a value becomes a picture, for each `Task.display`."""
+"""The function that renders a value for each `Task.display`; see `render_map`."""
 
 
-def depth_range(task: Task, value: np.ndarray) -> tuple[float, float]:
-    """Returns the 2nd and 98th percentile of a map of depth, 0 and 1 where it is all ignored."""
-    seen = value[~is_ignored(task, value)]
-    low, high = np.percentile(seen, (2, 98)) if seen.size else (0.0, 1.0)
+def depth_range(task: Task, value: Float[np.ndarray, "h w"]) -> tuple[float, float]:
+    """Returns the 2nd and 98th percentile of a depth map; 0 and 1 if every pixel is ignored."""
+    valid = value[~is_ignored(task, value)]
+    low, high = np.percentile(valid, (2, 98)) if valid.size else (0.0, 1.0)
     return float(low), float(high)
 
 
-def render_map(task: Task, value: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
-    """Draws a value or a label's value as uint8 RGB [h w 3]; ignored pixels in VOC's cream.
+def render_map(
+    task: Task, value: np.ndarray, like: np.ndarray | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Renders a prediction or a label as RGB, with ignored pixels in the colour `IGNORED`.
 
     Args:
-      task: whose map it is.
-      value: the map.
-      like: another map of the task, that the colours of depth are to mean the same in.
+      task: The map's task.
+      value: The map, from `readout.to_value` or `readout.label_value`, [h w] or [h w 3].
+      like: A map of the same task whose depth range the colours span; `value` if None.
     """
     # A predicted class never reaches 255, and no depth, normal or probability equals it.
-    picture = RENDERERS[task.display](task, value, value if like is None else like)
-    picture[is_ignored(task, value)] = IGNORED
-    return picture
+    image = RENDERERS[task.display](task, value, value if like is None else like)
+    image[is_ignored(task, value)] = IGNORED
+    return image
 
 
-def apply_colormap(share: np.ndarray, colours: int | np.ndarray) -> np.ndarray:
-    """Draws numbers [h w] in the colours of a scale: uint8 RGB [h w 3].
+def apply_colormap(
+    share: Float[np.ndarray, "h w"], colormap: int | UInt8[np.ndarray, "256 1 3"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Maps numbers to RGB colours.
 
     Args:
-      share: 0 is the scale's first colour, 1 its last; what lies outside takes the nearer of them.
-      colours: an OpenCV colour map, or uint8 BGR [256 1 3].
+      share: 0 is the colormap's first colour and 1 its last; values outside are clipped.
+      colormap: An OpenCV colormap, or BGR colours.
     """
-    bgr = cv2.applyColorMap((255 * np.clip(share, 0.0, 1.0)).astype(np.uint8), colours)
+    bgr = cv2.applyColorMap((255 * np.clip(share, 0.0, 1.0)).astype(np.uint8), colormap)
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
-def overlay(photo: np.ndarray, picture: np.ndarray, opacity: float = 0.55) -> np.ndarray:
-    """Lays a picture over a photo of the same size, both uint8 RGB."""
-    return (opacity * picture + (1.0 - opacity) * photo).astype(np.uint8)
+def overlay(
+    image: UInt8[np.ndarray, "h w 3"], rendered: UInt8[np.ndarray, "h w 3"], opacity: float = 0.55
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Blends a rendered map over an image."""
+    return (opacity * rendered + (1.0 - opacity) * image).astype(np.uint8)
 
 
-def image_grid(rows: Sequence[Mapping[str, np.ndarray]], *, cell: int = 320) -> np.ndarray:
-    """Arranges titled pictures in rows: uint8 RGB [h w 3].
+def image_grid(
+    rows: Sequence[Mapping[str, UInt8[np.ndarray, "h w 3"]]], *, cell: int = 320
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Arranges titled RGB images of one size in rows.
 
     Args:
-      rows: for each row {title: uint8 RGB picture}; all of one size.
-      cell: the longer side that each picture is drawn with.
+      rows: Images of each row, by title.
+      cell: Length of the longer side that every image is resized to, in pixels.
     """
     height, width = next(iter(rows[0].values())).shape[:2]
     scale = cell / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     columns = max(len(row) for row in rows)
-    font = ImageFont.load_default(14)
+    font = _load_font(12)
     titles = max(math.ceil(font.getlength(title)) for row in rows for title in row)
     pitch = (max(size[0], titles) + _GAP, size[1] + _TITLE + _GAP)
     sheet = Image.new("RGB", (columns * pitch[0] + _GAP, len(rows) * pitch[1] + _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    # Enlarged pixels stay pixels: what the network said, not what smoothing makes of it.
+    # Nearest-neighbour enlargement shows the network's pixels, not a smoothed version of them.
     interpolation = cv2.INTER_NEAREST if scale > 1 else cv2.INTER_AREA
     for i, row in enumerate(rows):
-        for j, (title, picture) in enumerate(row.items()):
+        for j, (title, image) in enumerate(row.items()):
             x, y = _GAP + j * pitch[0], _GAP + i * pitch[1]
-            draw.text((x, y + 2), title, fill=_INK, font=font)
-            drawn = cv2.resize(picture, size, interpolation=interpolation)
-            sheet.paste(Image.fromarray(drawn), (x, y + _TITLE))
+            draw.text((x, y + _TITLE - 8), title, fill=_INK, font=font, anchor="ls")
+            resized = cv2.resize(image, size, interpolation=interpolation)
+            sheet.paste(Image.fromarray(resized), (x, y + _TITLE))
     return np.asarray(sheet)
 
 
-def write_png(path: pathlib.Path | epath.Path, picture: np.ndarray) -> None:
-    """Writes a uint8 RGB picture.
+def _load_font(size: int) -> ImageFont.FreeTypeFont:
+    """Returns the font of the legends, matplotlib's default."""
+    import matplotlib  # slow to import
+
+    path = pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(path, size)
+
+
+def write_png(path: pathlib.Path | epath.Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
+    """Writes an RGB image.
 
     Raises:
-      OSError: it could not be written.
+      OSError: If the file cannot be written.
     """
-    _, encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    _, encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     path.write_bytes(encoded.tobytes())

@@ -1,4 +1,4 @@
-"""The boundary benchmark of a test set: which images, labels and pixels are scored, and how."""
+"""Scoring a test set's contours: which images, labels and pixels are scored, and how."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ SIZE = (48, 60)
 
 
 def predictions(*names):
-    """Returns contours of cells, thick ones, and a soft prediction of them."""
+    """Returns thick contours of Voronoi cells as labels, with soft predictions of them."""
     found = []
     for seed, name in enumerate(names):
         contour = boundaries.contour_of_regions(scenes.cells(SIZE, 6, seed))
@@ -46,21 +46,21 @@ def test_contours_are_read_and_matched_as_published(dataset, labels, reading, di
     assert (found.reading, found.max_distance) == (reading, distance)
 
 
-def test_a_distance_that_is_not_published_is_said_to_be_none():
-    said = {name: choose_benchmark(name, NYUDV2).describe() for name in ("nyudv2", "folder")}
-    assert said["folder"].endswith("0.0075 of the diagonal (none is published for folder)")
-    assert said["nyudv2"].endswith("0.011 of the diagonal")
+def test_an_unpublished_distance_is_reported_as_such():
+    described = {name: choose_benchmark(name, NYUDV2).describe() for name in ("nyudv2", "folder")}
+    assert described["folder"].endswith("0.0075 of the diagonal (none is published for folder)")
+    assert described["nyudv2"].endswith("0.011 of the diagonal")
 
 
-def test_images_that_published_figures_leave_out_are_left_out_of_pascal_context_alone():
+def test_images_excluded_by_published_figures_are_skipped_on_pascal_context_only():
     made = predictions("2008_000002", "2008_000008")
-    every = count("pascal_context", made, every=True)
-    assert len(every) == len(count("synthetic", made)) == 2
+    everything = count("pascal_context", made, include_all=True)
+    assert len(everything) == len(count("synthetic", made)) == 2
     (one,) = count("pascal_context", made)
-    np.testing.assert_array_equal(one, every[1])
+    np.testing.assert_array_equal(one, everything[1])
 
 
-def test_images_without_a_label_are_left_out():
+def test_images_without_a_label_are_skipped():
     made = predictions("a", "b")
     bare = np.full_like(made[0].labels["edge"], IGNORE)
     bare = dataclasses.replace(made[0], labels={"edge": bare})
@@ -69,7 +69,7 @@ def test_images_without_a_label_are_left_out():
 
 
 @pytest.mark.parametrize("reading", ["contours", "regions"])
-def test_pixels_that_are_not_labelled_hold_no_contour_and_count_for_none(reading):
+def test_unlabelled_pixels_hold_no_contour_and_do_not_count(reading):
     levels, label = np.zeros(SIZE, np.uint8), np.zeros(SIZE, np.uint8)
     levels[20:23, :25] = 255
     label[20:23, :30] = 1
@@ -80,6 +80,6 @@ def test_pixels_that_are_not_labelled_hold_no_contour_and_count_for_none(reading
     np.testing.assert_array_equal(count_prediction(levels, label, reading, 0.02, IGNORE), bare)
 
 
-def test_without_edges_there_is_nothing_to_score():
-    with pytest.raises(ValueError, match="not: it has semseg, depth"):
+def test_a_run_without_edges_has_nothing_to_score():
+    with pytest.raises(ValueError, match="not have: it has semseg, depth"):
         choose_benchmark("cityscapes", CITYSCAPES)

@@ -274,7 +274,7 @@ def test_regions_of_a_folder_of_labels_are_the_true_contours_where_it_is_given(
     contours = scores_of(workdir)
     assert cli.main([*arguments, f"--boundary_labels={folder}"]) == 0
     regions = scores_of(workdir)
-    assert f"regions of labels {folder}, within 0.0075" in capsys.readouterr().out
+    assert f"regions of labels from {folder}, matched within 0.0075" in capsys.readouterr().out
     assert regions["boundaries"]["reading"] == "regions"
     assert regions["scores"]["edge"]["odsF"] != contours["scores"]["edge"]["odsF"]
     (folder / f"{NAMES[3]}.png").unlink()
@@ -282,7 +282,7 @@ def test_regions_of_a_folder_of_labels_are_the_true_contours_where_it_is_given(
     assert f"has no label of {NAMES[3]}" in capsys.readouterr().err
     cv2.imwrite(str(folder / f"{NAMES[3]}.png"), np.zeros((9, 8), np.uint8))
     assert cli.main([*arguments, f"--boundary_labels={folder}"]) == 2
-    assert "is 9x8 (height x width), the prediction 32x64" in capsys.readouterr().err
+    assert f"is 32x64 (height x width), its label in {folder} 9x8" in capsys.readouterr().err
     # What was scored before is kept, but not an odsF of other labels.
     assert "maxF" in scores_of(workdir)["scores"]["edge"]
     assert "odsF" not in scores_of(workdir)["scores"]["edge"]
@@ -335,14 +335,14 @@ def test_a_run_without_edges_is_refused_before_anything_is_computed(
 ):
     trained(tmp_path, tasks__names="('depth',)")
     assert cli.main(["eval", f"--workdir={tmp_path}", "--odsf"]) == 2
-    assert "task edge, which this run has not: it has depth" in capsys.readouterr().err
+    assert "task edge, which this run does not have: it has depth" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--odsf", "--boundary_labels=nowhere"], "NAME.mat; nowhere is none"),
-        (["--odsf", "--workers=-1"], "--workers: wanted 0 or more, got -1"),
+        (["--odsf", "--boundary_labels=nowhere"], "NAME.mat; nowhere is not a folder"),
+        (["--odsf", "--workers=-1"], "--workers must be 0 or more, got -1"),
         (["--all"], "are of --odsf: add it"),
         (["--boundary_labels=."], "are of --odsf: add it"),
         (["--workers=2"], "are of --odsf: add it"),
@@ -363,7 +363,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_is_computed(
     assert cli.main(["eval", f"--workdir={workdir}", flag]) == 1
     error = capsys.readouterr().err
     assert f"Predictions could not be written to {tmp_path / 'file'}" in error
-    assert "give another folder: --save_predictions=FOLDER" in error
+    assert "choose another folder with --save_predictions=FOLDER" in error
 
 
 def test_a_full_disk_leaves_no_torn_file_and_no_record(workdir, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""A sweep: which runs it is, that finished ones are skipped, and where it stops."""
+"""Sweeps: which runs they train, that finished runs are skipped, and when they stop."""
 
 import pathlib
 import shlex
@@ -9,6 +9,7 @@ import pytest
 from mtmamba_jax import config as configuration
 from mtmamba_jax.checkpoints.run_directory import RunDirectory
 from mtmamba_jax.cli import main as cli
+from tests.pixel_model import build_pixel_model
 from tests.tiny import TINY
 
 NAME = "ablations_synthetic"
@@ -20,7 +21,7 @@ def sweep(workdir, *flags):
 
 
 def printed(workdir, capsys, *flags):
-    """The commands that a sweep prints: their configuration and work directory."""
+    """Returns configuration and work directory of the commands that a sweep prints."""
     assert sweep(workdir, "--print", *flags) == 0
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
     return [(line[line.index("train") + 1], line[-1]) for line in lines]
@@ -28,7 +29,7 @@ def printed(workdir, capsys, *flags):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Replaces training: it notes the run, and leaves what a finished one does."""
+    """Replaces training: records the run and writes what a finished run leaves."""
     names = []
 
     def run(config, workdir):
@@ -51,7 +52,7 @@ def finish(config, workdir):
     RunDirectory(workdir).write_config(config)
 
 
-def test_printed_commands_are_of_all_rows_and_seeds_and_train_takes_them(tmp_path, capsys):
+def test_print_lists_a_train_command_for_every_row_and_seed(tmp_path, capsys):
     found = printed(tmp_path, capsys)
     assert len(found) == len(configuration.variants(NAME)) == 13
     flags = ("--rows=stm_2,single_task_d*", "--seeds=3,1", "--config.train.steps=7")
@@ -66,7 +67,7 @@ def test_printed_commands_are_of_all_rows_and_seeds_and_train_takes_them(tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_finished_runs_are_skipped_and_the_others_trained_in_order(tmp_path, trained, capsys):
+def test_finished_runs_are_skipped_and_others_trained_in_order(tmp_path, trained, capsys):
     flags = ("--rows=stm_*", "--config.data.dir=here")
     assert sweep(tmp_path, "--rows=stm_2", "--config.data.dir=here") == 0
     assert trained == ["stm_2_seed0"]
@@ -78,7 +79,7 @@ def test_finished_runs_are_skipped_and_the_others_trained_in_order(tmp_path, tra
     assert printed(tmp_path, capsys, *flags) == []
 
 
-def test_a_run_that_fails_does_not_keep_the_others(tmp_path, trained, capsys):
+def test_a_failing_run_does_not_prevent_the_others(tmp_path, trained, capsys):
     assert sweep(tmp_path, "--rows=stm_*", "--config.data.dir=fails") == 1
     assert trained == ["stm_1_seed0", "stm_2_seed0", "stm_3_seed0"]
     error = capsys.readouterr().err
@@ -86,41 +87,39 @@ def test_a_run_that_fails_does_not_keep_the_others(tmp_path, trained, capsys):
     assert "3 of 3 runs failed" in error
 
 
-def test_a_run_that_is_stopped_stops_the_sweep(tmp_path, trained):
+def test_stopping_a_run_stops_the_sweep(tmp_path, trained):
     assert sweep(tmp_path, "--rows=stm_*", "--config.data.dir=stops") == 130
     assert trained == ["stm_1_seed0", "stm_2_seed0"]
 
 
-def test_a_signal_that_comes_when_a_run_ends_stops_the_sweep(tmp_path, trained, capsys):
+def test_a_signal_at_the_end_of_a_run_stops_the_sweep(tmp_path, trained, capsys):
     assert sweep(tmp_path, "--rows=stm_*", "--config.data.dir=ends") == 0
     assert trained == ["stm_1_seed0"]
     output = capsys.readouterr().out
-    assert "Stopped by SIGTERM. The same command goes on." in output
-    assert "All are finished" not in output
+    assert "Stopped by SIGTERM. Run the same command to resume." in output
+    assert "All runs are finished" not in output
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--config=ablations", "--rows=smt_1"], "no row 'smt_1'. Did you mean 'stm_1'?"),
-        (["--config=ablations:stm_1"], "Take --config=ablations --rows=stm_1."),
+        (["--config=ablations:stm_1"], "Use --config=ablations --rows=stm_1."),
         (["--config=custom"], "'custom' has none"),
         (["--config=ablatoins"], "Did you mean 'ablations'?"),
-        (["--config=ablations", "--seeds=0,0"], "--seeds wants different numbers"),
-        (["--config=ablations", "--seeds=one"], "--seeds wants different numbers"),
+        (["--config=ablations", "--seeds=0,0"], "--seeds must be distinct numbers"),
+        (["--config=ablations", "--seeds=one"], "--seeds must be distinct numbers"),
         (["--config=ablations", "--config.seed=1"], "as --seeds=0,1, not as --config.seed"),
         (["--config=ablations", "--config.train.step=1"], "Did you mean 'train.steps'?"),
     ],
 )
-def test_a_mistake_is_said_before_anything_is_trained(flags, message, trained, capsys):
+def test_mistakes_are_reported_before_training(flags, message, trained, capsys):
     assert cli.main(["sweep", *flags]) == 2
     assert message in capsys.readouterr().err
     assert trained == []
 
 
-def test_a_finished_run_of_another_configuration_is_not_taken_for_one_of_these(
-    tmp_path, trained, capsys
-):
+def test_a_finished_run_of_another_configuration_is_refused(tmp_path, trained, capsys):
     assert sweep(tmp_path, "--rows=stm_1", "--config.data.dir=here") == 0
     assert sweep(tmp_path, "--rows=stm_1", "--config.optimizer.learning_rate=0.5") == 2
     error = capsys.readouterr().err
@@ -128,7 +127,12 @@ def test_a_finished_run_of_another_configuration_is_not_taken_for_one_of_these(
     assert "optimizer.learning_rate: 0.003 -> 0.5" in error
 
 
-def test_a_sweep_trains_and_its_scores_are_tabled(tmp_path, capsys):
+@pytest.mark.parametrize("replace_model", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_sweep_trains_runs_whose_scores_tables_prints(
+    replace_model, tmp_path, monkeypatch, capsys
+):
+    if replace_model:  # by one that compiles at once
+        monkeypatch.setattr("mtmamba_jax.training.state.build", build_pixel_model)
     flags = ("--rows=single_task_depth", *TINY_FLAGS, "--config.train.steps=2")
     assert sweep(tmp_path, *flags) == 0
     assert f"[1 of 1] {NAME}:single_task_depth, seed 0" in capsys.readouterr().out

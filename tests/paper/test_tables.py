@@ -1,4 +1,4 @@
-"""The paper's tables: what its rows cost, counted; the scores of finished runs."""
+"""The paper's tables: the counted cost of its rows, and the scores of finished runs."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from mtmamba_jax.configs.ablations import VARIANTS
 from mtmamba_jax.models.mtmamba import MODELS
 from mtmamba_jax.paper import cost
 from mtmamba_jax.paper.cost_table import cost_table, row_cost
-from mtmamba_jax.paper.printed import ROWS
+from mtmamba_jax.paper.published import ROWS
 from mtmamba_jax.paper.table_formats import Spread, Table, comma_separated, latex, markdown
 from tests.tiny import tiny_config
 
@@ -33,7 +33,7 @@ def test_every_row_of_tables_2_to_4_has_printed_costs():
     assert len(PRINTED) == 8
 
 
-def test_a_row_of_the_paper_is_the_variant_of_the_configuration_with_its_name():
+def test_rows_of_the_paper_correspond_to_variants_of_the_configuration():
     names = [name for row in ROWS for name in row.variants]
     assert sorted(names) == sorted(VARIANTS)
     for row in ROWS:
@@ -44,8 +44,8 @@ def test_a_row_of_the_paper_is_the_variant_of_the_configuration_with_its_name():
             assert (len(config.tasks.selected) == 1) == row.single_task
 
 
-def test_gains_of_the_paper_are_those_of_its_scores():
-    """Also a check of the figures as copied; it cuts them off, or rounds, to 0.01."""
+def test_the_papers_gains_follow_from_its_scores():
+    """Also checks the copied figures; the paper truncates or rounds them to 0.01."""
     lower = {"depth", "normals"}
     for row in ROWS:
         if row.gain is None:
@@ -66,14 +66,14 @@ def count(function, weights, *inputs):
     return cost._count(program, program.invars[-len(inputs) :])
 
 
-def test_products_of_what_is_computed_from_the_image_are_counted_and_others_not():
+def test_only_products_that_depend_on_the_image_are_counted():
     square = shaped(3, 3)
     assert count(lambda w, x: (w @ w) @ x, square, square) == 27
     assert count(lambda w, x: jax.checkpoint(jnp.matmul)(w, x + 1), square, square) == 27
     assert count(lambda w, x: jax.nn.softmax(w + x), square, square) == 0
 
 
-def test_what_the_counting_has_no_rule_for_is_refused():
+def test_operations_without_a_counting_rule_are_refused():
     @jax.custom_vjp
     def unheard_of(x):
         return x @ x
@@ -86,7 +86,7 @@ def test_what_the_counting_has_no_rule_for_is_refused():
         count(lambda w, x: jax.lax.scan(lambda c, _: (c @ w, None), x, length=5)[0], square, square)
 
 
-def test_an_einsum_of_a_scan_counts_as_numpy_prints_it():
+def test_a_scans_einsum_counts_as_numpy_prints_it():
     # 2 x 4 directions x 6 pixels x 7 channels x 333: 111888, printed 1.119e+05.
     shapes = [(1, 1, 2, 3, 7), (1, 1, 2, 3, 4, 333), (), (), (), (1, 1, 2, 3, 4, 16)]
     each = 4 * 6 * 7
@@ -95,7 +95,7 @@ def test_an_einsum_of_a_scan_counts_as_numpy_prints_it():
     assert found == each * (9 * 16 + 1) + 111900 / 2 + 122600 / 2 - selecting
 
 
-def test_the_command_prints_the_paper_beside_ours_in_each_format(monkeypatch, capsys):
+def test_the_command_prints_published_costs_beside_ours_in_each_format(monkeypatch, capsys):
     rows = [row for row in ROWS if row.name in ("stm_1", "gate_0")]
     monkeypatch.setattr("mtmamba_jax.cli.tables.cost_table", lambda: cost_table(rows))
     assert cli.main(["tables"]) == 0
@@ -120,7 +120,7 @@ MEASURED = Table(
 )
 
 
-def test_a_mean_is_printed_with_its_spread_where_it_has_one():
+def test_means_of_several_values_are_printed_with_their_deviation():
     assert markdown(MEASURED).splitlines()[2:] == [
         "| row    |    score, % |",
         "|:-------|------------:|",
@@ -150,7 +150,7 @@ def test_a_mean_is_printed_with_its_spread_where_it_has_one():
 
 
 def write_run(folder, scores, *, finished=True, **keys):
-    """Writes what `tables` reads of a run: no weights."""
+    """Writes the files of a run that `tables` reads, without weights."""
     config = tiny_config(**keys)
     best = folder / "best" / "8"
     (best / "details").mkdir(parents=True)
@@ -165,7 +165,7 @@ SEMSEG, DEPTH = ("semseg", "mIoU"), ("depth", "RMSE")
 
 @pytest.fixture
 def runs(tmp_path):
-    """Single-task runs of two seeds, MTMamba's of two, one of 2*STM; two tasks are a set's all."""
+    """Single-task runs and MTMamba with two seeds each, and 2*STM, on a set of two tasks."""
     two = {"tasks__set": "cityscapes"}
     for seed in (0, 1):
         for score, value in ((SEMSEG, 39.0 + 2 * seed), (DEPTH, 2.0)):
@@ -182,13 +182,13 @@ def runs(tmp_path):
     return tmp_path
 
 
-def test_finished_runs_fill_in_the_rows_with_means_spread_and_gains(runs, capsys):
+def test_finished_runs_fill_in_rows_with_means_deviations_and_gains(runs, capsys):
     assert cli.main(["tables", f"--runs={runs}"]) == 0
     captured = capsys.readouterr()
-    assert f"Left out, not finished: {runs / 'stopped'}" in captured.err
-    assert f"Left out, of no row: {runs / 'plus'}" in captured.err
+    assert f"Skipped, not finished: {runs / 'stopped'}" in captured.err
+    assert f"Skipped, matches no row of the paper: {runs / 'plus'}" in captured.err
     again = runs / "stm_2_again"
-    assert f"Left out, a run like it with its seed is counted: {again}" in captured.err
+    assert f"Skipped, repeats another run and its seed: {again}" in captured.err
     lines = captured.out.splitlines()
     assert lines[0] == "**synthetic, 32x64, 20 steps**"
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
@@ -206,7 +206,7 @@ def test_finished_runs_fill_in_the_rows_with_means_spread_and_gains(runs, capsys
     assert 0 < costs[1] < costs[2]
 
 
-def test_runs_of_another_recipe_are_a_table_of_their_own_that_names_what_differs(runs, capsys):
+def test_runs_of_another_recipe_form_a_table_whose_title_shows_the_difference(runs, capsys):
     values = {SEMSEG: 1.0, DEPTH: 9.0}
     write_run(runs / "slow", values, tasks__set="cityscapes", optimizer__learning_rate="0.1")
     assert cli.main(["tables", f"--runs={runs}", "--format=csv"]) == 0
@@ -217,7 +217,7 @@ def test_runs_of_another_recipe_are_a_table_of_their_own_that_names_what_differs
     ]
 
 
-def test_runs_of_a_set_that_names_no_classes_are_told_apart_and_have_their_scores(tmp_path, capsys):
+def test_runs_of_a_set_without_class_names_are_grouped_by_their_classes(tmp_path, capsys):
     own, alone = {"tasks__set": "custom"}, {"model__name": "swin_decoder"}
     names, classes = "('depth', 'normals')", "('background', 'crack')"
     few = {DEPTH: 0.5, ("normals", "mErr"): 20.0}
@@ -227,16 +227,16 @@ def test_runs_of_a_set_that_names_no_classes_are_told_apart_and_have_their_score
     write_run(tmp_path / "semseg", {SEMSEG: 50.0}, **named, **own, **alone)
     assert cli.main(["tables", f"--runs={tmp_path}", "--format=csv"]) == 0
     captured = capsys.readouterr()
-    assert f"Left out, of no row: {tmp_path / 'few'}" in captured.err
+    assert f"Skipped, matches no row of the paper: {tmp_path / 'few'}" in captured.err
     found = {}
-    for part in captured.out.strip().split("\n\n"):  # a recipe each, as classes differ
+    for part in captured.out.strip().split("\n\n"):  # one recipe each, because their classes differ
         title, _, table = part.partition("\n")
         (found[title.rpartition("=")[2]],) = csv.DictReader(table.splitlines())
     scores = {k: (v["semseg mIoU ↑"], v["depth RMSE (m) ↓"]) for k, v in found.items()}
     assert scores == {"[]": ("-", "0.5000"), "['background', 'crack']": ("50.00", "-")}
 
 
-def test_without_all_single_task_runs_there_is_no_gain(tmp_path, capsys):
+def test_gains_need_single_task_runs_of_every_task(tmp_path, capsys):
     write_run(
         tmp_path / "one", {SEMSEG: 1.0, DEPTH: 9.0}, tasks__set="cityscapes", model__name="stm_1"
     )
@@ -245,7 +245,7 @@ def test_without_all_single_task_runs_there_is_no_gain(tmp_path, capsys):
     assert [cell.strip() for cell in line.split("|")][6] == "-"
 
 
-def test_on_nyudv2_the_papers_line_is_below_ours(tmp_path, capsys):
+def test_on_nyudv2_the_published_line_is_below_ours(tmp_path, capsys):
     scores = {SEMSEG: 50.0, DEPTH: 0.5, ("edge", "maxF"): 70.0, ("normals", "mErr"): 20.0}
     keys = {"data__name": "nyudv2", "tasks__names": "()", "model__encoder": "swin_tiny"}
     write_run(tmp_path / "run", scores, **keys)
@@ -272,7 +272,7 @@ def test_on_nyudv2_the_papers_line_is_below_ours(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("make", "message"), [(False, "there is no folder"), (True, "no finished")]
 )
-def test_a_folder_without_runs_is_named(make, message, tmp_path, capsys):
+def test_a_folder_without_runs_is_reported(make, message, tmp_path, capsys):
     folder = tmp_path / "runs"
     if make:
         folder.mkdir()
@@ -281,7 +281,7 @@ def test_a_folder_without_runs_is_named(make, message, tmp_path, capsys):
     assert message in error and str(folder) in error
 
 
-def test_scores_that_cannot_be_read_are_named(runs, capsys):
+def test_unreadable_scores_are_reported(runs, capsys):
     (runs / "stm_2" / "best" / "8" / "details" / "metadata").write_text("{")
     assert cli.main(["tables", f"--runs={runs}"]) == 2
     assert str(runs / "stm_2" / "best" / "8") in capsys.readouterr().err
@@ -291,7 +291,7 @@ EDGE = ("edge", "maxF")
 
 
 def write_odsf(folder, odsf, step=8, **settings):
-    """Writes what eval --odsf leaves, as far as `tables` reads it."""
+    """Writes the part of eval --odsf's file that `tables` reads."""
     own = {"labels": None, "reading": "contours"}
     settings = own | {"max_distance": 0.0075, "images": 5} | settings
     written = {"step": step, "scores": {"edge": {"maxF": 1.0, "odsF": odsf}, "semseg": {"mIoU": 1}}}
@@ -300,7 +300,7 @@ def write_odsf(folder, odsf, step=8, **settings):
 
 @pytest.fixture
 def edge_runs(tmp_path):
-    """MTMamba and single-task runs of the four tasks, all of edges but the last with an odsF."""
+    """MTMamba and single-task runs of four tasks; all runs with edges but the last have odsF."""
     values = {SEMSEG: 40.0, DEPTH: 2.0, EDGE: 20.0, ("normals", "mErr"): 10.0}
     for score, value in values.items():
         alone = {"tasks__names": f"('{score[0]}',)", "model__name": "swin_decoder"}
@@ -318,7 +318,7 @@ def edge_runs(tmp_path):
 
 
 def printed(folder, capsys):
-    """Returns the cells of the table, by row's title, and what is said beside it."""
+    """Returns the table's rows as {column: cell}, and what is printed to stderr."""
     assert cli.main(["tables", f"--runs={folder}"]) == 0
     captured = capsys.readouterr()
     lines = [line for line in captured.out.splitlines() if line.startswith("|")]
@@ -326,13 +326,11 @@ def printed(folder, capsys):
     return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]], captured.err
 
 
-def test_odsf_is_a_column_beside_the_own_score_and_in_delta_m_once_all_runs_have_it(
-    edge_runs, capsys
-):
+def test_odsf_is_an_extra_column_and_enters_delta_m_once_all_runs_have_it(edge_runs, capsys):
     (single, multi), _ = printed(edge_runs, capsys)
     assert [name for name in single if "edge" in name] == ["edge maxF ↑", "edge odsF ↑"]
     assert (single["edge maxF ↑"], single["edge odsF ↑"]) == ("20.00", "50.00")
-    # One of two seeds lacks it: a mean would be of other runs than those beside it.
+    # One of two seeds has no odsF: a mean would be over other runs than the means beside it.
     assert multi["edge odsF ↑"] == "-"
     assert multi["delta_m with maxF, %"] == "+2.50 ± 0.00"  # 10 % of a task in four
     write_odsf(edge_runs / "mtmamba_1", 70.0)
@@ -343,47 +341,47 @@ def test_odsf_is_a_column_beside_the_own_score_and_in_delta_m_once_all_runs_have
     assert single["delta_m with odsF, %"] == "0"
 
 
-def test_odsf_of_another_step_is_left_out_and_named(edge_runs, capsys):
+def test_odsf_of_another_step_is_skipped_and_reported(edge_runs, capsys):
     write_odsf(edge_runs / "mtmamba_1", 70.0, step=16)
-    (_, multi), said = printed(edge_runs, capsys)
-    assert f"another step than the best checkpoint's: {edge_runs}/mtmamba_1/scores" in said
-    assert f"--workdir={edge_runs}/mtmamba_1 --odsf" in said
+    (_, multi), errors = printed(edge_runs, capsys)
+    assert f"another step than the best checkpoint: {edge_runs}/mtmamba_1/scores" in errors
+    assert f"--workdir={edge_runs}/mtmamba_1 --odsf" in errors
     assert multi["edge odsF ↑"] == "-"
     assert "delta_m with maxF, %" in multi
 
 
-def test_scores_without_odsf_change_no_table(runs, capsys):
+def test_a_score_file_without_odsf_changes_no_table(runs, capsys):
     before, _ = printed(runs, capsys)
     scores = {"step": 16, "scores": {"depth": {"RMSE": 9.0}}, "constants": {}}
     (runs / "stm_2" / "scores_best.json").write_text(json.dumps(scores))
-    after, said = printed(runs, capsys)
+    after, errors = printed(runs, capsys)
     assert after == before
-    assert "step" not in said
+    assert "step" not in errors
 
 
 @pytest.mark.parametrize(
-    ("way", "told"),
+    ("settings", "expected"),
     [
         ({"reading": "regions"}, "regions, {}, labels of the test set: "),
         ({"labels": "other"}, "contours, {}, labels of a folder: "),
     ],
 )
-def test_odsf_scored_in_two_ways_is_refused(way, told, edge_runs, capsys):
-    write_odsf(edge_runs / "mtmamba_1", 70.0, **way)
+def test_odsf_of_different_settings_is_refused(settings, expected, edge_runs, capsys):
+    write_odsf(edge_runs / "mtmamba_1", 70.0, **settings)
     assert cli.main(["tables", f"--runs={edge_runs}"]) == 2
     error = capsys.readouterr().err
-    told = told.format("max_distance=0.0075, images=5")
-    assert f"reading={told}{edge_runs}/mtmamba_1" in error
-    assert "Score them alike" in error
+    expected = expected.format("max_distance=0.0075, images=5")
+    assert f"reading={expected}{edge_runs}/mtmamba_1" in error
+    assert "Score them with the same settings" in error
 
 
-def test_a_torn_file_of_scores_is_named(edge_runs, capsys):
+def test_a_truncated_score_file_is_reported(edge_runs, capsys):
     (edge_runs / "edge" / "scores_best.json").write_text('{"step": 8, "sco')
     assert cli.main(["tables", f"--runs={edge_runs}"]) == 2
     assert "scores_best.json cannot be read (JSONDecodeError" in capsys.readouterr().err
 
 
-def test_on_nyudv2_the_papers_odsf_is_below_ours(tmp_path, capsys):
+def test_on_nyudv2_the_published_odsf_is_below_ours(tmp_path, capsys):
     scores = {SEMSEG: 50.0, DEPTH: 0.5, EDGE: 70.0, ("normals", "mErr"): 20.0}
     keys = {"data__name": "nyudv2", "tasks__names": "()", "model__encoder": "swin_tiny"}
     write_run(tmp_path / "run", scores, **keys)

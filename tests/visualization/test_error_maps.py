@@ -1,4 +1,4 @@
-"""Pictures of errors, for each kind of task."""
+"""Error maps, for each kind of task."""
 
 import numpy as np
 import pytest
@@ -21,12 +21,12 @@ from mtmamba_jax.visualization.render import IGNORED, RENDERERS
 ALL = {task: task.name for task in (*NYUDV2, *PASCAL_CONTEXT, *CITYSCAPES)}
 
 
-def test_every_display_has_its_errors():
+def test_every_display_has_an_error_map():
     assert ERRORS.keys() == RENDERERS.keys()
 
 
 @pytest.mark.parametrize("task", ALL, ids=lambda task: f"{task.name}-{task.channels}")
-def test_ignored_pixels_look_as_elsewhere_also_where_all_are(task):
+def test_ignored_pixels_have_their_usual_colour_even_if_all_are_ignored(task):
     random = np.random.default_rng(0)
     predicted = to_value(task, random.normal(size=(6, 9, task.channels)))
     label = np.ones((6, 9, task.label_channels), task.label_dtype)
@@ -41,7 +41,7 @@ def test_ignored_pixels_look_as_elsewhere_also_where_all_are(task):
     assert (picture == IGNORED).all()
 
 
-def test_wrong_classes_are_red_right_ones_pale_and_their_share_is_of_what_counts():
+def test_wrong_classes_are_red_and_their_share_excludes_ignored_pixels():
     meaning, picture = render_error_map(
         HUMAN_PARTS, np.array([[1, 2, 3, 0]], np.uint8), np.array([[1, 2, 4, 255]])
     )
@@ -51,7 +51,7 @@ def test_wrong_classes_are_red_right_ones_pale_and_their_share_is_of_what_counts
 
 
 @pytest.mark.parametrize("task", [DEPTH, DISPARITY], ids=lambda task: task.unit)
-def test_depth_errors_are_white_to_dark_and_the_title_gives_range_and_unit(task):
+def test_depth_errors_run_from_white_to_dark_with_range_and_unit_in_the_title(task):
     true = np.full((1, 101), 5.0, np.float32)
     predicted = true + np.linspace(-2, 0, 101, dtype=np.float32)
     meaning, picture = render_error_map(task, predicted, true)
@@ -63,28 +63,28 @@ def test_depth_errors_are_white_to_dark_and_the_title_gives_range_and_unit(task)
     assert tuple(picture[0, 0]) == tuple(picture[0, 2]) == (70, 0, 16)
 
 
-def test_the_range_of_large_errors_is_written_out():
+def test_large_error_ranges_are_written_in_full():
     meaning, _ = render_error_map(
         DISPARITY, np.full((1, 9), 124.4, "f4"), np.ones((1, 9), np.float32)
     )
     assert meaning == "error, 0 to 123.4 px"
 
 
-def test_angles_of_normals_are_darkest_from_sixty_degrees_on():
+def test_normal_errors_are_darkest_from_sixty_degrees_on():
     degrees = np.array([0, 30, 59, 60, 180])
     turned = np.radians(degrees)
     predicted = np.stack([np.sin(turned), 0 * turned, np.cos(turned)], -1)[None].astype("f4")
     meaning, picture = render_error_map(NORMALS, predicted, np.array([[[0, 0, 1]] * 5], np.float32))
     assert meaning == "error, 0 to 60 deg"
     assert tuple(picture[0, 0]) == (255, 255, 255)
-    # Half of the scale, at steps of 1 / 255.
+    # The middle of the colormap, which has steps of 1 / 255.
     np.testing.assert_allclose(picture[0, 1].astype(int), (239, 90, 70), atol=2)
     assert tuple(picture[0, 2]) != (70, 0, 16)
     assert (picture[0, 3:] == (70, 0, 16)).all()
 
 
 @pytest.mark.parametrize("task", [EDGE, SALIENCY], ids=lambda task: task.name)
-def test_errors_of_probabilities_do_not_depend_on_which_side_they_are(task):
+def test_probability_errors_do_not_depend_on_their_sign(task):
     probability = np.array([[0.0, 0.25, 0.75, 1.0]], np.float32)
     meaning, of_nothing = render_error_map(task, probability, np.zeros((1, 4), np.int32))
     _, of_all = render_error_map(task, 1 - probability, np.ones((1, 4), np.int32))

@@ -1,4 +1,4 @@
-"""Values and pictures of maps."""
+"""Rendered maps, panels and legends."""
 
 import cv2
 import numpy as np
@@ -27,7 +27,7 @@ ALL = {task: task.name for task in (*NYUDV2, *PASCAL_CONTEXT, *CITYSCAPES)}
 
 
 @pytest.mark.parametrize("task", ALL, ids=lambda task: f"{task.name}-{task.channels}")
-def test_every_task_draws_predictions_and_labels(task):
+def test_predictions_and_labels_of_every_task_are_rendered(task):
     random = np.random.default_rng(0)
     value = to_value(task, random.normal(size=(6, 9, task.channels)))
     assert value.dtype == (np.uint8 if task.class_names and task.loss == "cross_entropy" else "f4")
@@ -40,7 +40,7 @@ def test_every_task_draws_predictions_and_labels(task):
     assert (picture[1:] > 0).any()
 
 
-def test_depths_drawn_alike_have_one_scale():
+def test_depth_maps_rendered_like_another_share_its_colour_range():
     near, far = np.full((2, 4), 1.0, np.float32), np.full((2, 4), 3.0, np.float32)
     true = np.hstack([near, far])
     drawn = render_map(DEPTH, true)
@@ -49,7 +49,7 @@ def test_depths_drawn_alike_have_one_scale():
     assert (drawn[:, :4] != drawn[:, 4:]).any()
 
 
-def test_class_picture_has_the_palette_colours():
+def test_classes_have_their_palette_colours():
     logits = np.zeros((1, 3, 40))
     logits[0, np.arange(3), [0, 7, 39]] = 1
     picture = render_map(SEMSEG_NYUDV2, to_value(SEMSEG_NYUDV2, logits))
@@ -65,7 +65,7 @@ def test_normals_have_unit_length_and_depth_keeps_metres():
 
 
 @pytest.mark.parametrize("task", [NORMALS, EDGE, SALIENCY], ids=lambda task: task.name)
-def test_pictures_have_the_levels_of_saved_predictions(task):
+def test_rendered_levels_equal_those_of_saved_predictions(task):
     value = np.linspace(0, 1, 99, dtype=np.float32).reshape(1, 33, 3)
     value = 2 * value - 1 if task is NORMALS else value[..., 0]
     saved = np.frombuffer(FORMATS[task.display].encode(value), np.uint8)
@@ -81,7 +81,7 @@ def test_near_is_yellow_and_far_is_blue(task):
     assert picture[0, -1].argmin() == 2
 
 
-def test_enlarging_is_bilinear_with_half_pixel_centres_and_seamless_over_strips():
+def test_enlarging_is_bilinear_with_half_pixel_centres_and_seamless_across_strips():
     ramp = np.linspace(0, 7, 8)[:, None, None] * np.ones((1, 5, 1))
     large = enlarge(DEPTH, ramp.astype(np.float32), (800, 50))
     # A linear ramp stays linear between the first and last centres.
@@ -89,7 +89,7 @@ def test_enlarging_is_bilinear_with_half_pixel_centres_and_seamless_over_strips(
     np.testing.assert_allclose(large, np.repeat(rows[:, None], 50, 1), atol=1e-5)
 
 
-def test_panel_draws_labels_of_a_finer_grid_at_the_size_of_the_image():
+def test_panel_draws_finer_labels_at_the_size_of_the_image():
     tasks = (SEMSEG_NYUDV2, NORMALS)
     batch = random_batch(tasks, 1, (6, 9), label_scale=3)
     fine = {key: value[0] for key, value in batch.items()}
@@ -100,7 +100,7 @@ def test_panel_draws_labels_of_a_finer_grid_at_the_size_of_the_image():
     )
 
 
-def test_panel_holds_every_picture_and_overlay_keeps_size():
+def test_grid_holds_every_image_and_overlay_keeps_the_size():
     picture = np.full((20, 30, 3), 200, np.uint8)
     sheet = image_grid([{"one": picture, "two": picture}, {"three": picture}], cell=60)
     assert sheet.shape[1] > 2 * 60
@@ -110,14 +110,14 @@ def test_panel_holds_every_picture_and_overlay_keeps_size():
     assert overlay(picture, picture).shape == picture.shape
 
 
-def test_the_legend_names_the_classes_in_the_maps_the_most_frequent_first():
+def test_legend_names_the_classes_of_the_maps_most_frequent_first():
     sheet = np.full((10, 400, 3), 7, np.uint8)
     value = np.array([[3, 3, 3, 0]], np.uint8)
     label = np.array([[3, 0, 255, 255]], np.int32)
     drawn = add_legend(sheet, (DEPTH, SEMSEG_NYUDV2), {"semseg": [value, label]})
     np.testing.assert_array_equal(drawn[:10], sheet)
 
-    def columns(colour):  # of a sample of it: single pixels of text are grey
+    def columns(colour):  # where a patch of it is: text has single grey pixels
         return np.flatnonzero((drawn[10:] == colour).all(-1).sum(0) > 5)
 
     first, second, last = map(columns, (*(SEMSEG_NYUDV2.palette[i] for i in (3, 0)), IGNORED))
@@ -127,12 +127,12 @@ def test_the_legend_names_the_classes_in_the_maps_the_most_frequent_first():
     assert not any(columns(colour).size for colour in others)
 
 
-def test_a_legend_of_many_classes_takes_more_lines_and_one_of_none_takes_none():
+def test_legend_grows_with_the_number_of_classes_and_is_absent_without_classes():
     sheet = np.zeros((10, 400, 3), np.uint8)
     every = np.arange(40, dtype=np.uint8)[None]
     heights = [
         len(add_legend(sheet, (SEMSEG_NYUDV2,), {"semseg": [value]})) - 10
         for value in (every[:, :1], every)
     ]
-    assert 20 < heights[0] < 40 < 5 * heights[0] < heights[1]
+    assert 20 < heights[0] < 50 < 5 * heights[0] < heights[1]
     assert add_legend(sheet, (DEPTH,), {}) is sheet

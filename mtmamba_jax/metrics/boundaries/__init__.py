@@ -1,14 +1,16 @@
-"""The boundary benchmark: predicted contours matched with true ones within a distance. odsF.
+"""The boundary benchmark: scores predicted contours by matching them to the ground truth (odsF).
 
-Contours are thinned at 101 thresholds, matched one to one with the true contour's pixels, and
-counts are summed over a set (Martin, Fowlkes, Malik, "Learning to detect natural image boundaries",
-PAMI 2004; Arbelaez et al., "Contour detection and hierarchical image segmentation", PAMI 2011). As
-multi-task work does it (SEISM), the soft map is first thinned by non-maximum suppression.
+Predicted contours are thresholded at 101 levels, thinned, and matched one to one with the pixels of
+the true contour within a maximum distance; counts are summed over the test set (Martin, Fowlkes,
+Malik, "Learning to detect natural image boundaries", PAMI 2004; Arbelaez et al., "Contour detection
+and hierarchical image segmentation", PAMI 2011). As usual in multi-task learning (SEISM), soft
+predictions first go through non-maximum suppression.
 
     python -m mtmamba_jax.metrics.boundaries --help
 
-`maps` is what is done to pictures, `matching` the matching, `counts` one image, `scores` a set;
-`folders` scores saved predictions, `benchmark` those of a model (the command `eval`).
+`contours` prepares maps, `matching` matches them, `counts` counts one image, `scores` scores a test
+set and `folders` scores saved predictions. `mtmamba_jax.evaluation.boundaries` scores a model (the
+command `eval`).
 """
 
 from __future__ import annotations

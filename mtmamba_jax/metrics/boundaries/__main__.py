@@ -1,4 +1,4 @@
-"""Scores predicted contours by the boundary benchmark: odsF, oisF, AP and the curve.
+"""Scores a folder of predicted contours with the boundary benchmark: odsF, oisF, AP and the curve.
 
 python -m mtmamba_jax.metrics.boundaries --dataset=nyudv2 --predictions=DIR --labels=DIR
 """
@@ -15,23 +15,25 @@ from mtmamba_jax.data_pipelines.parallel import available_cores
 from mtmamba_jax.metrics.boundaries import MAX_DISTANCE, Sums, sum_counts
 from mtmamba_jax.metrics.boundaries.folders import READINGS, count_folder, excluded_ids, find_ids
 from mtmamba_jax.metrics.boundaries.report import (
-    PICTURE_FILE,
     SCORES_FILE,
     TABLE_FILE,
     score_table,
-    scoring_settings,
     write_report,
 )
+from mtmamba_jax.visualization.figures import write_figure
+from mtmamba_jax.visualization.precision_recall import CURVE_FILE, draw_precision_recall
 
 
 def create_parser() -> argparse.ArgumentParser:
-    """Returns the command's options."""
+    """Returns the parser of the command's flags."""
     parser = argparse.ArgumentParser(
         prog="python -m mtmamba_jax.metrics.boundaries",
-        description=__doc__.partition("\n")[0],
+        description=(__doc__ or "").partition("\n")[0],
         allow_abbrev=False,
     )
-    parser.add_argument("--dataset", required=True, choices=MAX_DISTANCE, help="whose distance")
+    parser.add_argument(
+        "--dataset", required=True, choices=MAX_DISTANCE, help="sets the matching distance"
+    )
     parser.add_argument(
         "--predictions", required=True, type=pathlib.Path, help="folder of NAME.png, 8 bits"
     )
@@ -42,15 +44,17 @@ def create_parser() -> argparse.ArgumentParser:
         "--reading",
         choices=READINGS,
         default="regions",
-        help="the true contour is between regions of a label, as published, or where it is not 0",
+        help="true contours lie between regions of a label (as published), or where it is not 0",
     )
-    parser.add_argument("--ids", type=pathlib.Path, help="file of names to score")
+    parser.add_argument("--ids", type=pathlib.Path, help="file with the names of images to score")
     parser.add_argument(
-        "--all", action="store_true", help="score every prediction, not only published images"
+        "--all",
+        action="store_true",
+        help="score every prediction, including images that published figures exclude",
     )
-    parser.add_argument("--workers", type=int, help="processes (one a core)")
+    parser.add_argument("--workers", type=int, help="worker processes (default: one per core)")
     parser.add_argument(
-        "--output", type=pathlib.Path, help="folder to write in (boundaries_DATASET)"
+        "--output", type=pathlib.Path, help="output folder (default: boundaries_DATASET)"
     )
     return parser
 
@@ -60,30 +64,31 @@ def main(arguments: list[str] | None = None) -> int:
     options = create_parser().parse_args(arguments)
     output = options.output or pathlib.Path(f"boundaries_{options.dataset}")
     try:
-        sums = _sums(options)
+        sums = _count(options)
         write_report(output, sums, _settings(options))
+        write_figure(output / CURVE_FILE, draw_precision_recall(sums))
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
     print(score_table(sums))
-    print(f"In {output}: {SCORES_FILE}, {TABLE_FILE}, {PICTURE_FILE}")
+    print(f"Wrote {SCORES_FILE}, {TABLE_FILE} and {CURVE_FILE} to {output}")
     return 0
 
 
 def _settings(options: argparse.Namespace) -> dict[str, object]:
-    every = options.all or options.ids is not None
-    return scoring_settings(
-        options.dataset,
-        options.reading,
-        MAX_DISTANCE[options.dataset],
-        labels=options.labels,
-        only_published_images=not every and bool(excluded_ids(options.dataset)),
-        predictions=options.predictions,
-        ids=options.ids,
-    )
+    include_all = options.all or options.ids is not None
+    return {
+        "dataset": options.dataset,
+        "predictions": str(options.predictions),
+        "labels": str(options.labels),
+        "ids": options.ids and str(options.ids),
+        "only_published_images": not include_all and bool(excluded_ids(options.dataset)),
+        "reading": options.reading,
+        "max_distance": MAX_DISTANCE[options.dataset],
+    }
 
 
-def _sums(options: argparse.Namespace) -> Sums:
+def _count(options: argparse.Namespace) -> Sums:
     ids = find_ids(options.dataset, options.predictions, options.ids, options.all)
     counts = count_folder(
         ids,

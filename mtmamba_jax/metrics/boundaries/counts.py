@@ -1,58 +1,61 @@
-"""One image: how many pixels of predicted and true contours match at each threshold."""
+"""Counts how many contour pixels of one image match at each threshold."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from mtmamba_jax.metrics.boundaries.contours import thin
 from mtmamba_jax.metrics.boundaries.matching import Matcher
 
 THRESHOLDS = np.concatenate([[0.001], np.arange(1, 100) / 100.0, [0.999]])
-"""0.001, 0.01, 0.02, ... 0.99, 0.999; a contour is where a map is above."""
+"""0.001, 0.01, 0.02, ... 0.99, 0.999. A contour is where the strength exceeds the threshold."""
 
 MAX_DISTANCE: Mapping[str, float] = {"nyudv2": 0.011, "pascal_context": 0.0075}
-"""The largest distance of pixels that match, as a share of the image's diagonal: the published one
-of each dataset (NYUDv2's is larger because its labels are less exact)."""
+"""The published maximum distance between matched pixels, as a fraction of the image diagonal.
+NYUDv2's is larger because its labels are less precise."""
 
 
-def count_matches(strength: np.ndarray, contour: np.ndarray, max_distance: float) -> np.ndarray:
-    """Counts one image's contour pixels.
+def count_matches(
+    strength: Float[np.ndarray, "h w"], contour: Bool[np.ndarray, "h w"], max_distance: float
+) -> Int[np.ndarray, "thresholds 4"]:
+    """Counts the contour pixels of one image at each of `THRESHOLDS`.
 
     Args:
-      strength: of predicted contours, `suppress(levels)`, float64 [h w] in 0..1.
-      contour: the true contour, bool [h w]; it is thinned here.
-      max_distance: as a share of the diagonal, such as those of `MAX_DISTANCE`.
+      strength: Strength of predicted contours in 0..1, float64, from `suppress`.
+      contour: True contour, of any thickness; it is thinned here.
+      max_distance: Maximum distance of matched pixels, as a fraction of the image diagonal.
 
     Returns:
-      matched true pixels, true pixels, matched predicted pixels, predicted pixels:
-      int64 [thresholds 4]. With one true contour the first and third are equal.
+      Numbers of matched true pixels, true pixels, matched predicted pixels and predicted pixels,
+      int64. With a single annotator per image the first and third are equal.
 
     Raises:
-      ValueError: maps of other types or of two sizes, or a distance that is no share.
-      RuntimeError: the extra "data" is not installed.
+      ValueError: If a map has the wrong dtype or shape, or the distance is not a fraction.
+      RuntimeError: If the extra "data" is not installed.
     """
     if strength.dtype != np.float64 or strength.ndim != 2:
         raise ValueError(
-            f"Wanted the strength of contours, float64 [h w]; got {strength.dtype} "
-            f"{list(strength.shape)}. `suppress` makes it of a prediction."
+            f"The strength of contours must be float64 [h w]; got {strength.dtype} "
+            f"{list(strength.shape)}. `suppress` computes it from a prediction."
         )
     if contour.dtype != bool or contour.shape != strength.shape:
         raise ValueError(
-            f"The true contour is a map of the prediction's size, bool {list(strength.shape)}; got "
+            f"The true contour must have the prediction's size, bool {list(strength.shape)}; got "
             f"{contour.dtype} {list(contour.shape)}. Resize the prediction, not the contour."
         )
     if not 0 < max_distance < 1:
         published = ", ".join(f"{value} ({name})" for name, value in MAX_DISTANCE.items())
         raise ValueError(
-            "The largest distance is a share of the image's diagonal, above 0 and below 1; got "
+            "The maximum distance is a fraction of the image diagonal, between 0 and 1; got "
             f"{max_distance}. Published: {published}."
         )
     truth = thin(contour)
     matcher = Matcher(strength > THRESHOLDS[0], truth, max_distance * np.hypot(*truth.shape))
     counts = np.zeros((len(THRESHOLDS), 4), np.int64)
-    # From the highest on contours mostly grow, so that a matching stays one at the next.
+    # From high to low thresholds contours mostly grow, so a matching mostly stays valid.
     for i in reversed(range(len(THRESHOLDS))):
         predicted = thin(strength > THRESHOLDS[i])
         matched = matcher.count(predicted)

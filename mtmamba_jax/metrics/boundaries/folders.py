@@ -1,4 +1,4 @@
-"""Counts of a folder of predictions, image by image, in several processes."""
+"""Scores folders of predictions: which images count, and their counts from worker processes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Int, Integer, UInt8
 from scipy import ndimage
 
 from mtmamba_jax.data_pipelines.builders.reading import DataError, read_grey, read_list, read_mat
@@ -18,44 +19,45 @@ READINGS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "regions": contour_of_regions,
     "contours": lambda labels: labels != 0,
 }
-"""How a label [h w] says where the true contour is: between pixels of different numbers, or where
-it is not 0. Published figures take regions: of PASCAL-Context's LabelMap, which has them, and of
-NYUDv2's edge files too, whose lines so become regions with a contour on either side."""
+"""How a label [h w] gives the true contour: between pixels of different values, or where it is not
+0. Published figures use regions, both for PASCAL-Context's LabelMap, which has regions, and for
+NYUDv2's edge files, whose lines become regions with a contour on either side."""
 
 SUFFIXES = (".png", ".mat")
-"""Of labels; a MATLAB file holds a LabelMap, as PASCAL-Context's do."""
-
+"""Suffixes of labels. A MATLAB file holds a LabelMap, as PASCAL-Context's files do."""
 
 EXCLUDED: Mapping[str, pathlib.Path] = {
     "pascal_context": pathlib.Path(__file__).with_name("pascal_context_excluded.txt")
 }
-"""Lists of the test images that a dataset's published figures leave out.
+"""Lists of the test images that a dataset's published figures exclude.
 
-Of PASCAL-Context's 5,105 they leave out 2,607, on which COB was validated (Maninis et al.,
-"Convolutional oriented boundaries", ECCV 2016), and score the other 2,498. The list is COB's:
+For PASCAL-Context these are 2,607 of 5,105 images, on which COB was validated (Maninis et al.,
+"Convolutional oriented boundaries", ECCV 2016); the other 2,498 are scored. The list is COB's:
 github.com/kmaninis/COB at e33f10e, src/external/gt_wrappers/gt_sets/PASCALContext/voc_val.txt
-(Copyright (c) 2016 ETH Zurich, BSD 2-clause). With the 4,998 training images it makes the 7,605 of
-`trainval_new.txt` there."""
+(Copyright (c) 2016 ETH Zurich, BSD 2-clause). Together with the 4,998 training images it makes up
+the 7,605 of `trainval_new.txt` there."""
 
 
 def find_ids(
-    dataset: str, predictions: pathlib.Path, listed: pathlib.Path | None, every: bool = False
+    dataset: str, predictions: pathlib.Path, listed: pathlib.Path | None, include_all: bool = False
 ) -> tuple[str, ...]:
-    """Returns the names of images to score.
+    """Returns the names of the images to score.
 
     Args:
-      dataset: whose published figures leave images out (`EXCLUDED`).
-      predictions: folder of NAME.png; NAME may hold subfolders.
-      listed: file of names, one a line, all of which are scored; None takes all predictions but
-        those left out, sorted.
-      every: leave none out.
+      dataset: Dataset whose published figures may exclude images (`EXCLUDED`).
+      predictions: Folder of NAME.png, where NAME may contain subfolders.
+      listed: File of names, one per line, all of which are scored. None scores all predictions,
+        sorted, except excluded images.
+      include_all: Whether to score excluded images too.
 
     Raises:
-      ValueError: there is none; a list and all; a file that is no list of names (`DataError`).
+      ValueError: If there is no image to score, if both `listed` and `include_all` are given, or if
+        the file is not a list of names (`DataError`).
     """
-    if listed and every:
+    if listed and include_all:
         raise ValueError(
-            f"--ids={listed} scores the images listed, --all every prediction: give one of the two."
+            f"--ids={listed} scores only the listed images and --all scores every prediction: "
+            "choose one of the two."
         )
     if listed:
         return read_list(listed)
@@ -63,10 +65,10 @@ def find_ids(
         path.relative_to(predictions).with_suffix("").as_posix()
         for path in predictions.rglob("*.png")
     )
-    left_out = frozenset() if every else excluded_ids(dataset)
-    ids = tuple(name for name in found if name not in left_out)
+    excluded = frozenset() if include_all else excluded_ids(dataset)
+    ids = tuple(name for name in found if name not in excluded)
     if not ids:
-        but = ", all of which the published figures leave out (--all scores them)" if found else ""
+        but = ", all of which the published figures exclude (--all scores them)" if found else ""
         raise ValueError(
             f"There is no image to score: {predictions} holds {len(found)} files NAME.png{but}. "
             "Predictions are grey levels 0..255 of the probability of a contour."
@@ -75,7 +77,7 @@ def find_ids(
 
 
 def excluded_ids(dataset: str) -> frozenset[str]:
-    """Returns the names of images that a dataset's published figures leave out; mostly none."""
+    """Returns the names of images that a dataset's published figures exclude; usually none."""
     return frozenset(read_list(EXCLUDED[dataset]) if dataset in EXCLUDED else ())
 
 
@@ -87,100 +89,101 @@ def count_folder(
     reading: str,
     max_distance: float,
     num_workers: int = 0,
-) -> Iterator[np.ndarray]:
-    """Yields `count_matches` of each image, in order; few images are in memory at once.
+) -> Iterator[Int[np.ndarray, "thresholds 4"]]:
+    """Yields `count_matches` of each image, in order, with only a few images in memory.
 
     Args:
-      ids: names of images.
-      predictions: folder of NAME.png.
-      labels: folder of NAME.png or NAME.mat.
-      reading: one of `READINGS`.
-      max_distance: as a share of the diagonal.
-      num_workers: processes; 0 counts in this one. Counts do not depend on it.
+      ids: Names of the images.
+      predictions: Folder of NAME.png.
+      labels: Folder of NAME.png or NAME.mat.
+      reading: Interpretation of labels as true contours, one of `READINGS`.
+      max_distance: Maximum distance of matched pixels, as a fraction of the image diagonal.
+      num_workers: Number of worker processes; 0 counts in this process. It does not affect counts.
 
     Raises:
-      ValueError: an unknown reading, or fewer than 0 workers; files that are missing or wrong
-        (`DataError`).
-      RuntimeError: the extra "data" is not installed, or a worker was killed.
+      ValueError: If the reading is unknown, `num_workers` is negative, or a file is missing or
+        invalid (`DataError`).
+      RuntimeError: If the extra "data" is not installed or a worker process was killed.
     """
     check_name("reading", reading, READINGS)
     if num_workers < 0:
-        raise ValueError(f"--workers: wanted 0 or more, got {num_workers}.")
+        raise ValueError(f"--workers must be 0 or more, got {num_workers}.")
     work = [(name, predictions, labels, reading, max_distance) for name in ids]
-    return in_order(count_image, work, num_workers)
+    return in_order(_count_files, work, num_workers)
 
 
-def count_image(
-    name: str,
-    predictions: pathlib.Path,
-    labels: pathlib.Path,
-    reading: str,
-    max_distance: float,
+def _count_files(
+    name: str, predictions: pathlib.Path, labels: pathlib.Path, reading: str, max_distance: float
 ) -> np.ndarray:
-    """Returns `count_matches` of one image's files; arguments and errors are `count_folder`'s."""
     label = read_label(labels, name)
     levels = read_grey(predictions / f"{name}.png", label.shape)
     if levels.dtype != np.uint8:
         raise DataError(
-            f"{predictions / name}.png is of {8 * levels.itemsize} bits, wanted 8: grey levels "
+            f"{predictions / name}.png has {8 * levels.itemsize} bits, expected 8: grey levels "
             "0..255 of the probability of a contour."
         )
     return count_prediction(levels, label, reading, max_distance)
 
 
 def count_against_file(
-    name: str, levels: np.ndarray, labels: pathlib.Path, reading: str, max_distance: float
-) -> np.ndarray:
-    """Returns `count_matches` of a prediction, uint8 [h w], and an image's label in a folder.
+    name: str,
+    levels: UInt8[np.ndarray, "h w"],
+    labels: pathlib.Path,
+    reading: str,
+    max_distance: float,
+) -> Int[np.ndarray, "thresholds 4"]:
+    """Returns `count_matches` of a prediction and the image's label in a folder.
 
     Raises:
-      ValueError: the label is missing, wrong or of another size (`DataError`).
+      ValueError: If the label is missing, invalid or of another size (`DataError`).
     """
     label = read_label(labels, name)
     if label.shape != levels.shape:
-        sizes = ("x".join(map(str, array.shape)) for array in (label, levels))
+        sizes = ["x".join(map(str, array.shape)) for array in (levels, label)]
         raise DataError(
-            "The label of {} in {} is {} (height x width), the prediction {}. Both must be of one "
-            "size: is it of another version of the dataset?".format(name, labels, *sizes)
+            f"The prediction of {name} is {sizes[0]} (height x width), its label in {labels} "
+            f"{sizes[1]}. Both must have the same size: is the label from another version of the "
+            "dataset?"
         )
     return count_prediction(levels, label, reading, max_distance)
 
 
 def count_prediction(
-    levels: np.ndarray,
-    label: np.ndarray,
+    levels: UInt8[np.ndarray, "h w"],
+    label: Integer[np.ndarray, "h w"],
     reading: str,
     max_distance: float,
     ignore: int | None = None,
-) -> np.ndarray:
+) -> Int[np.ndarray, "thresholds 4"]:
     """Returns `count_matches` of a prediction and a label.
 
     Args:
-      levels: prediction, uint8 [h w].
-      label: whole numbers [h w].
-      reading: one of `READINGS`.
-      max_distance: as a share of the diagonal.
-      ignore: number of pixels that are not labelled: no contour is there or beside them, and what
-        is predicted there is not counted. None: all are labelled.
+      levels: Predicted probability times 255.
+      label: Label values.
+      reading: Interpretation of the label as a true contour, one of `READINGS`.
+      max_distance: Maximum distance of matched pixels, as a fraction of the image diagonal.
+      ignore: Value of unlabelled pixels. They and their neighbours hold no true contour, and
+        predictions on them do not count. None if every pixel is labelled.
 
     Raises:
-      ValueError: maps of two sizes, or of other types.
+      ValueError: If the maps differ in size or have the wrong dtype.
     """
     strength = suppress(levels)
     if ignore is None:
         return count_matches(strength, READINGS[reading](label), max_distance)
-    left_out = label == ignore
-    # Where labelling ends is no contour either.
-    beside = ndimage.binary_dilation(left_out, np.ones((3, 3), bool))
-    contour = READINGS[reading](np.where(left_out, 0, label)) & ~beside
-    return count_matches(np.where(left_out, 0.0, strength), contour, max_distance)
+    unlabelled = label == ignore
+    # The border of the labelled area is not a contour either.
+    near = np.asarray(ndimage.binary_dilation(unlabelled, np.ones((3, 3), bool)), bool)
+    contour = READINGS[reading](np.where(unlabelled, 0, label))
+    contour[near] = False
+    return count_matches(np.where(unlabelled, 0.0, strength), contour, max_distance)
 
 
-def read_label(folder: pathlib.Path, name: str) -> np.ndarray:
-    """Returns an image's label in a folder of NAME.png or NAME.mat, whole numbers [h w].
+def read_label(folder: pathlib.Path, name: str) -> Integer[np.ndarray, "h w"]:
+    """Returns an image's label from a folder of NAME.png or NAME.mat.
 
     Raises:
-      DataError: there is none, or it cannot be read.
+      DataError: If the label is missing or cannot be read.
     """
     for suffix in SUFFIXES:
         path = folder / f"{name}{suffix}"

@@ -1,7 +1,7 @@
-"""Scores of a set of images from their counts.
+"""Computes boundary scores of a test set from the counts of its images.
 
-As in `mtmamba_jax.metrics`: sums of single images are merged, and scores computed of the sums, so
-they do not depend on an order or on how work was divided.
+As in `mtmamba_jax.metrics`, sums over single images are merged and scores are computed from the
+sums, so they do not depend on the order of images or on how the work was divided.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ import functools
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from mtmamba_jax.metrics.boundaries.counts import THRESHOLDS
 
 Sums = Mapping[str, np.ndarray]
-"""counts: int64 [thresholds 4], see `count_matches`; best: int64 [4], those of each image at the
-threshold that suits it best; images: int64 [], how many."""
+"""counts: sum of `count_matches`, int64 [thresholds 4]; best: sum of each image's counts at its own
+best threshold, int64 [4]; images: number of images, int64 []."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Precision against recall over the thresholds.
+    """Precision, recall and F at each threshold.
 
     Attributes:
-      precision: share of predicted contour pixels that match, float64 [thresholds]; 1 where nothing
-        is predicted.
-      recall: share of true contour pixels that match, float64 [thresholds]; 1 where there are none.
-      f: 2 P R / (P + R), float64 [thresholds]; 0 where both are.
+      precision: Fraction of predicted contour pixels that match; 1 if nothing is predicted.
+      recall: Fraction of true contour pixels that match; 1 if there are none.
+      f: 2 P R / (P + R); 0 if both are 0.
     """
 
-    precision: np.ndarray
-    recall: np.ndarray
-    f: np.ndarray
+    precision: Float[np.ndarray, " thresholds"]
+    recall: Float[np.ndarray, " thresholds"]
+    f: Float[np.ndarray, " thresholds"]
 
 
 def empty() -> dict[str, np.ndarray]:
@@ -44,23 +44,23 @@ def empty() -> dict[str, np.ndarray]:
     }
 
 
-def measure(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the sums of one image, from its `count_matches`."""
-    return {"counts": counts, "best": counts[np.argmax(curve(counts).f)], "images": np.int64(1)}
+def measure(counts: Int[np.ndarray, "thresholds 4"]) -> dict[str, np.ndarray]:
+    """Returns the sums of one image, given its `count_matches`."""
+    return {"counts": counts, "best": counts[np.argmax(curve(counts).f)], "images": np.array(1)}
 
 
 def merge(a: Sums, b: Sums) -> dict[str, np.ndarray]:
-    """Returns the sums over both."""
+    """Returns the sums over the images of both."""
     return {name: a[name] + b[name] for name in a}
 
 
-def sum_counts(counts: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the sums over images, from the `count_matches` of each."""
+def sum_counts(counts: Iterable[Int[np.ndarray, "thresholds 4"]]) -> dict[str, np.ndarray]:
+    """Returns the sums over images, given the `count_matches` of each."""
     return functools.reduce(merge, map(measure, counts), empty())
 
 
-def curve(counts: np.ndarray) -> Curve:
-    """Returns precision, recall and F of counts, int64 [... 4]."""
+def curve(counts: Int[np.ndarray, "*thresholds 4"]) -> Curve:
+    """Returns precision, recall and F of counts."""
     matched_true, true, matched_predicted, predicted = np.moveaxis(counts, -1, 0)
     recall = np.where(true > 0, matched_true / np.maximum(true, 1), 1.0)
     precision = np.where(predicted > 0, matched_predicted / np.maximum(predicted, 1), 1.0)
@@ -70,27 +70,27 @@ def curve(counts: np.ndarray) -> Curve:
 
 
 def compute(sums: Sums) -> dict[str, float]:
-    """Returns the scores; all are NaN over no image.
+    """Returns the scores by name; all are NaN for sums over no image.
 
     Returns:
-      odsF: F at the best threshold of the set, percent (ODS, optimal dataset scale).
-      oisF: F with each image at its own best threshold, counts pooled, percent (OIS).
-      AP: average precision, percent: precision at recalls 0, 0.01 ... 1, interpolated linearly and
-        0 where no threshold reaches, summed and divided by 100, as the Berkeley benchmark does.
-      precision, recall: at odsF's threshold, percent.
-      threshold: odsF's.
+      odsF: F at the best threshold for the whole set, in percent (ODS, optimal dataset scale).
+      oisF: F with each image at its own best threshold, counts pooled, in percent (OIS).
+      AP: Average precision in percent: precision at recalls 0, 0.01 ... 1, interpolated linearly,
+        0 where no threshold reaches, summed and divided by 100 like the Berkeley benchmark does.
+      precision, recall: Precision and recall at odsF's threshold, in percent.
+      threshold: odsF's threshold.
     """
     if not sums["images"]:
         names = ("odsF", "oisF", "AP", "precision", "recall", "threshold")
         return dict.fromkeys(names, float("nan"))
-    whole = curve(sums["counts"])
-    best = int(np.argmax(whole.f))
+    pooled = curve(sums["counts"])
+    best = int(np.argmax(pooled.f))
     return {
-        "odsF": 100.0 * float(whole.f[best]),
+        "odsF": 100.0 * float(pooled.f[best]),
         "oisF": 100.0 * float(curve(sums["best"]).f),
-        "AP": 100.0 * average_precision(whole),
-        "precision": 100.0 * float(whole.precision[best]),
-        "recall": 100.0 * float(whole.recall[best]),
+        "AP": 100.0 * average_precision(pooled),
+        "precision": 100.0 * float(pooled.precision[best]),
+        "recall": 100.0 * float(pooled.recall[best]),
         "threshold": float(THRESHOLDS[best]),
     }
 

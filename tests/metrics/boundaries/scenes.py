@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 from scipy.sparse.csgraph import maximum_bipartite_matching
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from mtmamba_jax.metrics import boundaries
 from mtmamba_jax.metrics.boundaries.matching import near_pixels
@@ -13,7 +13,7 @@ def cells(size, count=60, seed=0):
     """Returns the Voronoi cells of random points: a cell number for each pixel [h w]."""
     points = np.random.default_rng(seed).uniform(0, size, (count, 2))
     pixels = np.stack(np.indices(size), axis=-1).reshape(-1, 2)
-    return cKDTree(points).query(pixels)[1].reshape(size)
+    return KDTree(points).query(pixels)[1].reshape(size)
 
 
 def soft_prediction(contour, seed=0):

@@ -1,4 +1,4 @@
-"""The boundary benchmark of one image: the published tool's figures, plain ways, simple cases."""
+"""Counts of one image: the published tool's figures, brute force, and simple cases."""
 
 import pathlib
 
@@ -10,7 +10,6 @@ from scipy.spatial.distance import cdist
 from mtmamba_jax.metrics import boundaries
 from mtmamba_jax.metrics.boundaries.folders import count_prediction
 from mtmamba_jax.metrics.boundaries.matching import Matcher, near_pixels
-from mtmamba_jax.metrics.boundaries.report import draw_curve
 from tests.metrics.boundaries import scenes
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
@@ -35,36 +34,36 @@ def test_thresholds_and_distances_are_the_published_ones(golden):
 
 
 @pytest.mark.parametrize("image", IMAGES)
-def test_suppression_is_the_published_tools(golden, image):
+def test_suppression_matches_the_published_tool(golden, image):
     levels, direction, expected = (
         golden[f"{image}/{name}"] for name in ("prediction", "orientation", "nms")
     )
     given = boundaries.suppress(levels, direction.astype(np.float64))
     np.testing.assert_allclose(given, expected, rtol=0, atol=1e-5)
-    # Where E_xy is exactly 0, the sign that chooses the direction is that of a rounding error
-    # there: 3 of 11520 pixels in the worst of these images.
+    # Where E_xy is exactly 0, the tool's direction depends on the sign of a rounding error: 3 of
+    # 11520 pixels in the worst of these images.
     differ = np.abs(boundaries.suppress(levels) - expected) > 1e-5
     assert differ.sum() <= 3
 
 
 @pytest.mark.parametrize("image", IMAGES)
-def test_thinning_leaves_thinned_contours_alone(golden, image):
+def test_thinning_leaves_thin_contours_unchanged(golden, image):
     contour = golden[f"{image}/ground_truth"]
     np.testing.assert_array_equal(boundaries.thin(contour), contour)
 
 
-def test_counts_and_odsf_are_those_of_the_published_tool(golden):
+def test_counts_and_odsf_match_the_published_tool(golden):
     ours, published = boundaries.empty(), 0
     for image in IMAGES:
         strength = boundaries.suppress(golden[f"{image}/prediction"])
         contour, expected = golden[f"{image}/ground_truth"], golden[f"{image}/counts"]
         counts = boundaries.count_matches(strength, contour, float(golden["max_dist"]))
-        # The tool's assignment falls short of the largest matching by up to 4 pixels, other pixels
-        # of direction 0 (see above) make up to 2.
+        # The tool's assignment misses the maximum matching by up to 4 pixels; pixels whose
+        # direction differs (see above) account for up to 2.
         assert (np.abs(counts - expected) <= np.maximum(0.01 * expected, 4)).all()
         ours = boundaries.merge(ours, boundaries.measure(counts))
         published = published + expected
-    # Of all images together, as odsF sees them.
+    # Summed over the images, as for odsF.
     assert (np.abs(ours["counts"] - published) <= np.maximum(0.01 * published, 2)).all()
     assert boundaries.compute(ours)["odsF"] / 100 == pytest.approx(golden["odsF"], abs=0.002)
 
@@ -72,13 +71,13 @@ def test_counts_and_odsf_are_those_of_the_published_tool(golden):
 def test_near_pixels_are_those_within_the_distance():
     rng = np.random.default_rng(0)
     a, b = (rng.random((13, 17)) < 0.3 for _ in range(2))
-    for distance in (0.5, 1.0, 2.9, 5.0):  # whole ones: the limit counts
+    for distance in (0.5, 1.0, 2.9, 5.0):  # integers test that the limit is inclusive
         expected = cdist(np.argwhere(a), np.argwhere(b)) <= distance
         np.testing.assert_array_equal(near_pixels(a, b, distance).toarray(), expected)
 
 
 @pytest.mark.parametrize("density", [0.05, 0.2, 0.5])
-def test_matchings_are_the_largest_in_any_sequence_of_contours(density):
+def test_matchings_are_maximum_for_any_sequence_of_contours(density):
     rng = np.random.default_rng(int(100 * density))
     truth = rng.random((20, 23)) < density
     candidates = rng.random((20, 23)) < 2 * density
@@ -111,7 +110,7 @@ def test_counts_are_those_of_matching_from_scratch_at_every_threshold(levels, co
 
 def test_a_perfect_prediction_scores_100():
     contour = boundaries.thin(boundaries.contour_of_regions(np.indices((40, 50)).sum(0) > 44))
-    # What fades out at the border still lies above the lowest threshold, but for the border itself.
+    # Faded pixels still exceed the lowest threshold, except on the border itself.
     contour[[0, -1]] = contour[:, [0, -1]] = False
     scores, _ = score(np.where(contour, 255, 0).astype(np.uint8), contour)
     assert scores["odsF"] == scores["oisF"] == 100.0
@@ -124,10 +123,9 @@ def test_an_empty_prediction_scores_0():
     scores, counts = score(np.zeros((30, 30), np.uint8), contour)
     assert scores["odsF"] == scores["oisF"] == scores["recall"] == 0.0
     np.testing.assert_array_equal(counts, [[0, 30, 0, 0]] * 101)
-    assert draw_curve(boundaries.measure(counts)).size  # without a line
 
 
-def test_where_nothing_is_labelled_no_contour_is_and_none_counts():
+def test_unlabelled_pixels_have_no_contour_and_count_for_nothing():
     label = np.ones((60, 60), np.uint8)
     label[20:30] = 255
     levels = np.zeros((60, 60), np.uint8)
@@ -146,7 +144,7 @@ def test_without_a_true_contour_every_prediction_is_wrong():
 
 
 @pytest.mark.parametrize(("shift", "found"), [(2, True), (3, False)])
-def test_a_contour_is_found_up_to_the_distance(shift, found):
+def test_a_contour_is_found_up_to_the_maximum_distance(shift, found):
     contour, levels = np.zeros((40, 30), bool), np.zeros((40, 30), np.uint8)
     contour[15], levels[15 + shift] = True, 255
     _, counts = score(levels, contour, max_distance=2.5 / 50)  # the diagonal is 50 pixels
@@ -155,7 +153,7 @@ def test_a_contour_is_found_up_to_the_distance(shift, found):
     assert matched == (predicted if found else 0)
 
 
-def test_one_true_pixel_matches_one_predicted_pixel_only():
+def test_a_true_pixel_matches_at_most_one_predicted_pixel():
     strength, contour = np.zeros((40, 30)), np.zeros((40, 30), bool)
     strength[18, ::2] = strength[22, ::2] = 0.5
     contour[20] = True
@@ -165,14 +163,14 @@ def test_one_true_pixel_matches_one_predicted_pixel_only():
     assert slanted[0].tolist() == [30, 30, 30, 30]
 
 
-def test_thresholds_are_exceeded_not_reached():
+def test_a_contour_must_exceed_the_threshold():
     strength, contour = np.zeros((30, 30)), np.zeros((30, 30), bool)
     strength[15, 15], contour[15, 15] = 0.5, True
     counts = boundaries.count_matches(strength, contour, 0.05)
     np.testing.assert_array_equal(counts[:, 3], boundaries.THRESHOLDS < 0.5)
 
 
-def test_a_line_treated_as_a_region_is_found_on_both_sides():
+def test_a_line_read_as_a_region_has_a_contour_on_both_sides():
     regions = np.zeros((9, 9), np.uint8)
     regions[:, 3:6] = 255
     contour = boundaries.contour_of_regions(regions)
@@ -183,7 +181,7 @@ def test_a_contour_lies_up_and_left_of_the_border_between_regions():
     regions = np.zeros((4, 4), int)
     regions[2, 2] = 1
     expected = np.zeros((4, 4), bool)
-    expected[1:3, 1:3] = True  # of the pixel, its upper, left and upper left neighbours, and itself
+    expected[1:3, 1:3] = True  # the pixel and its upper, left and upper left neighbours
     np.testing.assert_array_equal(boundaries.contour_of_regions(regions), expected)
 
 
@@ -195,12 +193,15 @@ MAP, CONTOUR = np.zeros((8, 9)), np.zeros((8, 9), bool)
     [
         (lambda: boundaries.suppress(MAP), r"uint8 \[h w\].*got float64 \[8, 9\]. Write round"),
         (lambda: boundaries.suppress(np.zeros((1, 9), np.uint8)), r"2x2 or larger; got .*\[1, 9\]"),
-        (lambda: boundaries.count_matches(MAP > 0, CONTOUR, 0.1), "got bool .*`suppress` makes it"),
+        (
+            lambda: boundaries.count_matches(MAP > 0, CONTOUR, 0.1),
+            "got bool.*`suppress` computes",
+        ),
         (lambda: boundaries.count_matches(MAP, CONTOUR[1:], 0.1), r"\[8, 9\]; got bool \[7, 9\]"),
         (lambda: boundaries.count_matches(MAP, MAP, 0.1), r"got float64 \[8, 9\]"),
         (lambda: boundaries.count_matches(MAP, CONTOUR, 2.5), r"got 2.5. Published: 0.011"),
     ],
 )
-def test_bad_maps_are_named(call, message):
+def test_invalid_maps_are_reported(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -1,4 +1,4 @@
-"""Folders of predictions: names, readings of labels, processes, wrong files, the commands."""
+"""Scoring folders of predictions: image names, readings of labels, workers, errors, command."""
 
 import json
 import re
@@ -20,7 +20,7 @@ NAMES = ("a", "b", "c")
 
 @pytest.fixture
 def files(tmp_path):
-    """Folders of predictions and of labels, both of cells."""
+    """Folders of labels of Voronoi cells and of soft predictions of their contours."""
     for name in ("predictions", "labels"):
         (tmp_path / name).mkdir()
     for seed, name in enumerate(NAMES):
@@ -39,11 +39,15 @@ def counts(files, ids=NAMES, reading="regions", **settings):
 def test_counts_are_the_same_for_any_number_of_workers(files):
     here = counts(files)
     assert len({image.tobytes() for image in here}) == len(NAMES)
-    for workers in (1, 2):
-        np.testing.assert_array_equal(counts(files, num_workers=workers), here)
+    np.testing.assert_array_equal(counts(files, num_workers=2), here)
 
 
-def test_images_are_read_one_after_another(files):
+@pytest.mark.slow
+def test_counts_of_one_worker_are_those_of_this_process(files):
+    np.testing.assert_array_equal(counts(files, num_workers=1), counts(files))
+
+
+def test_images_are_read_lazily_in_order(files):
     (files / "predictions" / "b.png").unlink()
     images = folders.count_folder(
         NAMES, files / "predictions", files / "labels", reading="regions", max_distance=0.02
@@ -53,7 +57,7 @@ def test_images_are_read_one_after_another(files):
         next(images)
 
 
-def test_a_label_map_of_matlab_counts_as_the_same_regions(files):
+def test_matlab_label_maps_give_the_same_counts_as_png_regions(files):
     expected = counts(files)
     for name in NAMES:
         path = files / "labels" / f"{name}.png"
@@ -63,7 +67,7 @@ def test_a_label_map_of_matlab_counts_as_the_same_regions(files):
     np.testing.assert_array_equal(counts(files), expected)
 
 
-def test_lines_are_read_as_contours_or_as_regions(files):
+def test_a_thick_line_is_one_contour_or_a_region_with_two(files):
     line = np.zeros(SIZE, np.uint8)
     line[20:23] = 255
     cv2.imwrite(str(files / "labels" / "a.png"), line)
@@ -72,32 +76,32 @@ def test_lines_are_read_as_contours_or_as_regions(files):
     assert 0.9 * SIZE[1] < true["contours"] <= SIZE[1]
 
 
-def test_published_figures_of_pascal_context_are_of_2498_images():
+def test_published_pascal_context_figures_score_2498_images():
     left_out = read_list(folders.EXCLUDED["pascal_context"])
     assert len(left_out) == 5105 - 2498
     assert all(re.fullmatch(r"20(08|09|10)_00\d{4}", name) for name in left_out)
     assert list(left_out) == sorted(left_out)
 
 
-def test_names_are_those_listed_or_the_published_ones_of_the_predictions(files):
+def test_ids_are_the_listed_ones_or_the_predictions_without_excluded_images(files):
     predictions, listed = files / "predictions", files / "listed.txt"
-    (predictions / "a.png").rename(predictions / "2008_000002.png")  # left out of PASCAL-Context's
+    (predictions / "a.png").rename(predictions / "2008_000002.png")  # excluded on PASCAL-Context
     listed.write_text("c\n2008_000002\n")
     assert folders.find_ids("pascal_context", predictions, None) == ("b", "c")
     assert folders.find_ids("nyudv2", predictions, None) == ("2008_000002", "b", "c")
-    every = folders.find_ids("pascal_context", predictions, None, every=True)
-    assert every == ("2008_000002", "b", "c")
+    everything = folders.find_ids("pascal_context", predictions, None, include_all=True)
+    assert everything == ("2008_000002", "b", "c")
     assert folders.find_ids("pascal_context", predictions, listed) == ("c", "2008_000002")
 
 
-def test_no_prediction_to_score_is_an_error(files):
+def test_having_no_prediction_to_score_is_an_error(files):
     predictions = files / "predictions"
     with pytest.raises(ValueError, match=r"labels/none holds 0 files NAME.png\. Predictions are"):
         folders.find_ids("nyudv2", files / "labels/none", None)
     for name in ("a", "b"):
         (predictions / f"{name}.png").unlink()
     (predictions / "c.png").rename(predictions / "2008_000002.png")
-    with pytest.raises(ValueError, match=r"holds 1 files.* leave out \(--all scores them\)"):
+    with pytest.raises(ValueError, match=r"holds 1 files.* exclude \(--all scores them\)"):
         folders.find_ids("pascal_context", predictions, None)
 
 
@@ -108,23 +112,26 @@ def write(path, array):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda f: write(f / "predictions/a.png", np.zeros(SIZE, np.uint16)), "16 bits, wanted 8"),
+        (
+            lambda f: write(f / "predictions/a.png", np.zeros(SIZE, np.uint16)),
+            "16 bits, expected",
+        ),
         (lambda f: write(f / "predictions/a.png", np.zeros((*SIZE, 3), np.uint8)), "mode RGB"),
         (lambda f: write(f / "predictions/a.png", np.zeros((9, 9), np.uint8)), "9x9 .* 48x60"),
         (lambda f: (f / "labels/a.png").unlink(), r"no label of a \(a.png or a.mat\).*--ids"),
         (lambda f: (f / "predictions/a.png").write_bytes(b"?"), "a.png is no PNG or JPEG"),
     ],
 )
-def test_wrong_files_are_named_with_a_remedy(files, spoil, message):
+def test_invalid_files_are_reported_with_a_remedy(files, spoil, message):
     spoil(files)
     with pytest.raises(ValueError, match=message):
         counts(files)
 
 
-def test_wrong_arguments_are_named(files):
+def test_invalid_arguments_are_reported(files):
     with pytest.raises(ValueError, match=r"Unknown reading 'region'\. Did you mean 'regions'"):
         counts(files, reading="region")
-    with pytest.raises(ValueError, match="--workers: wanted 0 or more, got -1"):
+    with pytest.raises(ValueError, match="--workers must be 0 or more, got -1"):
         counts(files, num_workers=-1)
 
 
@@ -151,10 +158,11 @@ def test_the_command_scores_a_folder(files, capsys):
         "scores": boundaries.compute(sums),
     }
     assert f"{record['scores']['odsF']:.2f}" in capsys.readouterr().out
+    assert (files / "output" / "curve.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("which", ["published", "all", "ids"])
-def test_the_report_says_which_images_were_scored(which, files):
+def test_the_report_records_which_images_were_scored(which, files):
     listed = files / "list.txt"
     listed.write_text("a\n")
     flags = {"published": (), "all": ("--all",), "ids": (f"--ids={listed}",)}[which]
@@ -165,13 +173,16 @@ def test_the_report_says_which_images_were_scored(which, files):
     assert record["only_published_images"] == (which == "published")
 
 
-def test_a_list_and_all_are_refused_together(files, capsys):
+def test_ids_and_all_are_mutually_exclusive(files, capsys):
     assert run(files, "--all", "--ids=list.txt") == 2
-    assert "--ids=list.txt scores the images listed, --all every" in capsys.readouterr().err
+    assert (
+        "--ids=list.txt scores only the listed images and --all scores every"
+        in capsys.readouterr().err
+    )
 
 
-def test_the_command_says_in_one_message_what_is_wrong(files, capsys):
+def test_the_command_reports_an_error_in_one_message(files, capsys):
     (files / "list.txt").write_text("d\n")
     assert run(files, f"--ids={files / 'list.txt'}") == 2
-    assert "error: " in (said := capsys.readouterr().err)
-    assert "has no label of d (d.png or d.mat)" in said
+    assert "error: " in (error := capsys.readouterr().err)
+    assert "has no label of d (d.png or d.mat)" in error

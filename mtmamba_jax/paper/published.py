@@ -1,4 +1,4 @@
-"""What the paper prints: Tables 2 to 6 (Lin et al., ECCV 2024, section 4.3), all on NYUDv2."""
+"""The paper's Tables 2 to 6 as printed (Lin et al., ECCV 2024, section 4.3), all on NYUDv2."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ class Row:
     """A row of the paper's tables.
 
     Attributes:
-      name: of the row here.
-      title: as printed.
-      tables: that have it.
-      model: key of `models.mtmamba.MODELS`.
-      variants: of `configs/ablations.py` that are trained for it: one a task where every task has
-        a model of its own.
-      encoder: key of `models.swin.SWIN_SIZES`.
-      scores: by task: mIoU in percent, RMSE in metres, mErr in degrees, odsF in percent.
-      gain: delta_m in percent against the first row, None where it is not printed.
-      parameters: in millions, None where they are not printed.
-      flops: in 10^9 multiply-adds, likewise.
+      name: Name of the row in this project.
+      title: Title as printed.
+      tables: Numbers of the tables that contain the row.
+      model: Key of `models.mtmamba.MODELS`.
+      variants: Variants of `configs/ablations.py` to train: one, or one per task for the row of
+        single-task models.
+      encoder: Key of `models.swin.SWIN_SIZES`.
+      scores: Score of each task: mIoU in percent, RMSE in metres, mErr in degrees, odsF in percent.
+      gain: delta_m over the first row in percent, if printed.
+      parameters: Number of parameters in millions, if printed.
+      flops: Multiply-adds in 10^9, if printed.
     """
 
     name: str
@@ -37,15 +37,15 @@ class Row:
 
     @property
     def single_task(self) -> bool:
-        """Whether every task has a model of its own."""
+        """Whether each task has its own model."""
         return len(self.variants) > 1
 
 
 DATASET = "nyudv2"
-"""That all rows are of."""
+"""Dataset of all rows."""
 
 SCORES = {"semseg": "mIoU", "depth": "RMSE", "normals": "mErr", "edge": "odsF"}
-"""The paper's score of each task."""
+"""The score that the paper reports for each task."""
 
 
 def _row(
@@ -60,8 +60,8 @@ def _row(
     encoder: str = "swin_large",
     variants: tuple[str, ...] = (),
 ) -> Row:
-    scores = dict(zip(SCORES, scores, strict=True))
-    return Row(name, title, tables, model, variants or (name,), encoder, scores, gain, *costs)
+    by_task = dict(zip(SCORES, scores, strict=True))
+    return Row(name, title, tables, model, variants or (name,), encoder, by_task, gain, *costs)
 
 
 SINGLE_TASK = tuple(f"single_task_{task}" for task in SCORES)
@@ -91,4 +91,4 @@ ROWS = (
     _row("swin_base", "Swin-Base", (6,), "mtmamba",
          (53.62, 0.5126, 19.28, 77.70), encoder="swin_base"),
 )  # fmt: skip
-"""In the paper's order."""
+"""Rows in the paper's order."""
