@@ -1,4 +1,4 @@
-"""The commands of the command line, a module each with `run(options) -> exit code`.
+"""The command line: one module for each command, with `run(options) -> exit code`.
 
-`cli.py` imports the one that runs; its flags are in `arguments.py`.
+`main.py` imports the command that runs; `flags.py` declares all flags.
 """

@@ -1,4 +1,4 @@
-"""What commands say alike, and flags that several take."""
+"""Output and flags that several commands share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mtmamba_jax.devices.processes import join
 
 
 def announce(*lines: str) -> None:
-    """Says what is about to run, on which devices; from here on they keep their programs."""
+    """Prints what is about to run and on which devices, and enables the compilation cache."""
     keep_programs()
     devices = jax.devices()
     print("\n".join(lines))
@@ -25,7 +25,7 @@ def announce(*lines: str) -> None:
 
 
 def describe_program(what: str, config: Config, kind: str = "") -> str:
-    """Returns a model's program in words; `kind` of images."""
+    """Describes a program; `kind` describes its images, such as "random "."""
     program = "the prediction" if what == "inference" else "a training step"
     height, width = config.data.size
     return (
@@ -35,7 +35,7 @@ def describe_program(what: str, config: Config, kind: str = "") -> str:
 
 
 def program_name() -> str:
-    """Returns how this process was called, for commands that are proposed."""
+    """Returns how this process was called, for suggested commands."""
     name = pathlib.Path(sys.argv[0]).name
     return f"python {name}" if name.endswith(".py") else "mtmamba"
 
@@ -44,7 +44,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """Returns the height and width of --size.
 
     Raises:
-      ValueError: it is not HEIGHTxWIDTH.
+      ValueError: If the text is not HEIGHTxWIDTH.
     """
     height, _, width = text.partition("x")
     if not (height.isdigit() and width.isdigit() and int(height) and int(width)):

@@ -7,19 +7,27 @@ import importlib
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from mtmamba_jax.cli.flags import create_parser
+from mtmamba_jax.cli.flags import Parser, create_parser
 from mtmamba_jax.messages import check_name, nearest
+
+_AFTER_INTERRUPTION = {
+    "train": " The same command resumes from the last checkpoint, if there is one.",
+    "prepare": " The same command continues with what is not done yet.",
+    "sweep": " The same command resumes from the last checkpoint of the interrupted run.",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns the process's exit code.
+    """Runs a command.
 
-    0: done. 1: done in part, or stopped by what it met. 2: the command line is wrong.
-    A user's mistake prints one message; `--traceback` shows where it came from.
+    Errors of the user are printed as one message; `--traceback` shows where they were raised.
+
+    Returns:
+      The exit code. 0: success. 1: failure, also of a part. 2: the command line is wrong.
     """
-    # Orbax logs through absl: warnings of how this package calls it, and errors that it raises too.
+    # Orbax logs through absl: usage warnings, and errors that it raises as well.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = create_parser()
@@ -32,23 +40,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = _run(options, unknown, parser)
     except BaseException:
-        _leave_others(1, traceback.print_exc)
+        if _is_one_of_several():
+            traceback.print_exc()
+            _leave(1)
         raise
-    if code:
-        _leave_others(code)
+    if code and _is_one_of_several():
+        _leave(code)
     return code
 
 
-def _run(options: argparse.Namespace, unknown: Sequence[str], parser) -> int:
-    """Runs a command; a user's mistake becomes a message and an exit code."""
+def _run(options: argparse.Namespace, unknown: Sequence[str], parser: Parser) -> int:
+    """Runs a command; turns errors of the user into a message and an exit code."""
     try:
         options.overrides = _overrides(unknown, options.command, parser)
-        # Only now: --help and a mistyped flag answer at once.
+        # Imported late: --help and a mistyped flag answer at once.
         command = importlib.import_module(f"mtmamba_jax.cli.{options.command}")
         return command.run(options)
     except KeyboardInterrupt:
-        return _fail(f"Interrupted.{GOING_ON.get(options.command, '')}", 130)
-    except ModuleNotFoundError as error:  # also kernels, configs, ... of a plain checkout
+        return _fail(f"Interrupted.{_AFTER_INTERRUPTION.get(options.command, '')}", 130)
+    except ModuleNotFoundError as error:  # in a clone that is not installed, our own packages too
         return _fail(f"{error}. Install the package first: pip install -e .", 1)
     except (ValueError, OSError, RuntimeError) as error:
         if options.traceback:
@@ -56,12 +66,15 @@ def _run(options: argparse.Namespace, unknown: Sequence[str], parser) -> int:
         return _fail(str(error), 2 if isinstance(error, ValueError) else 1)
 
 
-def _leave_others(code: int, say: Callable[[], object] = lambda: None) -> None:
-    """Ends this process where it is one of several; see `processes.leave`."""
-    processes = sys.modules.get("mtmamba_jax.devices.processes")  # elsewhere it is alone
-    if processes is not None and processes.is_joined():
-        say()
-        processes.leave(code)
+def _is_one_of_several() -> bool:
+    """Returns True if this process has joined others; then JAX is imported already."""
+    processes = sys.modules.get("mtmamba_jax.devices.processes")
+    return processes is not None and processes.is_joined()
+
+
+def _leave(code: int) -> None:
+    """Ends this process at once; see `processes.leave`."""
+    importlib.import_module("mtmamba_jax.devices.processes").leave(code)
 
 
 def _fail(message: str, code: int) -> int:
@@ -69,18 +82,14 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _overrides(unknown: Sequence[str], command: str, parser) -> dict[str, str]:
-    """Returns {key: text} of `--config.key=value`, or `--config.key value`."""
-    flags = sorted(
-        flag
-        for action in parser.commands[command]._actions
-        for flag in action.option_strings
-        if flag.startswith("--")
-    )
+def _overrides(unknown: Sequence[str], command: str, parser: Parser) -> dict[str, str]:
+    """Returns {key: text} for `--config.key=value` and `--config.key value`."""
+    sub = parser.commands[command]
+    flags = sorted(flag for flag in sub._option_string_actions if flag.startswith("--"))
     overrides, rest = {}, list(unknown)
     while rest:
         flag, equals, value = rest.pop(0).partition("=")
-        if command not in CONFIGURED or not flag.startswith("--config."):
+        if "--config.KEY" not in flags or not flag.startswith("--config."):
             raise ValueError(
                 f"Unknown argument {flag!r} of {command}.{nearest(flag, flags)} "
                 f"Valid: {', '.join(flags)}."
@@ -91,11 +100,3 @@ def _overrides(unknown: Sequence[str], command: str, parser) -> dict[str, str]:
             value = rest.pop(0)
         overrides[flag.removeprefix("--config.")] = value
     return overrides
-
-
-GOING_ON = {  # said when these are interrupted
-    "train": " The same command goes on from the last checkpoint, if there is one.",
-    "prepare": " The same command goes on with what is not done yet.",
-    "sweep": " The same command goes on from the last checkpoint of the run it was at.",
-}
-CONFIGURED = ("train", "sweep", "convert", "benchmark", "plan")  # these take --config.key=value
