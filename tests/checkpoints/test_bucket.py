@@ -64,7 +64,21 @@ def until(process, step):
     raise AssertionError(f"it ended before step {step}")
 
 
-def test_a_run_in_a_bucket_goes_on_there_and_is_that_of_a_folder(bucket, tmp_path):
+def test_a_run_stopped_in_a_bucket_resumes_there(bucket):
+    (stopped,) = start(bucket, (1, 1), *STEPS, "train.checkpoint_every=3")
+    until(stopped, 4)
+    stopped.send_signal(signal.SIGTERM)
+    step = int(re.search(r"after step (\d+), which is saved", stopped.communicate()[0])[1])
+    output = run(bucket, (1, 1), *STEPS)[0]
+    assert f"Resuming from step {step}" in output
+    lines, names, best = read(bucket)
+    assert {"best", "latest", "config.json", "metrics.jsonl", "panels", "tensorboard"} <= {*names}
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [*range(1, 61)]
+    assert best == 60
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_a_bucket_resumes_there_and_equals_that_of_a_folder(bucket, tmp_path):
     often = "train.checkpoint_every=3"
     (stopped,) = start(bucket, (1, 1), *STEPS, often)
     until(stopped, 4)

@@ -1,4 +1,4 @@
-"""Weights of another run to begin with."""
+"""Initial weights from another run."""
 
 import jax
 import numpy as np
@@ -8,7 +8,10 @@ from mtmamba_jax.checkpoints.run_directory import RunDirectory
 from mtmamba_jax.checkpoints.save import CheckpointWriter
 from mtmamba_jax.checkpoints.warm_start import warm_start
 from mtmamba_jax.models.mtmamba import build
+from mtmamba_jax.tasks import NYUDV2
+from mtmamba_jax.training import state
 from mtmamba_jax.training.train import train
+from tests.pixel_model import build_pixel_model
 from tests.tiny import tiny_config
 
 
@@ -47,7 +50,7 @@ def assert_equal(found, wanted):
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
-def test_weights_are_those_of_the_run_and_the_encoder_that_are_named(runs, capsys):
+def test_weights_come_from_the_run_and_the_encoder_that_the_configuration_names(runs, capsys):
     own = parameters_of()
     assert begin(settings_of(), own) is own
     (first, weights), (second, others) = runs["1"], runs["2"]
@@ -84,7 +87,7 @@ def test_what_differs_is_listed_with_names_and_shapes(runs):
 
 
 @pytest.mark.parametrize("key", ["run", "encoder"])
-def test_a_place_without_a_checkpoint_is_refused(key, tmp_path):
+def test_a_folder_without_a_checkpoint_is_refused(key, tmp_path):
     with pytest.raises(ValueError, match=rf"config.init.{key}={tmp_path} holds no checkpoint"):
         begin(settings_of(**{key: str(tmp_path)}), parameters_of())
 
@@ -105,13 +108,15 @@ def test_a_damaged_checkpoint_is_named(part, tmp_path):
         begin(settings_of(run=place), own)
 
 
-def test_a_run_begins_with_the_weights_that_are_named_unless_it_goes_on(runs, tmp_path, capsys):
-    # Nothing is learned at this rate, so that its weights stay those it began with.
-    still = {"optimizer__learning_rate": "0.0", "train__steps": "2", "init__run": runs["1"][0]}
-    train(tiny_config(**still), tmp_path)
-    latest = RunDirectory(tmp_path).newest("latest")
-    found = latest.read({"parameters": runs["1"][1]})["parameters"]
-    assert_equal(found, runs["1"][1])
+def test_a_run_starts_from_the_weights_of_another_unless_it_resumes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(state, "build", build_pixel_model)
+    weights = jax.tree.map(lambda x: np.asarray(x) + 1, build_pixel_model(None, NYUDV2[:2])[1])
+    place = saved(tmp_path / "other", weights)
+    # Nothing is learned at this rate, so the weights stay the initial ones.
+    still = {"optimizer__learning_rate": "0.0", "train__steps": "2", "init__run": place}
+    train(tiny_config(**still), tmp_path / "run")
+    latest = RunDirectory(tmp_path / "run").newest("latest")
+    assert_equal(latest.read({"parameters": weights})["parameters"], weights)
     capsys.readouterr()
-    train(tiny_config(**still), tmp_path)
+    train(tiny_config(**still), tmp_path / "run")
     assert "weights of" not in capsys.readouterr().out

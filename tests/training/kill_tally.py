@@ -105,7 +105,13 @@ class Tally:
 
 
 def kill_often(
-    whole: pathlib.Path, folder: pathlib.Path, settings: Mapping[str, str], kills: int, seed: int
+    whole: pathlib.Path,
+    folder: pathlib.Path,
+    settings: Mapping[str, str],
+    kills: int,
+    seed: int,
+    *,
+    pixel_model: bool = False,
 ) -> Tally:
     """Trains in `folder` with kills, and compares what is left with an uninterrupted run's.
 
@@ -122,7 +128,15 @@ def kill_often(
     moments = draw_moments(kills, int(settings["train.steps"]), random.Random(seed))
     lives = []
     for index, moment in enumerate([*moments, NEVER]):
-        lives.append(live(folder / "killed", folder / f"start_{index}.txt", settings, moment))
+        lives.append(
+            live(
+                folder / "killed",
+                folder / f"start_{index}.txt",
+                settings,
+                moment,
+                pixel_model=pixel_model,
+            )
+        )
         if not lives[-1].killed:
             break
     same = compare(whole, folder / "killed") if lives[-1].code == 0 else {}

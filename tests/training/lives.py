@@ -109,9 +109,14 @@ def logged(output: str) -> list[int]:
 
 
 def live(
-    workdir: pathlib.Path, output: pathlib.Path, settings: Mapping[str, str], moment: Moment
+    workdir: pathlib.Path,
+    output: pathlib.Path,
+    settings: Mapping[str, str],
+    moment: Moment,
+    *,
+    pixel_model: bool = False,
 ) -> Life:
-    """Starts a run, or goes on with it, until its end or a moment.
+    """Starts or resumes a run, until its end or until it is killed.
 
     Raises:
       TimeoutError: it does not end.
@@ -128,7 +133,10 @@ def live(
     with output.open("w") as file:
         start = time.monotonic()
         process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "tests.training.killed_run", str(workdir), *pairs],
+            [
+                *(sys.executable, "-u", "-m", "tests.training.killed_run"),
+                *(str(workdir), "pixel" if pixel_model else "tiny", *pairs),
+            ],
             cwd=ROOT,
             env=environment,
             stdout=file,

@@ -1,4 +1,4 @@
-"""An error of one process ends the others, too."""
+"""An error of one process ends the others as well."""
 
 import os
 import subprocess
@@ -39,18 +39,18 @@ def end(workdir, fault):
 @pytest.mark.parametrize(
     ("fault", "code", "message"),
     [
-        ("data", 2, "/nowhere is no folder"),
-        ("workdir", 2, "of process 1 is not that of the first. All need the same one"),
+        pytest.param("data", 2, "/nowhere is no folder", marks=pytest.mark.slow),
+        ("workdir", 2, "of process 1 is not that of the first. All processes need the same one"),
     ],
 )
-def test_before_the_first_step_all_end_at_once_and_one_says_why(fault, code, message, tmp_path):
+def test_an_error_before_the_first_step_ends_all_processes_at_once(fault, code, message, tmp_path):
     codes, outputs, _ = end(tmp_path / "run", fault)
     assert codes == [1, code], outputs
     assert message in outputs[1]
     assert "Another process of this run met an error here" in outputs[0]
 
 
-def test_a_checkpoint_that_one_process_cannot_read_is_put_aside_by_all(tmp_path):
+def test_a_checkpoint_that_one_process_cannot_read_is_renamed_by_all(tmp_path):
     workdir = tmp_path / "run"
     codes, outputs, _ = end(workdir, "none")
     assert codes == [0, 0], outputs
@@ -64,7 +64,7 @@ def test_a_checkpoint_that_one_process_cannot_read_is_put_aside_by_all(tmp_path)
     assert (workdir / "unreadable_latest_4").is_dir()
 
 
-def test_later_the_process_with_the_error_ends_with_its_message_and_the_others_follow(tmp_path):
+def test_a_later_error_ends_its_process_with_its_message_and_then_the_others(tmp_path):
     codes, outputs, seconds = end(tmp_path / "run", "example")
     assert codes[1] == 2, outputs
     assert "could not be read: OSError: this host's disk is gone" in outputs[1]

@@ -1,4 +1,4 @@
-"""A run: killed and gone on with, refused, stopped on a non-finite loss."""
+"""A training run: what it leaves, how it resumes, what it refuses."""
 
 import json
 import random
@@ -22,14 +22,22 @@ def finished(tmp_path_factory):
     return workdir, train(tiny_config(), workdir)
 
 
-def test_run_killed_at_three_random_times_ends_with_the_same_bits(finished, tmp_path):
+def test_a_run_killed_twice_ends_with_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr("mtmamba_jax.checkpoints.load.abstract_build", build_pixel_model)
+    settings = TINY | {"train.steps": "12", "train.eval_every": "6"}
+    whole = kill_tally.live(
+        tmp_path / "whole", tmp_path / "whole.txt", settings, kill_tally.NEVER, pixel_model=True
+    )
+    assert whole.code == 0, whole.output
     seed = random.randrange(2**32)
-    tally = kill_tally.kill_often(finished[0], tmp_path, TINY, kills=3, seed=seed)
+    tally = kill_tally.kill_often(
+        tmp_path / "whole", tmp_path, settings, kills=2, seed=seed, pixel_model=True
+    )
     assert not tally.problems(), tally.report()
 
 
 @pytest.mark.slow
-def test_run_killed_at_twenty_random_times_ends_with_the_same_bits(tmp_path):
+def test_a_run_killed_twenty_times_ends_with_the_same_bits(tmp_path):
     assert kill_tally.main(["--kills=20", f"--workdir={tmp_path}"]) == 0
 
 

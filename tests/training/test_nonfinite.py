@@ -1,4 +1,4 @@
-"""What must not cost a run its checkpoints: numbers that are not finite, disks, a second run."""
+"""Faults that must not cost a run its checkpoints: NaN, full disks, a second run, dead workers."""
 
 import contextlib
 import itertools
@@ -67,14 +67,12 @@ def spoiled_steps(config):
     """Returns the steps whose batch holds the broken example."""
     tasks = select(config.tasks.set, config.tasks.names)
     source = open_source(config.data, tasks, "train")
-    with contextlib.closing(open_batches(config, source, tasks, 0)) as batches:
+    with contextlib.closing(open_batches(config, source, 0)) as batches:
         ids = [next(batches)["id"] for _ in range(config.train.steps)]
     return [step for step, names in enumerate(ids, 1) if SPOILED in names]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_skipping_goes_on(
-    tmp_path, monkeypatch, capsys
-):
+def test_a_nonfinite_loss_stops_the_run_and_skipping_resumes_it(tmp_path, monkeypatch, capsys):
     first, *others = spoiled_steps(tiny_config())
     assert first > 3, "the step is to come after a checkpoint"
     monkeypatch.setattr(sources, "SyntheticScenes", SpoiledScenes)
@@ -106,10 +104,10 @@ def test_a_skipped_step_changes_nothing_but_the_count_of_steps():
     tasks = select(config.tasks.set, config.tasks.names)
     mesh = create_mesh(config.train.batch_size)
     optimizer = create_optimizer(config.optimizer, config.train.steps)
-    graph, before, layout = create_state(config, tasks, optimizer, mesh)
+    graph, before, layout = create_state(config.model, tasks, config.seed, optimizer, mesh)
     step = create_train_step(config, graph, tasks, optimizer, mesh, layout)
     source = open_source(config.data, tasks, "train")
-    with contextlib.closing(open_batches(config, source, tasks, 0)) as batches:
+    with contextlib.closing(open_batches(config, source, 0)) as batches:
         good = next(batches)
     bad = {name: np.full_like(v, np.inf) if name == "depth" else v for name, v in good.items()}
 
@@ -128,7 +126,7 @@ def test_a_skipped_step_changes_nothing_but_the_count_of_steps():
         jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_skipping_ends_where_nothing_is_finite_any_more(tmp_path, monkeypatch):
+def test_skipping_ends_when_no_step_is_finite(tmp_path, monkeypatch):
     monkeypatch.setattr(nonfinite, "MOST_SKIPS", 3)
     monkeypatch.setattr(sources, "SyntheticScenes", WorseScenes)
     with pytest.raises(NonFiniteError, match=r"Step 4: .*loss/depth.*, as in each of the 3 steps"):
@@ -154,7 +152,7 @@ def test_a_second_run_in_the_same_directory_is_refused(tmp_path):
     first[0].wait()
     (third,) = start(tmp_path, (1, 1), "train.steps=2000", "train.eval_every=2000")
     try:
-        line = next(line for line in third.stdout if "Going on from" in line)
+        line = next(line for line in third.stdout if "Resuming from" in line)
         assert int(re.search(r"step (\d+)", line)[1]) > 0
     finally:
         third.kill()
@@ -183,7 +181,7 @@ def test_a_directory_that_cannot_be_written_is_named_and_left_as_it_is():
         assert os.listdir(folder) == []
 
 
-def test_too_little_room_for_a_checkpoint_is_said_before_one_is_begun(tmp_path, monkeypatch):
+def test_too_little_disk_space_is_reported_before_a_checkpoint_is_started(tmp_path, monkeypatch):
     asked = itertools.count()
 
     def usage(path):
@@ -196,13 +194,13 @@ def test_too_little_room_for_a_checkpoint_is_said_before_one_is_begun(tmp_path, 
         train(tiny_config(**settings), tmp_path)
     assert f"A checkpoint could not be written to {tmp_path}" in str(error.value)
     assert "0 MB are free" in str(error.value)
-    assert "The last good one is of step 18; the same command goes on" in str(error.value)
+    assert "The last good one is of step 18; the same command resumes" in str(error.value)
     assert RunDirectory(tmp_path).steps("latest") == [16, 18]
-    with pytest.raises(OSError, match=r"A checkpoint needs about .* Free some, or take another"):
+    with pytest.raises(OSError, match=r"A checkpoint needs about .* Free some, or choose another"):
         train(tiny_config(), tmp_path / "other")  # before it begins
 
 
-def test_a_checkpoint_that_could_not_be_written_is_said_long_before_the_next(tmp_path, monkeypatch):
+def test_a_failed_save_is_reported_long_before_the_next(tmp_path, monkeypatch):
     def fail(self, step, **named):
         raise OSError("the disk is gone")
 
@@ -210,13 +208,12 @@ def test_a_checkpoint_that_could_not_be_written_is_said_long_before_the_next(tmp
     settings = {"train__steps": "2000", "train__eval_every": "2000", "train__log_every": "10"}
     with pytest.raises(SavingError) as error:
         train(tiny_config(train__checkpoint_every="500", **settings), tmp_path)
-    assert "There is none yet; the same command starts anew once this is mended." in str(
-        error.value
-    )
+    message = "There is none yet; the same command starts from scratch once this is fixed."
+    assert message in str(error.value)
     assert 500 <= read_metrics(tmp_path)[-1]["step"] < 900
 
 
-def test_a_latest_checkpoint_is_not_saved_where_its_best_could_not_be(tmp_path, monkeypatch):
+def test_a_latest_checkpoint_is_not_saved_if_its_best_one_could_not_be(tmp_path, monkeypatch):
     save = ocp.CheckpointManager.save
 
     def fail(self, step, **named):
@@ -248,7 +245,7 @@ ls "$WORKDIR/latest"
 """
 
 
-def test_a_full_disk_is_said_and_what_was_saved_before_is_gone_on_from(tmp_path):
+def test_a_full_disk_is_reported_and_the_run_resumes_from_what_was_saved(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     workdir = disk / "run"
@@ -272,16 +269,16 @@ def test_a_full_disk_is_said_and_what_was_saved_before_is_gone_on_from(tmp_path)
     assert found.returncode == 0, output
     assert "could not be written" in found.stderr
     assert "No space left on device" in found.stderr
-    assert "the same command goes on from" in found.stderr
+    assert "the same command resumes from" in found.stderr
     full, room = found.stdout.split("--- with room:\n")
-    saved = [int(name) for name in room.split("Going on")[0].split() if name.isdigit()]
+    saved = [int(name) for name in room.split("Resuming")[0].split() if name.isdigit()]
     assert saved, output
     assert f"Resuming from step {max(saved)} in {workdir}" in room
     assert "step 30/30" in room
     assert "step 30/30" not in full
 
 
-def test_a_closed_run_lets_go_of_its_directory(tmp_path):
+def test_a_run_unlocks_its_directory_when_it_ends(tmp_path):
     for _ in range(2):  # in one process, which a lock would keep for as long as it lives
         train(tiny_config(train__steps="2", train__eval_every="2"), tmp_path)
 
@@ -298,7 +295,7 @@ class DeadlyScenes(sources.SyntheticScenes):
         return super().__getitem__(index)
 
 
-def test_a_run_whose_data_worker_died_goes_on_from_its_last_checkpoint(
+def test_a_run_whose_data_worker_died_resumes_from_its_last_checkpoint(
     tmp_path, monkeypatch, capsys
 ):
     config = tiny_config(data__num_workers="1", train__eval_every="20")

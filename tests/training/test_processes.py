@@ -1,4 +1,4 @@
-"""Several processes train what one does, and go on from each other's checkpoints."""
+"""Several processes train the model that one trains, and resume from each other's checkpoints."""
 
 import itertools
 import os
@@ -18,7 +18,8 @@ from mtmamba_jax.training.report import read_metrics
 ROOT = pathlib.Path(__file__).parents[2]
 DEVICES = 4
 # Processes, and devices that share one copy of the state.
-LAYOUTS = [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (4, 2)]
+LAYOUTS = [(1, 1), (2, 1), (2, 2), (4, 1), (1, 2), (4, 2)]
+FAST = LAYOUTS[:3]
 SETTINGS = ["train.batch_size=4", "eval.batch_size=4", "train.checkpoint_every=8"]
 SAVED = 16  # the last step before the end that is saved
 
@@ -78,17 +79,31 @@ def losses(workdir):
     return {line["step"]: line["loss"] for line in read_metrics(workdir) if line["kind"] == "train"}
 
 
+def marked(layouts, fast=FAST):
+    """Returns parameters for pytest, slow ones marked."""
+    return [
+        each if each in fast else pytest.param(each, marks=pytest.mark.slow) for each in layouts
+    ]
+
+
+class Runs(dict):
+    """The work directory and output of a run on each layout, trained when asked for."""
+
+    def __init__(self, factory):
+        self._factory = factory
+
+    def __missing__(self, layout):
+        workdir = self._factory.mktemp("run")
+        self[layout] = workdir, run(workdir, layout)
+        return self[layout]
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Work directories and printed texts of a run on each layout."""
-    found = {}
-    for layout in LAYOUTS:
-        workdir = tmp_path_factory.mktemp("run")
-        found[layout] = workdir, run(workdir, layout)
-    return found
+    return Runs(tmp_path_factory)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS[1:])
+@pytest.mark.parametrize("layout", marked(LAYOUTS[1:]))
 def test_every_layout_gives_the_losses_of_one_process(layout, runs):
     wanted, found = losses(runs[LAYOUTS[0]][0]), losses(runs[layout][0])
     assert list(found) == list(wanted) == list(range(1, 21))
@@ -96,7 +111,7 @@ def test_every_layout_gives_the_losses_of_one_process(layout, runs):
     assert found == pytest.approx(wanted, rel=1e-5)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS[1:])
+@pytest.mark.parametrize("layout", marked(LAYOUTS[1:]))
 def test_every_layout_gives_the_scores_of_one_process(layout, runs):
     # Five test examples: the last batch of four is filled up in three of its places, some of them
     # on processes that have no example of it at all.
@@ -117,7 +132,7 @@ def test_every_layout_gives_the_scores_of_one_process(layout, runs):
         assert a == pytest.approx(b, rel=1e-5)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", marked(LAYOUTS))
 def test_only_the_first_process_prints_and_draws(layout, runs):
     workdir, outputs = runs[layout]
     assert "step 20/20" in outputs[0]
@@ -126,9 +141,11 @@ def test_only_the_first_process_prints_and_draws(layout, runs):
 
 
 @pytest.mark.parametrize(
-    ("saved", "layout"), [*itertools.pairwise(LAYOUTS), (LAYOUTS[-1], LAYOUTS[0])]
+    "layouts",
+    marked([*itertools.pairwise([*LAYOUTS, LAYOUTS[0]]), (FAST[2], FAST[0])], [(FAST[2], FAST[0])]),
 )
-def test_a_checkpoint_of_each_layout_goes_on_on_another(saved, layout, runs, tmp_path):
+def test_a_checkpoint_of_each_layout_resumes_on_another(layouts, runs, tmp_path):
+    saved, layout = layouts
     workdir = shutil.copytree(runs[saved][0], tmp_path / "run")
     shutil.rmtree(workdir / "latest" / "20")
     assert [path.name for path in (workdir / "latest").iterdir()] == [str(SAVED)]
@@ -137,7 +154,8 @@ def test_a_checkpoint_of_each_layout_goes_on_on_another(saved, layout, runs, tmp
     assert losses(workdir) == pytest.approx(losses(runs[saved][0]), rel=1e-5)
 
 
-def test_every_layout_begins_with_the_weights_of_another_run(runs, tmp_path):
+@pytest.mark.slow
+def test_every_layout_starts_from_the_weights_of_another_run(runs, tmp_path):
     # Nothing is learned at this rate: the losses are those of the weights it begins with.
     settings = ("optimizer.learning_rate=0.0", "train.steps=2", f"init.run={runs[1, 1][0]}")
     found = {}
@@ -157,16 +175,16 @@ def test_every_layout_begins_with_the_weights_of_another_run(runs, tmp_path):
         (["--coordinator=a:1", "--num_processes=2", "--process_id=2"], "< --num_processes, got"),
     ],
 )
-def test_flags_that_make_no_sense_are_refused(flags, message, tmp_path, capsys):
+def test_incomplete_or_contradictory_flags_are_refused(flags, message, tmp_path, capsys):
     assert main(["train", f"--workdir={tmp_path}", *flags]) == 2
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("used", [False, True])
-def test_a_process_alone_joins_nothing(used):
+def test_a_single_process_joins_nothing(used):
     code = (
         "import sys, jax\n"
-        "from mtmamba_jax import processes\n"
+        "from mtmamba_jax.devices import processes\n"
         f"{'jax.devices()' if used else ''}\n"
         "out = sys.stdout\n"
         "processes.join()\n"
@@ -180,7 +198,7 @@ def test_sums_of_all_processes_are_exact_in_64_bits():
     code = (
         "import sys\n"
         "import numpy as np\n"
-        "from mtmamba_jax import processes\n"
+        "from mtmamba_jax.devices import processes\n"
         "processes.join(f'localhost:{sys.argv[1]}', 2, int(sys.argv[2]))\n"
         "own = 2**40 + 1 + int(sys.argv[2])\n"
         "sums = {'a': np.array([[own, -5]]), 'b': np.int64(own)}\n"
@@ -232,7 +250,7 @@ def test_processes_that_do_not_see_each_other_do_not_start_one_by_one(told, mess
 def test_a_slurm_task_takes_the_gpus_that_no_other_task_takes(nodes, shown, taken):
     code = (
         "import jax, sys\n"
-        "from mtmamba_jax import processes\n"
+        "from mtmamba_jax.devices import processes\n"
         "processes.join()\n"
         "taken = jax.config.read('jax_cuda_visible_devices')\n"
         "print(f'{jax.process_count()} tasks; this takes {taken}.', file=sys.stderr)\n"

@@ -1,8 +1,9 @@
-"""The training step: one device or many, one part or several, the same numbers."""
+"""The training step gives the same numbers on one device or many, in one batch or microbatches."""
 
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -10,9 +11,11 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from mtmamba_jax.devices.sharding import create_mesh, jit_on, put_batch, split_longest, split_state
+from mtmamba_jax.labels import resize_logits
 from mtmamba_jax.losses import multitask_loss
 from mtmamba_jax.models.layers import drop_path
 from mtmamba_jax.models.mtmamba import abstract_build
+from mtmamba_jax.models.plus import ConvHeads
 from mtmamba_jax.models.weights import split_model
 from mtmamba_jax.tasks import select
 from mtmamba_jax.training.optimizer import create_optimizer
@@ -42,7 +45,7 @@ def make_batches(config, tasks):
 
 
 class PixelModel(nnx.Module):
-    """Stands for MTMamba where only the step is in question: a linear map of each pixel."""
+    """Stands in for MTMamba in tests of the step itself: a linear map of each pixel."""
 
     def __init__(self, tasks, drop_path_rate):
         rngs = nnx.Rngs(0)
@@ -56,15 +59,38 @@ class PixelModel(nnx.Module):
         return {name: projection(x) for name, projection in self.projections.items()}
 
 
-def create_pixel_state(config, tasks, optimizer, mesh):
-    model = PixelModel(tasks, config.model.decoder_drop_path_rate)
+class NormalisingModel(nnx.Module):
+    """MTMamba++'s heads, which have BatchNorm, on the pixels themselves."""
+
+    def __init__(self, tasks):
+        self.heads = ConvHeads(tasks, 3, dtype=jnp.float32, rngs=nnx.Rngs(0))
+
+    def __call__(self, images, *, training, rngs):
+        features = jnp.stack([images] * len(self.heads.names))
+        logits = self.heads(features, training=training)
+        return {name: resize_logits(x, images.shape[1:3]) for name, x in logits.items()}
+
+
+def place(model, optimizer, mesh):
     graph, parameters = split_model(model)
     state = initial_state(graph, parameters, optimizer)
     layout = split_state(state, mesh)
     return graph, jax.device_put(state, layout), layout
 
 
-def run(config, devices, create=create_state, fsdp=1):
+def create_real_state(config, tasks, optimizer, mesh):
+    return create_state(config.model, tasks, config.seed, optimizer, mesh)
+
+
+def create_pixel_state(config, tasks, optimizer, mesh):
+    return place(PixelModel(tasks, config.model.decoder_drop_path_rate), optimizer, mesh)
+
+
+def create_normalising_state(config, tasks, optimizer, mesh):
+    return place(NormalisingModel(tasks), optimizer, mesh)
+
+
+def run(config, devices, create=create_real_state, fsdp=1):
     """Returns the numbers of a few steps with plain gradient descent, which forgives nothing."""
     tasks = select(config.tasks.set, config.tasks.names)
     mesh = create_mesh(devices, fsdp=fsdp, devices=jax.devices()[:devices])
@@ -87,6 +113,7 @@ def assert_same_history(found, wanted, rtol):
             np.testing.assert_allclose(a[name], b[name], rtol=rtol, err_msg=name)
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_losses_of_one():
     assert len(jax.devices()) >= 8
     config = tiny_config(train__batch_size="8")
@@ -94,25 +121,33 @@ def test_eight_devices_give_the_losses_of_one():
     assert_same_history(run(config, devices=8), run(config, devices=1), rtol=1e-5)
 
 
-def test_batch_norm_is_over_the_whole_batch_on_any_number_of_devices():
+@pytest.mark.parametrize(
+    "create",
+    [create_normalising_state, pytest.param(create_real_state, marks=pytest.mark.slow)],
+)
+def test_batch_norm_is_over_the_whole_batch_on_any_number_of_devices(create):
     config = tiny_config(model__name="mtmamba_plus", train__batch_size="4")
 
     def losses(history):
         return [{k: v for k, v in numbers.items() if "loss" in k} for numbers in history]
 
-    one = run(config, 1)
-    for found in (run(config, 4), run(config, 2, fsdp=2)):
+    one = run(config, 1, create)
+    for found in (run(config, 4, create), run(config, 2, create, fsdp=2)):
         assert_same_history(found[:1], one[:1], rtol=1e-5)
         # Normalising by small batches magnifies rounding in the gradients of later steps.
         assert_same_history(losses(found), losses(one), rtol=1e-5)
 
 
-def test_running_statistics_follow_the_batches_and_are_not_learned():
+@pytest.mark.parametrize(
+    "create",
+    [create_normalising_state, pytest.param(create_real_state, marks=pytest.mark.slow)],
+)
+def test_running_statistics_follow_the_batches_and_are_not_learned(create):
     config = tiny_config(model__name="mtmamba_plus", optimizer__weight_decay="0.1")
     tasks = select(config.tasks.set, config.tasks.names)
     mesh = create_mesh(2, devices=jax.devices()[:1])
     optimizer = create_optimizer(config.optimizer, config.train.steps)
-    graph, state, layout = create_state(config, tasks, optimizer, mesh)
+    graph, state, layout = create(config, tasks, optimizer, mesh)
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state.optimizer)]
     statistics = ("mean", "var", "batches")
     assert not [name for name in names if any(each in name for each in statistics)]
@@ -122,7 +157,7 @@ def test_running_statistics_follow_the_batches_and_are_not_learned():
     after = step(state, put_batch(batch, mesh))[0].parameters
 
     def normalised(parameters, images):
-        """Returns what a head's BatchNorm gets in that step."""
+        """Returns the input of a head's BatchNorm in that step."""
         model, seen = nnx.merge(graph, parameters), []
         model.heads.heads["depth"].norm = lambda x, **settings: seen.append(x) or x
         key = jax.random.fold_in(jax.random.key(config.seed), 0)
@@ -137,18 +172,21 @@ def test_running_statistics_follow_the_batches_and_are_not_learned():
     assert after["heads"]["heads"]["depth"]["batches"] == 1
 
 
-def test_microbatches_do_not_go_with_batch_norm():
+def test_microbatches_are_refused_with_batch_norm():
     config = tiny_config(model__name="mtmamba_plus", train__microbatches="2")
-    with pytest.raises(ValueError, match=r"train\.microbatches=2 does not go with 'mtmamba_plus'"):
-        run(config, 1)
+    with pytest.raises(
+        ValueError, match=r"train\.microbatches=2 does not work with 'mtmamba_plus'"
+    ):
+        run(config, 1, create_normalising_state)
 
 
-def test_a_state_in_parts_gives_the_losses_of_a_whole_one():
+@pytest.mark.slow
+def test_a_split_state_gives_the_losses_of_a_replicated_one():
     config = tiny_config(train__batch_size="8")
     assert_same_history(run(config, 4, fsdp=2), run(config, 1), rtol=1e-5)
 
 
-def test_layout_of_a_shared_state_gives_each_device_little_more_than_its_share():
+def test_a_split_state_gives_each_device_little_more_than_its_share():
     config = tiny_config(model__encoder="swin_tiny")
     tasks = select(config.tasks.set, config.tasks.names)
     built = abstract_build(config.model, tasks)
@@ -164,7 +202,7 @@ def test_layout_of_a_shared_state_gives_each_device_little_more_than_its_share()
 def test_microbatches_give_the_losses_of_the_whole_batch():
     config = tiny_config(train__batch_size="8", model__decoder_drop_path_rate="0.0")
     whole = run(config, 1, create_pixel_state)
-    config.train.microbatches = 4
+    config = config.replace(train={"microbatches": 4})
     # Losses are means over images, so parts add up to the whole but for rounding.
     assert_same_history(run(config, 2, create_pixel_state), whole, rtol=1e-5)
 
@@ -176,16 +214,15 @@ def test_microbatches_without_a_label_do_not_enter_the_mean_of_a_loss():
     depth = next(task for task in tasks if task.name == "depth")
     batch["depth"][1:] = depth.ignore
 
-    def numbers():
+    def numbers(config):
         mesh = create_mesh(1, devices=jax.devices()[:1])
         graph, state, layout = create_pixel_state(config, tasks, optax.sgd(0.05), mesh)
         step = create_train_step(config, graph, tasks, optax.sgd(0.05), mesh, layout)
         return step(state, put_batch(batch, mesh))[1]
 
-    whole = numbers()
+    whole = numbers(config)
     assert whole["loss/depth"] > 0
-    config.train.microbatches = 4
-    for name, value in numbers().items():
+    for name, value in numbers(config.replace(train={"microbatches": 4})).items():
         np.testing.assert_allclose(value, whole[name], rtol=1e-5, err_msg=name)
 
 
@@ -248,12 +285,12 @@ def test_mesh_of_two_axes():
             create_mesh(8, **wrong)
 
 
-def test_devices_that_the_mesh_leaves_out_are_told_with_the_reason(caplog):
+def test_devices_that_the_mesh_leaves_out_are_logged_with_the_reason(caplog):
     assert create_mesh(8, data=2).size == 2
     assert "Using 2 of 8 devices, as mesh.data and mesh.fsdp say." in caplog.text
 
 
-def test_odd_arrays_stay_whole():
+def test_arrays_that_do_not_divide_are_replicated():
     assert split_longest((6, 4), 4) == PartitionSpec(None, "fsdp")
     assert split_longest((8, 4), 4) == PartitionSpec("fsdp")
     for shape in ((6, 3), ()):
