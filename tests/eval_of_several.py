@@ -5,6 +5,7 @@ import sys
 if __name__ == "__main__":
     from mtmamba_jax.checkpoints import load
     from mtmamba_jax.cli.main import main
+    from tests import tiny  # noqa: F401 (registers its encoder)
     from tests.pixel_model import build_pixel_model
 
     port, count, index, *arguments = sys.argv[1:]

@@ -59,7 +59,8 @@ def test_predictor_maps_photos_of_any_size_to_units(model):
 def test_predictor_reads_the_logits_of_the_model(model):
     photo = np.random.default_rng(1).integers(0, 256, (32, 64, 3), np.uint8)
     mean, deviation = np.array((0.485, 0.456, 0.406)), np.array((0.229, 0.224, 0.225))
-    logits = model(jnp.asarray((photo / 255 - mean) / deviation, jnp.float32)[None])
+    images = jnp.asarray((photo / 255 - mean) / deviation, jnp.float32)[None]
+    logits = nnx.jit(lambda model, x: model(x))(model, images)
     found = mt.Predictor(model, mt.NYUDV2, (32, 64))(photo)
     # Bound: float32 sums in another order, of values up to 10.
     np.testing.assert_allclose(found["depth"], logits["depth"][0, ..., 0], atol=1e-4)

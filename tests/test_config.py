@@ -74,7 +74,7 @@ def test_override_keeps_types():
     [
         ("train.step", "7", "Unknown config key 'train.step'. Did you mean 'train.steps'?"),
         ("train", "7", "Unknown config key 'train'"),
-        ("train.steps", "many", "'train.steps' wants an int such as"),
+        ("train.steps", "many", "'train.steps' wants an int, got 'many'"),
         ("model.encoder", "3", "Unknown value of config key 'model.encoder', '3'."),
         ("tasks.baselines.dept", "3", "Did you mean 'tasks.baselines.depth'?"),
         ("data.size", "32", "'data.size' wants a height and a width"),

@@ -17,7 +17,7 @@ from mtmamba_jax.devices.processes import highest, is_first, together
 from mtmamba_jax.files.locks import NoLocksError, locked
 from mtmamba_jax.files.paths import wait_until
 
-LOCK_FILE, TOKEN_FILE = ".lock", ".token"
+LOCK_FILE = ".lock"
 
 
 class LockedRunDirectory(RunDirectory):
@@ -85,22 +85,22 @@ def lock(directory: RunDirectory) -> Iterator[LockedRunDirectory]:
 @contextlib.contextmanager
 def _write_token(directory: RunDirectory, token: int) -> Iterator[None]:
     """Takes the lock, if the file system has locks, and writes a number for the others to see."""
+    file = directory / LOCK_FILE
     with contextlib.ExitStack() as stack:
-        if not directory.is_remote:
+        if directory.is_remote:
+            _write_remotely(file, str(token))
+        else:
             try:
-                lock_file = pathlib.Path(directory / LOCK_FILE)
-                stack.enter_context(locked(lock_file, "trains", wait=False))
+                stack.enter_context(locked(pathlib.Path(file), "trains", wait=False))
             except NoLocksError as error:
                 print(f"warning: {error} Two runs at once would spoil each other.", flush=True)
-        _write(directory / TOKEN_FILE, str(token))
+            file.write_text(str(token))
         yield
 
 
-def _write(file: epath.Path, text: str) -> None:
+def _write_remotely(file: epath.Path, text: str) -> None:
     try:
         file.write_text(text)
-    except OSError:
-        raise
     except Exception as error:  # of gcsfs, google.auth, aiohttp: no package, bucket, right, network
         raise OSError(
             f"{file.parent} cannot be written ({type(error).__name__}: {error}). Does the bucket "
@@ -110,7 +110,7 @@ def _write(file: epath.Path, text: str) -> None:
 
 def _check_token(directory: RunDirectory, token: int) -> None:
     """Checks that this process sees the number that the first one wrote."""
-    file = directory / TOKEN_FILE
+    file = directory / LOCK_FILE
     if not wait_until(lambda: is_first() or (file.exists() and file.read_text() == str(token))):
         raise ValueError(
             f"--workdir={directory} of process {jax.process_index()} is not that of the first. All "

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, unknown: Sequence[str], parser: Parser) -> int:
     """Runs a command; turns errors of the user into a message and an exit code."""
     try:
-        options.overrides = _overrides(unknown, options.command, parser)
+        options.overrides = parse_overrides(unknown, options.command, parser)
         # Imported late: --help and a mistyped flag answer at once.
         command = importlib.import_module(f"mtmamba_jax.cli.{options.command}")
         return command.run(options)
@@ -82,7 +82,7 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _overrides(unknown: Sequence[str], command: str, parser: Parser) -> dict[str, str]:
+def parse_overrides(unknown: Sequence[str], command: str, parser: Parser) -> dict[str, str]:
     """Returns {key: text} for `--config.key=value` and `--config.key value`."""
     sub = parser.commands[command]
     flags = sorted(flag for flag in sub._option_string_actions if flag.startswith("--"))

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags import config_path
 
 from mtmamba_jax.config.settings import Config, flatten, from_flat
 from mtmamba_jax.messages import check_name, nearest
@@ -88,12 +89,10 @@ def _read(path: str, overrides: Mapping[str, str]) -> ConfigDict:
         key = re.match(r"flag --config\.([\w.]+)=", str(error))
         if not key:  # raised by get_config()
             raise ValueError(f"{path}: {error}") from error
-        current = flatten(_read(path, {}))[key[1]]
-        kind = type(current).__name__
+        kind = config_path.get_type(key[1], _read(path, {})).__name__
         article = "an" if kind == "int" else "a"
         raise ValueError(
-            f"Config key {key[1]!r} wants {article} {kind} such as {current!r}; "
-            f"got {overrides[key[1]]!r}."
+            f"Config key {key[1]!r} wants {article} {kind}, got {overrides[key[1]]!r}."
         ) from error
     if not isinstance(config, ConfigDict):
         raise ValueError(

@@ -19,6 +19,7 @@ from etils import epath
 from mtmamba_jax.training.report import read_metrics
 from mtmamba_jax.checkpoints.load import load_run
 from mtmamba_jax.checkpoints import load
+from tests import tiny
 from tests.pixel_model import build_pixel_model
 load.abstract_build = build_pixel_model
 workdir = epath.Path(sys.argv[1])

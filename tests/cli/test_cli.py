@@ -26,10 +26,10 @@ MISTAKES = [
     (["eval", "--workdir=nowhere"], 2, "nowhere holds no run"),
     (["predict", "--workdir=nowhere", "photo.jpg"], 2, "nowhere holds no run"),
     (["--wrong", "train"], 2, "Unknown argument '--wrong' of train"),
-    (["train", "--config.data.size=96"], 2, "'data.size' wants a tuple such as (96, 128)"),
+    (["train", "--config.data.size=96"], 2, "'data.size' wants a height and a width"),
     (["train", "--config.train.log_every=0"], 2, "'train.log_every' must be at least 1, got 0"),
-    (["train", "--config.tasks.baselines.dept=1"], 2, "Did you mean 'depth'?"),
-    (["train", "--config.tasks.baselines.depth=low"], 2, "'tasks.baselines.depth' wants a number"),
+    (["train", "--config.tasks.baselines.dept=1"], 2, "Did you mean 'tasks.baselines.depth'?"),
+    (["train", "--config.tasks.baselines.depth=low"], 2, "'tasks.baselines.depth' wants a float"),
     (["train", "--config.augment.scale=(2.0,1.0)"], 2, "scale: wanted 0 < low <= high"),
     (["train", "--config.tasks.names=1"], 2, "Unknown task"),
     (["train", f"--config.seed={2**63}"], 2, "'seed' must be in 0 to 2**31 - 1"),
@@ -40,7 +40,7 @@ MISTAKES = [
     (
         ["train", "--config.train.microbatches=2", "--config.loss.reduction=batch"],
         2,
-        "cannot go with train.microbatches > 1. Use loss.reduction='image'",
+        "cannot be combined with train.microbatches > 1. Use loss.reduction='image'",
     ),
     (["train", "--config.tasks.baselines.depth=1.0"], 2, "tasks.baselines lacks semseg"),
 ]

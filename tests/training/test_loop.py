@@ -16,6 +16,13 @@ from tests.tiny import TINY, tiny_config
 from tests.training import kill_tally
 
 
+@pytest.fixture(scope="module", autouse=True)
+def pixel_model():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "build", build_pixel_model)
+        yield
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
@@ -105,7 +112,6 @@ def test_waiting_for_input_is_logged(slow, tmp_path, monkeypatch, capsys):
 
         return slow_step
 
-    monkeypatch.setattr(state, "build", build_pixel_model)
     if slow == "source":
         monkeypatch.setattr(sources, "SyntheticScenes", SlowScenes)
     else:
