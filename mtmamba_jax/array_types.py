@@ -1,8 +1,8 @@
-"""The axis legend: one letter, one meaning, in every docstring, einsum and shape comment.
+"""Legend of axis letters, used in every shape and einsum, and types of arrays.
 
 | letter | axis                                                      |
 |--------|-----------------------------------------------------------|
-| t      | task: weights and features of all tasks are stacked on it |
+| t      | task: features and weights of all tasks are stacked on it |
 | b      | batch                                                     |
 | h, w   | height and width of a map; l = h*w                        |
 | c      | channels of a feature map                                 |
@@ -20,9 +20,14 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 Array = jax.Array | np.ndarray
+Features = Float[jax.Array, "b h w c"]
+"""A feature map."""
+TaskFeatures = Float[jax.Array, "t b h w c"]
+"""A feature map for each task."""
 TaskMaps = Mapping[str, Array]
-"""A map [b h w c] for each task name: logits, labels or gradients."""
+"""Logits, labels or gradients [b h w c] by task name."""
 Batch = Mapping[str, Array]
-"""What the pipeline yields; see `mtmamba_jax.data_pipelines.batch`."""
+"""Images, labels and mask of one batch; see `mtmamba_jax.data_pipelines.batch`."""

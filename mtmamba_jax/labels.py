@@ -1,4 +1,4 @@
-"""Logits and labels on one grid, and what of a label counts: the same for losses and metrics."""
+"""Rules that losses and metrics share: logits on the labels' grid, and which pixels count."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Shaped
 
 from mtmamba_jax.array_types import Array
 from mtmamba_jax.tasks import Task
 
 
-def resize_logits(logits: Array, size: Sequence[int]) -> Array:
-    """Resizes [b h w channels] bilinearly to `size` = (height, width), with half-pixel centres.
+def resize_logits(
+    logits: Float[jax.Array, "b h w channels"], size: Sequence[int]
+) -> Float[jax.Array, "b height width channels"]:
+    """Resizes logits bilinearly to `size` = (height, width), with half-pixel centres.
 
-    Nothing is smoothed where it gets smaller; nothing is done where it has that size.
+    Downsizing does not antialias. Logits of that size are returned as they are.
     """
     if logits.shape[1:3] == tuple(size):
         return logits
@@ -22,22 +25,28 @@ def resize_logits(logits: Array, size: Sequence[int]) -> Array:
     return jax.image.resize(logits, shape, method="bilinear", antialias=False)
 
 
-def valid_pixels(task: Task, label: Array, mask: Array) -> jax.Array:
-    """Returns which pixels count, bool [b h w].
+def valid_pixels(
+    task: Task, label: Shaped[Array, "b h w channels"], mask: Bool[Array, " b"]
+) -> Bool[jax.Array, "b h w"]:
+    """Returns which pixels losses and metrics count.
 
     Args:
-      task: gives the ignore value; a pixel is ignored where all its label channels hold it.
-      label: [b h w label_channels].
-      mask: bool [b]; False leaves a whole example out (padding of a last batch).
+      task: Task with the ignore value; a pixel is ignored where all its label channels hold it.
+      label: Label of the task.
+      mask: False for examples to leave out: the padding of a last batch.
     """
     return jnp.any(label != task.ignore, axis=-1) & jnp.asarray(mask, bool)[:, None, None]
 
 
-def check_shapes(task: Task, logits: Array, label: Array) -> None:
-    """Checks that logits [b h w channels] and a label [b h w label_channels] lie on one grid.
+def check_shapes(
+    task: Task,
+    logits: Float[Array, "b h w channels"],
+    label: Shaped[Array, "b h w label_channels"],
+) -> None:
+    """Checks that logits and a label have the task's channels and lie on one grid.
 
     Raises:
-      ValueError: they do not; the message gives both shapes and what to do.
+      ValueError: If they do not; the message gives both shapes and the remedy.
     """
     for what, array, channels in (
         ("logits", logits, task.channels),

@@ -1,7 +1,7 @@
-"""Losses: per-pixel values for each kind of task, one reduction for all of them, one total.
+"""Losses of the tasks and their total, the training objective.
 
-A loss function knows nothing of ignored pixels or of batches: it returns a value for each pixel.
-`reduce_pixels` alone takes the mean over valid pixels, for each image or over the batch.
+A loss function returns a value for each pixel; `reduce_pixels` alone takes the mean over valid
+pixels, for each image or over the batch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from mtmamba_jax.array_types import Batch, TaskMaps
 from mtmamba_jax.labels import check_shapes, valid_pixels
@@ -18,31 +19,32 @@ from mtmamba_jax.messages import check_name
 from mtmamba_jax.tasks import Task
 
 EDGE_POSITIVE_WEIGHT = 0.95
-"""Weight of contour pixels in `edge_bce`; the others weigh the rest (the official setting)."""
+"""Weight of contour pixels in `edge_bce`; other pixels weigh 1 minus it (the official setting)."""
 
 LOG_EPSILON = 1e-8
 """Added to a loss before its logarithm (the official setting)."""
 
-# Squared length under which a normal is shrunk, not normalised. In float32 it leaves a vector of
-# length 0.01 or more as it is, and it bounds the gradient at 0 by 1e6.
+# Added to a normal's squared length. In float32 it does not change vectors of length 0.01 or more,
+# and it bounds the gradient at 0 by 1e6.
 SQUARED_LENGTH_EPSILON = 1e-12
 
 SCHEMES = ("log", "sum")
-# The axes of [b h w] that one loss is a mean over.
 REDUCTIONS = {"image": (1, 2), "batch": (0, 1, 2)}
+"""Axes of [b h w] that a loss is averaged over."""
 
 PixelLoss = Callable[[jax.Array, jax.Array, jax.Array, tuple[int, ...]], jax.Array]
-"""(logits [b h w channels] float32, label, valid [b h w], axes of one mean) -> values [b h w]."""
+"""Maps float32 logits [b h w channels], label, valid pixels [b h w] and the axes of the mean to
+the values [b h w]."""
 
 
-def normalise(vectors: jax.Array) -> jax.Array:
-    """Scales vectors [... 3] to unit length; a zero vector stays zero, with a finite gradient."""
+def normalise(vectors: Float[jax.Array, "*shape 3"]) -> Float[jax.Array, "*shape 3"]:
+    """Scales vectors to unit length; a zero vector stays zero, with a finite gradient."""
     squared = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
     return vectors * jax.lax.rsqrt(squared + SQUARED_LENGTH_EPSILON)
 
 
 def cross_entropy(logits, label, valid, axes):
-    """Cross entropy of classes. A valid label that is no class gives NaN, which stops a run."""
+    """Cross entropy of classes; NaN, which stops training, for a valid label that is no class."""
     del axes
     channels = logits.shape[-1]
     classes = jnp.where(valid, label[..., 0], 0)[..., None]
@@ -53,7 +55,7 @@ def cross_entropy(logits, label, valid, axes):
 
 
 def balanced_cross_entropy(logits, label, valid, axes):
-    """Two-class cross entropy; each class weighs the share of the other among the valid pixels."""
+    """Two-class cross entropy; the weight of a class is the other's share of the valid pixels."""
     positive = valid & (label[..., 0] == 1)
     count = jnp.maximum(jnp.sum(valid, axis=axes, keepdims=True), 1)
     positive_share = jnp.sum(positive, axis=axes, keepdims=True) / count
@@ -62,7 +64,7 @@ def balanced_cross_entropy(logits, label, valid, axes):
 
 
 def edge_bce(logits, label, valid, axes):
-    """Binary cross entropy with `EDGE_POSITIVE_WEIGHT` on contour pixels."""
+    """Binary cross entropy, weighted by `EDGE_POSITIVE_WEIGHT` on contour pixels."""
     del valid, axes
     logit = logits[..., 0]
     return jnp.where(
@@ -79,7 +81,7 @@ def l1(logits, label, valid, axes):
 
 
 def normals_l1(logits, label, valid, axes):
-    """Absolute error summed over the three components, after normalising the prediction."""
+    """Absolute error of the normalised prediction, summed over the three components."""
     del valid, axes
     return jnp.sum(jnp.abs(normalise(logits) - label), axis=-1)
 
@@ -91,14 +93,15 @@ LOSSES: Mapping[str, PixelLoss] = {
     "l1": l1,
     "normals_l1": normals_l1,
 }
+"""Loss functions by `Task.loss`."""
 
 
 def reduce_pixels(
-    values: jax.Array, valid: jax.Array, axes: tuple[int, ...]
-) -> tuple[jax.Array, jax.Array]:
-    """Takes means over valid pixels: values, valid [b h w] -> means, present [b], or [1] if pooled.
+    values: Float[jax.Array, "b h w"], valid: Bool[jax.Array, "b h w"], axes: tuple[int, ...]
+) -> tuple[Float[jax.Array, " n"], Bool[jax.Array, " n"]]:
+    """Returns means over valid pixels and whether there were any; n is b, or 1 over the batch.
 
-    Where no pixel is valid, present is False, the mean is 0 and so is its gradient.
+    Where no pixel is valid, the mean is 0 and so is its gradient.
     """
     count = jnp.sum(valid, axis=axes)
     mean = jnp.sum(jnp.where(valid, values, 0.0), axis=axes) / jnp.maximum(count, 1)
@@ -106,11 +109,12 @@ def reduce_pixels(
 
 
 class TaskLoss(NamedTuple):
-    """A task's loss over a batch; those of a batch's parts may be added or averaged field by field.
+    """A task's loss over a batch; losses of microbatches may be averaged field by field.
 
     Attributes:
-      total: over the images that have a label for the task (one, where they are pooled).
-      count: of these images.
+      total: Sum of the losses of the images with a label for the task, or the loss of the whole
+        batch with reduction "batch".
+      count: Number of losses in the sum.
     """
 
     total: jax.Array
@@ -118,7 +122,7 @@ class TaskLoss(NamedTuple):
 
     @property
     def mean(self) -> jax.Array:
-        """Over these images; 0 where there is none."""
+        """Mean loss; 0 where there is none."""
         return jnp.where(self.count > 0, self.total / jnp.where(self.count > 0, self.count, 1), 0)
 
 
@@ -131,26 +135,27 @@ def multitask_loss(
     scheme: str,
     reduction: str,
 ) -> tuple[jax.Array, dict[str, TaskLoss]]:
-    """Returns the total to minimise, a scalar, and each task's loss; all float32.
+    """Returns the total to minimise, a scalar, and the loss of each task by name; all float32.
 
-    With l_t the mean over valid pixels of task t's loss and w_t its weight,
-    "sum": total = sum_t w_t * l_t; "log": total = sum_t w_t * log(l_t + 1e-8).
-    "batch" takes l_t (and saliency's class weights) over all pixels of the batch. "image" takes
-    them, and the logarithm, for each image, and averages the totals over the images: the published
-    runs' objective, 8 processes of one image each. An image (or batch) without a label for a task
-    adds nothing for that task, nor does it enter the task's loss.
+    Let l_t be the mean of task t's loss over valid pixels and w_t its weight. The total is
+    sum_t w_t * l_t with scheme "sum", and sum_t w_t * log(l_t + 1e-8) with "log".
+
+    With reduction "batch", l_t (and the class weights of saliency) are taken over all pixels of the
+    batch. With "image", they and the logarithm are taken for each image, and the totals are
+    averaged over the images: the objective of the published runs, with 8 processes of one image
+    each. An image (or batch) without a label for a task does not count for that task.
 
     Args:
-      tasks: the tasks to sum over.
-      logits: [b h w channels] for each task name, any float dtype, at the label's size.
-      batch: a label [b h w label_channels] for each task name, and `mask` bool [b].
-      weights: w_t for each task name.
+      tasks: Tasks to sum over.
+      logits: Logits [b h w channels] by task name, of any float dtype, at the label's size.
+      batch: Labels [b h w label_channels] by task name, and `mask`, bool [b].
+      weights: Weight w_t by task name.
       scheme: "log" or "sum".
       reduction: "image" or "batch".
 
     Raises:
-      ValueError: an unknown scheme, reduction or loss; a task without logits, label or weight;
-        shapes that do not fit.
+      ValueError: If a scheme, reduction or loss is unknown, if a task has no logits, label or
+        weight, or if shapes do not fit.
     """
     check_name("scheme", scheme, SCHEMES)
     check_name("reduction", reduction, REDUCTIONS)
@@ -158,17 +163,19 @@ def multitask_loss(
         wanted = [task.name for task in tasks] + (["mask"] if what == "batch" else [])
         missing = [name for name in wanted if name not in mapping]
         if missing:
-            raise ValueError(f"{what} lacks {', '.join(missing)}; it holds {', '.join(mapping)}.")
+            raise ValueError(
+                f"Missing in {what}: {', '.join(missing)}. Present: {', '.join(mapping)}."
+            )
 
     axes = REDUCTIONS[reduction]
     mask = jnp.asarray(batch["mask"], bool)
-    # Padded examples are no images: they do not enlarge the divisor.
+    # Padded examples do not count as images of the mean.
     groups = jnp.maximum(jnp.sum(mask), 1) if reduction == "image" else 1
     total = jnp.zeros((), jnp.float32)
     losses = {}
     for task in tasks:
         loss, present = _task_loss(task, logits[task.name], batch[task.name], mask, axes)
-        # log(1) = 0 where there is no label: nothing added, and no 1 / 1e-8 in the gradient.
+        # log(1) = 0 where there is no label, so that no 1 / 1e-8 enters the gradient.
         term = jnp.log(jnp.where(present, loss + LOG_EPSILON, 1.0)) if scheme == "log" else loss
         total += weights[task.name] * jnp.sum(term) / groups
         losses[task.name] = TaskLoss(jnp.sum(loss), jnp.sum(present, dtype=jnp.float32))

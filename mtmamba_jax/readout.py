@@ -1,4 +1,4 @@
-"""Logits as quantities in the task's unit: class numbers, metres, unit vectors, probabilities."""
+"""Predictions and labels as quantities: class IDs, metres, unit vectors and probabilities."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 
 import numpy as np
+from jaxtyping import Bool, Float, Shaped, UInt8
 
 from mtmamba_jax.array_types import Array
 from mtmamba_jax.tasks import Task
 
 
-def _softmax_last(logits: Array, xp: ModuleType) -> Array:
-    """The last class's probability of [... 2] logits."""
+def _last_class_probability(logits: Array, xp: ModuleType) -> Array:
     return 1.0 / (1.0 + xp.exp(logits[..., 0] - logits[..., 1]))
 
 
@@ -25,44 +25,62 @@ VALUES: Mapping[str, Callable[[Array, ModuleType], Array]] = {
     "depth": lambda logits, xp: logits[..., 0],
     "normals": _unit_length,
     "probability": lambda logits, xp: 1.0 / (1.0 + xp.exp(-logits[..., 0])),
-    "saliency": _softmax_last,
+    "saliency": _last_class_probability,
 }
-"""Logits [... channels], and numpy or jax.numpy -> the quantity, for each `Task.display`."""
+"""Maps logits [... channels] and numpy or jax.numpy to the quantity, for each `Task.display`."""
 
 
-def to_value(task: Task, logits: Array, xp: ModuleType = np) -> Array:
-    """Returns what a prediction says, in the task's unit.
+def to_value(
+    task: Task, logits: Float[Array, "*lead h w channels"], xp: ModuleType = np
+) -> Shaped[Array, "*lead h w *channels"]:
+    """Returns the quantity that logits predict, in the task's unit.
 
     Args:
-      task: chooses the reading.
-      logits: float [h w channels]; axes before these stay.
+      task: Task of the logits.
+      logits: Logits of one image or several.
       xp: numpy, or jax.numpy inside a program.
 
     Returns:
-      classes: uint8 [h w]; depth: float32 [h w]; normals: float32 [h w 3], unit length;
-      edge and saliency: float32 [h w], a probability.
+      Class IDs, uint8 [h w]; depth, float32 [h w]; normals of unit length, float32 [h w 3];
+      the probability of an edge or of saliency, float32 [h w].
     """
     value = VALUES[task.display](xp.asarray(logits, np.float32), xp)
     return value if value.dtype == np.uint8 else value.astype(np.float32)
 
 
-def label_value(task: Task, label: Array) -> np.ndarray:
-    """Returns a label [h w label_channels] in the form of `to_value`; ignored pixels stay 255."""
+def label_value(task: Task, label: Shaped[Array, "h w channels"]) -> Shaped[np.ndarray, "h w *3"]:
+    """Returns a label in the form of `to_value`; ignored pixels keep the ignore value."""
     label = np.asarray(label)
     return label if label.shape[-1] > 1 else label[..., 0]
 
 
-def to_levels(probability: np.ndarray) -> np.ndarray:
-    """Returns round(255 * probability), uint8."""
+def to_levels(probability: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
+    """Returns round(255 * probability)."""
     return np.rint(255.0 * np.clip(probability, 0.0, 1.0)).astype(np.uint8)
 
 
-def normal_levels(normals: np.ndarray) -> np.ndarray:
-    """Returns round(255 * (normal + 1) / 2), uint8."""
+def normal_levels(normals: Float[np.ndarray, "*shape 3"]) -> UInt8[np.ndarray, "*shape 3"]:
+    """Returns round(255 * (normal + 1) / 2)."""
     return to_levels((normals + 1.0) / 2.0)
 
 
-def is_ignored(task: Task, value: np.ndarray) -> np.ndarray:
-    """Returns which pixels of a label's value [h w] or [h w 3] are ignored: bool [h w]."""
+def is_ignored(task: Task, value: Shaped[np.ndarray, "h w *3"]) -> Bool[np.ndarray, "h w"]:
+    """Returns which pixels of a label's value (`label_value`) are ignored."""
     per_pixel = value if value.ndim == 3 else value[..., None]
     return (per_pixel == task.ignore).all(-1)
+
+
+def angle(
+    a: Float[Array, "*shape 3"], b: Float[Array, "*shape 3"], xp: ModuleType = np
+) -> Float[Array, "*shape"]:
+    """Returns the angle between unit vectors, in degrees.
+
+    2 atan2(|a - b|, |a + b|), which is exact at 0 and 180 degrees, unlike arccos.
+
+    Args:
+      a: Unit vectors.
+      b: Unit vectors.
+      xp: numpy, or jax.numpy inside a program.
+    """
+    difference = xp.linalg.norm(a - b, axis=-1)
+    return xp.degrees(2.0 * xp.arctan2(difference, xp.linalg.norm(a + b, axis=-1)))

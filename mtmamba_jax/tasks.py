@@ -1,7 +1,7 @@
-"""The task table: all that the rest of the code knows about a task is one row here.
+"""Table of the tasks: everything that the rest of the code knows about a task is one row here.
 
-Losses, metrics, transforms, heads and pictures read these fields; none of them asks for a task by
-name. To add a task, add a `Task` and name it in a set.
+Losses, metrics, transforms, heads and pictures read these fields, never the name of a task. To add
+a task, add a `Task` and put it in a task set.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from mtmamba_jax.messages import check_name
 
 IGNORE = 255
-"""Label value that no loss and no metric counts, in every task (normals: all three channels)."""
+"""Label value that losses and metrics ignore, for every task (normals: in all three channels)."""
 
 Colour = tuple[int, int, int]
 
@@ -22,24 +22,24 @@ class Task:
     """One dense prediction task.
 
     Attributes:
-      name: the key of its logits, its label and its scores.
-      channels: channels of the network's output.
-      loss: key of `losses.LOSSES`.
-      metric: key of `metrics.METRICS`.
-      score: which of the metric's numbers speaks for the task in delta_m and in tables.
-      lower_is_better: of that score.
-      unit: of that score, as printed; empty for shares.
-      label_channels: channels of the label.
-      label_dtype: "int32" for classes, "float32" for measures.
-      ignore: label value left out of losses and metrics.
-      scale_power: zooming an image by s multiplies the value by s**scale_power: -1 for distances,
+      name: Key of the task's logits, labels and scores.
+      channels: Channels of the network's output.
+      loss: Key of `losses.LOSSES`.
+      metric: Key of `metrics.METRICS`.
+      score: Score of the metric that represents the task in delta_m and in tables.
+      lower_is_better: Whether a lower score is better.
+      display: Key of `visualization.render.RENDERERS`: how a prediction is drawn.
+      unit: Unit of the score, as printed; empty for fractions.
+      label_channels: Channels of the label.
+      label_dtype: "int32" for class IDs, "float32" for measured quantities.
+      ignore: Label value that losses and metrics ignore.
+      scale_power: Zooming an image by s multiplies labels by s**scale_power: -1 for distances,
         1 for disparities in pixels.
-      negate_x_on_flip: the first channel is a horizontal component, so mirroring negates it.
-      ignore_all_background: a label that holds background (0) alone counts as not annotated: all
-        of it becomes ignore.
-      class_names: one for each class, for class tasks.
-      palette: an RGB colour for each class, for class tasks.
-      display: key of `visualization.render.RENDERERS`: how a prediction becomes a picture.
+      negate_x_on_flip: Whether mirroring negates the first channel, a horizontal component.
+      ignore_all_background: Whether a label with nothing but background (0) counts as not
+        annotated, that is, becomes all ignored.
+      class_names: Name of each class, for class tasks.
+      palette: RGB colour of each class, for class tasks.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Task:
 
 
 def _voc_palette(count: int) -> tuple[Colour, ...]:
-    """PASCAL VOC's colours: class bits 0, 1, 2 (then 3, 4, 5, ...) fill R, G, B from the top."""
+    """Returns PASCAL VOC's colours: bits 0, 1, 2 (then 3, 4, 5, ...) fill R, G, B from the top."""
     colours = []
     for index in range(count):
         rgb = [0, 0, 0]
@@ -121,7 +121,7 @@ def _segmentation(
 
 
 def _class_palette(class_names: Sequence[str]) -> tuple[Colour, ...]:
-    """VOC's colours; black, that of ignored pixels, is for background alone."""
+    """Returns VOC's colours, with black, the colour of ignored pixels, for background only."""
     first = 0 if "background" in class_names[:1] else 1
     return _voc_palette(first + len(class_names))[first:]
 
@@ -129,7 +129,7 @@ def _class_palette(class_names: Sequence[str]) -> tuple[Colour, ...]:
 SEMSEG_NYUDV2 = _segmentation("semseg", NYUDV2_CLASSES)
 SEMSEG_VOC = _segmentation("semseg", VOC_CLASSES)
 SEMSEG_CITYSCAPES = _segmentation("semseg", CITYSCAPES_CLASSES, CITYSCAPES_PALETTE)
-# Most photos show no person, and nobody looked for parts in them.
+# Most photos show no person and were not annotated.
 HUMAN_PARTS = dataclasses.replace(
     _segmentation("human_parts", HUMAN_PART_CLASSES), ignore_all_background=True
 )
@@ -181,13 +181,13 @@ SALIENCY = Task(
     palette=((0, 0, 0), (255, 255, 255)),
 )
 
-# In an order of our own: the official code has normals before edge. Cross-task blocks read tasks
-# side by side, so `convert` brings the order of its files into this one.
+# The official code has normals before edge. Cross-task blocks concatenate the tasks, so `convert`
+# reorders the weights of its files.
 NYUDV2 = (SEMSEG_NYUDV2, DEPTH, EDGE, NORMALS)
 PASCAL_CONTEXT = (SEMSEG_VOC, HUMAN_PARTS, SALIENCY, EDGE, NORMALS)
 CITYSCAPES = (SEMSEG_CITYSCAPES, DISPARITY)
-# For data of one's own: all tasks; the configuration names semseg's classes. Parts are a row of
-# their own: here a label of background alone counts, and an image not looked at has none.
+# For custom data: all tasks; the configuration names semseg's classes. Unlike HUMAN_PARTS, a label
+# with nothing but background counts here: images that were not annotated have no label.
 CUSTOM = (
     _segmentation("semseg", ()),
     _segmentation("human_parts", HUMAN_PART_CLASSES),
@@ -202,6 +202,7 @@ TASK_SETS = {
     "cityscapes": CITYSCAPES,
     "custom": CUSTOM,
 }
+"""Task sets by name, a key of the configuration."""
 
 
 def select(
@@ -210,13 +211,13 @@ def select(
     """Returns the tasks of a set, in its order.
 
     Args:
-      task_set: key of `TASK_SETS`.
-      names: keeps only these tasks.
-      classes: names of semseg's classes, in place of the set's.
+      task_set: Key of `TASK_SETS`.
+      names: Tasks to keep; empty for all.
+      classes: Class names of semseg, instead of the set's.
 
     Raises:
-      ValueError: an unknown set or task name (the message gives the valid ones); classes that
-        cannot be, without semseg to have them, or a semseg without classes.
+      ValueError: If the set or a task is unknown (the message lists the valid names), if `classes`
+        are invalid or given without semseg, or if semseg has no classes.
     """
     check_name("task set", task_set, TASK_SETS)
     tasks = {task.name: task for task in TASK_SETS[task_set]}
@@ -226,16 +227,16 @@ def select(
     if classes:
         if "semseg" not in chosen:
             raise ValueError(
-                "tasks.classes are those of task 'semseg', which this run has not: it has "
-                f"{', '.join(chosen)}."
+                "tasks.classes names the classes of task 'semseg', which is not selected. "
+                f"Selected: {', '.join(chosen)}."
             )
         _check_classes(classes)
         chosen["semseg"] = _segmentation("semseg", tuple(classes))
     for task in chosen.values():
         if not task.channels:
             raise ValueError(
-                f"Task {task.name!r} of the set {task_set!r} has no classes of its own. Name them, "
-                "in the order of the labels' numbers: --config.tasks.classes=background,crack."
+                f"Task {task.name!r} of the set {task_set!r} has no classes. Name them in the "
+                "order of their IDs in the labels: --config.tasks.classes=background,crack."
             )
     return tuple(chosen.values())
 
@@ -243,14 +244,16 @@ def select(
 def _check_classes(classes: Sequence[str]) -> None:
     wrong = [name for name in classes if not isinstance(name, str) or not name.strip()]
     if wrong:
-        raise ValueError(f"tasks.classes wants names, such as background,crack; got {wrong[0]!r}.")
+        raise ValueError(
+            f"tasks.classes must be names, such as background,crack; got {wrong[0]!r}."
+        )
     twice = sorted({name for name in classes if classes.count(name) > 1})
     if twice:
         raise ValueError(f"tasks.classes names {twice[0]!r} twice.")
     if not 2 <= len(classes) <= IGNORE:
         why = (
-            "What is not of that class is one too: background,crack."
+            "Pixels outside that class need one too: background,crack."
             if len(classes) == 1
-            else f"{IGNORE} in a label means not labelled."
+            else f"{IGNORE} in a label means ignored."
         )
-        raise ValueError(f"tasks.classes wants 2 to {IGNORE} names, got {len(classes)}. {why}")
+        raise ValueError(f"tasks.classes must have 2 to {IGNORE} names, got {len(classes)}. {why}")

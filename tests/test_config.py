@@ -184,11 +184,11 @@ def test_palette_has_a_colour_for_each_class():
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        ((), "has no classes of its own"),
-        (("crack",), "wants 2 to 255 names, got 1. What is not of that class is one too"),
-        (tuple(map(str, range(256))), "wants 2 to 255 names, got 256. 255 in a label means not"),
+        ((), "has no classes. Name them in the order"),
+        (("crack",), "must have 2 to 255 names, got 1. Pixels outside that class need one too"),
+        (tuple(map(str, range(256))), "must have 2 to 255 names, got 256. 255 in a label means"),
         (("crack", "floor", "crack"), "names 'crack' twice"),
-        (("crack", 3), "wants names, such as background,crack; got 3"),
+        (("crack", 3), "must be names, such as background,crack; got 3"),
     ],
 )
 def test_classes_that_cannot_be_are_refused(classes, message):

@@ -1,4 +1,4 @@
-"""Losses against the official figures, hand-computed cases and their edge cases."""
+"""Losses reproduce the official figures and hand-computed cases, and stay finite."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ ONES = {task.name: 1.0 for task in ALL}
 
 
 def golden_case():
-    """The golden batch of two, channels-last."""
+    """Returns logits, batch and losses of the golden batch of two."""
     with np.load(GOLDEN / "mtmamba_nyudv2.npz") as file:
         logits, batch, expected = {}, {"mask": np.ones(2, bool)}, {"total": file["loss/total"]}
         for task in tasks.NYUDV2:
@@ -30,7 +30,7 @@ def golden_case():
 
 
 def random_case(seed=0, b=3, h=6, w=5, chosen=ALL):
-    """Random logits and labels; one pixel in ten is ignored."""
+    """Returns random logits and labels; one pixel in ten is ignored."""
     rng = np.random.default_rng(seed)
     logits, batch = {}, {"mask": np.ones(b, bool)}
     for task in chosen:
@@ -59,7 +59,7 @@ def one_image(maps, index):
     return {name: value[index : index + 1] for name, value in maps.items()}
 
 
-def test_batch_reduction_and_log_scheme_give_the_official_figures():
+def test_batch_reduction_and_log_scheme_reproduce_the_official_figures():
     logits, batch, expected = golden_case()
     total, means = loss(tasks.NYUDV2, logits, batch, reduction="batch")
     for name, value in {**means, "total": total}.items():
@@ -97,7 +97,7 @@ def test_sum_scheme_adds_weighted_losses():
 
 
 def hand_values(task, logits, label):
-    """One row of pixels through one loss, by hand-computable sizes."""
+    """Returns the loss of one row of pixels."""
     logits = np.asarray(logits, np.float32)[None, None]
     label = np.asarray(label, task.label_dtype)[None, None]
     batch = {task.name: label, "mask": np.ones(1, bool)}
@@ -135,7 +135,7 @@ def test_hand_computed_losses():
 
 @pytest.mark.parametrize("reduction", list(losses.REDUCTIONS))
 @pytest.mark.parametrize("scheme", losses.SCHEMES)
-def test_an_image_without_a_label_adds_nothing_and_gets_no_gradient(scheme, reduction):
+def test_an_image_without_a_label_adds_no_loss_and_has_no_gradient(scheme, reduction):
     logits, batch = random_case()
     for task in ALL:
         batch[task.name][1] = task.ignore
@@ -148,7 +148,7 @@ def test_an_image_without_a_label_adds_nothing_and_gets_no_gradient(scheme, redu
     kept = {name: array[[0, 2]] for name, array in logits.items()}
     kept_batch = {name: array[[0, 2]] for name, array in batch.items()}
     kept_value, kept_means = loss(ALL, kept, kept_batch, scheme, reduction)
-    # The image still counts among the three that the total is averaged over.
+    # The total is still averaged over three images.
     share = 2 / 3 if reduction == "image" else 1.0
     # float32 rounding.
     np.testing.assert_allclose(value, kept_value * share, rtol=1e-5)
@@ -161,7 +161,7 @@ def test_an_image_without_a_label_adds_nothing_and_gets_no_gradient(scheme, redu
 
 
 @pytest.mark.parametrize("reduction", list(losses.REDUCTIONS))
-def test_a_padded_example_leaves_the_loss_as_it_was(reduction):
+def test_a_padded_example_does_not_change_the_loss(reduction):
     logits, batch = random_case()
     expected = loss(ALL, logits, batch, reduction=reduction)
     padded = {name: np.concatenate([a, a[:1]]) for name, a in logits.items()}
@@ -176,7 +176,7 @@ def test_a_padded_example_leaves_the_loss_as_it_was(reduction):
 
 
 @pytest.mark.parametrize("reduction", list(losses.REDUCTIONS))
-def test_labels_that_are_all_ignored_give_zero_loss_and_zero_gradient(reduction):
+def test_ignored_labels_give_zero_loss_and_zero_gradient(reduction):
     logits, batch = random_case()
     for task in ALL:
         batch[task.name][:] = task.ignore
@@ -209,13 +209,13 @@ def test_gradients_are_finite_at_a_perfect_prediction():
 def test_gradients_match_finite_differences():
     chosen = tuple(task for task in ALL if task.loss not in ("l1", "normals_l1"))
     logits, batch = random_case(chosen=chosen, b=2, h=3, w=3)
-    # float32 differences over steps of 1e-2: about 1e-3 of the slope; kinked losses left out.
+    # float32 differences over steps of 1e-2: about 1e-3 of the slope. Not for losses with kinks.
     check_grads(
         lambda x: loss(chosen, x, batch)[0], (logits,), order=1, modes="rev", eps=1e-2, rtol=2e-2
     )
 
 
-def test_an_image_all_salient_or_without_salience_is_finite():
+def test_an_image_with_one_class_of_saliency_has_a_finite_loss():
     logits, batch = random_case(chosen=[tasks.SALIENCY])
     batch["saliency"][0], batch["saliency"][1] = 1, 0
     value, gradients = jax.value_and_grad(lambda x: loss((tasks.SALIENCY,), x, batch)[0])(logits)
@@ -242,7 +242,7 @@ def test_losses_are_float32_for_bfloat16_logits():
         assert got == wanted
 
 
-def test_every_loss_is_some_tasks_and_every_task_has_one():
+def test_the_loss_table_matches_the_tasks():
     table = {task.loss for chosen in tasks.TASK_SETS.values() for task in chosen}
     assert table == set(losses.LOSSES)
 
@@ -252,10 +252,10 @@ def test_every_loss_is_some_tasks_and_every_task_has_one():
     [
         ({"scheme": "logs"}, r"Unknown scheme 'logs'. Did you mean 'log'\? Valid: log, sum"),
         ({"reduction": "images"}, r"Unknown reduction 'images'. Did you mean 'image'\?"),
-        ({"weights": {"depth": 1.0}}, "weights lacks normals; it holds depth"),
+        ({"weights": {"depth": 1.0}}, "Missing in weights: normals. Present: depth"),
     ],
 )
-def test_unknown_names_and_missing_weights_are_refused(change, message):
+def test_unknown_names_and_missing_weights_are_rejected(change, message):
     chosen = (tasks.DEPTH, tasks.NORMALS)
     logits, batch = random_case(chosen=chosen)
     arguments = {"scheme": "log", "reduction": "image", "weights": ONES, **change}
@@ -263,7 +263,7 @@ def test_unknown_names_and_missing_weights_are_refused(change, message):
         losses.multitask_loss(chosen, logits, batch, **arguments)
 
 
-def test_an_unknown_loss_and_shapes_that_do_not_fit_are_refused():
+def test_an_unknown_loss_and_mismatched_shapes_are_rejected():
     logits, batch = random_case(chosen=[tasks.DEPTH])
     with pytest.raises(ValueError, match=r"Unknown loss 'l2'.*Valid: cross_entropy"):
         loss((dataclasses.replace(tasks.DEPTH, loss="l2"),), logits, batch)
@@ -271,5 +271,5 @@ def test_an_unknown_loss_and_shapes_that_do_not_fit_are_refused():
         loss((tasks.DEPTH,), {"depth": logits["depth"][:, ::2]}, batch)
     with pytest.raises(ValueError, match=r"wanted logits \[b h w 1\], got shape \(3, 6, 5, 2\)"):
         loss((tasks.DEPTH,), {"depth": np.zeros((3, 6, 5, 2))}, batch)
-    with pytest.raises(ValueError, match="batch lacks mask; it holds depth"):
+    with pytest.raises(ValueError, match=r"Missing in batch: mask\. Present: depth"):
         loss((tasks.DEPTH,), logits, {"depth": batch["depth"]})

@@ -13,7 +13,7 @@ from flax import nnx
 
 from mtmamba_jax.config import Config
 from mtmamba_jax.devices.chips import CHIPS
-from mtmamba_jax.devices.sharding import compiler_options, create_mesh, put_batch, split_state
+from mtmamba_jax.devices.sharding import compiler_options, create_mesh, put_batch, state_sharding
 from mtmamba_jax.devices.timing import (
     Timing,
     check_repeats,
@@ -254,7 +254,7 @@ def _predict_program(config: Config, tasks: Sequence[Task]) -> _Program:
     size = config.eval.batch_size
     mesh = create_mesh(size, **vars(config.mesh))
     graph, parameters = build(config.model, tasks, config.seed)
-    layout = split_state(parameters, mesh)
+    layout = state_sharding(parameters, mesh)
     parameters = jax.device_put(parameters, layout)
     images = put_batch(random_batch((), size, config.data.size), mesh)["images"]
     step = create_predict_step(graph, mesh, layout)

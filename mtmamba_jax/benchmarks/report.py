@@ -13,7 +13,7 @@ import jax
 
 import mtmamba_jax
 from mtmamba_jax.benchmarks.programs import Record, ss2d_records
-from mtmamba_jax.devices.timing import WARM_UPS, device_peak
+from mtmamba_jax.devices.timing import WARM_UPS, peak_device_memory
 from mtmamba_jax.messages import gib, markdown_table, percent, short
 
 _SS2D_COLUMNS = (
@@ -89,7 +89,7 @@ def model_table(record: Record) -> str:
         "peak of the program, GiB": gib(memory.get("peak")),
         "state on a device, GiB": gib(record["state_bytes"]),
         **{f"- {part}": gib(memory.get(part)) for part in parts},
-        "peak of the process, GiB": gib(device_peak()),
+        "peak of the process, GiB": gib(peak_device_memory()),
     }
     return markdown_table(("batch", str(record["batch_size"])), values.items())
 
@@ -107,7 +107,7 @@ def write_json(path: pathlib.Path, what: str, settings: Mapping, records: Sequen
         "kind": devices[0].device_kind,
         "platform": devices[0].platform,
         "count": len(devices),
-        "peak_bytes": device_peak(),
+        "peak_bytes": peak_device_memory(),
     }
     path.write_text(to_json(what, device, {"warm_ups": WARM_UPS, **settings}, records) + "\n")
 

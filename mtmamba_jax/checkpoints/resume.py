@@ -17,7 +17,7 @@ from etils.epath.backend import fsspec_backend
 from jax.experimental import multihost_utils
 
 from mtmamba_jax.checkpoints.run_directory import KINDS, Checkpoint, RunDirectory, is_transient
-from mtmamba_jax.devices.processes import highest, is_first
+from mtmamba_jax.devices.processes import is_first, max_over_processes
 from mtmamba_jax.files.paths import is_remote, wait_until
 from mtmamba_jax.messages import first_line
 
@@ -101,9 +101,9 @@ def _listed(directory: RunDirectory, kind: str) -> list[Checkpoint]:
     On a file system that hosts share, the others may still see what is gone.
     """
     steps = directory.steps(kind) if is_first() else []
-    count = highest(len(steps))
+    count = max_over_processes(len(steps))
     steps = steps or [0] * count
-    return [directory.checkpoint(kind, highest(step)) for step in reversed(steps)]
+    return [directory.checkpoint(kind, max_over_processes(step)) for step in reversed(steps)]
 
 
 def _delete_incomplete(directory: RunDirectory) -> None:
@@ -133,7 +133,7 @@ def _read_newest(
         except Exception as caught:  # damaged JSON, missing or truncated arrays, the network
             error = caught
         state = _READABLE if error is None else _UNKNOWN if is_transient(error) else _DAMAGED
-        worst = highest(state)
+        worst = max_over_processes(state)
         if worst == _READABLE:
             return found, unreadable
         error = error or RuntimeError("another process cannot")

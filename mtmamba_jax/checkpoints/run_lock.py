@@ -13,7 +13,7 @@ import jax
 from etils import epath
 
 from mtmamba_jax.checkpoints.run_directory import RunDirectory
-from mtmamba_jax.devices.processes import highest, is_first, together
+from mtmamba_jax.devices.processes import fail_together, is_first, max_over_processes
 from mtmamba_jax.files.locks import NoLocksError, locked
 from mtmamba_jax.files.paths import wait_until
 
@@ -69,12 +69,12 @@ def lock(directory: RunDirectory) -> Iterator[LockedRunDirectory]:
       OSError: If it cannot be written, or if another run is writing there.
       ValueError: If the processes were given different work directories.
     """
-    token = highest(secrets.randbits(31) if is_first() else 0)  # the first process's
+    token = max_over_processes(secrets.randbits(31) if is_first() else 0)  # the first process's
     with contextlib.ExitStack() as stack:
-        with together():
+        with fail_together():
             if is_first():
                 stack.enter_context(_write_token(directory, token))
-        with together():
+        with fail_together():
             _check_token(directory, token)
         local = tempfile.mkdtemp(prefix="mtmamba_jax_run_") if directory.is_remote else directory
         locked_directory = LockedRunDirectory(directory.path, pathlib.Path(local))

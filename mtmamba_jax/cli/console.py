@@ -9,13 +9,13 @@ import sys
 import jax
 
 from mtmamba_jax.config import Config
-from mtmamba_jax.devices.compilation_cache import keep_programs
+from mtmamba_jax.devices.compilation_cache import enable_compilation_cache
 from mtmamba_jax.devices.processes import join
 
 
 def announce(*lines: str) -> None:
     """Prints what is about to run and on which devices, and enables the compilation cache."""
-    keep_programs()
+    enable_compilation_cache()
     devices = jax.devices()
     print("\n".join(lines))
     count = jax.process_count()

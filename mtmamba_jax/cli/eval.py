@@ -12,7 +12,7 @@ from etils import epath
 
 from mtmamba_jax.checkpoints.load import Run, load_run
 from mtmamba_jax.cli.console import announce, join_processes, program_name
-from mtmamba_jax.devices.processes import highest, is_first, sums_of_all
+from mtmamba_jax.devices.processes import is_first, max_over_processes, sum_over_processes
 from mtmamba_jax.evaluation.boundaries import Benchmark, choose_benchmark, count_test_set
 from mtmamba_jax.evaluation.evaluate import Evaluator, score_table
 from mtmamba_jax.evaluation.report import class_ious, format_details, write_confusions
@@ -129,9 +129,9 @@ def _pass(
         predictions = writer.write_each(predictions)
     if not benchmark:
         collections.deque(predictions, maxlen=0)
-        highest(0)  # all have written theirs
+        max_over_processes(0)  # all have written theirs
         return None
-    return sums_of_all(sum_counts(count_test_set(benchmark, predictions)))
+    return sum_over_processes(sum_counts(count_test_set(benchmark, predictions)))
 
 
 def _check_scored(sums: Sums) -> None:

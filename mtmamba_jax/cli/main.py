@@ -73,8 +73,8 @@ def _is_one_of_several() -> bool:
 
 
 def _leave(code: int) -> None:
-    """Ends this process at once; see `processes.leave`."""
-    importlib.import_module("mtmamba_jax.devices.processes").leave(code)
+    """Ends this process at once; see `processes.exit_now`."""
+    importlib.import_module("mtmamba_jax.devices.processes").exit_now(code)
 
 
 def _fail(message: str, code: int) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mtmamba_jax.convert.rules import Computed, Rule, linear_rules, norm_rules, rule
-from mtmamba_jax.models.swin import relative_position_index
+from mtmamba_jax.models.windows import relative_position_index
 
 UNFOLD = ("(c p)", "(p c)", {"p": 4})
 COLUMNS = ("(w h c)", "(h w c)", {"h": 2, "w": 2})

@@ -1,1 +1,1 @@
-"""Devices and processes: what runs where, and how fast."""
+"""Devices and processes: sharding, multi-process runs, timing and limits of accelerators."""

@@ -1,4 +1,4 @@
-"""What accelerators can do at most, each as the device that jax shows of it."""
+"""Peak rates and memory of accelerators, each as the device that JAX shows."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Chip:
     """Limits of one device.
 
     Attributes:
-      hbm: bytes of its memory that programs may have.
-      flops: bfloat16 a second, of its matrix units, without sparsity.
-      bytes: a second, to and from its memory.
-      multiprocessors: of a GPU.
-      clock: of a GPU, its highest, in Hz.
+      hbm: Bytes of memory available to programs.
+      flops: bfloat16 operations per second of its matrix units, without sparsity.
+      bytes: Bytes per second to and from its memory.
+      multiprocessors: Number of multiprocessors, for GPUs.
+      clock: Highest clock rate in Hz, for GPUs.
     """
 
     hbm: float
@@ -27,19 +27,22 @@ class Chip:
 
     @property
     def exponentials(self) -> float | None:
-        """A second, of the special-function units; None where it is not published."""
-        # Results a clock and multiprocessor: 16 (CUDA C++ Programming Guide, throughput of native
+        """Exponentials per second of the special-function units; None where not published."""
+        if self.multiprocessors is None or self.clock is None:
+            return None
+        # Results per clock and multiprocessor: 16 (CUDA C++ Programming Guide, throughput of native
         # arithmetic instructions, capabilities 8.0 and 9.0).
-        return self.multiprocessors and 16 * self.multiprocessors * self.clock
+        return 16 * self.multiprocessors * self.clock
 
 
-# GPUs: flops and bytes are of NVIDIA's data sheets (PCIe and NVL cards are slower), memory what
-# nvidia-smi gives as the total. Clocks: 1.98 GHz is what nvidia-smi gives as the H100's and H200's,
-# 1.41 GHz NVIDIA's A100 white paper.
+# GPUs: flops and bytes are from NVIDIA's data sheets (PCIe and NVL cards are slower), memory is the
+# total that nvidia-smi reports. Clocks: nvidia-smi's 1.98 GHz for the H100 and H200, 1.41 GHz from
+# NVIDIA's A100 white paper.
 #
-# TPUs: flops and bytes are of the Cloud TPU system architecture pages, divided by the devices that
-# jax shows of a chip: two of a TPU7x, one of the others (a v4's two cores together). Memory: what
-# the compiler lets programs have, by the message that refuses more (libtpu 0.0.42).
+# TPUs: flops and bytes are from the Cloud TPU system architecture pages, divided by the number of
+# devices that JAX shows per chip: two for a TPU7x, one for the others (a v4's two cores are one).
+# Memory is what the compiler grants a program, from its message when a program needs more
+# (libtpu 0.0.42).
 CHIPS = {
     "NVIDIA H100 80GB HBM3": Chip(79.6 * GIB, 989e12, 3.35e12, 132, 1.98e9),
     "NVIDIA H200": Chip(140.4 * GIB, 989e12, 4.8e12, 132, 1.98e9),
@@ -51,4 +54,4 @@ CHIPS = {
     "TPU v6 lite": Chip(31.25 * GIB, 918e12, 1.638e12),
     "TPU7x": Chip(94.75 * GIB, 2307e12 / 2, 7.38e12 / 2),
 }
-"""By jax's `device_kind`; any other has no limits to compare with."""
+"""Chips by JAX's `device_kind`; other devices have no known limits."""

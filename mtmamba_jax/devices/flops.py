@@ -1,9 +1,10 @@
-"""How much arithmetic a function is: the operations of its matrix products and convolutions."""
+"""Floating-point operations of a function: those of its matrix products and convolutions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.extend import core
@@ -12,50 +13,52 @@ from jax.extend import core
 def count_flops(function: Callable, *arguments) -> int:
     """Returns the floating-point operations of a function's matrix products and convolutions.
 
-    A multiplication and an addition are two. Nothing is compiled or run.
+    A multiplication and an addition count as two. Nothing is compiled or run.
 
     Args:
-      function: of arrays, as `jax.jit` takes it.
-      arguments: arrays or their shapes.
+      function: Function of arrays that `jax.jit` accepts.
+      *arguments: Arrays or their shapes.
 
     Raises:
-      NotImplementedError: it has a loop of unknown length.
+      NotImplementedError: If the function has a loop of unknown length.
     """
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return _jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def _count(jaxpr: core.Jaxpr) -> int:
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+def _jaxpr_flops(jaxpr: core.Jaxpr) -> int:
+    return sum(map(_equation_flops, jaxpr.eqns))
 
 
-def _of_equation(equation: core.JaxprEqn) -> int:
+def _equation_flops(equation: core.JaxprEqn) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
-        return of_product(equation)
+        return product_flops(equation)
     if name == "conv_general_dilated":
-        return of_convolution(equation)
-    inner = [_count(jaxpr) for jaxpr in core.jaxprs_in_params(params)]
+        return convolution_flops(equation)
+    inner = [_jaxpr_flops(jaxpr) for jaxpr in core.jaxprs_in_params(params)]
     if not any(inner):
         return 0
-    if name == "cond":  # one of the branches is taken
+    if name == "cond":  # runs one of its branches
         return max(inner)
     if name == "scan":
         return params["length"] * sum(inner)
     if name == "while":
-        raise NotImplementedError("count_flops: a while loop, whose length is not known.")
+        raise NotImplementedError("count_flops: a while loop, whose length is unknown.")
     return sum(inner)
 
 
-def of_product(equation: core.JaxprEqn) -> int:
+def product_flops(equation: core.JaxprEqn) -> int:
     """Returns the operations of a `dot_general`."""
     (contracted, _), _ = equation.params["dimension_numbers"]
-    left = equation.invars[0].aval.shape
-    return 2 * equation.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
+    left: Any = equation.invars[0].aval
+    out: Any = equation.outvars[0].aval
+    return 2 * out.size * math.prod(left.shape[axis] for axis in contracted)
 
 
-def of_convolution(equation: core.JaxprEqn) -> int:
+def convolution_flops(equation: core.JaxprEqn) -> int:
     """Returns the operations of a `conv_general_dilated`."""
-    kernel = equation.invars[1].aval.shape
-    outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-    # Each output is a sum over the kernel's window and the inputs of its group.
-    return 2 * equation.outvars[0].aval.size * math.prod(kernel) // outputs
+    kernel: Any = equation.invars[1].aval
+    out: Any = equation.outvars[0].aval
+    outputs = kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
+    # Each output is a sum over the kernel's window and the input channels of its group.
+    return 2 * out.size * kernel.size // outputs

@@ -1,4 +1,4 @@
-"""Several processes that train one model: how they find each other, which speaks, how they end."""
+"""Runs of several processes: how they find each other, agree on values and fail together."""
 
 from __future__ import annotations
 
@@ -11,39 +11,41 @@ from typing import NoReturn
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import Int64
 
 
 def join(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Joins the processes of a run, before anything else of JAX is used.
+    """Joins the processes of a run; call it before anything else of JAX.
 
-    Without arguments: those that the cluster starts, where JAX detects one (Cloud TPU, GKE, SLURM,
-    Open MPI); anywhere else this process is alone. Only the first process prints from then on.
+    Without arguments, joins the processes that the cluster started where JAX detects one (Cloud
+    TPU, GKE, SLURM, Open MPI); anywhere else this process remains alone. From then on only the
+    first process prints.
 
     Args:
       coordinator: HOST:PORT of the first process, as the others reach it.
-      num_processes: how many there are.
-      process_id: which this one is, from 0.
+      num_processes: Number of processes.
+      process_id: Index of this process, from 0.
 
     Raises:
-      ValueError: some of the arguments are missing, or make no sense; or there are none, and other
-        processes were started with this one that JAX does not find.
-      RuntimeError: the others were not found in time.
+      ValueError: If some of the arguments are missing or invalid; or if there are none, but a
+        launcher started other processes that JAX does not find.
+      RuntimeError: If the other processes were not found in time.
     """
-    told = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
-    missing = [f"--{name}" for name, value in told.items() if value is None]
-    if len(missing) == len(told):
+    flags = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    missing = [f"--{name}" for name, value in flags.items() if value is None]
+    if coordinator is None and num_processes is None and process_id is None:
         try:
             jax.distributed.initialize()
-        except ValueError as error:  # of JAX: there is no cluster, or none that it makes out
+        except ValueError as error:  # JAX detects no cluster, or not all of its settings
             _check_alone(error)
             return
         except RuntimeError as error:
             if "must be called before" in str(error):
-                return  # this program has used JAX, so it is none that a cluster just started
+                return  # this program has used JAX before, so no cluster has just started it
             raise
-    elif missing:
+    elif coordinator is None or num_processes is None or process_id is None:
         raise ValueError(
             f"{', '.join(missing)} missing: give --coordinator, --num_processes and --process_id, "
             "or none of them where a cluster is detected."
@@ -51,71 +53,78 @@ def join(
     else:
         if not 0 <= process_id < num_processes or ":" not in coordinator:
             raise ValueError(
-                "wanted --coordinator=HOST:PORT and 0 <= --process_id < --num_processes, got "
+                "Expected --coordinator=HOST:PORT and 0 <= --process_id < --num_processes, got "
                 f"{coordinator}, {process_id} and {num_processes}."
             )
         jax.distributed.initialize(coordinator, num_processes, process_id)
-    if _owns_its_gpus():
+    if _owns_visible_gpus():
         jax.config.update("jax_cuda_visible_devices", "all")
     if not is_first():
-        # What it prints would be said as many times as there are processes. Errors go to stderr.
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
+        # Otherwise every line would be printed once per process. Errors go to stderr.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
 
 
 def _check_alone(error: ValueError) -> None:
-    """Raises ValueError where a launcher started others: each would train the model by itself."""
+    """Raises ValueError if a launcher started others: each would train the model by itself."""
     flags = "--coordinator=HOST:PORT (of the first), --num_processes"
     for size, rank in (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK")):
         count = os.environ.get(size, "1")
         if count != "1":
             raise ValueError(
-                f"{count} processes were started ({size}), but JAX does not see how they find each "
-                f"other. Give each {flags}=${size} and --process_id=${rank}."
+                f"{count} processes were started ({size}), but JAX does not detect how they find "
+                f"each other. Give each {flags}=${size} and --process_id=${rank}."
             ) from error
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         raise ValueError(
             "JAX_COORDINATOR_ADDRESS is set, so this is one of several processes, but JAX does not "
-            f"see of how many ({error}). Give each {flags} and --process_id."
+            f"detect how many ({error}). Give each {flags} and --process_id."
         ) from error
 
 
-def _owns_its_gpus() -> bool:
-    """Says whether no other process of the run uses the GPUs that this one sees.
+def _owns_visible_gpus() -> bool:
+    """Returns True if no other process of the run uses the GPUs that this process sees.
 
-    Under SLURM and Open MPI JAX gives the i-th process of a host the i-th GPU that it sees
-    (jax-ml/jax#16788). One that is alone on its host would leave the others idle, and one to which
-    SLURM shows a single GPU (`--gpus-per-task=1`) would ask for one that it does not see.
+    Under SLURM and Open MPI, JAX gives the i-th process of a host the i-th visible GPU
+    (jax-ml/jax#16788). A process alone on its host would leave the other GPUs idle, and one to
+    which SLURM shows a single GPU (`--gpus-per-task=1`) would ask for a GPU it does not see.
     """
-    told = os.environ.get
-    if told("JAX_LOCAL_DEVICE_IDS"):
+    get = os.environ.get
+    if get("JAX_LOCAL_DEVICE_IDS"):
         return False
-    if told("OMPI_COMM_WORLD_LOCAL_SIZE"):  # first, as SLURM may have started Open MPI
-        alone = told("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
-    elif told("SLURM_STEP_NUM_NODES"):
-        alone = told("SLURM_NTASKS") == told("SLURM_STEP_NUM_NODES")
+    if get("OMPI_COMM_WORLD_LOCAL_SIZE"):  # first, as SLURM may have started Open MPI
+        alone = get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+    elif get("SLURM_STEP_NUM_NODES"):
+        alone = get("SLURM_NTASKS") == get("SLURM_STEP_NUM_NODES")
     else:
         return False
-    shown = told("CUDA_VISIBLE_DEVICES", "")
-    return alone or (shown != "" and "," not in shown)
+    visible = get("CUDA_VISIBLE_DEVICES", "")
+    return alone or (visible != "" and "," not in visible)
 
 
 def is_first() -> bool:
-    """Says whether this process writes files and prints."""
+    """Returns True if this process writes files and prints."""
     return jax.process_index() == 0
 
 
-def highest(value: int) -> int:
-    """Returns the highest of all processes' values; each must ask at the same place."""
+def is_joined() -> bool:
+    """Returns True if this process has joined others."""
+    return jax.distributed.is_initialized()
+
+
+def max_over_processes(value: int) -> int:
+    """Returns the maximum over all processes; each must call it at the same point."""
     if jax.process_count() == 1:
         return value
     return int(np.max(multihost_utils.process_allgather(np.int32(value))))
 
 
-def sums_of_all(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the sums over all processes of arrays of int64; each must ask at the same place."""
+def sum_over_processes(
+    sums: Mapping[str, Int64[np.ndarray, "..."]],
+) -> dict[str, Int64[np.ndarray, "..."]]:
+    """Returns the sums over all processes, by name; each must call it at the same point."""
     if jax.process_count() == 1:
         return dict(sums)
-    # JAX would make 32 bits of 64: they travel in halves.
+    # JAX would truncate 64 bits to 32, so numbers are sent in halves.
     halves = {name: np.atleast_1d(value).view(np.int32) for name, value in sums.items()}
     gathered = multihost_utils.process_allgather(halves)
     return {
@@ -125,38 +134,34 @@ def sums_of_all(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Ends all processes where one meets an error: the others would wait for it for minutes.
+def fail_together() -> Iterator[None]:
+    """Raises in all processes if one raises: the others would wait for it for minutes.
 
-    Each must enter and leave at the same places, and meet the others nowhere in between.
+    Every process must enter and leave the context at the same points, without other communication
+    in between.
 
     Raises:
-      RuntimeError: in those that met none themselves.
+      RuntimeError: In processes without an error of their own.
     """
     error = None
     try:
         yield
-    except Exception as met:
-        error = met
-    failed = highest(error is not None)
+    except Exception as raised:
+        error = raised
+    failed = max_over_processes(error is not None)
     if error is not None:
         raise error
     if failed:
-        raise RuntimeError("Another process of this run met an error here; see what it printed.")
+        raise RuntimeError("Another process of this run failed at this point; see its output.")
 
 
-def is_joined() -> bool:
-    """Says whether this process has joined others."""
-    return jax.distributed.is_initialized()
+def exit_now(code: int) -> NoReturn:
+    """Exits a process that has joined others without waiting for them, after an error.
 
-
-def leave(code: int) -> NoReturn:
-    """Ends a process that has joined others at once, for an error, with an exit code.
-
-    Ending as usual, JAX waits 5 minutes for the others, who wait for this one, and then ends with a
-    fault of its own. They notice within 100 seconds that it is gone.
+    A normal exit waits 5 minutes for the other processes, which wait for this one, and then fails
+    in JAX's shutdown. The others notice within 100 seconds that this process is gone.
     """
-    with contextlib.suppress(OSError):  # a pipe that nobody reads any more
+    with contextlib.suppress(OSError):  # a closed pipe
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)

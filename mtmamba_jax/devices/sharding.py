@@ -1,12 +1,11 @@
-"""Which devices hold what: the batch is split over all, large arrays of the state over some."""
+"""Sharding: the batch is split over all devices, large arrays of the state over some."""
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -17,38 +16,38 @@ from mtmamba_jax.array_types import Batch
 
 FSDP_AXIS = "fsdp"
 BATCH_AXES = ("data", FSDP_AXIS)
-"""Of a mesh: the batch is split over both, the state over the second."""
+"""Axes of a mesh: the batch is split over both, the state over the second."""
 
 GPU_OPTIONS = {
-    # A bfloat16 result that is read twice is written as bfloat16, not as a wider float32.
+    # Stores a bfloat16 result that is read twice as bfloat16, not as float32.
     "xla_allow_excess_precision": False,
-    # Arrays move from call to call, and a recorded graph of kernels is then written again each
-    # time: launching them one by one is sooner done.
+    # Buffers move between calls, and a CUDA graph would be updated each time: launching the kernels
+    # one by one is faster.
     "xla_gpu_enable_command_buffer": "",
 }
-"""Of XLA."""
+"""XLA options for GPUs."""
 
-_COPIES_OPTIONS = {
-    # It holds all updates of weights back to the end of a step, hundreds of small kernels that the
-    # GPUs then wait for. Sums between GPUs of one host leave next to nothing to hide.
+_REPLICATED_OPTIONS = {
+    # This scheduler delays all weight updates, hundreds of small kernels, to the end of the step,
+    # where the GPUs wait for them. All-reduces within one host leave little latency to hide.
     "xla_gpu_enable_latency_hiding_scheduler": False,
 }
-"""Of XLA, for several GPUs of one process that each hold the whole state."""
+"""XLA options for several GPUs of one process, each with a copy of the whole state."""
 
 
 def compiler_options(platform: str) -> dict[str, bool | str]:
-    """Returns the options of XLA that the model is compiled with for "cpu", "gpu" or "tpu"."""
+    """Returns the XLA options to compile the model with, for "cpu", "gpu" or "tpu"."""
     return GPU_OPTIONS if platform == "gpu" else {}
 
 
 def mesh_compiler_options(mesh: Mesh) -> dict[str, bool | str]:
-    """Returns the options of XLA that the model is compiled with for the devices of a mesh."""
+    """Returns the XLA options to compile the model with, for the devices of a mesh."""
     devices = list(mesh.devices.flat)
     options = compiler_options(devices[0].platform)
     one_process = len({device.process_index for device in devices}) == 1
     copies = len(devices) > 1 and mesh.shape[FSDP_AXIS] == 1
     if devices[0].platform == "gpu" and one_process and copies:
-        return options | _COPIES_OPTIONS
+        return options | _REPLICATED_OPTIONS
     return options
 
 
@@ -56,20 +55,20 @@ def create_mesh(
     *batch_sizes: int,
     data: int = -1,
     fsdp: int = 1,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm] of C++
 ) -> Mesh:
-    """Returns a mesh `BATCH_AXES` of data x fsdp devices.
+    """Returns a mesh of data x fsdp devices, with axes `BATCH_AXES`.
 
     Args:
-      batch_sizes: of all batches that will be split over the mesh.
-      data: parts that only the batch is split into; -1 is the most that there are devices for and
-        that, times fsdp, divide each of the batch sizes.
-      fsdp: parts that the state is split into, and the batch too.
-      devices: to take them from; None is all that there are.
+      *batch_sizes: Sizes of all batches that will be split over the mesh.
+      data: Number of copies of the state, each with a part of the batch; -1 for the most that the
+        number of devices allows and that, times fsdp, divides every batch size.
+      fsdp: Number of devices that share one copy of the state, and its part of the batch.
+      devices: Devices to choose from; None for all.
 
     Raises:
-      ValueError: too few devices, a batch that does not split over them, or several processes and
-        devices that are left out.
+      ValueError: If there are too few devices, if a batch does not split over them, or if several
+        processes would leave devices unused.
     """
     devices = jax.devices() if devices is None else devices
     common = math.gcd(*batch_sizes)
@@ -80,32 +79,32 @@ def create_mesh(
     if not 0 < count <= len(devices):
         raise ValueError(
             f"mesh.data={data} and mesh.fsdp={fsdp} do not fit {len(devices)} devices and batches "
-            f"of {sizes}: data x fsdp must be at most the first and divide the others."
+            f"of {sizes}: data x fsdp must not exceed the devices and must divide the batch sizes."
         )
     if count < len(devices):
         left = (
             f"{count} of {len(devices)} devices: batches of {sizes} split over no more"
             if data == -1
-            else f"{count} of {len(devices)} devices, as mesh.data and mesh.fsdp say"
+            else f"{count} of {len(devices)} devices, as set by mesh.data and mesh.fsdp"
         )
         if jax.process_count() > 1:
             raise ValueError(f"{jax.process_count()} processes would use {left}. All must be used.")
         logging.getLogger(__name__).warning("Using %s.", left)
-    # Slices of TPUs are tori of two or three axes, of which `fsdp` may be a part of one.
+    # TPU slices are tori of two or three axes; `fsdp` may be part of one axis.
     grid = mesh_utils.create_device_mesh(
         (found, fsdp), devices[:count], allow_split_physical_axes=True
     )
-    # Auto: the compiler places what is in between. Explicit axes reject Swin's window reshape.
+    # Auto: the compiler chooses shardings of intermediates. Explicit axes reject Swin's windows.
     return Mesh(grid, BATCH_AXES, axis_types=(AxisType.Auto,) * len(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the layout of what is whole on every device."""
+    """Returns the sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_longest(shape: Sequence[int], parts: int) -> PartitionSpec:
-    """Splits the longest axis that divides; none where there is none."""
+    """Splits the longest axis that `parts` divides, if there is one."""
     axes = [i for i, size in enumerate(shape) if size % parts == 0]
     if parts == 1 or not axes:
         return PartitionSpec()
@@ -114,7 +113,7 @@ def split_longest(shape: Sequence[int], parts: int) -> PartitionSpec:
 
 
 def keep_whole(shape: Sequence[int], parts: int) -> PartitionSpec:
-    """Splits nothing: what is small costs more in messages than it takes in memory."""
+    """Splits nothing: sharing small arrays costs more communication than it saves memory."""
     del shape, parts
     return PartitionSpec()
 
@@ -123,15 +122,15 @@ STATE_RULES: tuple[tuple[str, Callable[[Sequence[int], int], PartitionSpec]], ..
     (r"(^|/)(kernel|projection|in_proj_shared|step_weight|log_a)$", split_longest),
     (r"", keep_whole),
 )
-"""How arrays of the state are split over FSDP_AXIS, by their name; the first match counts."""
+"""How arrays of the state are split over FSDP_AXIS: the first pattern found in their name."""
 
 
-def split_state(tree, mesh: Mesh):
-    """Returns the layout of each array of a state, parameters or optimizer state.
+def state_sharding(tree, mesh: Mesh):
+    """Returns the sharding of each array of a state, of parameters or of an optimizer's state.
 
     Args:
-      tree: of arrays or their shapes.
-      mesh: of `create_mesh`.
+      tree: Arrays or their shapes.
+      mesh: Mesh of `create_mesh`.
     """
 
     def place(path, leaf):
@@ -142,51 +141,53 @@ def split_state(tree, mesh: Mesh):
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def split_batch(mesh: Mesh) -> NamedSharding:
-    """Returns the layout of a batch: its leading axis split over the devices."""
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch, whose leading axis is split over all devices."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def batch_axes() -> tuple[str, ...]:
-    """Returns the axes of the mesh in context that a batch is split over, none outside `jit_on`."""
+    """Returns the axes of the current mesh that a batch is split over; none outside `jit_on`."""
     mesh = jax.sharding.get_abstract_mesh()
     types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    # Inside a shard_map an axis is Manual: what is seen there is one device's share already.
+    # Inside a shard_map an axis is Manual: arrays there are one device's part already.
     return tuple(axis for axis in BATCH_AXES if types.get(axis) == AxisType.Auto)
 
 
-def jit_on(mesh: Mesh, function: Callable, **options) -> Callable:
-    """Returns `jax.jit(function, **options)`, traced and run with `mesh` in context.
+class MeshFunction:
+    """A jitted function that is traced and run with a mesh in context; see `jit_on`."""
 
-    Its `lower(*args)` is jax's, in the same context.
-    """
-    options = {"compiler_options": mesh_compiler_options(mesh)} | options
-    compiled = jax.jit(function, **options)
+    def __init__(self, mesh: Mesh, jitted: jax.stages.Wrapped):
+        self._mesh, self._jitted = mesh, jitted
 
-    def in_context(call):
-        @functools.wraps(function)
-        def run(*args):
-            with jax.set_mesh(mesh):
-                return call(*args)
+    def __call__(self, *args):
+        """Runs the function."""
+        with jax.set_mesh(self._mesh):
+            return self._jitted(*args)
 
-        return run
+    def lower(self, *args) -> jax.stages.Lowered:
+        """Lowers the function for arguments or their shapes."""
+        with jax.set_mesh(self._mesh):
+            return self._jitted.lower(*args)
 
-    run = in_context(compiled)
-    run.lower = in_context(compiled.lower)
-    return run
+
+def jit_on(mesh: Mesh, function: Callable, **options) -> MeshFunction:
+    """Returns `jax.jit(function, **options)`, traced and run with `mesh` in context."""
+    jitted = jax.jit(function, compiler_options=mesh_compiler_options(mesh), **options)
+    return MeshFunction(mesh, jitted)
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
-    """Returns this process's share of a batch as global arrays; text stays behind."""
-    sharding = split_batch(mesh)
+    """Returns this process's part of a batch as global arrays, without text."""
+    sharding = batch_sharding(mesh)
     return {
         key: jax.make_array_from_process_local_data(sharding, value)
-        for key, value in on_device(batch).items()
+        for key, value in device_arrays(batch).items()
     }
 
 
-def on_device(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the arrays of a batch that go to the devices: all but text."""
+def device_arrays(batch: Batch) -> Batch:
+    """Returns the arrays of a batch that belong on devices: all but text."""
     return {
         key: value
         for key, value in batch.items()

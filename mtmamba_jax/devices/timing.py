@@ -1,4 +1,4 @@
-"""How long a compiled program takes and what it holds in memory."""
+"""Time and memory of compiled programs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Callable
 import jax
 
 WARM_UPS = 3
-SAMPLE = 5e-2  # seconds that a sample aims at, so that launching its calls is negligible
-BACK_TO_BACK = 10  # calls in one sample at most
+SAMPLE = 5e-2  # target length of a sample in seconds, which makes the launching of calls negligible
+BACK_TO_BACK = 10  # most calls in a sample
 CACHE_HIT = "/jax/compilation_cache/cache_hits"  # event of jax.monitoring
 
 
@@ -20,8 +20,8 @@ class Timing:
     """Times of one program.
 
     Attributes:
-      seconds: of one call, for each sample.
-      calls: back to back in a sample.
+      seconds: Seconds per call, for each sample.
+      calls: Calls in a sample, back to back.
     """
 
     seconds: tuple[float, ...]
@@ -29,29 +29,29 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """Seconds of one call."""
+        """Median seconds per call."""
         return statistics.median(self.seconds)
 
 
 def check_repeats(repeats: int) -> None:
-    """Checks that there is something to take the median of.
+    """Checks a number of samples.
 
     Raises:
-      ValueError: fewer than one repeat.
+      ValueError: If it is less than one.
     """
     if repeats < 1:
         raise ValueError(f"--repeats must be at least 1, got {repeats}.")
 
 
 def time_calls(call: Callable[[], object], repeats: int) -> Timing:
-    """Times `call()`, whose result is waited for, after `WARM_UPS` calls.
+    """Times `call()` until its result is ready, after `WARM_UPS` calls.
 
-    On an accelerator a sample is up to `BACK_TO_BACK` calls, waited for together, so that the host
-    launches one while the device runs another.
+    On an accelerator a sample is up to `BACK_TO_BACK` calls with one wait at the end, so that the
+    host launches a call while the device runs another.
 
     Args:
-      call: returns the arrays that it makes.
-      repeats: samples, at least one.
+      call: Function that returns the arrays it computes.
+      repeats: Number of samples, at least one.
     """
     once = min(_sample(call, 1) for _ in range(WARM_UPS))
     calls = 1 if jax.default_backend() == "cpu" else min(BACK_TO_BACK, 1 + int(SAMPLE / once))
@@ -59,7 +59,7 @@ def time_calls(call: Callable[[], object], repeats: int) -> Timing:
 
 
 def _sample(call: Callable[[], object], calls: int) -> float:
-    start = time.perf_counter()
+    result, start = None, time.perf_counter()
     for _ in range(calls):
         result = call()
     jax.block_until_ready(result)
@@ -69,10 +69,10 @@ def _sample(call: Callable[[], object], calls: int) -> float:
 def compile_timed(
     lower: Callable[..., jax.stages.Lowered], *args
 ) -> tuple[jax.stages.Compiled, dict[str, float | bool]]:
-    """Returns the compiled program of `lower(*args)` and how it came about.
+    """Returns the compiled program of `lower(*args)` and how it was compiled.
 
-    That is `compile_seconds`, of tracing and compiling, and `compile_cached`: whether they are of
-    reading a program that JAX had kept (`compilation_cache`).
+    The latter is `compile_seconds`, for tracing and compiling, and `compile_cached`: whether the
+    program was read from the compilation cache.
     """
     events = []
 
@@ -90,10 +90,10 @@ def compile_timed(
 
 
 def program_memory(program: jax.stages.Compiled) -> dict[str, int] | None:
-    """Returns bytes that a program holds on each device, as its compiler counts them.
+    """Returns the bytes that a program needs on each device, or None if the backend does not tell.
 
-    `peak` is arguments + temporaries + outputs - aliased, where outputs that reuse the memory of
-    donated arguments are aliased. None where the backend does not tell.
+    `peak` is arguments + temporaries + outputs - aliased, where `aliased` are the outputs that
+    reuse the memory of donated arguments.
     """
     found = program.memory_analysis()
     if found is None:
@@ -108,6 +108,6 @@ def program_memory(program: jax.stages.Compiled) -> dict[str, int] | None:
     return memory | {"peak": whole - memory["aliased"]}
 
 
-def device_peak() -> int | None:
-    """Returns the most bytes this process has held on its first device, None if not counted."""
+def peak_device_memory() -> int | None:
+    """Returns the peak bytes in use on this process's first device, or None if not counted."""
     return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")

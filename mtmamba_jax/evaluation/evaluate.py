@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from mtmamba_jax.data_pipelines.batch import remove_padding
 from mtmamba_jax.data_pipelines.pipeline import eval_batches
 from mtmamba_jax.data_pipelines.sources import DataSettings, open_source
-from mtmamba_jax.devices.sharding import jit_on, put_batch, replicated, split_batch
+from mtmamba_jax.devices.sharding import batch_sharding, jit_on, put_batch, replicated
 from mtmamba_jax.labels import resize_logits
 from mtmamba_jax.metrics import create_constant, create_metric
 from mtmamba_jax.metrics.base import Accumulator, Counts
@@ -166,7 +166,7 @@ def create_measure_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
             for name, metric in metrics.items()
         }
 
-    split = split_batch(mesh)
+    split = batch_sharding(mesh)
     return jax.jit(step, in_shardings=(split, split), out_shardings=replicated(mesh))
 
 
@@ -181,7 +181,7 @@ def create_value_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
             for task in tasks
         }
 
-    split = split_batch(mesh)
+    split = batch_sharding(mesh)
     return jax.jit(step, in_shardings=(split, split), out_shardings=split)
 
 
@@ -192,7 +192,7 @@ def create_constant_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
     def step(batch):
         return {name: c.measure(batch[name], batch["mask"]) for name, c in constants.items()}
 
-    return jax.jit(step, in_shardings=split_batch(mesh), out_shardings=replicated(mesh))
+    return jax.jit(step, in_shardings=batch_sharding(mesh), out_shardings=replicated(mesh))
 
 
 def create_predict_step(graph: nnx.GraphDef, mesh: Mesh, layout: dict | None = None) -> Callable:
@@ -207,7 +207,7 @@ def create_predict_step(graph: nnx.GraphDef, mesh: Mesh, layout: dict | None = N
     def step(parameters: Mapping, images: jax.Array) -> dict[str, jax.Array]:
         return nnx.merge(graph, parameters)(images)
 
-    layout, split = layout or replicated(mesh), split_batch(mesh)
+    layout, split = layout or replicated(mesh), batch_sharding(mesh)
     return jit_on(mesh, step, in_shardings=(layout, split), out_shardings=split)
 
 

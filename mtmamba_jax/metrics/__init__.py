@@ -1,8 +1,8 @@
-"""Scores of every kind of task; see `base` for how they are summed over a set."""
+"""Metrics of every kind of task; `base` explains how they are summed over a test set."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from mtmamba_jax.messages import check_name
 from mtmamba_jax.metrics.base import ConstantBaseline, Metric
@@ -14,23 +14,23 @@ from mtmamba_jax.metrics.saliency import Saliency, SaliencyConstant
 from mtmamba_jax.metrics.segmentation import Segmentation, SegmentationConstant
 from mtmamba_jax.tasks import Task
 
-METRICS: Mapping[str, type[Metric]] = {
+METRICS: Mapping[str, Callable[[Task], Metric]] = {
     "segmentation": Segmentation,
     "depth": Depth,
     "normals": Normals,
     "edge": Edge,
     "saliency": Saliency,
 }
-"""The metric class for each value of `Task.metric`."""
+"""Metric classes by `Task.metric`."""
 
-CONSTANTS: Mapping[str, type[ConstantBaseline]] = {
+CONSTANTS: Mapping[str, Callable[[Task], ConstantBaseline]] = {
     "segmentation": SegmentationConstant,
     "depth": DepthConstant,
     "normals": NormalsConstant,
     "edge": EdgeConstant,
     "saliency": SaliencyConstant,
 }
-"""The best constant prediction under each metric."""
+"""Best constant predictions by `Task.metric`."""
 
 __all__ = [
     "CONSTANTS",
@@ -45,19 +45,19 @@ __all__ = [
 
 
 def create_metric(task: Task) -> Metric:
-    """Returns the metric that `task.metric` names.
+    """Returns the metric of a task.
 
     Raises:
-      ValueError: no such metric; the message gives the valid names.
+      ValueError: If `task.metric` is unknown; the message lists the valid names.
     """
     return _lookup(METRICS, task)(task)
 
 
 def create_constant(task: Task) -> ConstantBaseline:
-    """Returns the best constant prediction under the metric that `task.metric` names.
+    """Returns the best constant prediction under a task's metric.
 
     Raises:
-      ValueError: no such metric; the message gives the valid names.
+      ValueError: If `task.metric` is unknown; the message lists the valid names.
     """
     return _lookup(CONSTANTS, task)(task)
 

@@ -1,4 +1,4 @@
-"""Depth or disparity: errors in its unit and as ratios, sums pooled over the pixels of the set."""
+"""Metric of depth and disparity: absolute and relative errors over all pixels of the test set."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmamba_jax.metrics.base import (
+    PIXELS,
+    TOTAL,
     ConstantBaseline,
     Metric,
-    Scores,
+    TaskScores,
     count,
     percent,
     ratio,
@@ -17,35 +19,27 @@ from mtmamba_jax.metrics.base import (
 from mtmamba_jax.tasks import Task
 
 SMALLEST_DEPTH = 1e-9
-"""Predictions are raised to it before every error, as the official evaluation does."""
+"""Lower bound of predictions, in the task's unit, as in the official evaluation."""
 
 DELTAS = {"delta1": 1.25, "delta2": 1.25**2, "delta3": 1.25**3}
-"""The ratio that each score allows; exact in float32."""
+"""Largest ratio that each score accepts; exact in float32."""
 
 
 class Depth(Metric):
     """RMSE, log_rmse (natural logarithm), abs_rel |p - g| / g, sq_rel (p - g)^2 / g, delta1 to 3.
 
-    RMSE and sq_rel are in the task's unit. delta_k is the share of pixels with
-    max(p / g, g / p) < 1.25^k, percent (Eigen et al., NeurIPS 2014); a prediction that is not
-    positive is wrong there.
+    With prediction p and ground truth g. RMSE and sq_rel are in the task's unit. delta_k is the
+    percentage of pixels with max(p / g, g / p) < 1.25^k (Eigen et al., NeurIPS 2014); predictions
+    that are not positive fail it.
     """
 
     def __init__(self, task: Task):
-        super().__init__(
-            task,
-            {
-                "pixels": ((), np.int64),
-                "squared": ((), np.float64),
-                "squared_log": ((), np.float64),
-                "relative": ((), np.float64),
-                "squared_relative": ((), np.float64),
-                **dict.fromkeys(DELTAS, ((), np.int64)),
-            },
-        )
+        counts = dict.fromkeys(("pixels", *DELTAS), PIXELS)
+        errors = dict.fromkeys(("squared", "squared_log", "relative", "squared_relative"), TOTAL)
+        super().__init__(task, counts | errors)
 
     def units(self):
-        """Returns the unit of each score that has one."""
+        """Returns the units of the scores that have one."""
         unit = self.task.unit
         return {"RMSE": unit, "sq_rel": unit, **dict.fromkeys(DELTAS, "%")}
 
@@ -67,8 +61,8 @@ class Depth(Metric):
             },
         }
 
-    def compute(self, counts) -> Scores:
-        """Returns RMSE, log_rmse, abs_rel, sq_rel and, in percent, delta1, delta2, delta3."""
+    def compute(self, counts) -> TaskScores:
+        """Returns the scores."""
         pixels = counts["pixels"]
         return {
             "RMSE": ratio(counts["squared"], pixels) ** 0.5,
@@ -80,22 +74,15 @@ class Depth(Metric):
 
 
 def _within(predicted, true, most):
-    # Without division. Both hold for positive numbers alone: added, they say p < most^2 p.
+    # Avoids division. Both hold for positive numbers only: together they imply p < most^2 p.
     return (predicted < most * true) & (true < most * predicted)
 
 
 class DepthConstant(ConstantBaseline):
-    """The mean depth everywhere, which minimises RMSE: its RMSE is the standard deviation."""
+    """The mean depth, which minimises the RMSE: it is then the standard deviation."""
 
     def __init__(self, task: Task):
-        super().__init__(
-            task,
-            {
-                "pixels": ((), np.int64),
-                "depth": ((), np.float64),
-                "squared_depth": ((), np.float64),
-            },
-        )
+        super().__init__(task, {"pixels": PIXELS, "depth": TOTAL, "squared_depth": TOTAL})
 
     def _measure(self, label, valid):
         true = label[..., 0]
@@ -106,11 +93,11 @@ class DepthConstant(ConstantBaseline):
         }
 
     def logits(self, counts):
-        """Returns the mean depth, in the task's unit."""
+        """Returns the mean depth in the task's unit."""
         return np.array([ratio(counts["depth"], counts["pixels"])])
 
-    def compute(self, counts) -> Scores:
-        """Returns {"RMSE": value in the task's unit}."""
+    def compute(self, counts) -> TaskScores:
+        """Returns the RMSE in the task's unit."""
         variance = ratio(counts["squared_depth"], counts["pixels"]) - self.logits(counts)[0] ** 2
-        # Rounding may leave a set of one single depth a hair below 0; NaN stays NaN.
+        # Rounding can make the variance of equal depths slightly negative; NaN stays NaN.
         return {"RMSE": float(np.sqrt(np.maximum(variance, 0.0)))}

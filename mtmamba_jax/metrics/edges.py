@@ -1,7 +1,7 @@
-"""Edges by the pixel: the best F1 over 99 thresholds, counts pooled over the set.
+"""Metric of edges, pixel by pixel: the best F1 over 99 thresholds.
 
-A contour one pixel off counts as wrong here; the boundary protocol's odsF, which matches contours
-within a distance, is another score (`mtmamba_jax.metrics.boundaries`).
+A contour that is one pixel off counts as wrong. The boundary benchmark's odsF, which matches
+contours within a distance, is in `mtmamba_jax.metrics.boundaries`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import numpy as np
 
 from mtmamba_jax.losses import edge_bce
 from mtmamba_jax.metrics.base import (
-    ConstantBaseline,
+    PIXELS,
+    TOTAL,
     Metric,
-    Scores,
+    PositiveEverywhere,
+    TaskScores,
     best_f,
     count,
     ratio,
@@ -27,26 +29,26 @@ THRESHOLDS = np.arange(1, 100) / 100.0
 
 
 class Edge(Metric):
-    """`maxF`, percent, and `loss`.
+    """`maxF` in percent, and `loss`.
 
-    `loss` is the official evaluation's: it reads the saved probability as if it were a logit again,
-    so it is the training loss (mean over valid pixels) of sigmoid(logit), not of the logit.
+    `loss` is the official evaluation's, which takes the saved probability for a logit: the training
+    loss (mean over valid pixels) of sigmoid(logit) instead of the logit.
     """
 
     def __init__(self, task: Task):
         super().__init__(
             task,
             {
-                "pixels": ((), np.int64),
-                "positives": ((), np.int64),
+                "pixels": PIXELS,
+                "positives": PIXELS,
                 "predicted": (THRESHOLDS.shape, np.int64),
                 "true_positives": (THRESHOLDS.shape, np.int64),
-                "loss": ((), np.float64),
+                "loss": TOTAL,
             },
         )
 
     def units(self):
-        """Returns the unit of each score that has one."""
+        """Returns the units of the scores that have one."""
         return {"maxF": "%"}
 
     def _measure(self, logits, label, valid):
@@ -61,8 +63,8 @@ class Edge(Metric):
             "loss": sum_where(valid, edge_bce(probability, label, valid, axes=())),
         }
 
-    def compute(self, counts) -> Scores:
-        """Returns maxF, percent, and loss."""
+    def compute(self, counts) -> TaskScores:
+        """Returns the scores."""
         pixels = counts["pixels"]
         predicted, hits = counts["predicted"], counts["true_positives"]
         return {
@@ -71,21 +73,8 @@ class Edge(Metric):
         }
 
 
-class EdgeConstant(ConstantBaseline):
-    """Contours everywhere: recall 1, precision the share of contour pixels."""
+class EdgeConstant(PositiveEverywhere):
+    """Contours everywhere."""
 
-    def __init__(self, task: Task):
-        super().__init__(task, {"pixels": ((), np.int64), "positives": ((), np.int64)})
-
-    def _measure(self, label, valid):
-        return {"pixels": count(valid), "positives": count(valid & (label[..., 0] == 1))}
-
-    def logits(self, counts):
-        """Returns a logit of probability near 1, whatever the counts."""
-        del counts
-        return np.array([20.0])
-
-    def compute(self, counts) -> Scores:
-        """Returns {"maxF": percent}."""
-        pixels, positives = counts["pixels"], counts["positives"]
-        return {"maxF": best_f(pixels, positives, positives, pixels, beta_squared=1.0)}
+    beta_squared = 1.0
+    positive_logits = (20.0,)

@@ -1,4 +1,4 @@
-"""Several tasks at once: the score that speaks for each, and delta_m, their mean relative gain."""
+"""Scores across tasks: the main score of each task, and delta_m, their mean relative gain."""
 
 from __future__ import annotations
 
@@ -10,41 +10,42 @@ from mtmamba_jax.tasks import Task
 
 
 def headline(tasks: Sequence[Task], scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Picks, of every task's scores, the one that speaks for it (`Task.score`)."""
+    """Returns the main score of each task (`Task.score`), by task name."""
     return {task.name: scores[task.name][task.score] for task in tasks}
 
 
 def delta_m(
     tasks: Sequence[Task], scores: Mapping[str, float], baselines: Mapping[str, float]
 ) -> float:
-    """Returns the mean relative gain over the baselines, percent (delta_m of the paper's tables).
+    """Returns delta_m, the mean relative gain over the baselines, in percent.
 
     delta_m = 100 / T * sum_t (-1)^(lower is better) * (M_t - S_t) / S_t, with M_t a task's score
-    and S_t its baseline. A NaN score gives NaN. The paper prints it cut, not rounded, to 0.01.
+    and S_t its baseline. A NaN score gives NaN. The paper truncates it to 0.01.
 
     Args:
-      tasks: the T tasks; `lower_is_better` gives the signs.
-      scores: M_t, each task's `Task.score`, by task name (see `headline`).
-      baselines: S_t, the same of single-task models or of the best constants.
+      tasks: The T tasks; `lower_is_better` gives the signs.
+      scores: M_t by task name, as from `headline`.
+      baselines: S_t by task name: scores of single-task models or of the best constants.
 
     Raises:
-      ValueError: no task; a task without score or baseline; a baseline that is zero or not finite.
+      ValueError: If there is no task, if a task has no score or baseline, or if a baseline is zero
+        or not finite.
     """
     if not tasks:
-        raise ValueError("delta_m wanted at least one task, got none.")
+        raise ValueError("delta_m needs at least one task; got none.")
     gains = []
     for task in tasks:
         for what, values in (("score", scores), ("baseline", baselines)):
             if task.name not in values:
                 raise ValueError(
-                    f"delta_m wanted a {what} ({task.score}) for task {task.name!r}, got "
-                    f"{what}s for: {', '.join(values) or 'no task'}."
+                    f"delta_m needs a {what} ({task.score}) for task {task.name!r}; got {what}s "
+                    f"for: {', '.join(values) or 'no task'}."
                 )
         score, baseline = scores[task.name], baselines[task.name]
         if baseline == 0 or not np.isfinite(baseline):
             raise ValueError(
-                f"delta_m divides by the baseline of each task, but that of {task.name!r} "
-                f"({task.score}) is {baseline}. Give one that is finite and not 0."
+                f"delta_m divides by each task's baseline, but the baseline of {task.name!r} "
+                f"({task.score}) is {baseline}. Give a finite value other than 0."
             )
         sign = -1.0 if task.lower_is_better else 1.0
         gains.append(sign * (score - baseline) / baseline)

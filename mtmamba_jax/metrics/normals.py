@@ -1,4 +1,4 @@
-"""Surface normals: angles between prediction and truth, degrees, pooled over pixels."""
+"""Metric of surface normals: angles between prediction and ground truth, in degrees."""
 
 from __future__ import annotations
 
@@ -7,31 +7,34 @@ import numpy as np
 
 from mtmamba_jax.losses import normalise
 from mtmamba_jax.metrics.base import (
+    PIXELS,
+    TOTAL,
     ConstantBaseline,
     Metric,
-    Scores,
+    TaskScores,
     count,
     histogram,
     percent,
     ratio,
     sum_where,
 )
+from mtmamba_jax.readout import angle
 from mtmamba_jax.tasks import Task
 
 BIN_WIDTH = 0.01
-"""Degrees, of the histogram that the median is read from."""
+"""Width in degrees of the histogram bins that the median is read from."""
 
 LIMITS = {"within_11.25": 11.25, "within_22.5": 22.5, "within_30": 30.0}
-"""The angle, degrees, that each of these scores counts the smaller ones of."""
+"""Upper limit in degrees of the angles that each of these scores counts."""
 
 
 class Normals(Metric):
-    """`mErr` and `median`, degrees, and the shares of pixels within 11.25, 22.5 and 30, percent.
+    """`mErr` and `median` in degrees, and the percentages of angles below 11.25, 22.5 and 30.
 
-    The angle is 2 atan2(|p - g|, |p + g|) after normalising the prediction p; a zero vector is 90
-    degrees from any normal. Angles cannot be summed to their median, so they are counted in bins of
-    `BIN_WIDTH` degrees: `median` is the middle of the bin that holds the lower of the two middle
-    angles, at most BIN_WIDTH / 2 away from that angle (and float32's rounding of it, 2e-5).
+    The angle is taken after normalising the prediction; a zero vector is 90 degrees from any
+    normal. A median cannot be computed from sums, so angles are counted in bins of `BIN_WIDTH`
+    degrees: `median` is the middle of the bin with the lower of the two middle angles, at most
+    BIN_WIDTH / 2 away from that angle (and float32's rounding of it, 2e-5).
     """
 
     BINS = round(180.0 / BIN_WIDTH)
@@ -40,20 +43,20 @@ class Normals(Metric):
         super().__init__(
             task,
             {
-                "pixels": ((), np.int64),
-                "degrees": ((), np.float64),
+                "pixels": PIXELS,
+                "degrees": TOTAL,
                 "angles": ((self.BINS,), np.int64),
-                **dict.fromkeys(LIMITS, ((), np.int64)),
+                **dict.fromkeys(LIMITS, PIXELS),
             },
         )
 
     def units(self):
-        """Returns the unit of each score that has one."""
+        """Returns the units of the scores that have one."""
         return {"mErr": "deg", "median": "deg", **dict.fromkeys(LIMITS, "%")}
 
     def _measure(self, logits, label, valid):
         degrees = angle(normalise(logits), label, jnp)
-        # What is no number is as wrong as can be, not 0.
+        # NaN counts as 180 degrees, not as 0.
         bins = jnp.nan_to_num(degrees, nan=180.0) / BIN_WIDTH
         bins = jnp.minimum(bins, self.BINS - 1).astype(jnp.int32)
         return {
@@ -63,8 +66,8 @@ class Normals(Metric):
             **{name: count(valid & (degrees < most)) for name, most in LIMITS.items()},
         }
 
-    def compute(self, counts) -> Scores:
-        """Returns mErr and median, degrees, and the shares within `LIMITS`, percent."""
+    def compute(self, counts) -> TaskScores:
+        """Returns the scores."""
         pixels = counts["pixels"]
         return {
             "mErr": ratio(counts["degrees"], pixels),
@@ -74,14 +77,14 @@ class Normals(Metric):
 
 
 class NormalsConstant(ConstantBaseline):
-    """The one direction whose mean angle to all normals is least.
+    """The direction with the least mean angle to all normals.
 
-    It has no closed form, and the labels pass only once, so they are summed in bins of the sphere:
-    an octahedral map of `BINS_PER_SIDE`^2 bins, 1.6 degrees wide on average. A bin keeps how many
-    normals fell in it and the sum of their offsets from its centre, so it stands for the exact mean
-    of its normals; what is lost, their spread around that mean, changes mErr by less than 0.01
-    degree (tested). `logits` searches: the best of the commonest bins and of an even grid, then
-    steps around it that halve to 0.001 degree.
+    It has no closed form, and the labels are seen only once, so they are summed in bins of the
+    sphere: an octahedral map of `BINS_PER_SIDE`^2 bins, 1.6 degrees wide on average. Each bin keeps
+    the number of its normals and the sum of their offsets from its centre, so their mean is exact;
+    ignoring their spread around that mean changes mErr by less than 0.01 degree (tested). `logits`
+    starts from the best of the fullest bins and of an even grid, then searches around it with steps
+    that are halved down to 0.001 degree.
     """
 
     BINS_PER_SIDE = 128
@@ -98,7 +101,7 @@ class NormalsConstant(ConstantBaseline):
         index = jnp.where(valid.ravel(), _bin_index(vectors, self.BINS_PER_SIDE), bins)
         centres = jnp.asarray(self._centres, jnp.float32)
         offset = vectors - centres.at[index].get(mode="clip")
-        # An index past the end, an ignored pixel's, is dropped.
+        # The index of ignored pixels is past the end, which drops them.
         return {
             "normals": jnp.zeros(bins, jnp.int32).at[index].add(1, mode="drop"),
             "offset": jnp.zeros((bins, 3)).at[index].add(offset, mode="drop"),
@@ -109,8 +112,8 @@ class NormalsConstant(ConstantBaseline):
         directions, weights = self._directions(counts)
         if not weights.size:
             return np.full(3, np.nan)
-        common = directions[np.argsort(weights)[-self.CANDIDATES :]]
-        candidates = np.concatenate([common, _even_directions(self.CANDIDATES)])
+        fullest = directions[np.argsort(weights)[-self.CANDIDATES :]]
+        candidates = np.concatenate([fullest, _even_directions(self.CANDIDATES)])
         best, error = _best(candidates, directions, weights)
         step = np.radians(8.0)
         while step > np.radians(0.001):
@@ -127,15 +130,15 @@ class NormalsConstant(ConstantBaseline):
                 step /= 2.0
         return best
 
-    def compute(self, counts) -> Scores:
-        """Returns {"mErr": degrees}."""
+    def compute(self, counts) -> TaskScores:
+        """Returns mErr in degrees."""
         directions, weights = self._directions(counts)
         if not weights.size:
             return {"mErr": float("nan")}
         return {"mErr": _mean_angle(self.logits(counts), directions, weights)}
 
     def _directions(self, counts) -> tuple[np.ndarray, np.ndarray]:
-        """The mean direction of each bin that holds normals [bins 3], and how many [bins]."""
+        """Returns the mean direction [bins 3] and the number of normals of non-empty bins."""
         weights = np.asarray(counts["normals"])
         held = weights > 0
         weights = weights[held]
@@ -144,24 +147,15 @@ class NormalsConstant(ConstantBaseline):
 
 
 def _median(angles: np.ndarray) -> float:
-    """The middle of the bin that the lower of the two middle angles is in; NaN for no angle."""
+    """Returns the middle of the bin with the lower of the two middle angles, or NaN."""
     below = np.cumsum(angles)
     if not below[-1]:
         return float("nan")
     return BIN_WIDTH * (0.5 + int(np.searchsorted(below, (below[-1] + 1) // 2)))
 
 
-def angle(a, b, xp):
-    """Returns the angle between unit vectors [... 3], degrees.
-
-    Exact at 0 and 180 too, where arccos is not. `xp` is numpy or jax.numpy.
-    """
-    apart = xp.linalg.norm(a - b, axis=-1)
-    return xp.degrees(2.0 * xp.arctan2(apart, xp.linalg.norm(a + b, axis=-1)))
-
-
 def _mean_angle(direction, directions, weights) -> float:
-    return float(np.average(angle(direction, directions, np), weights=weights))
+    return float(np.average(angle(direction, directions), weights=weights))
 
 
 def _best(candidates, directions, weights) -> tuple[np.ndarray, float]:
@@ -171,7 +165,7 @@ def _best(candidates, directions, weights) -> tuple[np.ndarray, float]:
 
 
 def _even_directions(number: int) -> np.ndarray:
-    """Directions spread evenly over the sphere [number 3]: a Fibonacci spiral."""
+    """Returns directions spread evenly over the sphere, [number 3]: a Fibonacci spiral."""
     index = np.arange(number) + 0.5
     z = 1.0 - 2.0 * index / number
     turn = np.pi * (1.0 + 5.0**0.5) * index
@@ -180,7 +174,7 @@ def _even_directions(number: int) -> np.ndarray:
 
 
 def _bin_index(vectors, side: int):
-    """Bins of vectors [... 3]: the sphere on an octahedron, unfolded to a square of cells."""
+    """Returns the bins of vectors [... 3]: cells of a square, the unfolded octahedral map."""
     flat = vectors / jnp.maximum(jnp.sum(jnp.abs(vectors), axis=-1, keepdims=True), 1e-12)
     x, y, z = flat[..., 0], flat[..., 1], flat[..., 2]
     # The half with z < 0 folds outwards over the square's four corners.
@@ -194,7 +188,7 @@ def _bin_index(vectors, side: int):
 
 
 def _bin_centres(side: int) -> np.ndarray:
-    """The direction at the centre of each bin of `_bin_index`, [side^2 3]."""
+    """Returns the direction at the centre of each bin of `_bin_index`, [side^2 3]."""
     at = (np.arange(side) + 0.5) / side * 2.0 - 1.0
     v, u = np.meshgrid(at, at, indexing="ij")
     z = 1.0 - np.abs(u) - np.abs(v)

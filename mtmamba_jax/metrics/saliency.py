@@ -1,4 +1,4 @@
-"""Saliency: the best F with beta^2 = 0.3 over 19 thresholds, counts pooled over the set."""
+"""Metric of saliency: the best F with beta^2 = 0.3 over 19 thresholds."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import jax
 import numpy as np
 
 from mtmamba_jax.metrics.base import (
-    ConstantBaseline,
+    PIXELS,
     Metric,
-    Scores,
+    PositiveEverywhere,
+    TaskScores,
     best_f,
     count,
     threshold_counts,
@@ -21,11 +22,11 @@ THRESHOLDS = np.arange(1, 20) / 20.0
 
 
 class Saliency(Metric):
-    """`maxF` as published and `maxF_exact`, percent.
+    """`maxF` as published and `maxF_exact`, in percent.
 
-    The official evaluation puts the salient class's probability through a sigmoid once more before
-    it compares, so its map lies in 0.5 .. 0.73, and of the 19 thresholds 0.55 .. 0.70 alone tell
-    pixels apart: published maxF means that. `maxF_exact` compares the probability itself.
+    The official evaluation applies a second sigmoid to the probability of the salient class. Its
+    maps therefore lie in 0.5 .. 0.73, and of the 19 thresholds only 0.55 .. 0.70 separate pixels:
+    this is the published maxF. `maxF_exact` compares the probability itself.
     """
 
     def __init__(self, task: Task):
@@ -33,8 +34,8 @@ class Saliency(Metric):
         super().__init__(
             task,
             {
-                "pixels": ((), np.int64),
-                "positives": ((), np.int64),
+                "pixels": PIXELS,
+                "positives": PIXELS,
                 "predicted": (shape, np.int64),
                 "true_positives": (shape, np.int64),
                 "predicted_exact": (shape, np.int64),
@@ -43,7 +44,7 @@ class Saliency(Metric):
         )
 
     def units(self):
-        """Returns the unit of each score that has one."""
+        """Returns the units of the scores that have one."""
         return {"maxF": "%", "maxF_exact": "%"}
 
     def _measure(self, logits, label, valid):
@@ -61,8 +62,8 @@ class Saliency(Metric):
             "true_positives_exact": hits_exact,
         }
 
-    def compute(self, counts) -> Scores:
-        """Returns maxF and maxF_exact, percent."""
+    def compute(self, counts) -> TaskScores:
+        """Returns the scores."""
         positives, pixels = counts["positives"], counts["pixels"]
         return {
             name: best_f(
@@ -76,21 +77,8 @@ class Saliency(Metric):
         }
 
 
-class SaliencyConstant(ConstantBaseline):
-    """Everything salient: recall 1, precision the share of salient pixels."""
+class SaliencyConstant(PositiveEverywhere):
+    """Everything salient."""
 
-    def __init__(self, task: Task):
-        super().__init__(task, {"pixels": ((), np.int64), "positives": ((), np.int64)})
-
-    def _measure(self, label, valid):
-        return {"pixels": count(valid), "positives": count(valid & (label[..., 0] == 1))}
-
-    def logits(self, counts):
-        """Returns a probability of salient near 1, whatever the counts."""
-        del counts
-        return np.array([0.0, 20.0])
-
-    def compute(self, counts) -> Scores:
-        """Returns {"maxF": percent}."""
-        pixels, positives = counts["pixels"], counts["positives"]
-        return {"maxF": best_f(pixels, positives, positives, pixels, BETA_SQUARED)}
+    beta_squared = BETA_SQUARED
+    positive_logits = (0.0, 20.0)

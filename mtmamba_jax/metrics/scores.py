@@ -1,4 +1,4 @@
-"""The scores of a model: every number of every task's metric."""
+"""Scores of a model on the test set, over all its tasks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from mtmamba_jax.metrics.base import Counts
 from mtmamba_jax.tasks import Task
 
 Scores = Mapping[str, Mapping[str, float]]
-"""{task name: {score name: value}}."""
+"""Every score of every task: {task name: {score name: value}}."""
+
+SCORES_FILE = "scores_{}.json"
+"""File in a work directory with the scores of a checkpoint, by its kind (best, latest)."""
 
 
 def compute_scores(
@@ -18,7 +21,7 @@ def compute_scores(
     """Returns every score of every task.
 
     Args:
-      tasks: The tasks that were evaluated.
-      totals: The sums of each task's metric over a test set, by task name.
+      tasks: Tasks that were evaluated.
+      totals: Sums of each task's metric over a test set, by task name.
     """
     return {task.name: create_metric(task).compute(totals[task.name]) for task in tasks}

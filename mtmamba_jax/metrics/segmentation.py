@@ -1,25 +1,26 @@
-"""Segmentation: a confusion matrix pooled over the set, and intersection over union from it."""
+"""Metric of segmentation: intersection over union, from the confusion matrix of the test set."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
 
-from mtmamba_jax.metrics.base import ConstantBaseline, Metric, Scores, histogram
+from mtmamba_jax.metrics.base import ConstantBaseline, Metric, TaskScores, histogram
 from mtmamba_jax.tasks import Task
 
 
 class Segmentation(Metric):
-    """`mIoU`, percent. A class with no pixel, predicted or labelled, has IoU 0 (as published).
+    """`mIoU` in percent; a class without a predicted or labelled pixel has IoU 0, as published.
 
-    Its one sum is `confusion` [labelled predicted], pixels. A label that is no class is in no sum.
+    The only sum is `confusion`, pixels by [labelled, predicted] class. Labels that are no class are
+    not counted.
     """
 
     def __init__(self, task: Task):
         super().__init__(task, {"confusion": ((task.channels, task.channels), np.int64)})
 
     def units(self):
-        """Returns the unit of each score that has one."""
+        """Returns the units of the scores that have one."""
         return {"mIoU": "%"}
 
     def _measure(self, logits, label, valid):
@@ -29,20 +30,20 @@ class Segmentation(Metric):
         counts = histogram(cells, known, channels**2)
         return {"confusion": counts.reshape(channels, channels)}
 
-    def compute(self, counts) -> Scores:
-        """Returns {"mIoU": percent}."""
+    def compute(self, counts) -> TaskScores:
+        """Returns mIoU in percent."""
         if not np.any(counts["confusion"]):
             return {"mIoU": float("nan")}
         return {"mIoU": 100.0 * float(np.mean(_intersection_over_union(counts)))}
 
-    def per_class(self, counts) -> Scores:
-        """Returns the IoU of each class by its name, percent."""
+    def per_class(self, counts) -> TaskScores:
+        """Returns the IoU of each class in percent, by class name."""
         values = 100.0 * _intersection_over_union(counts)
         return dict(zip(self.task.class_names, values.tolist(), strict=True))
 
 
 class SegmentationConstant(ConstantBaseline):
-    """The commonest class everywhere: IoU is its share for that class and 0 for the others."""
+    """The most common class: its IoU is its fraction of the pixels, and the others' IoU is 0."""
 
     def __init__(self, task: Task):
         super().__init__(task, {"labelled": ((task.channels,), np.int64)})
@@ -51,11 +52,11 @@ class SegmentationConstant(ConstantBaseline):
         return {"labelled": histogram(label[..., 0], valid, self.task.channels)}
 
     def logits(self, counts):
-        """Returns 1 for the commonest class, 0 for the others."""
+        """Returns 1 for the most common class and 0 for the others."""
         return np.eye(self.task.channels)[np.argmax(counts["labelled"])]
 
-    def compute(self, counts) -> Scores:
-        """Returns {"mIoU": percent}."""
+    def compute(self, counts) -> TaskScores:
+        """Returns mIoU in percent."""
         chosen = self.logits(counts).astype(np.int64)
         confusion = np.outer(counts["labelled"], chosen)
         return Segmentation(self.task).compute({"confusion": confusion})

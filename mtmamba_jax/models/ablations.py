@@ -1,7 +1,7 @@
-"""MTMamba with parts of it replaced: the blocks of the paper's Tables 2 to 5 (section 4.3).
+"""Decoder blocks for ablations of MTMamba: the paper's Tables 2 to 5 (section 4.3).
 
-What the paper leaves unsaid (heads, windows, what stays beside a replaced part) is as its columns
-of parameters and FLOPs have it: `tests/paper/test_tables.py`.
+Details that the paper does not give (heads, windows, what remains beside a replaced part) follow
+from its columns of parameters and FLOPs: see `tests/paper/test_tables.py`.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
-from mtmamba_jax.array_types import Array
+from mtmamba_jax.array_types import TaskFeatures
 from mtmamba_jax.models.blocks import CTM, STM, MambaSettings
 from mtmamba_jax.models.layers import TaskLinear, fold
 from mtmamba_jax.models.swin import SwinBlock, WindowAttention
 
 WINDOW = 12  # Swin-Large's
-HEADS = 6  # of attention in place of a part, at every stage
-HEAD_WIDTH = 32  # channels of a head in whole Swin blocks, as in the encoder
+HEADS = 6  # of the attention that replaces part of a block, at every stage
+HEAD_WIDTH = 32  # channels per head of whole Swin blocks, as in the encoder
 
 
 class TaskSwin(nnx.Module):
-    """A Swin block for each task: [t b h w c] -> same, in place of STM and CTM (2*Swin)."""
+    """A Swin block for each task, instead of STM and CTM (2*Swin)."""
 
     def __init__(
         self,
@@ -50,45 +51,48 @@ class TaskSwin(nnx.Module):
             for _ in range(tasks)
         )
 
-    def __call__(self, z: Array, key: jax.Array | None = None) -> Array:
-        """Refines [t b h w c]; a key switches drop path on."""
+    def __call__(self, z: TaskFeatures, key: jax.Array | None = None) -> TaskFeatures:
+        """Refines each task's feature; a key switches drop path on."""
         return jnp.stack([block(z[i], fold(key, i)) for i, block in enumerate(self.each)])
 
 
 class TaskAttention(nnx.Module):
-    """Window attention (W-MSA) for each of a stack: [s b h w c] -> same."""
+    """Window attention (W-MSA) for each feature of a stack."""
 
     def __init__(self, stack: int, features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        # As many as divide the channels of models smaller than the paper's.
+        # Fewer heads where a model smaller than the paper's has too few channels.
         heads = math.gcd(HEADS, features)
         self.each = nnx.List(
             WindowAttention(features, heads, WINDOW, shifted=False, dtype=dtype, rngs=rngs)
             for _ in range(stack)
         )
 
-    def __call__(self, x: Array) -> Array:
-        """Attends inside the windows of [s b h w c]."""
+    def __call__(self, x: Float[Array, "s b h w c"]) -> Float[Array, "s b h w c"]:
+        """Attends within windows."""
         return jnp.stack([attention(x[i]) for i, attention in enumerate(self.each)])
 
 
 class AttentionMFE(nnx.Module):
-    """W-MSA in place of `MFE`: of its convolution, scan and LayerNorm (Table 3)."""
+    """W-MSA instead of the convolution, scan and LayerNorm of `MFE` (Table 3)."""
 
     def __init__(self, stack: int, features: int, settings: MambaSettings, *, rngs: nnx.Rngs):
         inner = settings.expansion * features
         self.attention = TaskAttention(stack, inner, dtype=settings.dtype, rngs=rngs)
 
-    def scan(self, z: Array) -> Array:
-        """Attends inside the windows of [s b h w d]."""
+    def scan(
+        self, z: Float[Array, "s b h w d"], selecting: Float[Array, "s b h w d"] | None = None
+    ) -> Float[Array, "s b h w d"]:
+        """Attends within windows."""
+        del selecting  # of a scan only
         return self.attention(z)
 
-    def norm(self, z: Array) -> Array:
-        """Returns z: attention has no LayerNorm after it."""
+    def norm(self, z: Float[Array, "s b h w d"]) -> Float[Array, "s b h w d"]:
+        """Returns z unchanged: no LayerNorm follows the attention."""
         return z
 
 
 class AttentionGate(nnx.Module):
-    """W-MSA before the gate's Linear (Table 4): [t b h w i] -> [t b h w o]."""
+    """W-MSA before the gate's Linear (Table 4)."""
 
     def __init__(
         self, tasks: int, in_features: int, out_features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
@@ -96,16 +100,16 @@ class AttentionGate(nnx.Module):
         self.attention = TaskAttention(tasks, in_features, dtype=dtype, rngs=rngs)
         self.linear = TaskLinear(tasks, in_features, out_features, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
-        """Returns what a sigmoid or SiLU turns into gates."""
+    def __call__(self, x: Float[Array, "t b h w i"]) -> Float[Array, "t b h w o"]:
+        """Returns the gates before their sigmoid or SiLU."""
         return self.linear(self.attention(x))
 
 
 class FixedGate(nnx.Module):
-    """A gate that is the same for every pixel and has no weights (Table 5).
+    """A gate without weights, the same for every pixel (Table 5).
 
     Attributes:
-      logit: of the gate.
+      logit: Gate before its sigmoid.
     """
 
     logit: float
@@ -116,57 +120,31 @@ class FixedGate(nnx.Module):
         del tasks, in_features, out_features, rngs
         self.dtype = dtype
 
-    def __call__(self, x: Array) -> Array:
-        """Returns what a sigmoid turns into 0 or 1, for all of [t b h w o]."""
+    def __call__(self, x: Float[Array, "t b h w i"]) -> Float[Array, "1 1 1 1 1"]:
+        """Returns the logit, to be broadcast."""
         return jnp.full((1,) * x.ndim, self.logit, self.dtype)
 
 
 class ClosedGate(FixedGate):
-    """g = 0: each task's own feature alone."""
+    """g = 0: only each task's own feature passes."""
 
     logit = -math.inf
 
 
 class OpenGate(FixedGate):
-    """g = 1: the shared feature alone."""
+    """g = 1: only the shared feature passes."""
 
     logit = math.inf
 
 
-class AttentionSTM(STM):
-    """STM with W-MSA in place of MFE."""
-
-    make_extractor = AttentionMFE
-
-
-class AttentionCTM(CTM):
-    """CTM with W-MSA in place of all its MFE."""
-
-    make_extractor = AttentionMFE
+def _replaced(block: type, **parts: Callable) -> type:
+    """Returns a block with other parts, such as `make_gate`."""
+    return type(block.__name__, (block,), parts)
 
 
-class AttentionGateSTM(STM):
-    """STM with attention before its gate's Linear."""
-
-    make_gate = AttentionGate
-
-
-class AttentionGateCTM(CTM):
-    """CTM with attention before its gates' Linear."""
-
-    make_gate = AttentionGate
-
-
-class ClosedCTM(CTM):
-    """CTM that passes on each task's own feature; the shared one's weights stay, unused."""
-
-    make_gate = ClosedGate
-
-
-class OpenCTM(CTM):
-    """CTM that passes on the shared feature; the tasks' own extractors stay, unused."""
-
-    make_gate = OpenGate
+def _stage(**parts: Callable) -> tuple[type, ...]:
+    stm = _replaced(STM, **parts)
+    return stm, stm, _replaced(CTM, **parts)
 
 
 ABLATIONS: Mapping[str, tuple[Callable[..., nnx.Module], ...]] = {
@@ -174,9 +152,10 @@ ABLATIONS: Mapping[str, tuple[Callable[..., nnx.Module], ...]] = {
     "stm_1": (STM,),
     "stm_2": (STM, STM),
     "stm_3": (STM, STM, STM),
-    "attention_mfe": (AttentionSTM, AttentionSTM, AttentionCTM),
-    "attention_gate": (AttentionGateSTM, AttentionGateSTM, AttentionGateCTM),
-    "gate_0": (STM, STM, ClosedCTM),
-    "gate_1": (STM, STM, OpenCTM),
+    "attention_mfe": _stage(make_extractor=AttentionMFE),
+    "attention_gate": _stage(make_gate=AttentionGate),
+    # The weights of the feature that a fixed gate blocks stay, unused.
+    "gate_0": (STM, STM, _replaced(CTM, make_gate=ClosedGate)),
+    "gate_1": (STM, STM, _replaced(CTM, make_gate=OpenGate)),
 }
-"""A decoder stage's blocks, by the name of the model that has them."""
+"""Blocks of a decoder stage, by the name of the model."""

@@ -11,23 +11,24 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
-from mtmamba_jax.array_types import Array
+from mtmamba_jax.array_types import TaskFeatures
 from mtmamba_jax.models import initializers
-from mtmamba_jax.models.layers import DepthwiseConv, TaskLinear, drop_path, recomputed
+from mtmamba_jax.models.layers import DepthwiseConv, TaskLinear, drop_path
 from mtmamba_jax.models.norm import TaskLayerNorm
 from mtmamba_jax.models.ss2d import SS2D
 
 
 @dataclasses.dataclass(frozen=True)
 class MambaSettings:
-    """What all blocks of a decoder share.
+    """Settings shared by all blocks of a decoder.
 
     Attributes:
-      expansion: inner channels d = expansion * c (the paper's alpha).
-      state_size: n.
-      dtype: of the computation.
-      scan_implementation: forces a backend of the scan; None chooses by platform.
+      expansion: Ratio of inner channels d to channels c (the paper's alpha).
+      state_size: States per channel of the scan, n.
+      dtype: Compute dtype; parameters are float32.
+      scan_implementation: Backend of the scan to force; None chooses one by platform.
     """
 
     expansion: int = 2
@@ -37,10 +38,10 @@ class MambaSettings:
 
 
 class MFE(nnx.Module):
-    """Mamba-based feature extractor after its Linear: LN(SS2D(SiLU(Conv(z)))), Eq. 13.
+    """Mamba-based feature extractor without its Linear: LN(SS2D(SiLU(Conv(z)))), Eq. 13.
 
-    The Linear in front belongs to the blocks, which feed it differently. [s b h w d] -> same, for a
-    stack of s extractors.
+    The Linear in front belongs to the blocks, which feed it differently. The leading axis s is a
+    stack of extractors.
     """
 
     def __init__(self, stack: int, features: int, settings: MambaSettings, *, rngs: nnx.Rngs):
@@ -57,17 +58,34 @@ class MFE(nnx.Module):
         )
         self.norm = TaskLayerNorm(stack, inner, dtype=dtype)
 
-    def __call__(self, z: Array) -> Array:
-        """Extracts features from [s b h w d]."""
+    def __call__(self, z: Float[Array, "s b h w d"]) -> Float[Array, "s b h w d"]:
+        """Extracts features."""
         return self.norm(self.scan(z))
 
-    def scan(self, z: Array, selecting: Array | None = None) -> Array:
-        """All but the LayerNorm, which blocks recompute together with their gates."""
-        return self.ss2d(recomputed(jax.nn.silu)(self.conv(z)), selecting)
+    def scan(
+        self, z: Float[Array, "s b h w d"], selecting: Float[Array, "s b h w d"] | None = None
+    ) -> Float[Array, "s b h w d"]:
+        """Returns the features before the LayerNorm, which blocks recompute with their gates."""
+        # Cheap functions of large maps are recomputed here and below: reading their results from
+        # memory costs as much.
+        return self.ss2d(jax.checkpoint(jax.nn.silu)(self.conv(z)), selecting)
 
 
 class STM(nnx.Module):
-    """Self-task Mamba block (Eqs. 14-18): [t b h w c] -> same, each task by itself."""
+    """Self-task Mamba block (Eqs. 14-18), which refines each task's feature by itself.
+
+    Example:
+      >>> block = STM(tasks=2, features=32, settings=MambaSettings(), rngs=nnx.Rngs(0))
+      >>> block(jnp.zeros((2, 1, 14, 18, 32))).shape  # [t b h w c]
+      (2, 1, 14, 18, 32)
+
+    Args:
+      tasks: Number of tasks t.
+      features: Channels c.
+      settings: Settings of the decoder's blocks.
+      drop_path_rate: Probability of dropping the block, for each task and image.
+      rngs: Random generators of the initial weights.
+    """
 
     make_gate = TaskLinear
     make_extractor = MFE
@@ -89,20 +107,30 @@ class STM(nnx.Module):
         self.mfe = self.make_extractor(tasks, features, settings, rngs=rngs)
         self.out_proj = TaskLinear(tasks, inner, features, dtype=dtype, rngs=rngs)
 
-    def __call__(self, z: Array, key: jax.Array | None = None) -> Array:
-        """Refines [t b h w c]; a key switches drop path on."""
-        normed = self.norm(z)
-        scanned, gate = self.mfe.scan(self.in_proj(normed)), self.gate(normed)
-        gated = recomputed(lambda y, gate: self.mfe.norm(y) * jax.nn.silu(gate))(scanned, gate)
+    def __call__(self, z: TaskFeatures, key: jax.Array | None = None) -> TaskFeatures:
+        """Refines each task's feature; a key switches drop path on."""
+        return self._refine(z, self.norm(z), None, key)
+
+    def _refine(
+        self,
+        z: TaskFeatures,
+        normed: TaskFeatures,
+        selecting: Float[Array, "t b h w d"] | None,
+        key: jax.Array | None,
+    ) -> TaskFeatures:
+        scanned, gate = self.mfe.scan(self.in_proj(normed), selecting), self.gate(normed)
+        gated = jax.checkpoint(lambda y, gate: self.mfe.norm(y) * jax.nn.silu(gate))(scanned, gate)
         return z + drop_path(self.out_proj(gated), self.drop_path_rate, key, leading=2)
 
 
 class CTM(nnx.Module):
-    """Cross-task Mamba block (Eqs. 19-25): [t b h w c] -> same, mixing the tasks.
+    """Cross-task Mamba block (Eqs. 19-25), which exchanges features between tasks.
 
-    A shared extractor reads all tasks' features together; each task then blends its own and the
-    shared feature by a gate. The gate multiplies the shared one: Eq. 24 prints it on the other,
-    but Table 5, the official code and its checkpoints have it so.
+    A shared extractor reads all tasks' features together; each task then blends its own feature and
+    the shared one by a gate. The gate multiplies the shared feature: Eq. 24 prints it on the other,
+    but Table 5, the official code and its checkpoints have it this way.
+
+    Arguments are those of `STM`.
     """
 
     make_gate = TaskLinear
@@ -133,8 +161,8 @@ class CTM(nnx.Module):
         self.mfe = self.make_extractor(tasks + 1, features, settings, rngs=rngs)
         self.out_proj = TaskLinear(tasks, inner, features, dtype=dtype, rngs=rngs)
 
-    def __call__(self, z: Array, key: jax.Array | None = None) -> Array:
-        """Exchanges features between the tasks of [t b h w c]; a key switches drop path on."""
+    def __call__(self, z: TaskFeatures, key: jax.Array | None = None) -> TaskFeatures:
+        """Exchanges features between the tasks; a key switches drop path on."""
         normed = self.norm(z)
         shared = jnp.einsum(
             "tbhwc,tcd->bhwd", self.norm_shared(z), self.in_proj_shared.astype(self.dtype)
@@ -145,5 +173,5 @@ class CTM(nnx.Module):
             features, gate = self.mfe.norm(scanned), jax.nn.sigmoid(gate)
             return gate * features[-1:] + (1 - gate) * features[:-1]
 
-        mixed = recomputed(mix)(scanned, self.gate(normed))
+        mixed = jax.checkpoint(mix)(scanned, self.gate(normed))
         return z + drop_path(self.out_proj(mixed), self.drop_path_rate, key, leading=2)

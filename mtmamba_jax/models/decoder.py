@@ -8,36 +8,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
-from mtmamba_jax.array_types import Array
+from mtmamba_jax.array_types import Features, TaskFeatures
 from mtmamba_jax.models.blocks import CTM, STM, MambaSettings
 from mtmamba_jax.models.layers import TaskLinear, call_block, fold
 from mtmamba_jax.models.patches import PatchExpand
 
 Block = Callable[..., nnx.Module]
 
-# A stage's blocks in order: Eqs. 28 and 29.
 STAGE_BLOCKS: tuple[Block, ...] = (STM, STM, CTM)
+"""A stage's blocks in order: Eqs. 28 and 29."""
 STAGES = 3
 
 
 class SkipFusion(nnx.Module):
-    """Linear(concat(r, f)) for every task (Eq. 27): r [t b h w c], f [b h w c] -> [t b h w c].
+    """Linear(concat(r, f)) of a decoder feature r and an encoder map f, for every task (Eq. 27).
 
-    Two matrix products added: the same numbers without writing the concatenation.
+    Computed as the sum of two matrix products, without the concatenation.
     """
 
     def __init__(self, tasks: int, features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.feature = TaskLinear(tasks, features, features, use_bias=True, dtype=dtype, rngs=rngs)
         self.skip = TaskLinear(tasks, features, features, dtype=dtype, rngs=rngs)
 
-    def __call__(self, feature: Array, skip: Array) -> Array:
-        """Fuses the tasks' features with the encoder's map."""
+    def __call__(self, feature: TaskFeatures, skip: Features) -> TaskFeatures:
+        """Fuses each task's feature with the encoder's map."""
         return self.feature(feature) + self.skip(skip)
 
 
 class DecoderStage(nnx.Module):
-    """PatchExpand, fusion with the encoder's map, then the blocks; halves c, doubles h and w."""
+    """Patch expansion, fusion with an encoder map, then the blocks."""
 
     def __init__(
         self,
@@ -58,10 +59,15 @@ class DecoderStage(nnx.Module):
             for block, rate in zip(blocks, drop_path_rates, strict=True)
         )
 
-    def __call__(self, z: Array, skip: Array, key: jax.Array | None = None) -> Array:
-        """Maps z [t b h w 2c] (or [b h w 2c]) and skip [b 2h 2w c] to [t b 2h 2w c]."""
+    def __call__(
+        self,
+        z: Float[Array, "*t b h w 2*c"],
+        skip: Float[Array, "b 2*h 2*w c"],
+        key: jax.Array | None = None,
+    ) -> Float[Array, "t b 2*h 2*w c"]:
+        """Decodes one stage; the first stage's z has no task axis."""
         expanded = self.expand(z)
-        # The encoder pads odd maps; the surplus row or column is dropped again here.
+        # The encoder pads maps of odd size; the surplus row or column is dropped again here.
         expanded = expanded[:, :, : skip.shape[1], : skip.shape[2]]
         z = self.fuse(expanded, skip)
         for i, block in enumerate(self.blocks):
@@ -70,13 +76,16 @@ class DecoderStage(nnx.Module):
 
 
 class MambaDecoder(nnx.Module):
-    """Three stages on the encoder's four maps: -> [t b h/4 w/4 c], a feature for each task.
+    """Three stages on the encoder's four maps, which give each task a feature of stride 4.
 
     Args:
-      tasks: number of tasks t.
-      widths: channels of the encoder's maps, finest first.
-      blocks: of a stage, in order.
-      drop_path_rate: of the first block; it falls linearly to 0 at the last.
+      tasks: Number of tasks t.
+      widths: Channels of the encoder's maps, finest first.
+      settings: Settings of the Mamba blocks.
+      blocks: Blocks of a stage, in order.
+      drop_path_rate: Drop-path rate of the first block; it falls linearly to 0 at the last.
+      remat: Key of `layers.REMAT_POLICIES`, applied to each block.
+      rngs: Random generators of the initial weights.
     """
 
     def __init__(
@@ -104,8 +113,8 @@ class MambaDecoder(nnx.Module):
             for width, stage_rates in zip(reversed(widths[:-1]), rates.tolist(), strict=True)
         )
 
-    def __call__(self, features: Sequence[Array], key: jax.Array | None = None) -> Array:
-        """Decodes the four maps, finest first; a key switches drop path on."""
+    def __call__(self, features: Sequence[Features], key: jax.Array | None = None) -> TaskFeatures:
+        """Decodes the encoder's four maps, finest first; a key switches drop path on."""
         *skips, z = features
         for i, (stage, skip) in enumerate(zip(self.stages, reversed(skips), strict=True)):
             z = stage(z, skip, fold(key, i))

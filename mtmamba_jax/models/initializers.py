@@ -1,43 +1,46 @@
-"""Initial weights: a whole model's are parts of one draw, since each draw would be compiled."""
+"""Initial weights, drawn for a whole model at once: every separate draw would be compiled."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
+from jaxtyping import Array, Float
 
-from mtmamba_jax.array_types import Array
+Model = TypeVar("Model", bound=nnx.Module)
 
 
 class Parts:
-    """Hands out parts of one draw; stands for `nnx.Rngs`, and for its keys, in constructors.
+    """Hands out consecutive parts of one draw; stands in for `nnx.Rngs` and for its keys.
 
     Args:
-      draw: numbers from `draw_unit`, [n]; None hands out zeros, to find how many are needed.
+      draw: Numbers from `draw_unit`, [n]; None hands out zeros, to count how many are needed.
 
     Attributes:
-      taken: how many numbers were handed out.
+      count: Number of numbers handed out so far.
     """
 
-    def __init__(self, draw: Array | None = None):
-        self.taken = 0
+    def __init__(self, draw: Float[Array, " n"] | None = None):
+        self.count = 0
         self._draw = draw
 
     def params(self) -> Parts:
-        """Returns what stands for a key."""
+        """Returns itself, in the role of a key."""
         return self
 
     def take(self, shape: Sequence[int]) -> jax.Array:
-        """Returns the next numbers."""
-        start = self.taken
-        self.taken += math.prod(shape)
+        """Returns the next numbers, in this shape."""
+        start = self.count
+        self.count += math.prod(shape)
         if self._draw is None:
             return jnp.zeros(shape, jnp.float32)
-        return self._draw[start : self.taken].reshape(shape)
+        return self._draw[start : self.count].reshape(shape)
 
 
 def draw_unit(key: jax.Array | Parts, shape: Sequence[int]) -> jax.Array:
@@ -59,29 +62,30 @@ def normal(key: jax.Array | Parts, shape: Sequence[int], deviation: float) -> ja
 
 
 def truncated_normal(key: jax.Array | Parts, shape: Sequence[int], deviation: float) -> jax.Array:
-    """Returns normal numbers of mean 0, those beyond 2 `deviation` left out."""
+    """Returns normal numbers of mean 0, cut off at twice `deviation`."""
     return deviation * 2**0.5 * jax.lax.erf_inv(math.erf(2**0.5) * draw_unit(key, shape))
 
 
 def lecun_normal(key: jax.Array | Parts, shape: Sequence[int], dtype: jnp.dtype) -> jax.Array:
-    """Returns a matrix [i o] of variance 1 / i; an initialiser for `nnx.Linear`."""
+    """Returns a matrix [i o] of variance 1 / i; an initializer for `nnx.Linear`."""
     truncation = 0.87962566  # standard deviation of a normal number within (-2, 2)
     return truncated_normal(key, shape, shape[0] ** -0.5 / truncation).astype(dtype)
 
 
-def initialise(construct: Callable[[nnx.Rngs | Parts], nnx.Module], rngs: nnx.Rngs) -> nnx.Module:
+def initialize(construct: Callable[[Any], Model], rngs: nnx.Rngs) -> Model:
     """Returns `construct(rngs)`, with all weights drawn at once."""
     counter = Parts()
     jax.eval_shape(lambda: nnx.state(construct(counter)))
-    draw = draw_unit(rngs.params(), (counter.taken,))
-    found = {}
+    draw = draw_unit(rngs.params(), (counter.count,))
+    structure: Any = None
 
     def arrays(draw):
-        found["graph"], state = nnx.split(construct(Parts(draw)))
+        nonlocal structure
+        structure, state = nnx.split(construct(Parts(draw)))
         return state
 
-    if not isinstance(draw, jax.core.Tracer):  # options belong to the outermost jit only
+    if not isinstance(draw, Tracer):  # options belong to the outermost jit only
         # The program runs once, so time spent on optimising it would be lost.
         arrays = jax.jit(arrays, compiler_options={"xla_backend_optimization_level": 0})
     state = arrays(draw)
-    return nnx.merge(found["graph"], state)
+    return nnx.merge(structure, state)

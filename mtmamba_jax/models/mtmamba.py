@@ -1,22 +1,24 @@
-"""MTMamba: start here. Encoder -> three decoder stages -> a head for each task (Fig. 1)."""
+"""MTMamba and MTMamba++: an encoder, three decoder stages and a head for each task (Fig. 1)."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
-from mtmamba_jax.array_types import Array
+from mtmamba_jax.array_types import Features, TaskFeatures
 from mtmamba_jax.labels import resize_logits
 from mtmamba_jax.messages import check_name
 from mtmamba_jax.models.ablations import ABLATIONS
 from mtmamba_jax.models.blocks import STM, MambaSettings
-from mtmamba_jax.models.decoder import STAGE_BLOCKS, Block, MambaDecoder
+from mtmamba_jax.models.decoder import STAGE_BLOCKS, MambaDecoder
 from mtmamba_jax.models.heads import ExpandHeads
-from mtmamba_jax.models.initializers import Parts, initialise
+from mtmamba_jax.models.initializers import initialize
 from mtmamba_jax.models.layers import REMAT_POLICIES, fold
 from mtmamba_jax.models.plus import SCTM, ConvHeads
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin
@@ -26,17 +28,41 @@ from mtmamba_jax.tasks import Task
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
+class Encoder(Protocol):
+    """A module that maps images to feature maps of strides 4, 8, 16 and 32; a key drops paths.
+
+    Attributes:
+      widths: Channels of the four maps, doubling.
+    """
+
+    widths: tuple[int, ...]
+
+    def __call__(
+        self, images: Float[Array, "b h w 3"], key: jax.Array | None = None
+    ) -> Sequence[Features]:
+        """Returns the four maps, finest first."""
+        ...
+
+
 class MTMamba(nnx.Module):
-    """Predicts a dense map for each task from one image.
+    """MTMamba (Lin et al., ECCV 2024): predicts a dense map for each task from one image.
+
+    Example:
+      >>> encoder = Swin(SWIN_SIZES["swin_tiny"], rngs=nnx.Rngs(0))
+      >>> model = MTMamba(encoder, NYUDV2, rngs=nnx.Rngs(1))
+      >>> logits = model(images)  # {"semseg": [b h w 40], "depth": [b h w 1], ...}
 
     Args:
-      encoder: a module with `widths` (channels of its four maps, doubling) that maps images
-        [b h w 3] and a random key (or None) to maps of strides 4, 8, 16, 32; such as `Swin`.
-      tasks: what to predict, in the order the cross-task block is to see them.
-      settings: of the Mamba blocks.
-      drop_path_rate: of the decoder's first block; it falls linearly to 0 at the last.
-      remat: key of `layers.REMAT_POLICIES`: what each block keeps for the backward pass.
-      rngs: for the initial weights.
+      encoder: Encoder of the image, such as `Swin`.
+      tasks: Tasks to predict, in the order in which the cross-task blocks see them.
+      settings: Settings of the Mamba blocks; None is the paper's.
+      drop_path_rate: Drop-path rate of the decoder's first block; it falls linearly to 0 at the
+        last.
+      remat: Key of `layers.REMAT_POLICIES`: what each block keeps for the backward pass.
+      rngs: Random generators of the initial weights.
+
+    Raises:
+      ValueError: If there is no task.
     """
 
     stage_blocks = STAGE_BLOCKS
@@ -44,7 +70,7 @@ class MTMamba(nnx.Module):
 
     def __init__(
         self,
-        encoder: nnx.Module,
+        encoder: Encoder,
         tasks: Sequence[Task],
         settings: MambaSettings | None = None,
         *,
@@ -68,49 +94,62 @@ class MTMamba(nnx.Module):
         self.heads = self.make_heads(tasks, encoder.widths[0], dtype=settings.dtype, rngs=rngs)
 
     def __call__(
-        self, images: Array, *, training: bool = False, rngs: nnx.Rngs | None = None
-    ) -> dict[str, jax.Array]:
+        self,
+        images: Float[Array, "b h w 3"],
+        *,
+        training: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> dict[str, Float[Array, "b h w channels"]]:
         """Predicts all tasks.
 
         Args:
-          images: float [b h w 3], normalised with ImageNet's mean and deviation; any h and w.
-          training: drop path on, which needs `rngs`; normalises by the batch where a model does.
-          rngs: source of the stream `drop_path`.
+          images: Images of any size, normalised with ImageNet's mean and deviation.
+          training: Whether to drop paths, which needs `rngs`, and to normalise by the batch where
+            the model has BatchNorm.
+          rngs: Random generators with the stream `drop_path`.
 
         Returns:
-          {task name: float32 logits [b h w channels]}, at the images' size.
+          Float32 logits at the images' size, by task name.
 
         Raises:
-          ValueError: images of another shape, or training without rngs.
+          ValueError: If images have another shape, or if training without rngs.
         """
         features = self.features(images, training=training, rngs=rngs)
         return self.logits(features, images.shape[1:3], training=training)
 
     def features(
-        self, images: Array, *, training: bool = False, rngs: nnx.Rngs | None = None
-    ) -> jax.Array:
-        """Returns what the heads are given, the final decoder features: [t b h/4 w/4 c].
+        self,
+        images: Float[Array, "b h w 3"],
+        *,
+        training: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "t b ceil(h/4) ceil(w/4) c"]:
+        """Returns the final decoder features, which the heads read; t is in the tasks' order.
 
-        h/4 and w/4 are rounded up, t is in the order of the model's tasks. Arguments and errors are
-        those of `__call__`.
+        Arguments and errors are those of `__call__`.
         """
         if images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"images must be [b h w 3], channels last; got {images.shape}.")
-        if training and rngs is None:
-            raise ValueError("training=True drops paths at random: pass rngs=nnx.Rngs(...).")
-        key = rngs.drop_path() if training else None
+        key = None
+        if training:
+            if rngs is None:
+                raise ValueError("training=True drops paths at random: pass rngs=nnx.Rngs(...).")
+            key = rngs.drop_path()
         return self.decoder(self.encoder(images, fold(key, 0)), fold(key, 1))
 
     def logits(
-        self, features: Array, size: Sequence[int], *, training: bool = False
-    ) -> dict[str, jax.Array]:
-        """Returns {task name: float32 logits [b h w channels]} of `features`, at size = (h, w)."""
+        self, features: TaskFeatures, size: Sequence[int], *, training: bool = False
+    ) -> dict[str, Float[Array, "b height width channels"]]:
+        """Returns float32 logits of `features` by task name, at `size` = (height, width)."""
         found = self.heads(features, training=training)
         return {name: resize_logits(value, size) for name, value in found.items()}
 
 
 class MTMambaPlus(MTMamba):
-    """MTMamba++ (Lin et al., TPAMI 2025): tasks meet in `SCTM`, heads are convolutions."""
+    """MTMamba++ (Lin et al., TPAMI 2025): `SCTM` blocks exchange features, heads are convolutions.
+
+    Arguments and methods are those of `MTMamba`.
+    """
 
     stage_blocks = (STM, STM, SCTM)
     make_heads = ConvHeads
@@ -118,7 +157,7 @@ class MTMambaPlus(MTMamba):
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
-    """Everything that defines a model but its tasks; the defaults are the paper's.
+    """What defines a model, apart from its tasks; the defaults are the paper's.
 
     Attributes:
       name: Key of `MODELS`.
@@ -177,7 +216,7 @@ def _create(settings: ModelSettings, tasks: Sequence[Task], rngs: nnx.Rngs) -> M
         settings.expansion, settings.state_size, dtype, settings.scan_implementation
     )
 
-    def construct(rngs: nnx.Rngs | Parts) -> MTMamba:
+    def construct(rngs: Any) -> MTMamba:
         encoder = Swin(
             SWIN_SIZES[settings.encoder],
             drop_path_rate=settings.encoder_drop_path_rate,
@@ -189,23 +228,18 @@ def _create(settings: ModelSettings, tasks: Sequence[Task], rngs: nnx.Rngs) -> M
         make = MODELS[settings.name]
         return make(encoder, tasks, mamba, drop_path_rate=rate, remat=remat, rngs=rngs)
 
-    return initialise(construct, rngs)
-
-
-def with_blocks(blocks: Sequence[Block]) -> type[MTMamba]:
-    """Returns MTMamba with other blocks in each decoder stage."""
-
-    class Ablation(MTMamba):
-        stage_blocks = tuple(blocks)
-
-    return Ablation
+    return initialize(construct, rngs)
 
 
 MODELS: dict[str, Callable[..., MTMamba]] = {
     "mtmamba": MTMamba,
     "mtmamba_plus": MTMambaPlus,
-    **{name: with_blocks(blocks) for name, blocks in ABLATIONS.items()},
+    **{
+        name: type("Ablation", (MTMamba,), {"stage_blocks": blocks})
+        for name, blocks in ABLATIONS.items()
+    },
 }
+"""Models by name: the two papers', and those of the first paper's ablations."""
 
 
 def abstract_model(settings: ModelSettings, tasks: Sequence[Task]) -> MTMamba:
@@ -227,14 +261,12 @@ def abstract_build(settings: ModelSettings, tasks: Sequence[Task]) -> tuple[nnx.
     return split_model(abstract_model(settings, tasks))
 
 
-def count_parameters(model: nnx.Module) -> int:
-    """Returns how many numbers a model's parameters hold; works on abstract models too."""
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+def to_linen(name: str = "mtmamba", **settings):
+    """Returns `create_model(name, **settings)` as a Linen module, for Linen code bases.
 
-
-def to_linen(**settings):
-    """Returns `create_model(**settings)` as a Linen module for Linen code bases.
-
-    `module.init(key, images)` gives `{"params": ...}`; `module.apply(variables, images)` predicts.
+    Example:
+      >>> module = to_linen(encoder="swin_tiny", tasks=NYUDV2)
+      >>> variables = module.init(jax.random.key(0), images)  # {"params": ...}
+      >>> logits = module.apply(variables, images)
     """
-    return nnx.bridge.to_linen(create_model, **settings)
+    return nnx.bridge.to_linen(create_model, name, **settings)

@@ -1,26 +1,34 @@
-"""Swin Transformer encoder (Liu et al., ICCV 2021), in the form mmsegmentation gives it."""
+"""Swin Transformer encoder (Liu et al., ICCV 2021), as mmsegmentation builds it."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
-from mtmamba_jax.array_types import Array
+from mtmamba_jax.array_types import Features
 from mtmamba_jax.models import initializers
-from mtmamba_jax.models.layers import call_block, drop_path, fold, linear, recomputed
+from mtmamba_jax.models.layers import call_block, drop_path, fold, linear
 from mtmamba_jax.models.norm import LayerNorm
+from mtmamba_jax.models.ops import attention, gelu
 from mtmamba_jax.models.patches import PatchEmbed, PatchMerging, pad_to_multiple
+from mtmamba_jax.models.windows import from_windows, relative_position_index, to_windows
 
 
 @dataclasses.dataclass(frozen=True)
 class SwinSize:
-    """One size of Swin: channels of stage 1 (doubling each stage), blocks, heads, window side."""
+    """One size of Swin.
+
+    Attributes:
+      width: Channels of stage 1; they double with each stage.
+      depths: Blocks of each stage.
+      heads: Attention heads of each stage.
+      window: Side of the attention windows, in tokens.
+    """
 
     width: int
     depths: tuple[int, int, int, int]
@@ -28,8 +36,8 @@ class SwinSize:
     window: int
 
 
-# The Swin paper's Table 7 and Section 3.3; Base and Large with the window of their 384-pixel
-# ImageNet-22K weights. Nano is ours: a size that learns on two CPU cores.
+# Table 7 and Section 3.3 of the Swin paper; Base and Large with the window of their 384-pixel
+# ImageNet-22K weights. Nano is ours, small enough to train on two CPU cores.
 SWIN_SIZES = {
     "swin_nano": SwinSize(16, (2, 2, 2, 2), (1, 2, 4, 8), 4),
     "swin_tiny": SwinSize(96, (2, 2, 6, 2), (3, 6, 12, 24), 7),
@@ -39,49 +47,10 @@ SWIN_SIZES = {
 }
 
 
-def relative_position_index(window: int) -> np.ndarray:
-    """Returns int [window**2, window**2]: which row of the bias table a query-key pair reads."""
-    y, x = np.divmod(np.arange(window**2), window)
-    rows = y[:, None] - y[None, :] + window - 1
-    columns = x[:, None] - x[None, :] + window - 1
-    return rows * (2 * window - 1) + columns
-
-
-def shift_mask(height: int, width: int, window: int) -> Array:
-    """Returns bool [windows, window**2, window**2]: True where a shifted pair may attend.
-
-    After the cyclic shift a window can hold pixels from opposite edges of the map; they are
-    strangers and must not see each other (Fig. 4 of the Swin paper). Compared on the device: as a
-    constant it would be 10 MB of the program at the first stage of a 448x576 image.
-    """
-
-    def regions(axis):  # before the last window, its kept part, the part rolled in from the edge
-        shape = (1, height, width, 1)
-        position = jax.lax.broadcasted_iota(jnp.int32, shape, axis)
-        edges = (shape[axis] - window, shape[axis] - window // 2)
-        return sum((position >= edge).astype(jnp.int32) for edge in edges)
-
-    region = _partition(3 * regions(1) + regions(2), window)[..., 0]
-    return region[:, :, None] == region[:, None, :]
-
-
-def _partition(x: Array, window: int) -> Array:
-    """[b h w c] -> [b*windows, window**2, c]."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // window, window, w // window, window, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, window**2, c)
-
-
-def _unpartition(x: Array, window: int, height: int, width: int) -> Array:
-    """[b*windows, window**2, c] -> [b h w c]."""
-    x = x.reshape(-1, height // window, width // window, window, window, x.shape[-1])
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, height, width, x.shape[-1])
-
-
 class WindowAttention(nnx.Module):
-    """Multi-head self-attention inside windows, with a relative position bias; [b h w c] -> same.
+    """Multi-head self-attention within windows, with a relative position bias.
 
-    The map is zero-padded at the bottom and right to whole windows. Scores and softmax in float32.
+    The map is zero-padded at the bottom and right to whole windows. Scores and softmax are float32.
     """
 
     def __init__(
@@ -101,108 +70,33 @@ class WindowAttention(nnx.Module):
         )
         self.projection = linear(features, features, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
-        """Attends inside (shifted) windows of [b h w c]."""
+    def __call__(self, x: Features) -> Features:
+        """Attends within (shifted) windows."""
         height, width = x.shape[1:3]
         x = pad_to_multiple(x, self.window)
-        padded = x.shape[1:3]
+        padded_height, padded_width = x.shape[1:3]
         shift = self.window // 2 if self.shifted else 0
         if shift:
             x = jnp.roll(x, (-shift, -shift), (1, 2))
-        x = self._attend(_partition(x, self.window), padded)
-        x = _unpartition(x, self.window, *padded)
+        shifted = (padded_height, padded_width, self.window) if self.shifted else None
+        x = self._attend(to_windows(x, self.window), shifted)
+        x = from_windows(x, self.window, padded_height, padded_width)
         if shift:
             x = jnp.roll(x, (shift, shift), (1, 2))
         return x[:, :height, :width]
 
-    def _attend(self, x: Array, padded: tuple[int, int]) -> Array:
+    def _attend(
+        self, x: Float[Array, "m l c"], shifted: tuple[int, int, int] | None
+    ) -> Float[Array, "m l c"]:
         windows, length, c = x.shape
         qkv = self.qkv(x).reshape(windows, length, 3, self.heads, c // self.heads)
         bias = self.position_bias[relative_position_index(self.window)].transpose(2, 0, 1)
-        out = _attention(qkv, bias, (*padded, self.window) if self.shifted else None)
+        out = attention(qkv, bias, shifted)
         return self.projection(out.reshape(windows, length, c))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _attention(qkv: Array, bias: Array, shifted: tuple[int, int, int] | None) -> Array:
-    """Softmax attention: [windows pixels 3 heads c], [heads pixels pixels] -> [windows pixels ..].
-
-    `shifted` gives the arguments of `shift_mask` for windows that are. The weights are kept for the
-    backward pass in the compute dtype: making them again costs more than reading them.
-    """
-    return _attention_forward(qkv, bias, shifted)[0]
-
-
-def _attention_forward(qkv, bias, shifted):
-    query, key, value = _split(qkv)
-    scores = jnp.einsum("mqhc,mkhc->mhqk", query, key, preferred_element_type=jnp.float32) + bias
-    if shifted:
-        # -100 rather than -inf: the value released weights were trained with.
-        mask = jnp.where(shift_mask(*shifted), 0.0, -100.0)[None, :, None]
-        by_image = scores.reshape(-1, mask.shape[1], *scores.shape[1:])
-        scores = (by_image + mask).reshape(scores.shape)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    out = jnp.einsum("mhqk,mkhc->mqhc", weights, value)
-    return out, (qkv, weights, out)
-
-
-def _attention_backward(shifted, residuals, dout):
-    del shifted  # a constant of the scores
-    qkv, weights, out = residuals
-    query, key, value = _split(qkv)
-    dvalue = jnp.einsum("mhqk,mqhc->mkhc", weights, dout)
-    dweights = jnp.einsum("mqhc,mkhc->mhqk", dout, value, preferred_element_type=jnp.float32)
-    # The mean of dweights that softmax takes off: sum_k weights dweights = out . dout.
-    mean = jnp.einsum("mqhc,mqhc->mhq", out, dout, preferred_element_type=jnp.float32)
-    dscores = weights * (dweights - mean[..., None])
-    dbias = dscores.sum(0)
-    dscores = dscores.astype(qkv.dtype)
-    dquery = jnp.einsum("mhqk,mkhc->mqhc", dscores, key) * _scale(qkv)
-    dkey = jnp.einsum("mhqk,mqhc->mkhc", dscores, query)
-    return jnp.stack([dquery, dkey, dvalue], 2), dbias
-
-
-def _split(qkv: Array) -> tuple[Array, Array, Array]:
-    """Scaled query, key and value [windows pixels heads c]."""
-    return qkv[:, :, 0] * _scale(qkv), qkv[:, :, 1], qkv[:, :, 2]
-
-
-def _scale(qkv: Array) -> float:
-    return qkv.shape[-1] ** -0.5
-
-
-_attention.defvjp(_attention_forward, _attention_backward)
-
-
-@jax.custom_vjp
-def _gelu(x: Array) -> Array:
-    """The exact GELU; x is all that its backward pass keeps."""
-    return _on_its_own(_exact_gelu, x)
-
-
-def _exact_gelu(x):
-    return jax.nn.gelu(x, approximate=False)
-
-
-def _gelu_gradient(x, dy):
-    return jax.vjp(_exact_gelu, x)[1](dy)[0]
-
-
-_gelu.defvjp(lambda x: (_gelu(x), x), lambda x, dy: (_on_its_own(_gelu_gradient, x, dy),))
-
-
-def _on_its_own(function: Callable[..., Array], *arrays: Array) -> Array:
-    """Returns `function(*arrays)`, which XLA for TPUs may not take into the products that read it.
-
-    With erf in a matrix product's loop a block takes 37 s to compile, without 13 (libtpu 0.0.42).
-    """
-    return jax.lax.platform_dependent(
-        *arrays, tpu=lambda *v: jax.lax.optimization_barrier(function(*v)), default=function
-    )
-
-
 class SwinBlock(nnx.Module):
-    """LayerNorm, window attention, LayerNorm, two-layer GELU perceptron; both residual."""
+    """Window attention and a two-layer GELU perceptron, both residual and after a LayerNorm."""
 
     def __init__(
         self,
@@ -224,25 +118,31 @@ class SwinBlock(nnx.Module):
         self.mlp_in = linear(features, 4 * features, dtype=dtype, rngs=rngs)
         self.mlp_out = linear(4 * features, features, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, key: jax.Array | None = None) -> Array:
-        """Maps [b h w c] to the same shape; a key switches drop path on."""
+    def __call__(self, x: Features, key: jax.Array | None = None) -> Features:
+        """Applies the block; a key switches drop path on."""
         x += drop_path(self.attention(self.norm_1(x)), self.drop_path_rate, fold(key, 0))
-        perceptron = recomputed(lambda h: self.mlp_out(_gelu(h)))
-        found = perceptron(self.mlp_in(self.norm_2(x)))
-        return x + drop_path(found, self.drop_path_rate, fold(key, 1))
+        mlp_out = jax.checkpoint(lambda h: self.mlp_out(gelu(h)))  # keeps h, not its GELU
+        mlp = mlp_out(self.mlp_in(self.norm_2(x)))
+        return x + drop_path(mlp, self.drop_path_rate, fold(key, 1))
 
 
 class Swin(nnx.Module):
-    """Swin encoder: images [b h w 3] -> four maps of strides 4, 8, 16, 32 (Eq. 9).
+    """Swin encoder, which maps images to feature maps of strides 4, 8, 16 and 32 (Eq. 9).
+
+    Example:
+      >>> encoder = Swin(SWIN_SIZES["swin_tiny"], rngs=nnx.Rngs(0))
+      >>> [x.shape for x in encoder(jnp.zeros((1, 64, 96, 3)))]
+      [(1, 16, 24, 96), (1, 8, 12, 192), (1, 4, 6, 384), (1, 2, 3, 768)]
 
     Args:
-      size: a row of `SWIN_SIZES`, or your own.
-      drop_path_rate: of the last block; it rises linearly from 0 at the first.
-      dtype: of the computation, float32 or bfloat16; parameters are float32.
-      remat: key of `layers.REMAT_POLICIES`, applied to each block.
+      size: A row of `SWIN_SIZES`, or your own.
+      drop_path_rate: Drop-path rate of the last block; it rises linearly from 0 at the first.
+      dtype: Compute dtype, float32 or bfloat16; parameters are float32.
+      remat: Key of `layers.REMAT_POLICIES`, applied to each block.
+      rngs: Random generators of the initial weights.
 
     Attributes:
-      widths: channels of the four maps.
+      widths: Channels of the four maps.
     """
 
     def __init__(
@@ -278,7 +178,9 @@ class Swin(nnx.Module):
             PatchMerging(width, dtype=dtype, rngs=rngs) for width in self.widths[:-1]
         )
 
-    def __call__(self, images: Array, key: jax.Array | None = None) -> tuple[Array, ...]:
+    def __call__(
+        self, images: Float[Array, "b h w 3"], key: jax.Array | None = None
+    ) -> tuple[Features, ...]:
         """Returns the normalised outputs of the four stages; a key switches drop path on."""
         x = self.patch_embed(images)
         features, layer = [], 0

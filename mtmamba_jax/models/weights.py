@@ -1,4 +1,4 @@
-"""What a model's weights are: what is learned, and the statistics that BatchNorm gathers."""
+"""A model's weights: learned parameters, and the statistics that BatchNorm gathers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, dict]:
 
 
 def split_learned(graph: nnx.GraphDef, weights: dict) -> tuple[nnx.GraphDef, dict, dict]:
-    """Returns a structure, what is learned and the statistics, for `nnx.merge`; nested dicts."""
+    """Splits weights for `nnx.merge` into a structure, learned parameters and statistics.
+
+    Parameters and statistics are nested dicts; weights that are learned are the ones to
+    differentiate by.
+    """
     graph, learned, statistics = nnx.split(nnx.merge(graph, weights), nnx.Param, nnx.BatchStat)
     return graph, nnx.to_pure_dict(learned), nnx.to_pure_dict(statistics)

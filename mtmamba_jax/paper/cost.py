@@ -19,7 +19,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +28,10 @@ from flax import nnx
 from jax.extend import core
 
 from mtmamba_jax.config import Config
-from mtmamba_jax.devices.flops import of_convolution, of_product
+from mtmamba_jax.devices.flops import convolution_flops, product_flops
 from mtmamba_jax.models.mtmamba import ModelSettings, abstract_build
+from mtmamba_jax.models.ops import PAPER_FLOPS
 from mtmamba_jax.tasks import Task
-
-Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,65 +81,23 @@ def _count(program: core.Jaxpr, inputs: Sequence[core.Var]) -> float:
 def _count_equation(equation: core.JaxprEqn) -> float:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
-        return of_product(equation) / 2
+        return product_flops(equation) / 2
     if name == "conv_general_dilated":
-        return of_convolution(equation) / 2
+        return convolution_flops(equation) / 2
     if name == "custom_vjp_call":
         function = params["call_jaxpr"].jaxpr.debug_info.func_name
-        if function in OWN_RULES:
-            return OWN_RULES[function](*(v.aval.shape for v in equation.invars))
-        if function not in BY_CONTENT:
+        if function not in PAPER_FLOPS:
             raise NotImplementedError(
-                f"The paper's counting has no rule for {function}: add one to OWN_RULES or name it "
-                "in BY_CONTENT, in mtmamba_jax/paper/cost.py."
+                f"The paper's counting has no rule for {function}. Decorate it with `with_flops`, "
+                "of mtmamba_jax/models/ops.py."
             )
+        rule = PAPER_FLOPS[function]
+        if rule:
+            arguments: list[Any] = equation.invars
+            return rule(*(v.aval.shape for v in arguments))
     if name == "jit" and params["name"] == "_resize":
         return 0  # counted at the model's end
     inner = [_count(program, program.invars) for program in core.jaxprs_in_params(params)]
     if name in ("scan", "while") and any(inner):
         raise NotImplementedError(f"The paper's counting has no rule for a {name} with products.")
     return max(inner, default=0) if name == "cond" else sum(inner)
-
-
-def _layer_norm(x: Shape, *_: Shape) -> int:
-    return 5 * math.prod(x)
-
-
-def _convolve(x: Shape, *_: Shape) -> int:
-    return 9 * math.prod(x)
-
-
-def _inverse_deviation(x: Shape, kernel: Shape) -> int:
-    """The product that makes a fine map of a coarse one, and its LayerNorm."""
-    return math.prod(x[:-1]) * math.prod(kernel[1:]) * (x[-1] + 5)
-
-
-def _ss2d(x: Shape, dt: Shape, weight: Shape, bias: Shape, a: Shape, b: Shape, *_: Shape) -> float:
-    """A stack of t scans: each an einsum for the step sizes, then the recurrence.
-
-    What the einsum before it, which selects, has too many or too few for its four digits is
-    counted here as well.
-    """
-    del weight, bias, a
-    t, pixels, d = x[0], math.prod(x[1:4]), x[4]
-    (k, r), n = dt[4:], b[5]
-    each = k * pixels * d
-    selecting = each * (r + 2 * n)
-    steps = _four_digits(each * r)
-    return t * (each * (9 * n + 1) + steps + _four_digits(selecting) - selecting)
-
-
-def _four_digits(multiply_adds: int) -> float:
-    return float(f"{2 * multiply_adds:.3e}") / 2
-
-
-OWN_RULES: Mapping[str, Callable[..., float]] = {
-    "_layer_norm": _layer_norm,
-    "_convolve": _convolve,
-    "_inverse_deviation": _inverse_deviation,
-    "_ss2d": _ss2d,
-}
-"""Functions of the model that count by their arguments' shapes, whatever is inside."""
-
-BY_CONTENT = ("_attention", "_gelu", "_product")
-"""Functions of the model that count as what is inside."""

@@ -14,7 +14,7 @@ import jax
 
 from mtmamba_jax.benchmarks.programs import MODEL_PROGRAMS, Record, random_batch
 from mtmamba_jax.config import Config
-from mtmamba_jax.devices.sharding import create_mesh, on_device, split_state
+from mtmamba_jax.devices.sharding import create_mesh, device_arrays, state_sharding
 from mtmamba_jax.devices.timing import program_memory
 from mtmamba_jax.evaluation.evaluate import create_predict_step
 from mtmamba_jax.messages import check_name
@@ -209,7 +209,7 @@ def _lower_step(config, tasks, mesh) -> jax.stages.Lowered:
 def _lower_prediction(config, tasks, mesh) -> jax.stages.Lowered:
     graph, parameters = abstract_build(config.model, tasks)
     images = abstract_batch((), config.eval.batch_size, config.data.size)["images"]
-    layout = split_state(parameters, mesh)
+    layout = state_sharding(parameters, mesh)
     return create_predict_step(graph, mesh, layout).lower(parameters, images)
 
 
@@ -224,7 +224,7 @@ def abstract_batch(
       size: Height and width of the images.
       label_scale: Factor by which labels are larger than the images along each side.
     """
-    example = on_device(random_batch(tasks, 1, size, label_scale))
+    example = device_arrays(random_batch(tasks, 1, size, label_scale))
     return {
         key: jax.ShapeDtypeStruct((batch_size, *value.shape[1:]), value.dtype)
         for key, value in example.items()

@@ -14,7 +14,7 @@ from mtmamba_jax.config import Config
 from mtmamba_jax.data_pipelines.pipeline import Batches
 from mtmamba_jax.devices.chips import CHIPS
 from mtmamba_jax.devices.flops import count_flops
-from mtmamba_jax.devices.timing import device_peak
+from mtmamba_jax.devices.timing import peak_device_memory
 from mtmamba_jax.messages import GIB
 from mtmamba_jax.models.mtmamba import abstract_build
 
@@ -75,7 +75,7 @@ class Clock:
         }
         if self._least is not None:
             found["flops_utilisation"] = self._least / seconds
-        peak = device_peak()
+        peak = peak_device_memory()
         if peak is not None:
             found["device_memory_gib"] = peak / GIB
         return found

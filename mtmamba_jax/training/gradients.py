@@ -1,4 +1,4 @@
-"""How large gradients are, by what they belong to: the encoder, each task's decoder."""
+"""Gradient norms of the parts of a model: the encoder, each task's decoder and what tasks share."""
 
 from __future__ import annotations
 
@@ -11,49 +11,50 @@ import jax.numpy as jnp
 from mtmamba_jax.tasks import Task
 
 SHARED = "shared"
-"""Of the decoder: what the cross-task blocks compute for all tasks together."""
+"""Part of the decoder that the cross-task blocks compute for all tasks together."""
 
-_LISTED = re.compile(r"/each/(\d+)/")
-"""Of modules that lie in a list, one for each task and then perhaps one for what is shared."""
-_SHARED = re.compile(r"/(conv|bias)_shared(/|$)")
-"""Of what there is once for all tasks."""
+_EACH_INDEX = re.compile(r"/each/(\d+)/")
+"""Index in a list of modules with one for each task and perhaps a last one for the shared part."""
+_SHARED_NAME = re.compile(r"/(conv|bias)_shared(/|$)")
+"""Arrays of the shared part alone."""
 
 
 def gradient_norms(gradients: dict, tasks: Sequence[Task]) -> dict[str, jax.Array]:
     """Returns Euclidean norms of a gradient, float32 scalars.
 
-    `gradient_norm` is of all of it; `gradient_norm/<part>` of a part's own weights, where a part is
-    the encoder, a task (its share of decoder and heads) or the decoder's shared extractor. The
-    squares of the parts add up to that of the whole.
+    `gradient_norm` is the norm of the whole gradient, `gradient_norm/<part>` that of a part: the
+    encoder, a task (its weights in decoder and heads) or `SHARED`. The squares of the parts add up
+    to the square of the whole.
 
     Args:
-      gradients: of the model's parameters, a nested dict.
-      tasks: in the order of the axis t.
+      gradients: Gradient of the model's parameters, a nested dict.
+      tasks: Tasks in the order of the axis t.
     """
+    names = [task.name for task in tasks]
     squares: dict[str, jax.Array] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         square = jnp.square(leaf.astype(jnp.float32))
-        for owner, value in _by_owner(name, square, [task.name for task in tasks]).items():
-            squares[owner] = squares.get(owner, 0.0) + value
+        for part, value in _sums_by_part(name, square, names).items():
+            squares[part] = squares.get(part, 0.0) + value
     total = jnp.sqrt(sum(squares.values()))
     return {"gradient_norm": total} | {
-        f"gradient_norm/{name}": jnp.sqrt(value) for name, value in squares.items()
+        f"gradient_norm/{part}": jnp.sqrt(value) for part, value in squares.items()
     }
 
 
-def _by_owner(name: str, square: jax.Array, tasks: Sequence[str]) -> dict[str, jax.Array]:
-    """Returns {part: its sum of an array}, by the array's name."""
-    part, *below = name.split("/")
+def _sums_by_part(name: str, square: jax.Array, tasks: Sequence[str]) -> dict[str, jax.Array]:
+    """Returns the sum of an array over each part that it belongs to, by the array's name."""
+    top, *below = name.split("/")
     task = next((key for key in below if key in tasks), None)
-    listed = _LISTED.search(name)
-    if part == "encoder" or task:
-        return {task or part: jnp.sum(square)}
-    if listed:
-        return {[*tasks, SHARED][int(listed[1])]: jnp.sum(square)}
-    if _SHARED.search(name):
+    each = _EACH_INDEX.search(name)
+    if top == "encoder" or task:
+        return {task or top: jnp.sum(square)}
+    if each:
+        return {[*tasks, SHARED][int(each[1])]: jnp.sum(square)}
+    if _SHARED_NAME.search(name):
         return {SHARED: jnp.sum(square)}
-    # All other arrays have a leading axis t, and may have one more for what is shared.
+    # Other arrays have a leading axis t, which may have one more entry for the shared part.
     sums = jnp.sum(square, axis=tuple(range(1, square.ndim)))
-    owners = [*tasks, SHARED][: len(sums)]
-    return dict(zip(owners, sums, strict=True))
+    parts = [*tasks, SHARED][: len(sums)]
+    return dict(zip(parts, sums, strict=True))

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from mtmamba_jax.checkpoints.save import CheckpointWriter
 from mtmamba_jax.config import Config
 from mtmamba_jax.data_pipelines.pipeline import Batches
-from mtmamba_jax.devices.processes import highest
+from mtmamba_jax.devices.processes import max_over_processes
 from mtmamba_jax.devices.sharding import put_batch
 from mtmamba_jax.evaluation.evaluate import Evaluator, score_table
 from mtmamba_jax.metrics.multitask import delta_m, headline
@@ -144,7 +144,7 @@ class Loop:
         best checkpoint was lost."""
         if step == 0 or not self._is_due(self._settings.eval_every, step):
             return
-        written = bool(highest(self._report.has_scores))
+        written = bool(max_over_processes(self._report.has_scores))
         if written and not np.isnan(self._best):
             return
         scores, gain = self._score(step, state)

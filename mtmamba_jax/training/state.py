@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from mtmamba_jax.devices.sharding import FSDP_AXIS, split_state
+from mtmamba_jax.devices.sharding import FSDP_AXIS, state_sharding
 from mtmamba_jax.models.mtmamba import ModelSettings, abstract_build, build
 from mtmamba_jax.models.weights import split_learned
 from mtmamba_jax.tasks import Task
@@ -67,7 +67,7 @@ def create_state(
     if mesh.shape[FSDP_AXIS] == 1:  # replicated: nothing to compile
         graph, parameters = build(model, tasks, seed)
         state = initial_state(graph, parameters, optimizer)
-        layout = split_state(state, mesh)
+        layout = state_sharding(state, mesh)
         return graph, jax.device_put(state, layout), layout
     graph, parameters = abstract_build(model, tasks)
     _, layout = abstract_state(graph, parameters, optimizer, mesh)
@@ -83,7 +83,7 @@ def abstract_state(
 ) -> tuple[TrainState, TrainState]:
     """Returns the shapes of `initial_state`'s arrays and their layout on a mesh."""
     state = jax.eval_shape(lambda found: initial_state(graph, found, optimizer), parameters)
-    return state, split_state(state, mesh)
+    return state, state_sharding(state, mesh)
 
 
 def initial_state(

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from mtmamba_jax.array_types import Batch
 from mtmamba_jax.config import Config
-from mtmamba_jax.devices.sharding import jit_on, replicated, split_batch
+from mtmamba_jax.devices.sharding import batch_sharding, jit_on, replicated
 from mtmamba_jax.labels import resize_logits
 from mtmamba_jax.losses import multitask_loss
 from mtmamba_jax.models.weights import split_learned, split_model
@@ -94,7 +94,7 @@ def create_train_step(
     return jit_on(
         mesh,
         step,
-        in_shardings=(layout, split_batch(mesh)),
+        in_shardings=(layout, batch_sharding(mesh)),
         out_shardings=(layout, replicated(mesh)),
         donate_argnums=0,
     )

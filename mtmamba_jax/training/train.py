@@ -21,7 +21,7 @@ from mtmamba_jax.checkpoints.warm_start import check_sources, warm_start
 from mtmamba_jax.config import Config
 from mtmamba_jax.data_pipelines.pipeline import Batches, Source, train_batches
 from mtmamba_jax.data_pipelines.sources import open_source
-from mtmamba_jax.devices.processes import is_first, together
+from mtmamba_jax.devices.processes import fail_together, is_first
 from mtmamba_jax.devices.sharding import create_mesh
 from mtmamba_jax.evaluation.evaluate import Evaluator
 from mtmamba_jax.metrics.scores import Scores
@@ -79,7 +79,7 @@ def train(
       RuntimeError: If another process of the run failed before the first step.
     """
     # Building the model takes a while: first check what a user can get wrong.
-    with together():
+    with fail_together():
         directory = RunDirectory(workdir)
         tasks = config.tasks.selected
         source = open_source(config.data, tasks, "train")
@@ -93,12 +93,12 @@ def train(
     )
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(lock(directory))
-        with together():
+        with fail_together():
             check_start(config, directory)
         optimizer = create_optimizer(config.optimizer, config.train.steps)
         graph, state, layout = create_state(config.model, tasks, config.seed, optimizer, mesh)
         train_step = create_train_step(config, graph, tasks, optimizer, mesh, layout)
-        with together():
+        with fail_together():
             evaluator = Evaluator(
                 config.data, config.eval.batch_size, graph, tasks, mesh, layout.parameters
             )

@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mtmamba_jax.messages import short
-from mtmamba_jax.metrics.normals import angle
-from mtmamba_jax.readout import is_ignored
+from mtmamba_jax.readout import angle, is_ignored
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.visualization.render import IGNORED, apply_colormap
 
@@ -57,7 +56,7 @@ def _render_depth(
 def _render_normals(
     task: Task, predicted: np.ndarray, true: np.ndarray, counted: np.ndarray
 ) -> ErrorMap:
-    image = apply_colormap(angle(predicted, true, np) / LARGEST_ANGLE, _COLORMAP)
+    image = apply_colormap(angle(predicted, true) / LARGEST_ANGLE, _COLORMAP)
     return f"error, 0 to {LARGEST_ANGLE:.0f} deg", image
 
 

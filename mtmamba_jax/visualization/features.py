@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from mtmamba_jax.data_pipelines.batch import remove_padding
-from mtmamba_jax.devices.sharding import jit_on, replicated, split_batch
+from mtmamba_jax.devices.sharding import batch_sharding, jit_on, replicated
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.visualization.render import apply_colormap, image_grid
 
@@ -43,7 +43,7 @@ def create_feature_step(graph: nnx.GraphDef, tasks: Sequence[Task], mesh: Mesh) 
         activations = {task.name: mean_activation(features[i]) for i, task in enumerate(tasks)}
         return model.logits(features, images.shape[1:3]), activations
 
-    split = split_batch(mesh)
+    split = batch_sharding(mesh)
     return jit_on(mesh, step, in_shardings=(replicated(mesh), split), out_shardings=split)
 
 

@@ -13,7 +13,7 @@ import pytest
 from mtmamba_jax.checkpoints.resume import resume
 from mtmamba_jax.checkpoints.run_directory import RunDirectory
 from mtmamba_jax.checkpoints.save import CheckpointWriter
-from mtmamba_jax.devices.sharding import create_mesh, split_state
+from mtmamba_jax.devices.sharding import create_mesh, state_sharding
 from mtmamba_jax.training.state import TrainState
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -32,7 +32,7 @@ for name in "abcd":
 def state_of(step, arrays=1):
     parameters = {f"kernel_{i}": jnp.full((64, 64), step) for i in range(arrays)}
     state = TrainState(jnp.int32(step), parameters, {"mean": jnp.zeros(4)})
-    return jax.device_put(state, split_state(state, create_mesh(1)))
+    return jax.device_put(state, state_sharding(state, create_mesh(1)))
 
 
 def saved_run(workdir, arrays=1):

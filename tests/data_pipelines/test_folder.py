@@ -437,9 +437,9 @@ MISTAKES = [
     (["data.dir=nowhere"], "nowhere is no folder"),
     (["data.dir={}"], "has labels for semseg, human_parts, saliency, depth, edge, normals: take"),
     (["data.dir={}", "tasks.names=semseg"], "'semseg' of the set 'custom' has no classes"),
-    (["tasks.names=semseg", "tasks.classes=road"], "wants 2 to 255 names, got 1"),
-    (["tasks.names=semseg", "tasks.classes=1,2"], "wants names, such as background,crack; got 1"),
-    (["tasks.names=depth", "tasks.classes=a,b"], "of task 'semseg', which this run has not"),
+    (["tasks.names=semseg", "tasks.classes=road"], "must have 2 to 255 names, got 1"),
+    (["tasks.names=semseg", "tasks.classes=1,2"], "must be names, such as background,crack; got 1"),
+    (["tasks.names=depth", "tasks.classes=a,b"], "of task 'semseg', which is not selected"),
     (["tasks.names=depth"], "Config key 'data.dir' is not set"),
 ]
 

@@ -1,4 +1,4 @@
-"""Where compiled programs are kept, and that this can be set, switched off and fail."""
+"""The cache of compiled programs: its folder, switching it off, and failures."""
 
 import pathlib
 
@@ -14,7 +14,7 @@ from mtmamba_jax.files.paths import user_cache_folder
 
 @pytest.fixture
 def no_folder(monkeypatch):
-    """JAX on a GPU without a cache folder; the tests' own folder comes back after."""
+    """Pretends that JAX runs on a GPU without a cache folder; restores the tests' own folder."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     folder = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
@@ -24,13 +24,13 @@ def no_folder(monkeypatch):
 
 def test_folder_is_in_the_users_cache(no_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    compilation_cache.keep_programs()
+    compilation_cache.enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "cache" / "mtmamba_jax")
     assert (tmp_path / "cache" / "mtmamba_jax").is_dir()
 
 
 @pytest.mark.parametrize("given", [None, "", "relative"])
-def test_folder_is_in_the_home_where_no_other_is_given(given, tmp_path, monkeypatch):
+def test_folder_is_in_the_home_by_default(given, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     if given is not None:
@@ -45,47 +45,47 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
         user_cache_folder()
 
 
-def test_folder_that_jax_was_given_stays(no_folder, tmp_path):
+def test_a_folder_set_in_jax_is_kept(no_folder, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    compilation_cache.keep_programs()
+    compilation_cache.enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path)
 
 
-def test_switched_off_cache_stays_off(no_folder):
+def test_a_disabled_cache_stays_disabled(no_folder):
     jax.config.update("jax_enable_compilation_cache", False)
     try:
-        compilation_cache.keep_programs()
+        compilation_cache.enable_compilation_cache()
     finally:
         jax.config.update("jax_enable_compilation_cache", True)
     assert jax.config.jax_compilation_cache_dir is None
 
 
-def test_folder_that_cannot_be_written_is_logged(no_folder, tmp_path, monkeypatch, caplog):
+def test_a_folder_that_cannot_be_written_is_logged(no_folder, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    compilation_cache.keep_programs()
+    compilation_cache.enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir is None
     (record,) = caplog.records
-    assert "Compiled programs are not kept" in record.getMessage()
+    assert "Compiled programs are not cached" in record.getMessage()
     assert "JAX_COMPILATION_CACHE_DIR" in record.getMessage()
 
 
-def test_compile_time_says_whether_the_program_was_read():
+def test_compile_time_tells_whether_the_program_was_cached():
     def timed():
-        # A new function each time: jax itself would keep the program of the same one.
+        # A new function each time: JAX would keep the program of the same one in memory.
         return compile_timed(jax.jit(lambda x: jnp.sin(x) * 2.71828).lower, jnp.ones(3))[1]
 
     timed()
     assert timed()["compile_cached"]
 
 
-def test_cpu_keeps_nothing_unless_told(no_folder, monkeypatch):
+def test_cpu_programs_are_not_cached_by_default(no_folder, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    compilation_cache.keep_programs()
+    compilation_cache.enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir is None
 
 
-def test_command_that_runs_programs_keeps_them(no_folder, tmp_path, monkeypatch):
+def test_commands_cache_their_programs(no_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     arguments = ["--what=ss2d", "--spec=pixel", "--repeats=1"]

@@ -1,4 +1,4 @@
-"""Counting arithmetic, against counts by hand."""
+"""Counts of floating-point operations agree with counts by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def test_products_and_convolutions_are_counted():
     assert count_flops(jnp.exp, shaped(9)) == 0
 
 
-def test_what_is_inside_calls_loops_and_branches_is_counted():
+def test_products_inside_calls_loops_and_branches_are_counted():
     square = shaped(3, 3)
     product = count_flops(jnp.matmul, square, square)
 
@@ -59,9 +59,9 @@ def test_what_is_inside_calls_loops_and_branches_is_counted():
         count_flops(looped, square, square)
 
 
-def test_the_papers_model_is_within_two_percent_of_its_published_products():
+def test_products_of_the_papers_model_are_within_two_percent_of_the_published():
     # 459.1 G multiply-adds of convolutions, linear maps and products: the paper's 540.8 G without
-    # the scan, LayerNorm and resizing. Here the scan's read-out C h is a product too.
+    # the scan, LayerNorm and resizing. Here the scan's C h is a product too.
     config = configuration.load("common")
     config.model.scan_implementation = "xla"
     graph, parameters = abstract_build(config.model, config.tasks.selected)
@@ -70,7 +70,7 @@ def test_the_papers_model_is_within_two_percent_of_its_published_products():
     assert found / 2 == pytest.approx(459.1e9, rel=0.02)
 
 
-def test_the_least_time_of_a_step_is_shared_by_its_devices(monkeypatch):
+def test_devices_share_the_least_time_of_a_step(monkeypatch):
     monkeypatch.setitem(CHIPS, "cpu", CHIPS["NVIDIA H200"])
     config = tiny_config(train__batch_size="4")
     one, two = (clock.least_seconds(config, create_mesh(4, data=n)) for n in (1, 2))

@@ -1,4 +1,4 @@
-"""The options of XLA that come with a mesh."""
+"""XLA options for the devices of a mesh."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ class Device:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh of devices that are not here."""
+    """A mesh of devices that this machine does not have."""
 
     devices: np.ndarray
 
@@ -33,14 +33,14 @@ class Layout:
         ("gpu", (2, 1), [0, 0], True),
         ("gpu", (8, 1), [3] * 8, True),
         ("gpu", (1, 1), [0], False),
-        ("gpu", (1, 2), [0, 0], False),  # weights come from the other GPU: that can be hidden
+        ("gpu", (1, 2), [0, 0], False),  # gathering weights from the other GPU can be overlapped
         ("gpu", (2, 2), [0] * 4, False),
-        ("gpu", (2, 1), [0, 1], False),  # as does a slow network
+        ("gpu", (2, 1), [0, 1], False),  # so can a slow network
         ("cpu", (2, 1), [0, 0], False),
         ("tpu", (2, 1), [0, 0], False),
     ],
 )
-def test_updates_wait_for_nothing_where_gpus_of_one_process_hold_copies(
+def test_the_latency_hiding_scheduler_is_off_for_replicas_on_gpus_of_one_process(
     platform, shape, processes, off
 ):
     devices = np.array([Device(platform, process) for process in processes]).reshape(shape)

@@ -1,4 +1,4 @@
-"""delta_m against every row of the paper that prints it, and what it refuses."""
+"""delta_m reproduces every row of the paper that prints it."""
 
 import math
 
@@ -25,17 +25,17 @@ TABLE_ORDER = ("semseg", "depth", "normals", "edge")
 
 
 @pytest.mark.parametrize(("row", "scores", "printed"), PRINTED, ids=[row[0] for row in PRINTED])
-def test_delta_m_is_the_papers(row, scores, printed):
+def test_delta_m_is_that_of_the_paper(row, scores, printed):
     ours = delta_m(
         tasks.NYUDV2,
         dict(zip(TABLE_ORDER, scores, strict=True)),
         dict(zip(TABLE_ORDER, SINGLE_TASK, strict=True)),
     )
-    # The paper cuts to two digits, as it does in its cost columns: 1.8488 is printed 1.84.
+    # The paper truncates to two digits, as in its cost columns: 1.8488 is printed as 1.84.
     assert math.trunc(100 * ours) / 100 == printed, (row, ours)
 
 
-def test_delta_m_refuses_missing_and_impossible_baselines_by_name():
+def test_delta_m_rejects_missing_and_impossible_baselines_by_name():
     chosen = (tasks.DEPTH, tasks.NORMALS)
     good = {"depth": 0.5, "normals": 19.0}
     with pytest.raises(ValueError, match=r"baseline \(mErr\) for task 'normals'.*for: depth"):
@@ -49,6 +49,6 @@ def test_delta_m_refuses_missing_and_impossible_baselines_by_name():
         delta_m((), good, good)
 
 
-def test_headline_picks_each_tasks_score():
+def test_headline_is_the_main_score_of_each_task():
     scores = {"depth": {"RMSE": 0.5, "abs_rel": 0.1}, "normals": {"mErr": 19.0}}
     assert headline((tasks.DEPTH, tasks.NORMALS), scores) == {"depth": 0.5, "normals": 19.0}

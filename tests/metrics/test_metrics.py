@@ -1,10 +1,8 @@
-"""Metrics against the official figures, hand-computed cases, and any split into batches."""
+"""Metrics reproduce the official figures and hand-computed cases, for any split into batches."""
 
 import dataclasses
-import functools
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 
@@ -13,12 +11,21 @@ from mtmamba_jax.benchmarks.programs import random_batch
 from mtmamba_jax.devices.sharding import create_mesh, put_batch
 from mtmamba_jax.evaluation.evaluate import create_measure_step
 from mtmamba_jax.metrics import normals
+from tests.metrics.scored_sets import (
+    KINDS,
+    ONE,
+    SPLITS,
+    column,
+    compiled,
+    cut,
+    random_set,
+    score,
+)
 from tests.resizing import resized_by_opencv
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
-KINDS = {task.metric: task for task in (*tasks.PASCAL_CONTEXT, tasks.DEPTH)}
 PERCENT = ("mIoU", "maxF")
-# Our name of a score against the golden file's.
+# Our name of each score, and the golden file's.
 GOLDEN_SCORES = {
     "semseg": {"mIoU": "mIoU"},
     "human_parts": {"mIoU": "mIoU"},
@@ -27,21 +34,6 @@ GOLDEN_SCORES = {
     "normals": {"mErr": "mean"},
     "saliency": {"maxF": "maxF"},
 }
-
-
-@functools.cache
-def compiled(task):
-    metric = metrics.create_metric(task)
-    return metric, jax.jit(metric.measure)
-
-
-def score(task, batches):
-    """All scores of (logits, label, mask) batches."""
-    metric, measure = compiled(task)
-    counts = metric.empty()
-    for batch in batches:
-        counts = metric.merge(counts, measure(*batch))
-    return metric.compute(counts)
 
 
 def golden_batches(file, task):
@@ -59,7 +51,7 @@ def golden_batches(file, task):
     + [("pascalcontext", task) for task in tasks.PASCAL_CONTEXT],
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
-def test_scores_are_the_official_ones(dataset, task):
+def test_scores_are_the_official_scores(dataset, task):
     with np.load(GOLDEN / f"metrics_{dataset}.npz") as file:
         ours = score(task, golden_batches(file, task))
         for name, official in GOLDEN_SCORES[task.name].items():
@@ -82,57 +74,20 @@ def test_every_official_score_is_compared(dataset, chosen):
         assert compared == {key for key in file if key.startswith("score/")}
 
 
-def random_set(task, number=7, h=9, w=8, seed=0):
-    """Logits near the truth, and labels of which one pixel in ten is ignored."""
-    rng = np.random.default_rng(seed)
-    shape = (number, h, w)
-    if task.metric == "normals":
-        label = rng.normal(loc=(0, 0, 1.5), size=(*shape, 3))
-        label /= np.linalg.norm(label, axis=-1, keepdims=True)
-    elif task.metric == "depth":
-        label = rng.uniform(1, 9, size=(*shape, 1))
-    else:
-        label = rng.integers(0, max(task.channels, 2), size=(*shape, 1))
-    if task.label_dtype == "int32" and task.channels > 1:
-        truth = np.eye(task.channels)[label[..., 0]]
-    else:
-        truth = label
-    logits = (truth + rng.normal(size=truth.shape)).astype(np.float32)
-    label[rng.random(shape) < 0.1] = task.ignore
-    return logits, label.astype(task.label_dtype)
-
-
-def cut(logits, label, sizes, padded_to):
-    """Cuts a set into batches of these sizes, each padded with garbage to `padded_to` examples."""
-    start = 0
-    for size in sizes:
-        padding = ((0, max(padded_to - size, 0)), (0, 0), (0, 0), (0, 0))
-        rows = slice(start, start + size)
-        yield (
-            np.pad(logits[rows], padding, constant_values=np.nan),
-            np.pad(label[rows], padding, constant_values=1),
-            np.arange(max(size, padded_to)) < size,
-        )
-        start += size
-
-
-SPLITS = [((4, 3), 4), ((4, 3), 3), ((1, 2, 4), 4), ((3, 0, 4), 4)]
-
-
 @pytest.mark.parametrize("task", KINDS.values(), ids=KINDS)
-def test_any_split_into_batches_padded_or_not_gives_the_same_scores(task):
+def test_scores_do_not_depend_on_the_split_into_batches(task):
     logits, label = random_set(task)
     whole = score(task, cut(logits, label, (7,), 7))
     for sizes, padded_to in SPLITS:
         split = score(task, cut(logits, label, sizes, padded_to))
         assert split.keys() == whole.keys()
         for name, value in split.items():
-            # Counts are integers. The float32 sums of one batch round: some 1e-7.
+            # Counts are integers; float32 sums of a batch have rounding errors of some 1e-7.
             np.testing.assert_allclose(value, whole[name], rtol=1e-6, err_msg=f"{name} {sizes}")
 
 
 @pytest.mark.parametrize("task", KINDS.values(), ids=KINDS)
-def test_merge_is_associative_commutative_and_64_bit_with_empty_as_its_identity(task):
+def test_merge_is_an_associative_64_bit_sum_with_empty_as_identity(task):
     metric, measure = compiled(task)
     logits, label = random_set(task, 3)
     a, b, c = (measure(*batch) for batch in cut(logits, label, (1, 1, 1), 1))
@@ -146,7 +101,7 @@ def test_merge_is_associative_commutative_and_64_bit_with_empty_as_its_identity(
 
 
 @pytest.mark.parametrize("task", KINDS.values(), ids=KINDS)
-def test_a_set_without_a_valid_pixel_scores_nan(task):
+def test_scores_are_nan_without_a_valid_pixel(task):
     logits, label = random_set(task, 2)
     for batch in (
         (logits, np.full_like(label, task.ignore), np.ones(2, bool)),
@@ -157,15 +112,6 @@ def test_a_set_without_a_valid_pixel_scores_nan(task):
         constant = metrics.create_constant(task)
         counts = constant.merge(constant.empty(), constant.measure(*batch[1:]))
         assert np.isnan(constant.compute(counts)[task.score])
-
-
-def column(values, dtype=np.float32):
-    """Pixels as one image: [n] or [n channels] -> [1 1 n channels]."""
-    values = np.asarray(values, dtype)
-    return values.reshape(1, 1, len(values), -1)
-
-
-ONE = np.ones(1, bool)
 
 
 def test_miou_of_a_hand_counted_case():
@@ -185,14 +131,14 @@ def test_miou_of_a_hand_counted_case():
     assert per_class["lower legs"] == 0
 
 
-def test_a_label_that_is_no_class_is_counted_nowhere():
+def test_a_label_that_is_no_class_is_not_counted():
     logits, label = column(np.eye(7)[[0, 1, 2]]), column([0, -1, 7], np.int32)
     _, measure = compiled(tasks.HUMAN_PARTS)
     counts = measure(logits, label, ONE)["confusion"]
     assert counts[0, 0] == counts.sum() == 1
 
 
-def test_every_unit_is_of_a_score():
+def test_units_belong_to_scores():
     for task in KINDS.values():
         metric = metrics.create_metric(task)
         assert task.score in metric.units()
@@ -216,7 +162,7 @@ def test_depth_errors_of_a_hand_computed_case():
     )
 
 
-def test_deltas_are_the_shares_of_ratios_below_powers_of_one_and_a_quarter():
+def test_deltas_are_the_percentages_of_ratios_below_powers_of_1_25():
     rng = np.random.default_rng(0)
     true = rng.uniform(1, 9, 4000).astype("f4")
     predicted = (true * np.exp(rng.normal(scale=0.4, size=4000))).astype("f4")
@@ -228,7 +174,7 @@ def test_deltas_are_the_shares_of_ratios_below_powers_of_one_and_a_quarter():
     assert 30 < scores["delta1"] < scores["delta2"] < scores["delta3"] < 95
 
 
-def test_a_depth_that_is_not_positive_is_wrong_under_every_delta():
+def test_a_depth_that_is_not_positive_fails_every_delta():
     predicted, true = column([-2, 0, np.nan, 0, 2]), column([2, 2, 2, 0, 2])
     scores = score(tasks.DEPTH, [(predicted, true, ONE)])
     assert [scores[f"delta{power}"] for power in (1, 2, 3)] == [20.0, 20.0, 20.0]
@@ -252,7 +198,7 @@ def test_angles_of_hand_computed_normals():
 @pytest.mark.parametrize("number", [1, 2, 4, 999, 1000])
 def test_median_angle_is_within_half_a_bin_of_the_exact_one(number):
     rng = np.random.default_rng(number)
-    # Of every size up to 180 degrees, the small ones commonest; and one that is 180.
+    # Up to 180 degrees, mostly small, and one of exactly 180.
     degrees = np.minimum(rng.gamma(1.2, 25, number), 180.0)
     degrees[-1] = 180.0
     turned = np.radians(degrees)
@@ -260,13 +206,13 @@ def test_median_angle_is_within_half_a_bin_of_the_exact_one(number):
     true = np.broadcast_to([0.0, 0.0, 1.0], predicted.shape)
     scores = score(tasks.NORMALS, [(column(predicted), column(true), ONE)])
     exact = np.percentile(degrees, 50, method="lower")
-    # float32's rounding of an angle near 180 degrees.
+    # 2e-5 is float32's rounding of an angle near 180 degrees.
     assert abs(scores["median"] - exact) <= normals.BIN_WIDTH / 2 + 2e-5
     for most in (11.25, 22.5, 30.0):
         assert scores[f"within_{most:g}"] == pytest.approx(100 * np.mean(degrees < most))
 
 
-def test_a_normal_that_is_no_number_is_not_taken_for_a_right_one():
+def test_a_nan_normal_does_not_count_as_right():
     predicted = column([[np.nan, 0, 1], [0, 0, 1], [np.nan, 1, 0]])
     true = column([[0, 0, 1]] * 3)
     scores = score(tasks.NORMALS, [(predicted, true, ONE)])
@@ -281,7 +227,7 @@ def test_edge_f_of_a_hand_counted_case():
     assert score(tasks.EDGE, [(logits, label, ONE)])["maxF"] == pytest.approx(100 * 2 * 2 / (3 + 2))
 
 
-def test_published_saliency_f_sees_no_difference_that_the_second_sigmoid_flattens():
+def test_published_saliency_f_does_not_separate_what_the_second_sigmoid_flattens():
     # Probabilities 0.90 and 0.99: sigmoid(p) is 0.711 and 0.729, and no threshold lies between.
     probability = np.array([0.99, 0.90])
     logits = column(np.stack([np.zeros(2), np.log(probability / (1 - probability))], axis=1))
@@ -308,59 +254,8 @@ def test_perfect_predictions_score_perfectly():
         assert ours[task.score] == pytest.approx(perfect[task.score], abs=1e-4), task.name
 
 
-def constant_score(task, labels, mask):
-    """The baseline's own score, and the metric's score of the constant it names."""
-    constant = metrics.create_constant(task)
-    counts = constant.merge(constant.empty(), jax.jit(constant.measure)(labels, mask))
-    logits = np.broadcast_to(constant.logits(counts), (*labels.shape[:3], task.channels))
-    return constant.compute(counts), score(task, [(logits.astype(np.float32), labels, mask)])
-
-
-@pytest.mark.parametrize("task", KINDS.values(), ids=KINDS)
-def test_the_best_constant_scores_what_the_metric_gives_it(task):
-    _, label = random_set(task, 5)
-    ours, through_metric = constant_score(task, label, np.arange(5) < 4)
-    assert list(ours) == [task.score]
-    # float32 sums; normals: the spread within a bin, under 0.01 degree of some 50.
-    assert ours[task.score] == pytest.approx(through_metric[task.score], rel=2e-4, abs=1e-4)
-    if task.metric != "normals":
-        assert ours[task.score] == pytest.approx(through_metric[task.score], rel=1e-5)
-
-
-@pytest.mark.parametrize("task", KINDS.values(), ids=KINDS)
-def test_no_other_constant_scores_better(task):
-    _, label = random_set(task, 5)
-    mask = np.ones(5, bool)
-    best = constant_score(task, label, mask)[0][task.score]
-    rng = np.random.default_rng(1)
-    tries = [*(5 * np.eye(task.channels)), *rng.normal(scale=4, size=(40, task.channels))]
-    if task.metric == "depth":
-        tries = np.linspace(1, 9, 41)[:, None]
-    sign = 1 if task.lower_is_better else -1
-    for constant in tries:
-        logits = np.broadcast_to(constant, (*label.shape[:3], task.channels)).astype(np.float32)
-        other = score(task, [(logits, label, mask)])[task.score]
-        # The rounding of the test above.
-        assert sign * (other - best) > -1e-2, constant
-
-
-@pytest.mark.parametrize("task", KINDS.values(), ids=KINDS)
-def test_the_best_constant_does_not_depend_on_the_split(task):
-    logits, label = random_set(task)
-    constant = metrics.create_constant(task)
-    measure = jax.jit(constant.measure)
-    results = []
-    for sizes, padded_to in (((7,), 7), *SPLITS):
-        counts = constant.empty()
-        for _, labels, mask in cut(logits, label, sizes, padded_to):
-            counts = constant.merge(counts, measure(labels, mask))
-        results.append(constant.compute(counts)[task.score])
-    # float32 sums of one batch; depth's variance is a difference of two, 6 times as large.
-    np.testing.assert_allclose(results, results[0], rtol=1e-5)
-
-
 @pytest.mark.parametrize("task_set", ["nyudv2", "pascal_context", "cityscapes"])
-def test_labels_on_a_finer_grid_are_compared_with_enlarged_logits(task_set):
+def test_labels_of_higher_resolution_are_compared_with_upsampled_logits(task_set):
     chosen = tasks.TASK_SETS[task_set]
     batch = random_batch(chosen, 4, (6, 9), label_scale=2)
     rng = np.random.default_rng(1)
@@ -372,33 +267,11 @@ def test_labels_on_a_finer_grid_are_compared_with_enlarged_logits(task_set):
         found = metric.compute(metric.merge(metric.empty(), counts[task.name]))
         enlarged = resized_by_opencv(logits[task.name], label.shape[1:3])
         wanted = score(task, [(enlarged, label, batch["mask"])])
-        # Float32 rounding in another order of the interpolation and of sums over 864 pixels.
+        # float32 rounding: interpolation and sums over 864 pixels in another order.
         assert found == pytest.approx(wanted, rel=1e-5)
 
 
-def test_the_best_constant_normal_of_a_room_is_its_commonest_wall():
-    label = np.zeros((1, 10, 10, 3), np.float32)
-    label[:, :5] = [0, 0, 1]
-    label[:, 5:8] = [0, 1, 0]
-    label[:, 8:] = [1, 0, 0]
-    ours, through_metric = constant_score(tasks.NORMALS, label, ONE)
-    # A direction that holds half of all normals has the least mean angle: 0.5 * 90 degrees.
-    assert ours["mErr"] == pytest.approx(45.0, abs=1e-3)
-    assert through_metric["mErr"] == pytest.approx(45.0, abs=1e-3)
-
-
-def test_the_bins_of_the_sphere_hold_their_own_centres_and_all_directions():
-    side = normals.NormalsConstant.BINS_PER_SIDE
-    centres = normals._bin_centres(side)
-    np.testing.assert_array_equal(normals._bin_index(centres, side), np.arange(side**2))
-    vectors = np.random.default_rng(0).normal(size=(20000, 3))
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    near = np.sum(vectors * centres[np.asarray(normals._bin_index(vectors, side))], axis=1)
-    # The diagonal of the octahedral map's largest cell, with room to spare.
-    assert np.degrees(np.arccos(near.min())) < 2.0
-
-
-def test_every_task_has_a_metric_that_gives_its_score():
+def test_every_task_has_a_metric_with_its_score():
     used = {task.metric for chosen in tasks.TASK_SETS.values() for task in chosen}
     assert used == set(metrics.METRICS) == set(metrics.CONSTANTS)
     for task in KINDS.values():
@@ -406,7 +279,7 @@ def test_every_task_has_a_metric_that_gives_its_score():
         assert task.score in metric.compute(metric.empty())
 
 
-def test_unknown_metrics_and_shapes_that_do_not_fit_are_refused():
+def test_unknown_metrics_and_mismatched_shapes_are_rejected():
     with pytest.raises(
         ValueError, match=r"Unknown metric of task 'depth' 'dept'. Did you mean 'depth'\?"
     ):

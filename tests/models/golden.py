@@ -1,8 +1,9 @@
-"""Reading the golden arrays: the official model's numbers on small random cases."""
+"""Golden arrays of the official model on small random cases, and helpers to run modules."""
 
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -21,8 +22,17 @@ def group(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {k[len(prefix) + 1 :]: v for k, v in arrays.items() if k.startswith(prefix + "/")}
 
 
+def randomized(construct: Callable[[nnx.Rngs], nnx.Module]) -> nnx.Module:
+    """Returns a module with random normal weights, without compiling its initializers."""
+    rng = np.random.default_rng(0)
+    module = nnx.eval_shape(lambda: construct(nnx.Rngs(0)))
+    state = nnx.state(module, nnx.Param)
+    nnx.update(module, jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), state))
+    return module
+
+
 def value_and_gradients(module: nnx.Module, inputs, cotangent):
-    """Returns module(inputs) and the gradients of sum(output * cotangent): parameters, inputs."""
+    """Returns module(inputs) and the gradients of sum(output * cotangent): weights, inputs."""
     graph, parameters = nnx.split(module, nnx.Param)
 
     @jax.jit
@@ -34,7 +44,7 @@ def value_and_gradients(module: nnx.Module, inputs, cotangent):
 
 
 def run(module: nnx.Module, inputs, **options):
-    """Returns module(inputs, **options) of one compiled program."""
+    """Returns module(inputs, **options), computed by one compiled program."""
     graph, state = nnx.split(module)
     return jax.jit(lambda state, x: nnx.merge(graph, state)(x, **options))(state, inputs)
 

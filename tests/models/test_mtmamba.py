@@ -1,4 +1,4 @@
-"""MTMamba as a module: sizes, dtypes, drop path, recomputation, Linen, bad input."""
+"""MTMamba as a module: sizes, dtypes, drop path, recomputation, Linen and invalid input."""
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,13 @@ from mtmamba_jax.models.layers import call_block
 from mtmamba_jax.models.mtmamba import (
     ModelSettings,
     abstract_model,
-    count_parameters,
     create_model,
     to_linen,
 )
 from mtmamba_jax.models.swin import SWIN_SIZES
 from mtmamba_jax.tasks import CITYSCAPES, DEPTH, EDGE, NYUDV2, PASCAL_CONTEXT
 from tests import tiny
-from tests.models.golden import run
+from tests.models.golden import randomized, run
 
 SMALL = {"encoder": "swin_test", "tasks": (DEPTH, EDGE), "state_size": 2}
 assert SMALL["encoder"] in tiny.SWIN_SIZES
@@ -28,6 +27,18 @@ assert SMALL["encoder"] in tiny.SWIN_SIZES
 @pytest.fixture(scope="module")
 def model():
     return create_model(**SMALL, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def predict(model):
+    """The model's prediction, compiled once for each shape of images."""
+    graph, state = nnx.split(model)
+    compiled = jax.jit(lambda state, x: nnx.merge(graph, state)(x))
+    return lambda x: compiled(state, x)
+
+
+def count_parameters(model):
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
 def images(height, width, batch=1):
@@ -52,7 +63,7 @@ def test_swin_large_has_the_official_number_of_parameters(name, tasks, parameter
 
 
 @pytest.mark.parametrize("encoder", SWIN_SIZES)
-def test_every_encoder_gives_a_map_for_each_task(encoder):
+def test_every_encoder_predicts_a_map_for_each_task(encoder):
     model = abstract_model(ModelSettings(encoder=encoder), NYUDV2)
     logits = nnx.eval_shape(
         lambda m, x: m(x), model, jax.ShapeDtypeStruct((2, 64, 96, 3), "float32")
@@ -62,8 +73,8 @@ def test_every_encoder_gives_a_map_for_each_task(encoder):
     }
 
 
-def test_the_first_gradient_of_a_padded_image_is_that_of_a_whole_one(model):
-    """Zeros that reach norm after norm multiply it by 1 / sqrt(epsilon), 300, each time."""
+def test_zero_padding_does_not_inflate_the_gradient(model):
+    """Each norm that zeros pass multiplies the gradient there by 1 / sqrt(epsilon), 300."""
 
     @nnx.jit
     def gradient_norm(model, image):
@@ -77,55 +88,54 @@ def test_the_first_gradient_of_a_padded_image_is_that_of_a_whole_one(model):
     assert gradient_norm(model, padded) < 5 * gradient_norm(model, whole)
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", ["mtmamba", "mtmamba_plus", "swin_decoder"])
-def test_a_prediction_is_the_heads_of_the_features_in_training_too(name):
-    model = create_model(name, **SMALL, rngs=nnx.Rngs(0))
-    x = images(33, 50, batch=2)
-    for training in (False, True):
-        graph, state = nnx.split(model)
+def test_calls_are_the_program_of_features_then_logits(name, training):
+    settings = ModelSettings(name, SMALL["encoder"], state_size=SMALL["state_size"])
+    graph, state = nnx.split(abstract_model(settings, SMALL["tasks"]))
+    x = jax.ShapeDtypeStruct((2, 33, 50, 3), jnp.float32)
 
-        @jax.jit
-        def both(state, x, training=training, graph=graph):
-            def rngs():
-                return nnx.Rngs(drop_path=jax.random.key(3)) if training else None
+    def rngs():
+        return nnx.Rngs(drop_path=jax.random.key(3)) if training else None
 
-            apart, whole = nnx.merge(graph, state), nnx.merge(graph, state)
-            features = apart.features(x, training=training, rngs=rngs())
-            logits = apart.logits(features, (33, 50), training=training)
-            return features, logits, whole(x, training=training, rngs=rngs())
+    def at_once(state, x):
+        return nnx.merge(graph, state)(x, training=training, rngs=rngs())
 
-        features, logits, wanted = both(state, x)
+    def apart(state, x):
+        model = nnx.merge(graph, state)
+        features = model.features(x, training=training, rngs=rngs())
         assert features.shape == (2, 2, 9, 13, 8)
-        for task, value in wanted.items():
-            np.testing.assert_array_equal(logits[task], value)
+        return model.logits(features, (33, 50), training=training)
+
+    assert str(jax.make_jaxpr(apart)(state, x)) == str(jax.make_jaxpr(at_once)(state, x))
 
 
 @pytest.mark.parametrize("size", [(33, 50), (1, 1)])
-def test_any_image_size_gives_finite_maps_of_that_size(model, size):
-    for value in run(model, images(*size)).values():
+def test_images_of_any_size_give_finite_maps_of_that_size(predict, size):
+    for value in predict(images(*size)).values():
         assert value.shape[1:3] == size
         assert np.isfinite(value).all()
 
 
-def test_images_of_a_batch_do_not_see_each_other(model):
+def test_images_of_a_batch_are_independent(predict):
     x = images(32, 32, batch=4)
-    alone = run(model, x[2:3])
-    for name, value in run(model, x).items():
-        # Products of another batch size add up in another order: float32 rounding.
+    alone = predict(x[2:3])
+    for name, value in predict(x).items():
+        # Products of another batch size are summed in another order: float32 rounding.
         np.testing.assert_allclose(value[2:3], alone[name], rtol=1e-4, atol=1e-5)
 
 
-def test_bfloat16_computes_near_float32_and_keeps_parameters_and_logits_float32(model):
+def test_bfloat16_is_close_to_float32_and_keeps_parameters_and_logits_float32(predict):
     half = create_model(**SMALL, dtype="bfloat16", rngs=nnx.Rngs(0))
     assert {x.dtype for x in jax.tree.leaves(nnx.state(half))} == {jnp.dtype("float32")}
-    wanted = run(model, images(32, 32))
+    wanted = predict(images(32, 32))
     for name, value in run(half, images(32, 32)).items():
         assert value.dtype == jnp.float32
-        # bfloat16 keeps 8 bits; some 30 layers in a row.
+        # bfloat16 has 8 bits of precision; some 30 layers in a row.
         np.testing.assert_allclose(value, wanted[name], atol=0.1 * np.abs(wanted[name]).max())
 
 
-def test_drop_path_is_off_without_training_and_random_with_it(model):
+def test_drop_path_is_random_in_training_only(model, predict):
     graph, state = nnx.split(model)
 
     @jax.jit
@@ -135,15 +145,16 @@ def test_drop_path_is_off_without_training_and_random_with_it(model):
 
     x = images(32, 32, batch=4)
     first, second, again = (train(state, x, jax.random.key(seed)) for seed in (0, 1, 0))
-    still = run(model, x)["depth"]
+    still = predict(x)["depth"]
     assert not np.allclose(first, second)
     assert not np.allclose(first, still)
     np.testing.assert_array_equal(first, again)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
-def test_recomputing_a_block_does_not_change_its_gradients(remat):
-    block = STM(2, 8, MambaSettings(state_size=2), drop_path_rate=0.5, rngs=nnx.Rngs(0))
+def test_recomputing_a_block_keeps_its_gradients():
+    block = randomized(
+        lambda rngs: STM(2, 8, MambaSettings(state_size=2), drop_path_rate=0.5, rngs=rngs)
+    )
     graph, parameters = nnx.split(block, nnx.Param)
     x = jax.random.normal(jax.random.key(1), (2, 3, 4, 5, 8))
 
@@ -154,22 +165,29 @@ def test_recomputing_a_block_does_not_change_its_gradients(remat):
 
         return jax.tree.leaves(jax.jit(jax.grad(loss, argnums=(0, 1)))(parameters, x))
 
-    for a, b in zip(gradients(remat), gradients("none"), strict=True):
-        # The same operations in another order of fusion: float32 rounding.
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    kept = gradients("none")
+    for remat in ("full", "dots"):
+        for a, b in zip(gradients(remat), kept, strict=True):
+            # The same operations, fused in another way: float32 rounding.
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6, err_msg=remat)
 
 
-def test_linen_module_gives_the_same_maps(model):
+def test_linen_module_predicts_the_same_maps(model, predict):
     module = to_linen(**SMALL)
     x = images(32, 32)
-    variables = jax.jit(module.init)(jax.random.key(0), x)
-    assert set(variables) == {"params"}
-    logits = jax.jit(module.apply)(variables, x)
-    graph, state = nnx.split(model, nnx.Param)
-    parameters = jax.tree.leaves(variables["params"])
-    filled = nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), parameters))
-    for name, value in run(filled, x).items():
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x)
+    assert set(shapes) == {"params"}
+    weights = jax.tree.leaves(nnx.state(model, nnx.Param))
+    filled = jax.tree.unflatten(jax.tree.structure(shapes["params"]), weights)
+    logits = jax.jit(module.apply)({"params": filled}, x)
+    for name, value in predict(x).items():
         np.testing.assert_allclose(logits[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_linen_modules_have_the_name_of_any_model():
+    module = to_linen("mtmamba_plus", **SMALL)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), images(32, 32))
+    assert set(shapes) == {"params", "batch_stats"}
 
 
 @pytest.mark.parametrize(
@@ -182,13 +200,13 @@ def test_linen_module_gives_the_same_maps(model):
         ({"tasks": ()}, "at least one task"),
     ],
 )
-def test_unknown_setting_is_refused_with_the_nearest(settings, message):
+def test_unknown_names_are_rejected_with_a_suggestion(settings, message):
     with pytest.raises(ValueError) as error:
         create_model(**(SMALL | settings), rngs=nnx.Rngs(0))
     assert message in str(error.value)
 
 
-def test_wrong_images_and_training_without_rngs_are_refused(model):
+def test_wrong_images_and_training_without_rngs_are_rejected(model):
     with pytest.raises(ValueError, match=r"\[b h w 3\], channels last; got \(1, 3, 32, 32\)"):
         model(jnp.zeros((1, 3, 32, 32)))
     with pytest.raises(ValueError, match="pass rngs"):

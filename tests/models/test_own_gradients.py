@@ -1,4 +1,4 @@
-"""Layers with gradients of their own, against JAX's gradients of the plain formula."""
+"""Hand-written gradients agree with JAX's gradients of the plain formulas."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mtmamba_jax.models import swin
+from mtmamba_jax.models import ops, windows
 from mtmamba_jax.models.heads import ExpandHeads
 from mtmamba_jax.models.layers import DepthwiseConv
-from mtmamba_jax.models.norm import EPSILON, TaskLayerNorm
+from mtmamba_jax.models.norm import TaskLayerNorm
+from mtmamba_jax.models.ops import EPSILON
 from mtmamba_jax.models.patches import depth_to_space
 from mtmamba_jax.tasks import NYUDV2
 
-# Roundings of 1e-16 and 6e-8, and sums of at most some thousand terms.
+# Rounding errors of 1e-16 and 6e-8, in sums of at most some thousand terms.
 FLOAT64, FLOAT32 = 1e-12, 2e-6
 
 
@@ -42,7 +43,7 @@ def plain_convolution(x, kernel, bias):
 
 
 def plain_heads(module, x):
-    """Expands, puts in place, normalises and projects: the heads as the paper says it."""
+    """Expands, rearranges, normalises and projects: the heads as the paper describes them."""
     fine = depth_to_space(module.expand(x), module.factor)
     fine = plain_layer_norm(fine, module.norm.scale[...], module.norm.bias[...], (-1,))
     return {
@@ -52,7 +53,7 @@ def plain_heads(module, x):
 
 
 def assert_same(module, plain, x, tolerance=FLOAT64):
-    """Compares value and gradients of `module(x)` with `plain(module, x)`, parameters random."""
+    """Compares value and gradients of `module(x)` with `plain(module, x)`, for random weights."""
     graph, state = nnx.split(module)
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda v: jnp.asarray(rng.standard_normal(v.shape)), state)
@@ -72,10 +73,10 @@ def assert_same(module, plain, x, tolerance=FLOAT64):
 
 
 @pytest.mark.parametrize("joint", [False, True])
-def test_layer_norm(joint):
+def test_layer_norm_has_the_gradient_of_its_formula(joint):
     with jax.enable_x64(True):
         x = jnp.asarray(np.random.default_rng(1).standard_normal((3, 2, 4, 5, 8)))
-        module = TaskLayerNorm(3, 8, joint=joint, dtype=jnp.float64)
+        module = nnx.eval_shape(lambda: TaskLayerNorm(3, 8, joint=joint, dtype=jnp.float64))
         assert_same(
             module,
             lambda m, x: plain_layer_norm(x, m.scale[...], m.bias[...], (0, -1) if joint else -1),
@@ -83,15 +84,15 @@ def test_layer_norm(joint):
         )
 
 
-def test_depthwise_convolution():
+def test_depthwise_convolution_has_the_gradient_of_its_formula():
     with jax.enable_x64(True):
         x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 2, 4, 5, 3)))
-        module = DepthwiseConv(2, 3, dtype=jnp.float64, rngs=nnx.Rngs(0))
+        module = nnx.eval_shape(lambda: DepthwiseConv(2, 3, dtype=jnp.float64, rngs=nnx.Rngs(0)))
         assert_same(
             module,
             lambda m, x: plain_convolution(x, m.kernel[...], m.bias[...]),
             x,
-            FLOAT32,  # its sums are float32
+            FLOAT32,  # it sums in float32
         )
 
 
@@ -103,14 +104,14 @@ def plain_attention(qkv, bias, allowed):
 
 
 @pytest.mark.parametrize("shifted", [False, True])
-def test_attention(shifted):
+def test_attention_has_the_gradient_of_its_formula(shifted):
     height, width, window = 4, 8, 4  # two images of two windows
     rng = np.random.default_rng(0)
     qkv = rng.standard_normal((4, window**2, 3, 2, 5), np.float32)
     bias = rng.standard_normal((2, window**2, window**2), np.float32)
     allowed = np.ones((2, window**2, window**2), bool)
     if shifted:
-        allowed = swin.shift_mask(height, width, window)
+        allowed = windows.shift_mask(height, width, window)
         assert not allowed.all()
 
     def both(function):
@@ -118,14 +119,14 @@ def test_attention(shifted):
             qkv, bias
         )
 
-    got = both(lambda *args: swin._attention(*args, (height, width, window) if shifted else None))
+    got = both(lambda *args: ops.attention(*args, (height, width, window) if shifted else None))
     wanted = both(lambda *args: plain_attention(*args, allowed))
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(one, other, rtol=FLOAT32, atol=FLOAT32 * np.abs(other).max())
 
 
-def test_heads():
+def test_heads_have_the_gradient_of_their_formula():
     with jax.enable_x64(True):
         x = jnp.asarray(np.random.default_rng(1).standard_normal((len(NYUDV2), 2, 3, 4, 8)))
-        module = ExpandHeads(NYUDV2, 8, dtype=jnp.float64, rngs=nnx.Rngs(0))
+        module = nnx.eval_shape(lambda: ExpandHeads(NYUDV2, 8, dtype=jnp.float64, rngs=nnx.Rngs(0)))
         assert_same(module, plain_heads, x)

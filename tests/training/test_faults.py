@@ -47,7 +47,7 @@ def test_an_error_before_the_first_step_ends_all_processes_at_once(fault, code, 
     codes, outputs, _ = end(tmp_path / "run", fault)
     assert codes == [1, code], outputs
     assert message in outputs[1]
-    assert "Another process of this run met an error here" in outputs[0]
+    assert "Another process of this run failed at this point" in outputs[0]
 
 
 def test_a_checkpoint_that_one_process_cannot_read_is_renamed_by_all(tmp_path):

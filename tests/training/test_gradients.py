@@ -1,4 +1,6 @@
-"""Gradient norms by what they belong to."""
+"""Gradient norms belong to the encoder, to a task or to what tasks share."""
+
+import functools
 
 import jax
 import numpy as np
@@ -9,7 +11,7 @@ from mtmamba_jax.training.gradients import gradient_norms
 from tests.tiny import tiny_config
 
 
-def test_norms_are_of_the_encoder_each_task_and_what_tasks_share():
+def test_norms_are_those_of_the_parts():
     config = tiny_config()
     tasks = config.tasks.selected
     random = np.random.default_rng(0)
@@ -39,11 +41,16 @@ def test_norms_are_of_the_encoder_each_task_and_what_tasks_share():
 TASKS = ("semseg", "depth", "edge", "normals")
 
 
-def owners(model, count, part):
-    """Returns who has a norm, of a gradient that is 1 where `part` is in an array's name."""
+@functools.cache
+def build(model, count):
     config = tiny_config(model__name=model, tasks__names=repr(TASKS[:count]))
     tasks = config.tasks.selected
-    shapes = abstract_build(config.model, tasks)[1]
+    return tasks, abstract_build(config.model, tasks)[1]
+
+
+def owners(model, count, part):
+    """Returns the parts with a norm, for a gradient of 1 where `part` is in an array's name."""
+    tasks, shapes = build(model, count)
     sizes = []
 
     def fill(path, leaf):
@@ -60,22 +67,25 @@ def owners(model, count, part):
     return {name for name, value in parts.items() if value > 0}
 
 
-@pytest.mark.parametrize("count", [1, 4])
+SLOW = pytest.mark.slow  # other numbers of tasks, each another model
+
+
+@pytest.mark.parametrize("count", [pytest.param(1, marks=SLOW), 4])
 @pytest.mark.parametrize("model", MODELS)
-def test_the_squares_of_the_parts_add_up(model, count):
+def test_squares_of_the_parts_add_up(model, count):
     found = owners(model, count, "")
     assert found - {"shared"} == {"encoder", *TASKS[:count]}
 
 
-@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=SLOW), pytest.param(3, marks=SLOW), 4])
 @pytest.mark.parametrize("array", ["conv_shared/kernel", "conv_shared/bias", "bias_shared"])
-def test_what_there_is_once_for_all_tasks_is_shared(array, count):
+def test_arrays_without_a_task_axis_are_shared(array, count):
     assert owners("mtmamba_plus", count, array) == {"shared"}
 
 
 @pytest.mark.parametrize("model", ["swin_decoder", "attention_mfe", "attention_gate"])
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_modules_in_a_list_belong_to_their_task(model, count):
+@pytest.mark.parametrize("count", [pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW), 4])
+def test_listed_modules_belong_to_their_task(model, count):
     for index, task in enumerate(TASKS[:count]):
         assert owners(model, count, f"/each/{index}/") == {task}
     if model == "attention_mfe" and count > 1:

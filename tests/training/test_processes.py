@@ -202,7 +202,7 @@ def test_sums_of_all_processes_are_exact_in_64_bits():
         "processes.join(f'localhost:{sys.argv[1]}', 2, int(sys.argv[2]))\n"
         "own = 2**40 + 1 + int(sys.argv[2])\n"
         "sums = {'a': np.array([[own, -5]]), 'b': np.int64(own)}\n"
-        "found = processes.sums_of_all(sums)\n"
+        "found = processes.sum_over_processes(sums)\n"
         "assert found['a'].tolist() == [[2**41 + 3, -10]], found\n"
         "assert found['b'].shape == () and found['b'] == 2**41 + 3, found\n"
     )

@@ -10,7 +10,13 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from mtmamba_jax.devices.sharding import create_mesh, jit_on, put_batch, split_longest, split_state
+from mtmamba_jax.devices.sharding import (
+    create_mesh,
+    jit_on,
+    put_batch,
+    split_longest,
+    state_sharding,
+)
 from mtmamba_jax.labels import resize_logits
 from mtmamba_jax.losses import multitask_loss
 from mtmamba_jax.models.layers import drop_path
@@ -74,7 +80,7 @@ class NormalisingModel(nnx.Module):
 def place(model, optimizer, mesh):
     graph, parameters = split_model(model)
     state = initial_state(graph, parameters, optimizer)
-    layout = split_state(state, mesh)
+    layout = state_sharding(state, mesh)
     return graph, jax.device_put(state, layout), layout
 
 
@@ -287,7 +293,7 @@ def test_mesh_of_two_axes():
 
 def test_devices_that_the_mesh_leaves_out_are_logged_with_the_reason(caplog):
     assert create_mesh(8, data=2).size == 2
-    assert "Using 2 of 8 devices, as mesh.data and mesh.fsdp say." in caplog.text
+    assert "Using 2 of 8 devices, as set by mesh.data and mesh.fsdp." in caplog.text
 
 
 def test_arrays_that_do_not_divide_are_replicated():

@@ -1,0 +1,278 @@
+"""Operations with hand-written gradients, which keep or move less memory than JAX's own.
+
+Each operation also registers how the paper counts its arithmetic; `paper.cost` reads the rules.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mtmamba_jax.models.windows import shift_mask
+
+EPSILON = 1e-5  # of every LayerNorm, as in the official encoder and decoder
+
+Rule = Callable[..., float]
+
+PAPER_FLOPS: dict[str, Rule | None] = {}
+"""How the paper counts an operation, by the name of its function.
+
+A rule maps the shapes of the operation's arguments to multiply-adds. None counts the products
+inside the operation, as for any other code.
+"""
+
+
+def with_flops(rule: Rule | None) -> Callable[[Any], Any]:
+    """Returns a decorator that registers how the paper counts a `jax.custom_vjp` function."""
+
+    def register(op):
+        PAPER_FLOPS[op.__name__] = rule
+        return op
+
+    return register
+
+
+def layer_norm(
+    x: Float[Array, "..."],
+    scale: Float[Array, "..."],
+    bias: Float[Array, "..."],
+    *,
+    axes: Sequence[int] = (-1,),
+    dtype: jnp.dtype,
+) -> Float[Array, "..."]:
+    """Returns (x - mean) / sqrt(variance + EPSILON) * scale + bias (Ba et al., 2016).
+
+    The backward pass keeps the input and two numbers per mean.
+
+    Args:
+      x: Input of any shape.
+      scale: Scale, broadcast against `x`: each of its axes has size 1 or that of `x`.
+      bias: Bias, of the same shape as `scale`.
+      axes: Axes to take the mean and the variance over.
+      dtype: Dtype of the result; the statistics are float32 at least.
+    """
+    lead = (1,) * (x.ndim - scale.ndim)
+    scale, bias = scale.reshape(lead + scale.shape), bias.reshape(lead + bias.shape)
+    return _layer_norm(tuple(axes), jnp.dtype(dtype), x, scale, bias)
+
+
+@with_flops(lambda x, *_: 5 * math.prod(x))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _layer_norm(axes, dtype, x, scale, bias):
+    return _layer_norm_forward(axes, dtype, x, scale, bias)[0]
+
+
+def _layer_norm_forward(axes, dtype, x, scale, bias):
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = wide.mean(axes, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.square(wide - mean).mean(axes, keepdims=True) + EPSILON)
+    y = (wide - mean) * inverse * scale + bias
+    return y.astype(dtype), (x, mean, inverse, scale)
+
+
+def _layer_norm_backward(axes, dtype, residuals, dy):
+    x, mean, inverse, scale = residuals
+
+    def widen(x, mean, inverse, dy):
+        return (x.astype(mean.dtype) - mean) * inverse, dy.astype(mean.dtype)
+
+    normal, wide = widen(x, mean, inverse, dy)
+    dnormal = wide * scale
+    along = (dnormal * normal).mean(axes, keepdims=True)
+    dx = inverse * (dnormal - dnormal.mean(axes, keepdims=True) - normal * along)
+    # Computed again for the sums: if they were shared with dx, XLA would store them in float32.
+    normal, wide = widen(*jax.lax.optimization_barrier((x, mean, inverse, dy)))
+    shared = tuple(i for i, size in enumerate(scale.shape) if size == 1)
+    dscale = jnp.sum(wide * normal, shared, keepdims=True)
+    dbias = jnp.sum(wide, shared, keepdims=True)
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(scale.dtype)
+
+
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+@with_flops(lambda x, kernel: 9 * math.prod(x))
+@jax.custom_vjp
+def depthwise_convolve(
+    x: Float[Array, "t b h w d"], kernel: Float[Array, "t 3 3 d"]
+) -> Float[Array, "t b h w d"]:
+    """Returns the zero-padded 3x3 depthwise convolution, float32.
+
+    Written as nine shifted products: they fuse into one pass over the map on every backend, whereas
+    a grouped convolution is a slow special case on some.
+    """
+    taps = (kernel[:, i, j][:, None, None, None] for i in range(3) for j in range(3))
+    y: Any = sum(shifted * tap for shifted, tap in zip(_shifts(x), taps, strict=True))
+    return y
+
+
+def _shifts(x: Array) -> list[Array]:
+    """Returns the map under each of the nine taps, float32."""
+    height, width = x.shape[2:4]
+    padded = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))).astype(jnp.float32)
+    return [padded[:, :, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+
+
+def _depthwise_convolve_backward(residuals, dy):
+    x, kernel = residuals
+    dx = depthwise_convolve(dy, kernel[:, ::-1, ::-1]).astype(x.dtype)
+    sums = [jnp.sum(dy * shifted, (1, 2, 3)) for shifted in _shifts(x)]
+    return dx, jnp.stack(sums, 1).reshape(kernel.shape)
+
+
+depthwise_convolve.defvjp(
+    lambda x, kernel: (depthwise_convolve(x, kernel), (x, kernel)), _depthwise_convolve_backward
+)
+
+
+@with_flops(None)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def attention(
+    qkv: Float[Array, "m l 3 heads c"],
+    bias: Float[Array, "heads l l"],
+    shifted: tuple[int, int, int] | None,
+) -> Float[Array, "m l heads c"]:
+    """Returns softmax attention within each of m windows of l pixels.
+
+    The weights are kept for the backward pass in the compute dtype: recomputing them costs more
+    than reading them.
+
+    Args:
+      qkv: Queries (not yet scaled), keys and values.
+      bias: Position bias, added to the scores.
+      shifted: Arguments of `shift_mask` for shifted windows, None for others.
+    """
+    return _attention_forward(qkv, bias, shifted)[0]
+
+
+def _attention_forward(qkv, bias, shifted):
+    query, key, value = _split(qkv)
+    scores = jnp.einsum("mqhc,mkhc->mhqk", query, key, preferred_element_type=jnp.float32) + bias
+    if shifted:
+        # -100 rather than -inf: the value released weights were trained with.
+        mask = jnp.where(shift_mask(*shifted), 0.0, -100.0)[None, :, None]
+        by_image = scores.reshape(-1, mask.shape[1], *scores.shape[1:])
+        scores = (by_image + mask).reshape(scores.shape)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    out = jnp.einsum("mhqk,mkhc->mqhc", weights, value)
+    return out, (qkv, weights, out)
+
+
+def _attention_backward(shifted, residuals, dout):
+    del shifted  # its mask is a constant of the scores
+    qkv, weights, out = residuals
+    query, key, value = _split(qkv)
+    dvalue = jnp.einsum("mhqk,mqhc->mkhc", weights, dout)
+    dweights = jnp.einsum("mqhc,mkhc->mhqk", dout, value, preferred_element_type=jnp.float32)
+    # The mean that softmax subtracts from dweights: sum_k weights dweights = out . dout.
+    mean = jnp.einsum("mqhc,mqhc->mhq", out, dout, preferred_element_type=jnp.float32)
+    dscores = weights * (dweights - mean[..., None])
+    dbias = dscores.sum(0)
+    dscores = dscores.astype(qkv.dtype)
+    dquery = jnp.einsum("mhqk,mkhc->mqhc", dscores, key) * _scale(qkv)
+    dkey = jnp.einsum("mhqk,mqhc->mkhc", dscores, query)
+    return jnp.stack([dquery, dkey, dvalue], 2), dbias
+
+
+def _split(qkv: Array) -> tuple[Array, Array, Array]:
+    """Returns scaled query, key and value [m l heads c]."""
+    return qkv[:, :, 0] * _scale(qkv), qkv[:, :, 1], qkv[:, :, 2]
+
+
+def _scale(qkv: Array) -> float:
+    return qkv.shape[-1] ** -0.5
+
+
+attention.defvjp(_attention_forward, _attention_backward)
+
+
+@with_flops(None)
+@jax.custom_vjp
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns the exact GELU; the backward pass keeps nothing but x."""
+    return _unfused_on_tpu(_exact_gelu, x)
+
+
+def _exact_gelu(x):
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_gradient(x, dy):
+    return jax.vjp(_exact_gelu, x)[1](dy)[0]
+
+
+gelu.defvjp(lambda x: (gelu(x), x), lambda x, dy: (_unfused_on_tpu(_gelu_gradient, x, dy),))
+
+
+def _unfused_on_tpu(function: Callable[..., Array], *arrays: Array) -> Array:
+    """Returns `function(*arrays)`, not fused into the matrix products that read it on TPUs.
+
+    With erf in a matrix product's loop a block takes 37 s to compile, without 13 (libtpu 0.0.42).
+    """
+    return jax.lax.platform_dependent(
+        *arrays, tpu=lambda *v: jax.lax.optimization_barrier(function(*v)), default=function
+    )
+
+
+# Counts the product that makes the fine map and its LayerNorm.
+@with_flops(lambda x, kernel: math.prod(x[:-1]) * math.prod(kernel[1:]) * (x[-1] + 5))
+@jax.custom_vjp
+def inverse_deviation(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "c s d"]
+) -> Float[Array, "b h w s"]:
+    """Returns 1 / sqrt(mean((x @ kernel)^2) + EPSILON), with the mean over d; float32.
+
+    The product is computed again in the backward pass: it is 16 times as large as x.
+    """
+    fine = jnp.einsum("bhwc,csd->bhwsd", x, kernel.astype(x.dtype))
+    fine = fine.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jax.lax.rsqrt(jnp.square(fine).mean(-1) + EPSILON)
+
+
+def _inverse_deviation_forward(x, kernel):
+    inverse = inverse_deviation(x, kernel)
+    return inverse, (x, kernel, inverse)
+
+
+def _inverse_deviation_backward(residuals, gradient):
+    x, kernel, inverse = residuals
+    rounded = kernel.astype(x.dtype)
+    # d inverse = -inverse^3 mean(fine d fine)
+    scale = -gradient * inverse**3 / kernel.shape[-1]
+    fine = jnp.einsum("bhwc,csd->bhwsd", x, rounded)
+    dfine = (scale[..., None] * fine).astype(x.dtype)
+    dx = jnp.einsum("bhwsd,csd->bhwc", dfine, rounded)
+    dkernel = wide_einsum("bhwc,bhwsd->csd", x, dfine)
+    return dx, dkernel.astype(kernel.dtype)
+
+
+inverse_deviation.defvjp(_inverse_deviation_forward, _inverse_deviation_backward)
+
+
+@with_flops(None)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def wide_einsum(spec: str, x: Float[Array, "..."], other: Float[Array, "..."]) -> Array:
+    """Returns an einsum of inputs in x's dtype, summed in float32 at least; gradients in x's dtype.
+
+    JAX's own gradient would be a float32 product of large maps.
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.einsum(spec, x, other.astype(x.dtype), preferred_element_type=wide)
+
+
+def _wide_einsum_backward(spec, residuals, dy):
+    x, other = residuals
+    pull = jax.vjp(functools.partial(jnp.einsum, spec), x, other.astype(x.dtype))[1]
+    dx, dother = pull(dy.astype(x.dtype))
+    return dx, dother.astype(other.dtype)
+
+
+wide_einsum.defvjp(
+    lambda spec, x, other: (wide_einsum(spec, x, other), (x, other)), _wide_einsum_backward
+)
