@@ -11,9 +11,6 @@ from mtmamba_jax.tasks import Task
 Scores = Mapping[str, Mapping[str, float]]
 """Every score of every task: {task name: {score name: value}}."""
 
-SCORES_FILE = "scores_{}.json"
-"""File in a work directory with the scores of a checkpoint, by its kind (best, latest)."""
-
 
 def compute_scores(
     tasks: Sequence[Task], totals: Mapping[str, Counts]
