@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from mtmamba_jax import config as configuration
 from mtmamba_jax.devices.chips import CHIPS
 from mtmamba_jax.devices.flops import count_flops
 from mtmamba_jax.devices.sharding import create_mesh
-from mtmamba_jax.models.mtmamba import abstract_build
+from mtmamba_jax.models.mtmamba import ModelSettings, abstract_build
+from mtmamba_jax.tasks import NYUDV2
 from mtmamba_jax.training import clock
 from tests.tiny import tiny_config
 
@@ -62,10 +62,9 @@ def test_products_inside_calls_loops_and_branches_are_counted():
 def test_products_of_the_papers_model_are_within_two_percent_of_the_published():
     # 459.1 G multiply-adds of convolutions, linear maps and products: the paper's 540.8 G without
     # the scan, LayerNorm and resizing. Here the scan's C h is a product too.
-    config = configuration.load("common")
-    config.model.scan_implementation = "xla"
-    graph, parameters = abstract_build(config.model, config.tasks.selected)
-    images = shaped(1, *config.data.size, 3)
+    settings = ModelSettings(scan_implementation="xla")
+    graph, parameters = abstract_build(settings, NYUDV2)
+    images = shaped(1, 448, 576, 3)
     found = count_flops(lambda p, x: nnx.merge(graph, p)(x), parameters, images)
     assert found / 2 == pytest.approx(459.1e9, rel=0.02)
 
