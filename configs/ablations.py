@@ -1,13 +1,14 @@
-"""The rows of the paper's Tables 2 to 6 on NYUDv2, a variant each (section 4.3).
+"""The rows of the paper's Tables 2 to 6 on NYUDv2, one variant per row (section 4.3).
 
-python launch.py tables                                             what each costs
-python launch.py sweep --config=ablations --print                   the commands that train all
+python launch.py tables                                             cost of each variant
+python launch.py sweep --config=ablations --print                   commands that train all variants
 python launch.py train --config=ablations:stm_2 --config.model.dtype=bfloat16
 
-The single-task row is four runs, one a task. Recipe and data are those of configs/nyudv2.py, and
-its encoder's weights: --config.init.encoder=hf:microsoft/swin-large-patch4-window12-384-in22k (of
-Tiny, Small and Base: those of theirs). Not trained here, as the data is not at hand; the paper's
-scores are in mtmamba_jax/paper/published.py.
+The single-task row takes four runs, one per task. Everything else is as in configs/nyudv2.py,
+including the encoder's weights:
+--config.init.encoder=hf:microsoft/swin-large-patch4-window12-384-in22k
+(for Swin-Tiny, Small and Base use their own). These variants have not been trained here because the
+dataset is not available; the paper's scores are in mtmamba_jax/paper/published.py.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 from mtmamba_jax.configs import nyudv2
 from mtmamba_jax.tasks import NYUDV2
 
-DECODERS = {  # variants by name: keys of models.mtmamba.MODELS
+DECODERS = {  # variant -> key of models.mtmamba.MODELS
     "multi_task": "swin_decoder",
     "stm_1": "stm_1",
     "stm_2": "stm_2",
@@ -39,7 +40,7 @@ def get_config(variant: str) -> ConfigDict:
 
 
 def choose(config: ConfigDict, variant: str) -> None:
-    """Makes a recipe of MTMamba that of one of `VARIANTS`."""
+    """Changes a configuration of MTMamba to one of `VARIANTS`."""
     if variant in SINGLE_TASK:
         config.model.name = "swin_decoder"
         config.tasks.names = (SINGLE_TASK[variant],)

@@ -1,10 +1,10 @@
-"""The rows of the paper's Tables 2 to 5 with a small model, on ray-cast rooms; a variant each.
+"""The rows of the paper's Tables 2 to 5 with a small model on synthetic rooms, one variant per row.
 
 python launch.py sweep --config=ablations_synthetic --seeds=0,1,2
 python launch.py tables --runs=runs/ablations_synthetic
 
-All but the decoder is as in configs/synthetic.py; the variants are those of configs/ablations.py,
-without the encoders.
+Everything but the decoder is as in configs/synthetic.py. The variants are those of
+configs/ablations.py without the encoders.
 """
 
 from ml_collections import ConfigDict

@@ -1,13 +1,13 @@
-"""MTMamba on Cityscapes: two tasks, images of 512x1024 with labels of 1024x2048.
+"""MTMamba on Cityscapes: two tasks, 512x1024 images with 1024x2048 labels.
 
 python launch.py prepare --dataset=cityscapes --source=FOLDER_OF_ARCHIVES
 python launch.py train --config=cityscapes --config.model.dtype=bfloat16
 python launch.py train --config=cityscapes:plus --config.model.dtype=bfloat16     MTMamba++
 
-Not trained or timed here, as the data is not at hand.
+This recipe has not been trained or timed here because the dataset is not available.
 
-The paper has no scores on Cityscapes; the optimizer is that of the official code's configuration.
-The target of the depth task is the disparity in pixels. Zooming an image by s multiplies it by s.
+The paper reports no scores on Cityscapes; the optimizer settings are those of the official code.
+The depth task predicts disparity in pixels; zooming an image by s multiplies it by s.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,8 @@
-"""Every configuration key, its default and its meaning; model and optimizer are the paper's.
+"""Declares every configuration key with its meaning and its default, the paper's recipe.
 
-Other configurations start from `get_config()` and change what differs; a key that is not here
-does not exist. On the command line: `--config=NAME[:VARIANT]`, and `--config.key=value` for single
-keys.
+Other configurations start from `get_config()` and change what differs; they cannot add keys. On the
+command line, select one with `--config=NAME[:VARIANT]` and set single keys with
+`--config.key=value`.
 """
 
 import itertools
@@ -15,32 +15,32 @@ from mtmamba_jax.tasks import TASK_SETS
 def get_config() -> ConfigDict:
     """Returns the defaults: MTMamba with Swin-Large, 50,000 steps of batch 8 (section 4.1)."""
     config = ConfigDict()
-    config.seed = 0  # of the weights, the order of the data, augmentation and drop path
+    config.seed = 0  # seed of the weights, the order of the data, augmentation and drop path
 
-    # A loss or gradient that is NaN or infinite: stop, or skip the step (its weights stay as they
-    # were), up to training.guard.MOST_SKIPS in a row.
+    # What to do if a loss or gradient is NaN or infinite: "stop", or "skip" the update, at
+    # most 100 times in a row (see training/nonfinite.py).
     config.on_nonfinite = "stop"
 
-    config.init = ConfigDict()  # weights to begin with, in place of random ones
-    # Work directory of a run of the same model and tasks, or a file of the official code's weights
-    # (.safetensors, .pth, .pth.tar, .pt, .bin; hf:REPO).
+    config.init = ConfigDict()  # initial weights; random if both are None
+    # Work directory of a run with the same model and tasks, or a file with the official code's
+    # weights (.safetensors, .pth, .pth.tar, .pt, .bin; hf:REPO).
     config.init.run = config_dict.placeholder(str)
-    # The same, with the same encoder; or a file of a Swin encoder by Microsoft, mmsegmentation,
-    # timm or Hugging Face. Its weights go before those of init.run. A run that goes on from its own
-    # checkpoints reads neither.
+    # The same for the encoder alone, or a file with a Swin encoder of Microsoft, mmsegmentation,
+    # timm or Hugging Face. Takes precedence over init.run. A run that resumes from its own
+    # checkpoints ignores both.
     config.init.encoder = config_dict.placeholder(str)
 
-    config.mesh = ConfigDict()  # of devices: data x fsdp of them, each with its part of a batch
-    # Copies of the weights; -1: as many as there are devices for and as divide the batches.
+    config.mesh = ConfigDict()  # data x fsdp devices, each of which processes a part of the batch
+    # Number of replicas of the weights; -1 uses as many devices as possible that divide the batch.
     config.mesh.data = -1
-    config.mesh.fsdp = 1  # devices that share one copy of weights and optimizer state
+    config.mesh.fsdp = 1  # devices over which each replica and its optimizer state are sharded
 
     config.tasks = ConfigDict()
     config.tasks.set = "nyudv2"  # key of tasks.TASK_SETS
-    config.tasks.names = ()  # some of the set's tasks; () is all of them
-    config.tasks.classes = ()  # names of semseg's classes, in place of the set's
-    # The score that each task's gain is measured against in delta_m, by task name, in the units
-    # the tables print; empty: the best constant prediction's, measured on the test set.
+    config.tasks.names = ()  # subset of the tasks to train; () trains all
+    config.tasks.classes = ()  # names of semseg's classes; () uses the set's
+    # Baseline score of every task for delta_m, in the units that the tables print; empty uses the
+    # scores of the best constant predictions on the test set.
     config.tasks.baselines = ConfigDict()
     for task in itertools.chain(*TASK_SETS.values()):
         config.tasks.baselines[task.name] = config_dict.placeholder(float)
@@ -48,49 +48,49 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.name = "mtmamba"  # key of models.mtmamba.MODELS
     config.model.encoder = "swin_large"  # key of models.swin.SWIN_SIZES
-    config.model.expansion = 2  # inner channels of a Mamba block over its width (alpha)
-    config.model.state_size = 16  # states a channel
-    config.model.encoder_drop_path_rate = 0.1  # of the encoder's last block
-    config.model.decoder_drop_path_rate = 0.2  # of the decoder's first block
-    config.model.dtype = "float32"  # of the computation: float32 or bfloat16
-    config.model.remat = "none"  # what blocks keep for the backward pass: none, dots or full
+    config.model.expansion = 2  # inner channels of a Mamba block / its width (alpha)
+    config.model.state_size = 16  # SSM states per channel
+    config.model.encoder_drop_path_rate = 0.1  # rate of the encoder's last block
+    config.model.decoder_drop_path_rate = 0.2  # rate of the decoder's first block
+    config.model.dtype = "float32"  # compute dtype: float32 or bfloat16
+    config.model.remat = "none"  # rematerialization: none, dots (keeps matrix products) or full
     # Forces a backend of the scan, such as "xla"; None chooses by platform.
     config.model.scan_implementation = config_dict.placeholder(str)
 
     config.data = ConfigDict()
     config.data.name = "synthetic"  # key of data_pipelines.sources.SOURCES
-    # folder: of one's own data. Prepared datasets: where `prepare` wrote them; None: TFDS's place.
+    # Folder of your own data, or the --data_dir of `prepare`; None uses TFDS's default.
     config.data.dir = config_dict.placeholder(str)
-    config.data.size = (448, 576)  # height and width of training crops and of evaluation
-    config.data.label_scale = 1  # labels are this many times as high and wide as the images
+    config.data.size = (448, 576)  # height and width of training crops and evaluation images
+    config.data.label_scale = 1  # height and width of labels relative to images
     config.data.train_examples = 795  # synthetic: size of the training set
     config.data.test_examples = 654  # synthetic: size of the test set
-    config.data.num_workers = 0  # reading processes; 0 reads in threads of this process
-    # Memory for examples kept after their first reading, for training and test set each, in each
-    # reading process.
+    config.data.num_workers = 0  # worker processes; 0 reads in threads of this process
+    # Memory for caching raw examples: for the training set and the test set each, in each worker
+    # process.
     config.data.cache_gib = 0.0
 
-    config.augment = ConfigDict()  # of training images; see data_pipelines.transforms
+    config.augment = ConfigDict()  # see data_pipelines.transforms
     config.augment.scale = (0.5, 2.0)  # range of the random zoom
-    config.augment.max_class_share = 0.75  # a crop with more of one class is drawn again
-    config.augment.crop_tries = 10  # crops drawn at most
-    config.augment.flip_probability = 0.5  # of mirroring left to right
-    config.augment.brightness = 32.0  # largest shift of the 0..255 values
+    config.augment.max_class_share = 0.75  # crops where one class covers more are redrawn
+    config.augment.crop_tries = 10  # largest number of crops drawn
+    config.augment.flip_probability = 0.5  # probability of a horizontal flip
+    config.augment.brightness = 32.0  # largest shift of the values 0 to 255
     config.augment.contrast = (0.5, 1.5)  # range of the factor on the values
     config.augment.saturation = (0.5, 1.5)  # range of the factor on HSV saturation
-    config.augment.hue = 18  # largest turn, in units of 2 degrees
-    config.augment.jitter_probability = 0.5  # of each of the four colour changes
+    config.augment.hue = 18  # largest shift, in units of 2 degrees
+    config.augment.jitter_probability = 0.5  # probability of each of the four colour changes
 
     config.loss = ConfigDict()
-    config.loss.scheme = "log"  # total of the tasks' losses: log or sum
-    config.loss.reduction = "image"  # unit that losses are averaged in: image or batch
-    config.loss.weights = ConfigDict()  # of each task in the total
+    config.loss.scheme = "log"  # how task losses are combined: log or sum
+    config.loss.reduction = "image"  # losses are averaged per image or per batch
+    config.loss.weights = ConfigDict()  # weight of each task
     for task in itertools.chain(*TASK_SETS.values()):
         config.loss.weights[task.name] = 1.0
 
-    config.optimizer = ConfigDict()  # AdamW; its rate falls as (1 - step/steps)^power
+    config.optimizer = ConfigDict()  # AdamW with polynomial decay, (1 - step/steps)^power
     config.optimizer.learning_rate = 1e-4
-    config.optimizer.warmup_steps = 0  # steps of linear rise to that rate
+    config.optimizer.warmup_steps = 0  # steps of linear warmup
     config.optimizer.power = 0.9
     config.optimizer.weight_decay = 1e-5
     config.optimizer.beta_1 = 0.9
@@ -99,21 +99,21 @@ def get_config() -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.steps = 50_000
-    config.train.batch_size = 8  # of all devices together
-    config.train.microbatches = 1  # parts of a batch whose gradients are added up one by one
+    config.train.batch_size = 8  # global, over all devices
+    config.train.microbatches = 1  # gradient accumulation: parts of a batch processed in turn
     config.train.log_every = 50  # steps
     config.train.eval_every = 1_000  # steps
     config.train.checkpoint_every = 1_000  # steps
-    config.train.keep_checkpoints = 2  # latest ones; the best is kept beside them
+    config.train.keep_checkpoints = 2  # number of latest checkpoints to keep, besides the best
 
     config.eval = ConfigDict()
-    config.eval.batch_size = 8  # of all devices together
+    config.eval.batch_size = 8  # global, over all devices
     config.eval.panels = 6  # test images drawn with predictions, labels and errors
     return config
 
 
 def to_plus(config: ConfigDict) -> None:
-    """Makes a recipe that of MTMamba++ (Lin et al., TPAMI 2025), as on PASCAL-Context."""
+    """Changes a configuration to MTMamba++ (Lin et al., TPAMI 2025), as on PASCAL-Context."""
     config.model.name = "mtmamba_plus"
     config.optimizer.learning_rate = 8e-5
     config.optimizer.weight_decay = 1e-6

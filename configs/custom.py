@@ -1,17 +1,17 @@
-"""Data of your own, in the layout that data_pipelines/folder.py describes.
+"""Your own data: a folder of images and labels, as described in data_pipelines/folder/source.py.
 
 python launch.py train --config=custom --config.data.dir=my_data \
     --config.tasks.names=semseg,depth --config.tasks.classes=background,crack
 
-The tasks are those that you have labels for: some of semseg, human_parts, saliency, depth, edge and
-normals. The classes are semseg's, in the order of its numbers; other tasks need none. The paper's
-optimizer and augmentation, with the smaller Swin-Tiny. `data.size` is that of training crops, and
-must hold every image of val.txt, which are scored whole: shrink photos of many megapixels, and
-their labels, before.
+`tasks.names` are the tasks that you have labels for, among semseg, human_parts, saliency, depth,
+edge and normals. `tasks.classes` are the names of semseg's classes in the order of their IDs; the
+other tasks need none. The recipe uses the paper's optimizer and augmentation with the smaller
+Swin-Tiny. `data.size` is the size of training crops. Evaluation uses whole images, so every image
+in val.txt must fit into `data.size`: shrink photos of many megapixels and their labels first.
 
-On a GPU add --config.model.dtype=bfloat16. On a small machine, to see that all works (the size is
-that of your images; 240x320 take two to three seconds a step on 2 cores, after minutes of
-compiling):
+On a GPU, add --config.model.dtype=bfloat16. To try everything on a small machine (set the size to
+that of your images; at 240x320 a step takes two to three seconds on 2 cores, after minutes of
+compilation), add:
 
     --config.model.encoder=swin_nano --config.model.expansion=1 --config.model.state_size=2 \
     --config.data.num_workers=0 --config.data.size=240,320 --config.train.batch_size=2 \

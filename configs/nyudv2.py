@@ -4,9 +4,9 @@ python launch.py prepare --dataset=nyudv2 --source=ARCHIVE_OR_FOLDER
 python launch.py train --config=nyudv2 --config.model.dtype=bfloat16
 python launch.py train --config=nyudv2:plus --config.model.dtype=bfloat16     MTMamba++
 
-On one H200 a step of MTMamba takes 0.28 s, all of them 3.8 hours, and 42 GiB. MTMamba++ takes
-40,000 steps of a plainly weighted sum of losses. Neither was trained to the end here, as the data
-is not at hand. The paper's encoder has ImageNet weights:
+On one H200, a step of MTMamba takes 0.28 s and 42 GiB, and training takes 3.8 hours. MTMamba++
+trains for 40,000 steps on a weighted sum of the losses. Neither has been trained to the end here
+because the dataset is not available. The paper initializes the encoder with ImageNet weights:
 --config.init.encoder=hf:microsoft/swin-large-patch4-window12-384
 
 The paper's scores (Table 1): semseg mIoU 55.82, depth RMSE 0.5066 m, normals mErr 18.63 degrees,

@@ -4,7 +4,8 @@ python launch.py prepare --dataset=pascal_context --source=ARCHIVE_OR_FOLDER
 python launch.py train --config=pascal_context --config.model.dtype=bfloat16
 python launch.py train --config=pascal_context:plus --config.model.dtype=bfloat16     MTMamba++
 
-Not trained or timed here, as the data is not at hand. The paper's encoder has ImageNet weights:
+This recipe has not been trained or timed here because the dataset is not available. The paper
+initializes the encoder with ImageNet weights:
 --config.init.encoder=hf:microsoft/swin-large-patch4-window12-384
 
 The paper's scores (Table 1): semseg mIoU 81.11, human_parts mIoU 72.62, saliency maxF 84.14,

@@ -17,15 +17,15 @@ BLOCKS = re.findall(r"^```sh\n(.*?)^```$", DOCS, re.DOTALL | re.MULTILINE)
 
 
 def commands(text):
-    """The arguments of each command of ours in a text, quoted for another shell or not."""
+    """Returns the arguments of each of this project's commands in a text."""
     text = text.replace("\\\n", " ")
     found = re.findall(r"(?:python launch\.py|(?<![.\w])mtmamba) (\w+(?: [^\n`'\"#;|&>]*)?)", text)
-    # A variable stands for a number or a name: 1 is both.
+    # A variable may be a number or a name: 1 is valid as both.
     return [re.sub(r"\$\w+", "1", arguments) for arguments in found]
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_bash_reads_every_block(block):
+def test_every_block_is_valid_bash(block):
     done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -37,7 +37,7 @@ def test_every_documented_command_is_accepted(arguments):
     overrides = parse_overrides(unknown, options.command, parser)
     if hasattr(options, "config"):
         name = options.config or "synthetic"
-        if options.command == "sweep":  # which names a configuration without its variant
+        if options.command == "sweep":  # --config is a configuration without its variant
             name += f":{configuration.variants(name)[0]}"
         configuration.load(name, overrides)
 
@@ -47,7 +47,7 @@ def test_every_command_is_documented():
     assert shown == set(create_parser().commands)
 
 
-def test_each_recipe_of_a_cluster_trains():
+def test_every_cluster_recipe_trains():
     recipes = [block for block in BLOCKS if re.search("sbatch|SBATCH|mpirun|gcloud|xpk", block)]
     assert [len(commands(block)) for block in recipes] == [1, 1, 1, 1]
     assert all(commands(block)[0].startswith("train ") for block in recipes)

@@ -1,1 +1,1 @@
-"""TFDS builders: one folder a dataset, from its published files to records."""
+"""TFDS builders that convert published datasets to records, one folder per dataset."""

@@ -1,4 +1,4 @@
-"""Extracting published archives: whole or not at all, and nothing outside their folder."""
+"""Extracts published archives, completely or not at all, and refuses unsafe or damaged ones."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Sequence
+from typing import IO, cast
 
 import tqdm
 
@@ -21,9 +22,22 @@ from mtmamba_jax.files.paths import check_free_space
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 
+_DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    ValueError,
+    RuntimeError,  # an encrypted zip
+)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_GZIP_SIGNATURE = b"\x1f\x8b"
+_DO_NOT_USE = "It is not the published archive; do not use it."
+
 
 def find(folder: pathlib.Path, patterns: Sequence[str]) -> list[pathlib.Path]:
-    """Returns a folder's archives whose names match one of the patterns, in any case; sorted."""
+    """Returns the archives in a folder that match any of the patterns, ignoring case; sorted."""
     return sorted(
         path
         for path in folder.iterdir()
@@ -34,14 +48,15 @@ def find(folder: pathlib.Path, patterns: Sequence[str]) -> list[pathlib.Path]:
 
 
 def extract(archive: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
-    """Extracts an archive into a folder of its own below `folder`, unless it is there already.
+    """Extracts an archive into a subfolder of `folder`, unless this was done before.
 
     Returns:
-      That folder. It appears when all is extracted: a killed extraction leaves no half of one.
+      The subfolder. It appears only when everything is extracted, so a killed extraction leaves
+      no incomplete one.
 
     Raises:
-      DataError: no archive, a damaged one, or one with a name that leads out of its folder.
-      OSError: the disk is full, for instance.
+      DataError: If it is not an archive, is damaged, or has a member outside its folder.
+      OSError: If it cannot be read or written, for instance because the disk is full.
     """
     status = archive.stat()
     target = folder / f"{archive.name}-{status.st_size}-{status.st_mtime_ns}"
@@ -58,14 +73,14 @@ def extract(archive: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, NotImplementedError):
             raise DataError(
-                f"{archive} is packed in a way that cannot be unpacked here ({error}). Extract it "
+                f"{archive} uses a compression that cannot be unpacked here ({error}). Extract it "
                 "with another program and give the folder."
             ) from error
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
             raise OSError(
                 error.errno,
-                f"Extracting {archive} below {folder} failed ({error.strerror}). Free some of the "
-                "disk, or give another --data_dir; then run the same command again.",
+                f"Extracting {archive} below {folder} failed ({error.strerror}). Free some disk "
+                "space, or give another --data_dir; then run the same command again.",
             ) from error
         if isinstance(error, _DAMAGED) and not isinstance(error, DataError):
             raise DataError(
@@ -77,40 +92,27 @@ def extract(archive: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     return target
 
 
-_DAMAGED = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    gzip.BadGzipFile,
-    zlib.error,
-    EOFError,
-    ValueError,
-    RuntimeError,  # an encrypted zip
-)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_GZIP, _BLOCK = b"\x1f\x8b", 2**20
-
-
 def _check_kind(archive: pathlib.Path) -> None:
     if not archive.name.lower().endswith(SUFFIXES):
         raise DataError(
-            f"{archive} is no archive ({', '.join(SUFFIXES)}). Give one, or a folder that holds "
-            "them or what is in them."
+            f"{archive} is not an archive ({', '.join(SUFFIXES)}). Give an archive, or a folder "
+            "that holds the archives or their contents."
         )
     with archive.open("rb") as file:
         start = file.read(64).lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise DataError(
-            f"{archive} is a web page, not an archive: the download was answered with a page to "
-            "log in or to agree. Download it in a browser."
+            f"{archive} is a web page, not an archive: the server answered the download with a "
+            "login or consent page. Download it in a browser."
         )
 
 
 def _unpacked_size(archive: pathlib.Path) -> int:
-    """Returns how many bytes it will take, or about as many."""
+    """Returns the size of the contents in bytes, estimated for a .tar."""
     if archive.name.lower().endswith(".zip"):
         with zipfile.ZipFile(archive) as opened:
             return sum(member.file_size for member in opened.infolist())
-    return archive.stat().st_size  # what is in it is compressed already, so it hardly grows
+    return archive.stat().st_size  # images are compressed already, so it hardly grows
 
 
 def _extract_all(archive: pathlib.Path, folder: pathlib.Path) -> None:
@@ -118,37 +120,39 @@ def _extract_all(archive: pathlib.Path, folder: pathlib.Path) -> None:
         archive.open("rb") as file,
         tqdm.tqdm.wrapattr(
             file, "read", total=archive.stat().st_size, desc=f"Extracting {archive.name}"
-        ) as read,
+        ) as wrapped,
     ):
+        read = cast(IO[bytes], wrapped)
         if archive.name.lower().endswith(".zip"):
             with zipfile.ZipFile(read) as opened:
                 for member in opened.infolist():
                     _check_name(member.filename, archive)
-                    opened.extract(member, folder)  # checks the file's checksum
+                    opened.extract(member, folder)  # verifies the member's checksum
             return
-        packed = read.peek(2)[:2] == _GZIP
+        compressed = file.peek(2)[:2] == _GZIP_SIGNATURE
         with (
-            gzip.open(read) if packed else contextlib.nullcontext(read) as stream,
+            gzip.open(read) if compressed else contextlib.nullcontext(read) as stream,
             tarfile.open(fileobj=stream, mode="r|") as opened,
         ):
             for member in opened:
                 _check_name(member.name, archive)
                 if not (member.isfile() or member.isdir()):
                     raise DataError(
-                        f"{archive} holds {member.name!r}, neither file nor folder. {_STRANGE}"
+                        f"{archive} holds {member.name!r}, neither file nor folder. {_DO_NOT_USE}"
                     )
-                # Python 3.11.0 to 3.11.3 have no filter; name and kind are checked above.
-                safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-                opened.extract(member, folder, **safe)
-            if packed:  # to its end, where the checksum is
-                while stream.read(_BLOCK):
+                if hasattr(tarfile, "data_filter"):
+                    opened.extract(member, folder, filter="data")
+                else:  # Python 3.11.0 to 3.11.3; name and kind are checked above
+                    opened.extract(member, folder)
+            if compressed:  # to the end of the stream, where gzip verifies its checksum
+                while stream.read(2**20):
                     pass
             else:
                 _check_end(archive, opened.offset)
 
 
 def _check_end(archive: pathlib.Path, offset: int) -> None:
-    """Checks that what tarfile took for the end of a .tar, be it a cut or a bad header, is it."""
+    """Checks that a .tar really ends at `offset`: tarfile also stops at a cut or a bad header."""
     end = bytes(2 * tarfile.BLOCKSIZE)
     with archive.open("rb") as file:
         file.seek(offset)
@@ -156,10 +160,7 @@ def _check_end(archive: pathlib.Path, offset: int) -> None:
             raise tarfile.ReadError("its end is missing")
 
 
-_STRANGE = "It is not the published archive; do not use it."
-
-
 def _check_name(name: str, archive: pathlib.Path) -> None:
     parts = pathlib.PurePosixPath(name.replace("\\", "/")).parts
     if name.startswith(("/", "\\")) or ".." in parts or (parts and ":" in parts[0]):
-        raise DataError(f"{archive} holds {name!r}, which leads out of its folder. {_STRANGE}")
+        raise DataError(f"{archive} holds {name!r}, which leads out of its folder. {_DO_NOT_USE}")

@@ -1,4 +1,4 @@
-"""What a dataset's published layout is: a source of raw examples with the files they come from."""
+"""The base class of a published dataset's files: what an example is read from, and how."""
 
 from __future__ import annotations
 
@@ -8,32 +8,39 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
+from jaxtyping import Shaped, UInt8
 
-from mtmamba_jax.data_pipelines.builders.reading import read_photo
+from mtmamba_jax.data_pipelines.builders.reading import read_list, read_photo
 from mtmamba_jax.data_pipelines.transforms import Example
 from mtmamba_jax.tasks import Task
 
 
 class DatasetFiles(abc.ABC):
-    """One split of a dataset as its authors publish it: raw examples (`batch.py`) by index.
+    """One split of a dataset as its authors publish it, indexed by example.
 
-    Reading checks: `DataError` names the file, what is wrong with it and the remedy.
+    `files[i]` reads and checks raw example i (see `batch.py`). A `DataError` names the file, what
+    is wrong with it and the remedy.
 
     Attributes:
-      TASKS: the labels that it has.
-      COUNTS: published number of examples of each split, "train" and "val".
-      FOLDERS: folders that hold it; some or all lie together.
-      SUBFOLDERS: folders of which each part holds one or more; () for any.
-      ARCHIVES: patterns of the published archives' names.
-      folders: where each of `FOLDERS` is.
-      split: "train" or "val".
-      ids: of its examples, in the published order.
+      TASKS: Tasks that the dataset has labels for.
+      COUNTS: Published number of examples of each split, "train" and "val".
+      FOLDERS: Names of the folders that hold the dataset; they need not lie side by side.
+      SUBFOLDERS: Each of `FOLDERS` has at least one of these subfolders; () if any content will do.
+      SPLIT_PATH: What must exist for a split: its list of IDs or the folder of its images. Starts
+        with one of `FOLDERS`, as all paths here; {split} is the name of the split.
+      PATHS: Paths of an example's files by name, "image" among them; {id} is the example's ID.
+      ARCHIVES: Glob patterns of the published archives' names.
+      folders: Path of each of `FOLDERS`.
+      split: Name of the split, "train" or "val".
+      ids: IDs of the examples, in the published order.
     """
 
     TASKS: ClassVar[tuple[Task, ...]]
     COUNTS: ClassVar[Mapping[str, int]]
     FOLDERS: ClassVar[tuple[str, ...]]
     SUBFOLDERS: ClassVar[tuple[str, ...]] = ()
+    SPLIT_PATH: ClassVar[str]
+    PATHS: ClassVar[Mapping[str, str]]
     ARCHIVES: ClassVar[tuple[str, ...]]
 
     def __init__(self, folders: Mapping[str, pathlib.Path], split: str):
@@ -44,34 +51,40 @@ class DatasetFiles(abc.ABC):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Example:
-        files = self.paths(index)
-        image = self._read_image(files["image"])
-        return {
-            "image": image,
-            "id": self.ids[index],
-            **self._read_labels(index, files, image.shape[:2]),
-        }
-
-    def leave_out(self) -> str:
-        """Returns what to do to have a dataset without some examples."""
-        return f"take their names out of {self.split_file(self.folders, self.split)}"
-
-    def _read_image(self, path: pathlib.Path) -> np.ndarray:
-        return read_photo(path)
+        paths = self.paths(index)
+        image = self._read_image(paths["image"])
+        height, width, _ = image.shape
+        labels = self._read_labels(paths, (height, width))
+        return {"image": image, "id": self.ids[index], **labels}
 
     @classmethod
-    @abc.abstractmethod
-    def split_file(cls, folders: Mapping[str, pathlib.Path], split: str) -> pathlib.Path:
-        """Returns what must exist for a split: its list, or the folder of its images."""
+    def split_path(cls, folders: Mapping[str, pathlib.Path], split: str) -> pathlib.Path:
+        """Returns `SPLIT_PATH` for a split, given the path of each of `FOLDERS`."""
+        return _resolve(folders, cls.SPLIT_PATH.format(split=split))
 
-    @abc.abstractmethod
-    def _read_ids(self) -> tuple[str, ...]: ...
-
-    @abc.abstractmethod
     def paths(self, index: int) -> dict[str, pathlib.Path]:
-        """Returns the files that an example is read from; "image" among them."""
+        """Returns the paths of an example's files by name, as `PATHS`."""
+        names = {"split": self.split, "id": self.ids[index]}
+        return {
+            key: _resolve(self.folders, path.format(**names)) for key, path in self.PATHS.items()
+        }
+
+    def how_to_exclude(self) -> str:
+        """Returns what a user must do to exclude some examples."""
+        return f"take their names out of {self.split_path(self.folders, self.split)}"
+
+    def _read_image(self, path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
+        return read_photo(path)
+
+    def _read_ids(self) -> tuple[str, ...]:
+        return read_list(self.split_path(self.folders, self.split))
 
     @abc.abstractmethod
     def _read_labels(
-        self, index: int, files: Mapping[str, pathlib.Path], size: tuple[int, int]
-    ) -> dict[str, np.ndarray]: ...
+        self, paths: Mapping[str, pathlib.Path], size: tuple[int, int]
+    ) -> dict[str, Shaped[np.ndarray, "h w _"]]: ...
+
+
+def _resolve(folders: Mapping[str, pathlib.Path], path: str) -> pathlib.Path:
+    folder, rest = path.split("/", 1)
+    return folders[folder] / rest

@@ -1,14 +1,14 @@
-"""How raw examples are kept in records: features of TFDS, and the way there and back.
+"""How examples are stored in records: their TFDS features, encoding and fast decoding.
 
 | label                      | feature                                                           |
 |----------------------------|-------------------------------------------------------------------|
-| classes, int32 [h w 1]     | uint8 PNG [h w 1]                                                 |
-| normals, float32 [h w 3]   | uint8 PNG [h w 4]: (n + 1) / 2 * 255, and 255, or 0 for ignore    |
-| measures, float32 [h w 1]  | float32 [h w 1]                                                   |
+| class IDs, int32 [h w 1]   | uint8 PNG [h w 1]                                                 |
+| normals, float32 [h w 3]   | uint8 PNG [h w 4]: (n + 1) / 2 * 255; alpha 255, or 0 for ignore  |
+| other float32 [h w 1]      | float32 [h w 1]                                                   |
 
-The image is the published file's own bytes, or a PNG of its pixels: where the bytes would be
-decoded to others, and where a builder asks for one that is quick to read. TFDS can decode all of
-it, but takes longer than `decode`, which the input pipeline uses.
+The image is stored as the bytes of the published file, or as a PNG of its pixels where those bytes
+would be decoded to different pixels or where a builder asks for a faster format. TFDS can decode
+all features too, but takes longer than `decode`, which the input pipeline uses.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from typing import Any
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import Float32, UInt8
 
-from mtmamba_jax.data_pipelines.builders.reading import NORMALS_OF_LEVELS
+from mtmamba_jax.data_pipelines.builders.reading import NORMAL_OF_LEVEL
 from mtmamba_jax.data_pipelines.transforms import Example
 from mtmamba_jax.tasks import Task
 
-# How PNGs are packed decides how fast they are read. Milliseconds for 425x560 pixels, and kB:
-# regions without a filter 0.16 and 5.5, with zlib's level 1 and OpenCV's choice of filters 0.46
-# and 9.5; normals filtered upwards 3.5 and 233, with OpenCV's choice 4.7 and 227.
+# PNG settings decide how fast an image is read. Milliseconds and kB for 425x560 pixels: class IDs
+# without a filter 0.16 and 5.5, with zlib's level 1 and OpenCV's choice of filters 0.46 and 9.5;
+# normals with the Up filter 3.5 and 233, with OpenCV's choice 4.7 and 227.
 _CLASSES_PNG = (
     *(cv2.IMWRITE_PNG_COMPRESSION, 6),
     *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),
@@ -35,7 +36,7 @@ _NORMALS_PNG = (
     *(cv2.IMWRITE_PNG_COMPRESSION, 1),
     *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP),
 )
-# A photo of 425x560: 430 kB and 4.7 ms, unpacked 716 kB and 0.45 ms.
+# A photo of 425x560: 430 kB and 4.7 ms; uncompressed 716 kB and 0.45 ms.
 _PHOTO_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 _UNPACKED_PNG = (
     *(cv2.IMWRITE_PNG_COMPRESSION, 0),
@@ -43,14 +44,14 @@ _UNPACKED_PNG = (
 )
 
 
-def features(tasks: Sequence[Task]) -> tfds.features.FeaturesDict:
-    """Returns the features of a dataset with labels for these tasks."""
+def create_features(tasks: Sequence[Task]) -> tfds.features.FeaturesDict:
+    """Returns the TFDS features of a dataset with labels for the tasks."""
     described = {
         "image": tfds.features.Image(shape=(None, None, 3), doc="RGB photo."),
         "id": tfds.features.Text(doc="Names the example: its file, as published."),
     }
     for task in tasks:
-        if _is_classes(task):
+        if _has_classes(task):
             names = ", ".join(task.class_names) or "no boundary, boundary"
             feature = tfds.features.Image(
                 shape=(None, None, 1),
@@ -78,83 +79,84 @@ def features(tasks: Sequence[Task]) -> tfds.features.FeaturesDict:
 def encode(
     example: Example, image: bytes, tasks: Sequence[Task], *, unpack_photo: bool = False
 ) -> dict[str, Any]:
-    """Returns what `features(tasks)` encodes, for a raw example.
+    """Encodes a raw example as input for `create_features(tasks).encode_example`.
 
     Args:
-      example: as in `batch.py`.
-      image: the published file that its image was read from.
-      tasks: whose labels are kept.
-      unpack_photo: keep the photo as a PNG that is not compressed.
+      example: Raw example, as described in `batch.py`.
+      image: Contents of the published file that the image was read from.
+      tasks: Tasks whose labels are stored.
+      unpack_photo: Whether to store the photo as an uncompressed PNG.
     """
-    # Other pixels: stored turned or grey, or unpacked a little differently by OpenCV.
+    # OpenCV decodes some files to other pixels: grey ones, those with an EXIF orientation, and some
+    # JPEGs by a level or two.
     if unpack_photo or not np.array_equal(_decode_photo(image), example["image"]):
-        image = _png(example["image"][..., ::-1], _UNPACKED_PNG if unpack_photo else _PHOTO_PNG)
+        image = _encode_png(
+            example["image"][..., ::-1], _UNPACKED_PNG if unpack_photo else _PHOTO_PNG
+        )
     record = {"image": image, "id": example["id"]}
     for task in tasks:
         label = example[task.name]
-        if _is_classes(task):
-            record[task.name] = _png(label.astype(np.uint8), _CLASSES_PNG)
+        if _has_classes(task):
+            record[task.name] = _encode_png(label.astype(np.uint8), _CLASSES_PNG)
         elif task.label_channels == 3:
             ignored = (label == task.ignore).all(-1, keepdims=True)
             levels = np.where(ignored, 0, np.rint((label + 1) * 127.5)).astype(np.uint8)
             alpha = np.where(ignored, 0, 255).astype(np.uint8)
-            record[task.name] = _png(np.concatenate((levels[..., ::-1], alpha), -1), _NORMALS_PNG)
+            record[task.name] = _encode_png(
+                np.concatenate((levels[..., ::-1], alpha), -1), _NORMALS_PNG
+            )
         else:
             record[task.name] = label
     return record
 
 
 def decode(record: Mapping[str, Any], tasks: Sequence[Task]) -> Example:
-    """Returns the raw example that a record holds; undoes `encode`.
+    """Returns the raw example of a record: the inverse of `encode`.
 
     Args:
-      record: as TFDS reads it, with `SkipDecoding` for every feature.
-      tasks: whose labels are decoded; the others cost nothing.
+      record: Record as TFDS reads it with `SkipDecoding` for every feature.
+      tasks: Tasks whose labels are decoded; the others cost nothing.
+
+    Raises:
+      ValueError: If an image is damaged.
     """
     example = {"image": _decode_photo(record["image"]), "id": record["id"].decode()}
     for task in tasks:
         value = record[task.name]
-        if _is_classes(task):
-            label = _unpack(value, cv2.IMREAD_UNCHANGED).astype(np.int32)[..., None]
+        if _has_classes(task):
+            label = _decode_image(value, cv2.IMREAD_UNCHANGED).astype(np.int32)[..., None]
         elif task.label_channels == 3:
-            label = _decode_normals(_unpack(value, cv2.IMREAD_UNCHANGED), task.ignore)
+            label = _decode_normals(_decode_image(value, cv2.IMREAD_UNCHANGED), task.ignore)
         else:
             label = np.frombuffer(value["value"], np.float32).reshape(value["shape"])
         example[task.name] = label
     return example
 
 
-def _decode_photo(data: bytes) -> np.ndarray:
-    """Returns uint8 RGB [h w 3]."""
-    return cv2.cvtColor(_unpack(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+def _decode_photo(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    return cv2.cvtColor(_decode_image(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
-def _decode_normals(levels: np.ndarray, ignore: int) -> np.ndarray:
-    """Returns unit vectors, float32 [h w 3], for blue, green, red, alpha, uint8 [h w 4]."""
-    # cvtColor and LUT: a quarter of the time of the same in NumPy.
-    label = cv2.LUT(cv2.cvtColor(levels, cv2.COLOR_BGRA2RGB), NORMALS_OF_LEVELS)
-    ignored = cv2.compare(cv2.extractChannel(levels, 3), 0, cv2.CMP_EQ)
+def _decode_normals(bgra: UInt8[np.ndarray, "h w 4"], ignore: int) -> Float32[np.ndarray, "h w 3"]:
+    # cvtColor and LUT take a quarter of the time of the same in NumPy.
+    label = cv2.LUT(cv2.cvtColor(bgra, cv2.COLOR_BGRA2RGB), NORMAL_OF_LEVEL)
+    ignored = cv2.inRange(cv2.extractChannel(bgra, 3), np.zeros(1), np.zeros(1))
     if cv2.countNonZero(ignored):
         cv2.copyTo(np.full_like(label, ignore), ignored, label)
     return label
 
 
-def _unpack(data: bytes, flags: int) -> np.ndarray:
-    """Returns a decoded PNG or JPEG.
-
-    Raises:
-      ValueError: it is damaged.
-    """
+def _decode_image(data: bytes, flags: int) -> np.ndarray:
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if image is None:
-        raise ValueError(f"a picture of {len(data)} bytes cannot be decoded")
+        raise ValueError(f"an image of {len(data)} bytes cannot be decoded")
     return image
 
 
-def _is_classes(task: Task) -> bool:
+def _has_classes(task: Task) -> bool:
     return task.label_dtype == "int32"
 
 
-def _png(array: np.ndarray, settings: Sequence[int]) -> bytes:
-    """Returns uint8 [h w 1], or [h w 4] as blue, green, red, alpha, as PNG."""
+def _encode_png(array: np.ndarray, settings: Sequence[int]) -> bytes:
+    """Encodes uint8 [h w 1], or [h w 3 or 4] in OpenCV's order BGRA."""
     return cv2.imencode(".png", array, settings)[1].tobytes()

@@ -1,4 +1,4 @@
-"""Opening published files: from archives or a folder to a layout for each split."""
+"""Locates a dataset's published files in folders and archives and opens its splits."""
 
 from __future__ import annotations
 
@@ -21,28 +21,23 @@ def open_splits(
     *,
     allow_partial: bool,
 ) -> list[DatasetFiles]:
-    """Opens every split of a dataset's published files, and checks their numbers.
+    """Opens every split of a published dataset and checks the number of examples.
 
     Args:
-      kind: the layout.
-      name: of the dataset, for messages.
-      source: an archive, or a folder with archives or with what was in them.
-      staging: where archives are extracted.
-      allow_partial: fewer examples, or one split alone, are a warning.
+      kind: Class of the dataset's files.
+      name: Name of the dataset, for messages.
+      source: An archive, or a folder with the archives or their contents.
+      staging: Folder in which archives are extracted.
+      allow_partial: Whether to accept a subset, or a single split, with a warning.
 
     Raises:
-      DataError: something is missing; names it.
+      DataError: If something is missing; the message names it.
     """
     if not source.exists():
         raise DataError(f"{source} does not exist. Give the folder or archive of {name}.")
-    roots = [source]
-    if source.is_file():
-        roots = [archives.extract(source, staging / "extracted")]
-    else:
-        roots += [
-            archives.extract(archive, staging / "extracted")
-            for archive in archives.find(source, kind.ARCHIVES)
-        ]
+    packed = [source] if source.is_file() else archives.find(source, kind.ARCHIVES)
+    extracted = [archives.extract(archive, staging / "extracted") for archive in packed]
+    roots = extracted if source.is_file() else [source, *extracted]
     try:
         folders = locate_folders(roots, kind.FOLDERS, kind.SUBFOLDERS)
     except DataError as error:
@@ -52,59 +47,62 @@ def open_splits(
             f"folder with all archives, named like {' '.join(kind.ARCHIVES)} "
             f"({', '.join(archives.SUFFIXES)})."
         ) from None
-    layouts, wrong = [], []
-    for split, wanted in kind.COUNTS.items():
-        path = kind.split_file(folders, split)
-        layout = kind(folders, split) if path.exists() else ()
-        if len(layout) != wanted:
-            found = f"has {len(layout)} examples" if layout else "is missing"
-            wrong.append(f"{path} {found}, the published {split} split has {wanted}.")
-        if layout:
-            layouts.append(layout)
-    if wrong and not allow_partial:
+    splits, problems = [], []
+    for split, published in kind.COUNTS.items():
+        path = kind.split_path(folders, split)
+        files = kind(folders, split) if path.exists() else ()
+        if len(files) != published:
+            found = f"has {len(files)} examples" if files else "is missing"
+            problems.append(f"{path} {found}, the published {split} split has {published}.")
+        if files:
+            splits.append(files)
+    if problems and not allow_partial:
         raise DataError(
-            f"{' '.join(wrong)} Extract the archive again, or take what is there with "
-            "--allow_partial."
+            f"{' '.join(problems)} Extract the archive again, or pass --allow_partial to use what "
+            "is there."
         )
-    for message in wrong:
-        tqdm.tqdm.write(f"warning: {message}")
-    if not layouts:
+    for problem in problems:
+        tqdm.tqdm.write(f"warning: {problem}")
+    if not splits:
         raise DataError(f"{source} holds no example of {name}.")
-    return layouts
+    return splits
 
 
 def locate_folders(
-    roots: list[pathlib.Path], parts: tuple[str, ...], inside: tuple[str, ...] = ()
+    roots: list[pathlib.Path], names: tuple[str, ...], subfolders: tuple[str, ...] = ()
 ) -> dict[str, pathlib.Path]:
-    """Returns where a dataset's folders are.
+    """Returns the path of each of a dataset's folders.
 
     Args:
-      roots: folders to look in, and in theirs.
-      parts: names of the folders; one that holds them all is preferred.
-      inside: folders of which a part should hold one or more; others of its name, which archives
-        that are not wanted may hold, come after it.
+      roots: Folders to search, up to two levels deep.
+      names: Names of the dataset's folders. A parent that holds all of them is preferred.
+      subfolders: Subfolders of which each folder should have at least one. Folders without them,
+        such as those of the dataset's other archives, are used only if there is no better one.
 
     Raises:
-      DataError: not all are there; which.
+      DataError: If folders are missing; the message names them.
     """
     candidates = [folder for root in roots for folder in _subfolders(root, depth=2)]
     found = {}
-    for suits in (lambda path: any((path / name).is_dir() for name in inside), pathlib.Path.is_dir):
+    for suits in (
+        lambda path: any((path / name).is_dir() for name in subfolders),
+        pathlib.Path.is_dir,
+    ):
         for folder in candidates:
-            if not found and all(suits(folder / part) for part in parts):
-                return {part: folder / part for part in parts}
-        for part in parts:
+            if not found and all(suits(folder / name) for name in names):
+                return {name: folder / name for name in names}
+        for name in names:
             for folder in candidates:
-                if suits(folder / part):
-                    found.setdefault(part, folder / part)
-    missing = [part for part in parts if part not in found]
+                if suits(folder / name):
+                    found.setdefault(name, folder / name)
+    missing = [name for name in names if name not in found]
     if missing:
         raise DataError(f"no folder {', '.join(missing)}")
     return found
 
 
 def _subfolders(folder: pathlib.Path, depth: int) -> Iterator[pathlib.Path]:
-    """Yields a folder and those in it, the shallowest first, down to `depth` below it."""
+    """Yields a folder and its subfolders down to `depth` levels below it, breadth first."""
     level = [folder]
     for _ in range(depth + 1):
         below = []
@@ -115,7 +113,7 @@ def _subfolders(folder: pathlib.Path, depth: int) -> Iterator[pathlib.Path]:
             except PermissionError:
                 if parent == folder:
                     raise
-                continue  # somebody else's, beside the dataset
+                continue  # an unrelated private folder beside the dataset
             yield parent
             below += [parent / name for name in names if not name.startswith(".")]
         level = below

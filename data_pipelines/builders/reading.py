@@ -1,4 +1,4 @@
-"""Reading the files of a dataset, each with its checks: what is wrong is named with its remedy."""
+"""Reads and checks single files of a dataset; errors name the file, the problem and the remedy."""
 
 from __future__ import annotations
 
@@ -10,47 +10,49 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+from jaxtyping import Float32, Int32, Integer, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
+from mtmamba_jax.messages import shortened
 from mtmamba_jax.tasks import IGNORE
 
-AGAIN = "Extract or copy it again from its source."
-"""The remedy where a file is damaged."""
+COPY_AGAIN = "Extract or copy it again from its source."
+"""The remedy for a damaged file."""
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _EXIF_ORIENTATION = 0x0112
 
 
 class DataError(ValueError):
-    """A dataset's file is missing, unreadable or not what it should be; the message names it."""
+    """A dataset's file is missing, unreadable or has the wrong contents; the message names it."""
 
 
 def read_bytes(path: pathlib.Path) -> bytes:
     """Returns a file's contents.
 
     Raises:
-      DataError: it is missing, empty, or cannot be read.
+      DataError: If the file is missing, empty or cannot be read.
     """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path} is missing. {AGAIN}") from None
+        raise DataError(f"{path} is missing. {COPY_AGAIN}") from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}). {AGAIN}") from error
+        raise DataError(f"{path} cannot be read ({error.strerror}). {COPY_AGAIN}") from error
     if not data:
-        raise DataError(f"{path} is empty. {AGAIN}")
+        raise DataError(f"{path} is empty. {COPY_AGAIN}")
     return data
 
 
 def decode_image(data: bytes, path: pathlib.Path) -> Image.Image:
-    """Returns a decoded PNG or JPEG.
+    """Decodes a PNG or JPEG.
 
     Args:
-      data: the file's contents.
-      path: for messages.
+      data: Contents of the file.
+      path: Path of the file, for messages.
 
     Raises:
-      DataError: no image, or a damaged one.
+      DataError: If it is not an image or is damaged.
     """
     if data.startswith(_PNG_SIGNATURE):
         _check_png(data, path)
@@ -59,15 +61,15 @@ def decode_image(data: bytes, path: pathlib.Path) -> Image.Image:
         image.load()
     except UnidentifiedImageError:
         start = data.lstrip()[:20].lower()
-        what = "an HTML page" if start.startswith((b"<!doctype", b"<html")) else "no PNG or JPEG"
-        raise DataError(f"{path} is {what}. {AGAIN}") from None
+        what = "an HTML page" if start.startswith((b"<!doctype", b"<html")) else "not a PNG or JPEG"
+        raise DataError(f"{path} is {what}. {COPY_AGAIN}") from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({error}). {AGAIN}") from error
+        raise DataError(f"{path} is damaged ({error}). {COPY_AGAIN}") from error
     return image
 
 
 def _check_png(data: bytes, path: pathlib.Path) -> None:
-    """Checks every chunk's checksum, which image libraries leave out."""
+    """Checks the checksum of every chunk, which image libraries do not."""
     position = len(_PNG_SIGNATURE)
     while position + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
@@ -75,209 +77,209 @@ def _check_png(data: bytes, path: pathlib.Path) -> None:
         if end + 4 > len(data):
             break
         if zlib.crc32(data[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-            raise DataError(f"{path} is damaged (wrong checksum). {AGAIN}")
+            raise DataError(f"{path} is damaged (wrong checksum). {COPY_AGAIN}")
         if kind == b"IEND":
             return
         position = end + 4
-    raise DataError(f"{path} is cut off after {len(data)} bytes. {AGAIN}")
+    raise DataError(f"{path} is cut off after {len(data)} bytes. {COPY_AGAIN}")
 
 
-def read_rgb(path: pathlib.Path, size: Sequence[int] | None = None) -> np.ndarray:
-    """Returns a colour image, uint8 [h w 3], RGB.
+def read_rgb(path: pathlib.Path, size: Sequence[int] | None = None) -> UInt8[np.ndarray, "h w 3"]:
+    """Reads an RGB image.
 
     Args:
       path: PNG or JPEG.
-      size: height and width that it must have; None takes any.
+      size: Required height and width; None accepts any size.
 
     Raises:
-      DataError: unreadable, not 8-bit RGB, to be shown turned, or of another size.
+      DataError: If it is unreadable, is not 8-bit RGB, has an EXIF orientation that rotates it, or
+        has another size.
     """
     image = decode_image(read_bytes(path), path)
     if image.mode != "RGB":
-        raise DataError(f"{path} is of mode {image.mode}, wanted 8-bit RGB. Save it as RGB.")
+        raise DataError(f"{path} has mode {image.mode}, expected 8-bit RGB. Save it as RGB.")
     if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
         raise DataError(
-            f"{path} is stored turned (EXIF orientation), so labels may not lie on it. "
-            "Save it upright, without EXIF data."
+            f"{path} is stored rotated (EXIF orientation), so labels may not match it. Save it "
+            "upright, without EXIF data."
         )
     return check_size(np.asarray(image), size, path)
 
 
-def read_photo(path: pathlib.Path) -> np.ndarray:
-    """Returns a published photo, uint8 [h w 3], RGB: the pixels as stored, grey ones as RGB.
+def read_photo(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
+    """Reads a published photo as RGB; grey photos are converted.
 
-    Labels were made for the pixels as stored, whatever EXIF data says.
+    The EXIF orientation is ignored, because the labels were made for the pixels as stored.
 
     Raises:
-      DataError: unreadable, or neither grey nor RGB.
+      DataError: If it is unreadable, or neither grey nor RGB.
     """
     image = decode_image(read_bytes(path), path)
     if image.mode not in ("RGB", "L"):
-        raise DataError(f"{path} is of mode {image.mode}, wanted 8-bit RGB. {AGAIN}")
+        raise DataError(f"{path} has mode {image.mode}, expected 8-bit RGB. {COPY_AGAIN}")
     return np.asarray(image.convert("RGB"))
 
 
-def read_grey(path: pathlib.Path, size: Sequence[int] | None = None) -> np.ndarray:
-    """Returns a map of one channel, uint8 or uint16 [h w]: grey levels, or a palette's indices.
-
-    A file of 1 bit gives 0 and 1.
+def read_grey(path: pathlib.Path, size: Sequence[int] | None = None) -> Integer[np.ndarray, "h w"]:
+    """Reads a single-channel image as uint8 or uint16: grey levels, palette indices, or bits.
 
     Raises:
-      DataError: unreadable, of several channels, or of another size.
+      DataError: If it is unreadable, has several channels, or has another size.
     """
     image = decode_image(read_bytes(path), path)
     if image.mode not in ("L", "P", "I;16", "1"):
         raise DataError(
-            f"{path} is of mode {image.mode}, wanted one channel of 8 or 16 bits. "
-            "Save the numbers themselves, not colours."
+            f"{path} has mode {image.mode}, expected one channel of 8 or 16 bits. Save the values "
+            "themselves, not colours."
         )
     values = np.asarray(image)
     return check_size(values.astype(np.uint8) if values.dtype == bool else values, size, path)
 
 
-def read_depth(path: pathlib.Path, size: Sequence[int] | None) -> np.ndarray:
-    """Returns distances in metres from .npy, float32 [h w 1]; 0, not measured, becomes ignore.
+def read_depth(path: pathlib.Path, size: Sequence[int] | None) -> Float32[np.ndarray, "h w 1"]:
+    """Reads depth in metres from a .npy file; 0 (not measured) becomes the ignore value.
 
     Raises:
-      DataError: unreadable, no floats [h w], NaN, infinite or negative, or of another size.
+      DataError: If it is unreadable, does not hold floats [h w], has NaN, infinite or negative
+        values, or has another size.
     """
     try:
         depth = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
     except DataError:
         raise
     except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path} is no readable .npy array ({error}). {AGAIN}") from error
+        raise DataError(f"{path} is not a readable .npy array ({error}). {COPY_AGAIN}") from error
     if not isinstance(depth, np.ndarray) or depth.dtype.kind not in "fiu":
-        raise DataError(f"{path} holds no array of real numbers. Save metres as float32 [h w].")
+        raise DataError(f"{path} is not an array of real numbers. Save metres as float32 [h w].")
     if depth.dtype.kind != "f":
         raise DataError(
-            f"{path} holds whole numbers ({depth.dtype}): are they millimetres? Save metres as "
+            f"{path} holds integers ({depth.dtype}): are they millimetres? Save metres as "
             "float32 [h w]."
         )
     if depth.ndim == 3 and depth.shape[-1] == 1:
         depth = depth[..., 0]
     if depth.ndim != 2:
         shape = "x".join(map(str, depth.shape))
-        raise DataError(f"{path} is {shape}, wanted [h w]. Save one distance for each pixel.")
+        raise DataError(f"{path} has shape {shape}, expected [h w]. Save one distance per pixel.")
     check_size(depth, size, path)
     bad = ~np.isfinite(depth) | (depth < 0)
     if bad.any():
         raise DataError(
             f"{path} has {bad.sum()} values that are NaN, infinite or negative. Depth is in "
-            "metres; write 0 where there is none."
+            "metres; write 0 where it was not measured."
         )
     depth = depth.astype(np.float32)[..., None]
     return np.where(depth == 0, np.float32(IGNORE), depth)
 
 
-def read_normals(path: pathlib.Path, size: Sequence[int] | None) -> np.ndarray:
-    """Returns normals from an RGB picture, 2 * v / 255 - 1, float32 [h w 3].
-
-    Raises:
-      DataError: as `read_rgb`.
-    """
-    return cv2.LUT(read_rgb(path, size), NORMALS_OF_LEVELS)
-
-
-NORMALS_OF_LEVELS = 2 * np.arange(256, dtype=np.float32) / 255 - 1
+NORMAL_OF_LEVEL = 2 * np.arange(256, dtype=np.float32) / 255 - 1
 """Component of a normal for each 8-bit level."""
+
+
+def read_normals(path: pathlib.Path, size: Sequence[int] | None) -> Float32[np.ndarray, "h w 3"]:
+    """Reads surface normals, 2 * v / 255 - 1, from an RGB image; errors are those of `read_rgb`."""
+    return cv2.LUT(read_rgb(path, size), NORMAL_OF_LEVEL)
 
 
 def read_mat(path: pathlib.Path, key: str) -> np.ndarray:
     """Returns the variable `key` of a MATLAB file.
 
     Raises:
-      DataError: unreadable, or without it.
+      DataError: If the file is unreadable or does not have the variable.
     """
-    import scipy.io  # with the extra "data" only
+    import scipy.io  # installed with the extra "data"
 
     try:
         variables = scipy.io.loadmat(io.BytesIO(read_bytes(path)))
     except DataError:
         raise
-    except Exception as error:  # scipy raises half a dozen kinds for damaged files
-        raise DataError(f"{path} is no readable MATLAB file ({error}). {AGAIN}") from error
+    except Exception as error:  # for damaged files SciPy raises half a dozen types
+        raise DataError(f"{path} is not a readable MATLAB file ({error}). {COPY_AGAIN}") from error
     if key not in variables:
-        raise DataError(f"{path} holds no variable {key!r}. {AGAIN}")
+        raise DataError(f"{path} has no variable {key!r}. {COPY_AGAIN}")
     return variables[key]
 
 
 def read_list(path: pathlib.Path) -> tuple[str, ...]:
-    """Returns the names in a text file, one a line.
+    """Reads a text file of names, one per line.
 
     Raises:
-      DataError: unreadable, without a name, with one twice, or with one that leaves its folder.
+      DataError: If it is unreadable or empty, repeats a name, or has one that leads out of the
+        folder.
     """
     try:
-        text = read_bytes(path).decode("utf-8-sig")  # editors of Windows put a mark before it
+        text = read_bytes(path).decode("utf-8-sig")  # Windows editors write a byte order mark
         names = [line.strip() for line in text.splitlines() if line.strip()]
     except UnicodeDecodeError:
-        raise DataError(f"{path} is no text file. {AGAIN}") from None
+        raise DataError(f"{path} is not a text file. {COPY_AGAIN}") from None
     if not names:
-        raise DataError(f"{path} names no image. {AGAIN}")
+        raise DataError(f"{path} names no image. {COPY_AGAIN}")
     seen = set()
     for name in names:
         if name in seen:
             raise DataError(f"{path} names {name!r} twice. Remove one of the lines.")
         if name.startswith("/") or ".." in name.split("/") or "\\" in name:
-            raise DataError(f"{path} names {name!r}, which is no plain name. {AGAIN}")
+            raise DataError(f"{path} names {name!r}, which is not a plain name. {COPY_AGAIN}")
         seen.add(name)
     return tuple(names)
 
 
-def check_size(array: np.ndarray, size: Sequence[int] | None, path: pathlib.Path) -> np.ndarray:
-    """Returns the array, whose first two axes must be `size`, the image's height and width.
+def check_size(
+    array: Shaped[np.ndarray, "h w *c"], size: Sequence[int] | None, path: pathlib.Path
+) -> Shaped[np.ndarray, "h w *c"]:
+    """Returns the array after checking its height and width.
+
+    Args:
+      array: Contents of the file.
+      size: Height and width of the image that the file belongs to; None accepts any size.
+      path: Path of the file, for messages.
 
     Raises:
-      DataError: they are not.
+      DataError: If the size is another.
     """
-    found = array.shape[:2]
-    if size is not None and found != tuple(size):
-        shape = "x".join(map(str, found))
+    height, width = array.shape[:2]
+    if size is not None and (height, width) != tuple(size):
         raise DataError(
-            f"{path} is {shape} (height x width), its image {size[0]}x{size[1]}. Both must be of "
-            "one size: is it of another image, or another version of the dataset?"
+            f"{path} is {height}x{width} (height x width), its image {size[0]}x{size[1]}. They "
+            "must have the same size: does it belong to another image, or to another version of "
+            "the dataset?"
         )
     return array
 
 
 def to_class_ids(
-    table: np.ndarray, values: np.ndarray, path: pathlib.Path, wanted: str
-) -> np.ndarray:
-    """Returns classes, int32 [h w 1], for a file's values.
+    table: Int32[np.ndarray, " v"],
+    values: Integer[np.ndarray, "h w"],
+    path: pathlib.Path,
+    expected: str,
+) -> Int32[np.ndarray, "h w 1"]:
+    """Maps the values of a label file to class IDs.
 
     Args:
-      table: class, or the ignore value, for each value; -1 for those that must not occur.
-      values: [h w].
-      path: for messages.
-      wanted: the allowed values, in words.
+      table: Class ID, or the ignore value, of each value; -1 for values that must not occur.
+      values: Contents of the file.
+      path: Path of the file, for messages.
+      expected: Description of the allowed values, for messages.
 
     Raises:
-      DataError: another value occurs.
+      DataError: If another value occurs.
     """
     padded = np.full(max(len(table), int(values.max()) + 1), -1, np.int32)
     padded[: len(table)] = table
     label = padded[values]
     if label.min() < 0:
-        bad = np.unique(values[label < 0])
+        bad = np.unique(values[label < 0]).tolist()
+        what = "the value" if len(bad) == 1 else "the values"
         raise DataError(
-            f"{path} holds {_some(bad)}; wanted {wanted}. Is it the right kind of label?"
+            f"{path} holds {what} {shortened(bad, 5)}; expected {expected}. Is it the right kind "
+            "of label?"
         )
     return label[..., None]
 
 
-def _some(values: Sequence[int]) -> str:
-    shown = ", ".join(map(str, values[:5]))
-    return (
-        f"the value {shown}"
-        if len(values) == 1
-        else f"the values {shown}" + (", ..." if len(values) > 5 else "")
-    )
-
-
-def class_id_table(number: int) -> np.ndarray:
-    """Returns the table of `class_label` for files that hold classes 0 to number - 1 and 255."""
+def class_id_table(num_classes: int) -> Int32[np.ndarray, "256"]:
+    """Returns the table of `to_class_ids` for files that hold class IDs themselves, and 255."""
     table = np.full(256, -1, np.int32)
-    table[:number] = np.arange(number)
+    table[:num_classes] = np.arange(num_classes)
     table[IGNORE] = IGNORE
     return table

@@ -1,7 +1,7 @@
-"""Writing records: in shards, each whole or not at all, in parallel.
+"""Writes records in shards, each completely or not at all, in parallel.
 
-A shard's name holds a hash of all that it is made of, so that a run that was stopped finds those
-that are done, and makes those anew whose files have changed.
+A shard's file name contains a hash of everything that its records depend on. A run that resumes
+therefore finds the finished shards, and writes those whose source files have changed again.
 """
 
 from __future__ import annotations
@@ -12,70 +12,81 @@ import functools
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from array_record.python import array_record_module
+from array_record.python import (
+    array_record_module,  # pyright: ignore[reportAttributeAccessIssue] - a compiled module
+)
 from tensorflow_datasets.core import example_serializer
 
 from mtmamba_jax.data_pipelines.batch import check_example
 from mtmamba_jax.data_pipelines.builders import encoding
 from mtmamba_jax.data_pipelines.builders.dataset_files import DatasetFiles
-from mtmamba_jax.data_pipelines.builders.reading import AGAIN, DataError
+from mtmamba_jax.data_pipelines.builders.reading import COPY_AGAIN, DataError
 from mtmamba_jax.data_pipelines.parallel import in_order
+from mtmamba_jax.messages import bulleted
 from mtmamba_jax.tasks import Task
 
 EXAMPLES_PER_SHARD = 64
-_MESSAGES = 20  # of bad examples that are shown
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Some examples of a split, and the file that they are written to."""
+    """Some examples of a split.
 
-    layout: DatasetFiles
+    Attributes:
+      files: The split.
+      indices: Indices of the examples in it.
+      path: File that their records are written to.
+    """
+
+    files: DatasetFiles
     indices: range
     path: pathlib.Path
 
     def source_bytes(self) -> int:
-        """Returns the size of the files that it is made of."""
+        """Returns the total size of the files that the examples are read from."""
         return sum(
             path.stat().st_size
             for index in self.indices
-            for path in self.layout.paths(index).values()
+            for path in self.files.paths(index).values()
             if path.exists()
         )
 
 
-def split(layout: DatasetFiles, folder: pathlib.Path, version: str) -> Iterator[Shard]:
-    """Yields the shards of a dataset's split, to be written in a folder.
+def split_into_shards(files: DatasetFiles, folder: pathlib.Path, version: str) -> list[Shard]:
+    """Divides a split into shards.
 
     Args:
-      layout: the split.
-      folder: for the files.
-      version: of the dataset; another one has other files.
+      files: The split.
+      folder: Folder that the shards will be written to.
+      version: Version of the dataset. Shards of another version have other names.
     """
-    for start in range(0, len(layout), EXAMPLES_PER_SHARD):
-        indices = range(start, min(start + EXAMPLES_PER_SHARD, len(layout)))
-        digest = _digest(layout, indices, version)
-        yield Shard(layout, indices, folder / f"{layout.split}-{start:06d}-{digest}")
+    shards = []
+    for start in range(0, len(files), EXAMPLES_PER_SHARD):
+        indices = range(start, min(start + EXAMPLES_PER_SHARD, len(files)))
+        digest = _digest(files, indices, version)
+        shards.append(Shard(files, indices, folder / f"{files.split}-{start:06d}-{digest}"))
+    return shards
 
 
-def _digest(layout: DatasetFiles, indices: Iterable[int], version: str) -> str:
-    """Returns a hash of the examples' names and of their files' sizes and times."""
+def _digest(files: DatasetFiles, indices: Iterable[int], version: str) -> str:
+    """Returns a hash of the examples' IDs and of their files' sizes and modification times."""
     digest = hashlib.sha256(version.encode())
     for index in indices:
-        for key, path in layout.paths(index).items():
+        for key, path in files.paths(index).items():
             try:
                 status = path.stat()
             except OSError:
-                seen = "missing"  # which converting it will tell
+                state = "missing"  # the conversion will report it
             else:
-                seen = f"{status.st_size} {status.st_mtime_ns}"
-            digest.update(f"{layout.ids[index]} {key} {seen}\n".encode())
+                state = f"{status.st_size} {status.st_mtime_ns}"
+            digest.update(f"{files.ids[index]} {key} {state}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def write_all(
+def write_shards(
     shards: Sequence[Shard],
     tasks: Sequence[Task],
     *,
@@ -84,24 +95,24 @@ def write_all(
     num_workers: int,
     advance: Callable[[], object],
 ) -> None:
-    """Writes every shard without a bad example.
+    """Writes every shard whose examples are all valid.
 
     Args:
-      shards: those to write.
-      tasks: whose labels are kept.
-      compression: of a record, as ArrayRecord names it.
-      unpack_photos: keep photos as PNGs that are not compressed.
-      num_workers: processes that convert; 0 converts in this one.
-      advance: called after each example.
+      shards: Shards to write.
+      tasks: Tasks whose labels are stored.
+      compression: Compression of a record, in ArrayRecord's notation.
+      unpack_photos: Whether to store photos as uncompressed PNGs.
+      num_workers: Number of worker processes; 0 converts in this process.
+      advance: Function called after each example.
 
     Raises:
-      DataError: all that is wrong with the examples of the others.
-      OSError: the disk is full, for instance.
+      DataError: If examples are invalid; the message lists what is wrong with each.
+      OSError: If a shard cannot be written, for instance because the disk is full.
     """
     convert = functools.partial(_convert, tuple(tasks), unpack_photos)
-    options = f"group_size:1,{compression}"  # a group is read whole: one record is random access
-    work = [(shard.layout, index) for shard in shards for index in shard.indices]
-    errors, layouts = [], []
+    options = f"group_size:1,{compression}"  # groups are read as a whole: 1 allows random access
+    work = [(shard.files, index) for shard in shards for index in shard.indices]
+    errors, remedies = [], []
     with contextlib.closing(in_order(convert, work, num_workers)) as results:
         for shard in shards:
             records = []
@@ -111,51 +122,50 @@ def write_all(
                 advance()
             if len(records) == len(shard.indices):
                 _write(records, shard.path, options)
-            elif shard.layout not in layouts:
-                layouts.append(shard.layout)
+            else:
+                remedies.append(shard.files.how_to_exclude())
     if errors:
-        shown = "\n  ".join(map(str, errors[:_MESSAGES]))
-        more = f"\n  and {len(errors) - _MESSAGES} more" if len(errors) > _MESSAGES else ""
-        leave_out = " and ".join(dict.fromkeys(layout.leave_out() for layout in layouts))
+        problems = bulleted([str(error) for error in errors])
         raise DataError(
-            f"{len(errors)} of {len(work)} examples are wrong:\n  {shown}{more}\n"
-            "Mend them and run the same command again: what is done is kept in "
-            f"{shards[0].path.parent}. Or {leave_out}, and take the rest with --allow_partial."
+            f"{len(errors)} of {len(work)} examples are wrong:{problems}\n"
+            "Correct them and run the same command again: finished shards are kept in "
+            f"{shards[0].path.parent}. Or {' and '.join(dict.fromkeys(remedies))}, and prepare the "
+            "rest with --allow_partial."
         )
 
 
 def _convert(
-    tasks: tuple[Task, ...], unpack_photo: bool, layout: DatasetFiles, index: int
+    tasks: tuple[Task, ...], unpack_photo: bool, files: DatasetFiles, index: int
 ) -> bytes | DataError:
-    """Returns an example's record, or what is wrong with its files."""
-    files = layout.paths(index)
+    """Returns an example's serialised record, or what is wrong with its files."""
+    image_path = files.paths(index)["image"]
     try:
-        example = layout[index]
+        example = files[index]
         check_example(example, tasks)
-        photo = files["image"].read_bytes()
+        photo = image_path.read_bytes()
         record = encoding.encode(example, photo, tasks, unpack_photo=unpack_photo)
         features, serializer = _serializer(tasks)
         message = serializer.get_tf_example(features.encode_example(record))
-        return message.SerializeToString(deterministic=True)  # else keys are in any order
+        return message.SerializeToString(deterministic=True)  # otherwise keys come in any order
     except DataError as error:
         return error
     except MemoryError:
         raise
-    except Exception as error:  # of a library, for files that no check has refused
+    except Exception as error:  # from a library, for a file that passed our checks
         return DataError(
-            f"{files['image']} and its labels cannot be converted ({type(error).__name__}: "
-            f"{error}). {AGAIN}"
+            f"{image_path} and its labels cannot be converted ({type(error).__name__}: {error}). "
+            f"{COPY_AGAIN}"
         )
 
 
 @functools.cache
 def _serializer(tasks: tuple[Task, ...]):
-    features = encoding.features(tasks)
-    return features, example_serializer.ExampleSerializer(features.get_serialized_info())
+    features = encoding.create_features(tasks)
+    specs: Any = features.get_serialized_info()  # TFDS annotates it more narrowly than it is used
+    return features, example_serializer.ExampleSerializer(specs)
 
 
 def _write(records: Sequence[bytes], path: pathlib.Path, options: str) -> None:
-    """Writes a shard, whole or not at all."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         writer = array_record_module.ArrayRecordWriter(os.fspath(partial), options)
@@ -165,10 +175,10 @@ def _write(records: Sequence[bytes], path: pathlib.Path, options: str) -> None:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except RuntimeError as error:  # of the writer
+    except RuntimeError as error:  # from the writer
         raise OSError(
-            f"Writing records failed ({error}). If the disk is full, free some or give another "
-            "--data_dir; then run the same command again: what is done is kept."
+            f"Writing records failed ({error}). If the disk is full, free some space or give "
+            "another --data_dir; then run the same command again: finished shards are kept."
         ) from error
     finally:
         partial.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""What a synthetic scene is made of.
+"""Procedural indoor scenes with exact labels, ray-cast on the fly.
 
-`furniture`, `objects` and `people` build pieces from primitives; `layout` puts them into a room of
-`rooms`, with a camera before them; `geometry` casts rays; `shading` turns the hits into an image,
-`labels` into labels.
+`furniture`, `objects` and `people` build pieces from primitives. `arrangement` places them in a
+room of `rooms` and sets up the camera. `geometry` casts rays; `shading` turns the hits into an
+image and `labels` into labels.
 
-The world is in metres: x to the right, y away from the camera's wall, z up, the room's corner at 0.
-The camera's own frame is the labels': x right, y up, z towards the viewer.
+World coordinates are in metres: x to the right, y away from the wall at the camera, z up, with the
+origin in a corner of the room. Labels use the camera's frame: x right, y up, z towards the viewer.
 """

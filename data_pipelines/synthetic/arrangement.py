@@ -1,48 +1,50 @@
-"""What stands where: furnished rooms seen whole, and people seen from close by."""
+"""Arranges scenes and their cameras: whole furnished rooms, and close views of people."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float
 
 from mtmamba_jax.data_pipelines.synthetic import furniture, objects
 from mtmamba_jax.data_pipelines.synthetic.geometry import Camera
 from mtmamba_jax.data_pipelines.synthetic.people import person
-from mtmamba_jax.data_pipelines.synthetic.pieces import Scene, turn
-from mtmamba_jax.data_pipelines.synthetic.rooms import BACK, LEFT, RIGHT, Room
+from mtmamba_jax.data_pipelines.synthetic.pieces import Piece, Scene, turn
+from mtmamba_jax.data_pipelines.synthetic.rooms import BACK, LEFT, RIGHT, Place, Room
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A filled scene, the camera before it and the lamp's position [3] (metres)."""
+    """A scene, its camera and the position of its lamp (metres)."""
 
     scene: Scene
     camera: Camera
-    lamp: np.ndarray
+    lamp: Float[np.ndarray, "3"]
 
 
-def _lamp(rng: np.random.Generator, size) -> np.ndarray:
-    width, length, height = size
+def _lamp(rng: np.random.Generator, extent: tuple[float, float, float]) -> Float[np.ndarray, "3"]:
+    width, length, height = extent
     place = (rng.uniform(0.2, 0.8) * width, rng.uniform(0.15, 0.7) * length)
     return np.array([*place, height - rng.uniform(0.15, 0.5)])
 
 
-def _seat(room: Room, host, piece) -> None:
-    """Seats a person on one of the piece's seats."""
+def _seat_person(room: Room, host: Place, piece: Piece) -> None:
     x, y, z = piece.seats[room.rng.integers(len(piece.seats))]
     sitter = person(room.rng, z)
-    room.beside(sitter, host, x, y, room.rng.uniform(-0.15, 0.15), taken=False)
+    room.beside(sitter, host, x, y, room.rng.uniform(-0.15, 0.15), occupies=False)
 
 
-def _clutter(room: Room, host, piece, things) -> None:
-    """Puts one or two of the things on the piece's first top, left and right of its middle."""
+def _clutter(room: Room, host: Place | None, piece: Piece, things) -> None:
+    """Puts one or two things on the piece's first top, left and right of its middle."""
+    if host is None:  # the piece found no place
+        return
     count = int(room.rng.integers(1, 3))
     x, y, z, half_x, half_y = piece.tops[0]
     for index in range(count):
         thing = things[room.rng.integers(len(things))]
         middle = x + (index - (count - 1) / 2) * half_x
-        room.on(thing(room.rng), host, (middle, y, z, half_x / 3, half_y))
+        room.on_top(thing(room.rng), host, (middle, y, z, half_x / 3, half_y))
 
 
 def _small_books(rng):
@@ -52,9 +54,10 @@ def _small_books(rng):
 def _bookcase(room: Room) -> None:
     shelf = furniture.bookshelf(room.rng)
     host = room.by_wall(shelf)
-    for top in shelf.tops if host else ():
-        if room.rng.random() < 0.85:
-            room.on(objects.books(room.rng, top[3]), host, top, jitter=0.0)
+    if host:
+        for top in shelf.tops:
+            if room.rng.random() < 0.85:
+                room.on_top(objects.books(room.rng, top[3]), host, top, jitter=0.0)
 
 
 def _bedroom(room: Room) -> None:
@@ -63,19 +66,17 @@ def _bedroom(room: Room) -> None:
     host = room.by_wall(bed)
     if host:
         for top in bed.tops:
-            room.on(objects.pillow(rng), host, top)
+            room.on_top(objects.pillow(rng), host, top)
         for side in (-1, 1):
             stand = furniture.night_stand(rng)
             x = side * (bed.width / 2 + stand.width / 2 + 0.08)
             place = room.beside(stand, host, x, bed.depth / 2 - stand.depth / 2)
-            if place:
-                _clutter(room, place, stand, (objects.table_lamp, _small_books))
+            _clutter(room, place, stand, (objects.table_lamp, _small_books))
         if rng.random() < 0.3:
-            _seat(room, host, bed)
+            _seat_person(room, host, bed)
     dresser = furniture.dresser(rng)
     place = room.by_wall(dresser)
-    if place:
-        _clutter(room, place, dresser, (objects.television, objects.box, _small_books))
+    _clutter(room, place, dresser, (objects.television, objects.box, _small_books))
     room.by_wall(furniture.cabinet(rng))
 
 
@@ -84,7 +85,7 @@ def _media(room: Room, walls=(LEFT, RIGHT, BACK, BACK)) -> None:
     host = room.by_wall(stand, walls)
     if host and stand.height < 1:
         x, y, z, _, _ = stand.tops[0]
-        room.on(objects.television(room.rng), host, (x, y, z, 0.0, 0.0))
+        room.on_top(objects.television(room.rng), host, (x, y, z, 0.0, 0.0))
 
 
 def _living_room(room: Room) -> None:
@@ -94,10 +95,9 @@ def _living_room(room: Room) -> None:
     if host:
         table = furniture.coffee_table(rng)
         place = room.beside(table, host, 0, -sofa.depth / 2 - table.depth / 2 - 0.35)
-        if place:
-            _clutter(room, place, table, (objects.bottle, objects.box, _small_books))
+        _clutter(room, place, table, (objects.bottle, objects.box, _small_books))
         if rng.random() < 0.5:
-            _seat(room, host, sofa)
+            _seat_person(room, host, sofa)
     _media(room)
     _bookcase(room)
     if rng.random() < 0.5:
@@ -106,15 +106,15 @@ def _living_room(room: Room) -> None:
 
 def _sofa_with_people(room: Room) -> None:
     sofa = furniture.sofa(room.rng)
-    host = room.free(sofa, (1.9, 3.0), 0.45, 0.6)
+    host = room.on_floor(sofa, (1.9, 3.0), 0.45, 0.6)
     if host and room.rng.random() < 0.4:
-        _seat(room, host, sofa)
+        _seat_person(room, host, sofa)
 
 
 def _table_with_chairs(room: Room, distance, sitters: float) -> None:
     rng = room.rng
     table = furniture.table(rng)
-    host = room.free(table, distance, 0.35, rng.choice([0.2, np.pi]))
+    host = room.on_floor(table, distance, 0.35, rng.choice([0.2, np.pi]))
     if not host:
         return
     _clutter(room, host, table, (objects.bottle, objects.bottle, _small_books, objects.box))
@@ -124,16 +124,14 @@ def _table_with_chairs(room: Room, distance, sitters: float) -> None:
         x, y = turn(side * np.pi / 2)[:2, 1] * reach
         place = room.beside(chair, host, x, y, side * np.pi / 2 + rng.uniform(-0.2, 0.2), False)
         if place and rng.random() < sitters:
-            _seat(room, place, chair)
+            _seat_person(room, place, chair)
 
 
 def _kitchen(room: Room) -> None:
     rng = room.rng
     for _ in range(2):
         counter = furniture.counter(rng)
-        place = room.by_wall(counter)
-        if place:
-            _clutter(room, place, counter, (objects.box, objects.bottle))
+        _clutter(room, room.by_wall(counter), counter, (objects.box, objects.bottle))
     room.by_wall(furniture.refrigerator(rng))
     room.by_wall(furniture.cabinet(rng))
     _table_with_chairs(room, (2.2, 3.2), 0.25)
@@ -149,21 +147,21 @@ def _office(room: Room) -> None:
             chair = furniture.chair(rng)
             place = room.beside(chair, host, 0, -desk.depth / 2 - 0.3, np.pi + rng.uniform(-1, 1))
             if place and rng.random() < 0.4:
-                _seat(room, place, chair)
+                _seat_person(room, place, chair)
     _bookcase(room)
     room.hang(objects.whiteboard(rng), 1.0)
     room.by_wall(furniture.cabinet(rng))
 
 
 def _extras(room: Room) -> None:
-    """What any room may have: a rug, people, lamps, plants, boxes, and what hangs on walls."""
+    """Adds what any room may have: a rug, people, lamps, plants, boxes and things on the walls."""
     rng = room.rng
     if rng.random() < 0.5:
-        room.free(objects.floor_mat(rng), (2.0, 3.5), 0.3, np.pi, taken=False)
+        room.on_floor(objects.floor_mat(rng), (2.0, 3.5), 0.3, np.pi, occupies=False)
     if rng.random() < 0.7:
-        room.free(person(rng), (1.8, 3.5), 0.45)
+        room.on_floor(person(rng), (1.8, 3.5), 0.45)
     if rng.random() < 0.4:
-        room.free(furniture.chair(rng), (1.6, 3.5), 0.5)
+        room.on_floor(furniture.chair(rng), (1.6, 3.5), 0.5)
     for thing in (furniture.floor_lamp, objects.potted_plant, objects.box, furniture.night_stand):
         if rng.random() < 0.4:
             room.by_wall(thing(rng))
@@ -180,17 +178,23 @@ def _extras(room: Room) -> None:
     if rng.random() < 0.3:
         shelves = objects.shelves(rng)
         host = room.hang(shelves, 1.2)
-        for top in shelves.tops if host else ():
-            room.on(objects.books(rng, 0.2), host, top)
+        if host:
+            for top in shelves.tops:
+                room.on_top(objects.books(rng, 0.2), host, top)
     for _ in range(int(rng.integers(1, 4))):
         room.hang(objects.picture(rng), rng.uniform(1.2, 1.5))
 
 
 def room_view(rng: np.random.Generator, size: tuple[int, int]) -> Setting:
-    """A bedroom, living room, kitchen or office seen from its near wall; `size` h, w in pixels."""
+    """Draws a bedroom, living room, kitchen or office, seen as a whole from its near wall.
+
+    Args:
+      rng: Random generator.
+      size: Height and width of the image in pixels.
+    """
     extent = (rng.uniform(3.2, 5.0), rng.uniform(5.0, 8.5), rng.uniform(2.3, 2.8))
     position = (rng.uniform(0.35, 0.65) * extent[0], rng.uniform(0.2, 0.5), rng.uniform(1.35, 1.7))
-    # Looking at a point of the far half keeps the corners and the furniture in view.
+    # Looking at a point in the far half keeps the corners and the furniture in view.
     target = rng.uniform(0.25, 0.75) * extent[0]
     yaw = np.arctan2(position[0] - target, 0.7 * extent[1] - position[1])
     camera = Camera.look(
@@ -203,29 +207,34 @@ def room_view(rng: np.random.Generator, size: tuple[int, int]) -> Setting:
 
 
 def people_view(rng: np.random.Generator, size: tuple[int, int]) -> Setting:
-    """People on a sofa, at a table or standing, with furniture, plants and animals, close by."""
+    """Draws a close view of people on a sofa, at a table or standing, with plants and animals.
+
+    Args:
+      rng: Random generator.
+      size: Height and width of the image in pixels.
+    """
     extent = (rng.uniform(3.2, 4.8), rng.uniform(3.2, 4.2), rng.uniform(2.3, 2.9))
-    # Turned to one side the camera stands on the other, and sees a corner of the room.
+    # A camera that looks to one side stands on the other, so that it sees a corner of the room.
     yaw = rng.uniform(-0.4, 0.4)
     x = (0.5 + 0.4 * yaw + rng.uniform(-0.1, 0.1)) * extent[0]
     position = (x, rng.uniform(0.1, 0.3), rng.uniform(1.65, 2.0))
-    # The higher the camera, the more it looks down on the group some 1.7 m away, 0.9 m high.
+    # A higher camera looks down more, at the group about 1.7 m away and 0.9 m high.
     pitch = np.arctan2(0.9 - position[2], 1.7) + rng.uniform(-0.06, 0.06)
     camera = Camera.look(position, yaw, pitch, np.radians(rng.uniform(54, 62)), size)
     room = Room(rng, extent, position, yaw, clearance=0.9)
     group = rng.random()
     if group < 0.25:
         _table_with_chairs(room, (1.8, 2.2), 0.8)
-        room.free(person(rng), (1.4, 2.4), 0.4, 0.5)
+        room.on_floor(person(rng), (1.4, 2.4), 0.4, 0.5)
     elif group < 0.65:
-        room.free(person(rng), (1.45, 1.8), 0.2, 0.5)
+        room.on_floor(person(rng), (1.45, 1.8), 0.2, 0.5)
     else:
         chair = furniture.chair(rng)
-        host = room.free(chair, (1.35, 1.7), 0.2, 0.4)
+        host = room.on_floor(chair, (1.35, 1.7), 0.2, 0.4)
         if host:
-            _seat(room, host, chair)
+            _seat_person(room, host, chair)
     if rng.random() < 0.7:
-        room.free(person(rng), (1.4, 2.2), 0.45, 0.6)
+        room.on_floor(person(rng), (1.4, 2.2), 0.45, 0.6)
     for _ in range(2):
         _sofa_with_people(room)
     things = (
@@ -233,7 +242,7 @@ def people_view(rng: np.random.Generator, size: tuple[int, int]) -> Setting:
         lambda rng: objects.animal(rng, "dog"), lambda rng: objects.animal(rng, "cat"),
     )  # fmt: skip
     for _ in range(int(rng.integers(2, 5))):
-        room.free(things[rng.integers(len(things))](rng), (1.4, 2.8), 0.5)
+        room.on_floor(things[rng.integers(len(things))](rng), (1.4, 2.8), 0.5)
     if rng.random() < 0.5:
         _media(room, (BACK,))
     for _ in range(2):

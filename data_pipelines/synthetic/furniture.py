@@ -1,7 +1,7 @@
-"""Furniture that stands on the floor, each piece from a few boxes, columns and ellipsoids.
+"""Furniture that stands on the floor, built from a few boxes, columns and ellipsoids.
 
-Every function draws sizes and materials from the generator and returns a `Piece`. In its frame the
-piece faces -y, its back is at +y, the ground at z = 0; lengths in metres.
+Every function draws random sizes and materials. In its frame a piece faces -y, its back is at +y
+and the ground at z = 0; lengths are in metres.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _legs(piece: Piece, half_width, half_depth, height, thickness, material) -> 
 
 
 def chair(rng: np.random.Generator) -> Piece:
-    """A seat on four legs or a column, a leaning back, at times arm rests."""
+    """Makes a chair: a seat on four legs or a column, a leaning back, sometimes arm rests."""
     half, seat = rng.uniform(0.2, 0.26), rng.uniform(0.42, 0.48)
     back = rng.uniform(0.42, 0.6)
     piece = Piece("chair", 2 * half, 2 * half + 0.1, seat + back, seats=[(0, -0.02, seat + 0.02)])
@@ -50,7 +50,7 @@ def chair(rng: np.random.Generator) -> Piece:
 
 
 def sofa(rng: np.random.Generator) -> Piece:
-    """A base with arms and a back, a seat and a back cushion for each of one to three places."""
+    """Makes a sofa with one to three places, each with a seat and a back cushion."""
     places = int(rng.choice([1, 2, 3, 3]))
     place, arm = rng.uniform(0.56, 0.68), rng.uniform(0.09, 0.14)
     half, depth, seat = places * place / 2 + arm, rng.uniform(0.4, 0.47), rng.uniform(0.38, 0.44)
@@ -80,7 +80,7 @@ def sofa(rng: np.random.Generator) -> Piece:
 
 
 def table(rng: np.random.Generator) -> Piece:
-    """A dining table: a square or round top on four legs or a column."""
+    """Makes a dining table: a rectangular top on four legs or a round one on a column."""
     half, depth, height = rng.uniform(0.5, 0.9), rng.uniform(0.38, 0.5), rng.uniform(0.7, 0.78)
     top, frame = random_material(rng, "wood", 0.1, contrast=0.7), random_material(rng)
     if rng.random() < 0.3:
@@ -99,7 +99,7 @@ def table(rng: np.random.Generator) -> Piece:
 
 
 def coffee_table(rng: np.random.Generator) -> Piece:
-    """A low table with a lower board."""
+    """Makes a low table with a lower board."""
     half, depth, height = rng.uniform(0.4, 0.6), rng.uniform(0.25, 0.35), rng.uniform(0.36, 0.46)
     piece = Piece("coffee table", 2 * half, 2 * depth, height)
     top, frame = random_material(rng), random_material(rng)
@@ -111,7 +111,7 @@ def coffee_table(rng: np.random.Generator) -> Piece:
 
 
 def desk(rng: np.random.Generator) -> Piece:
-    """A top with a drawer block on one side and a board on the other."""
+    """Makes a desk: a top on a block of drawers at one side and a board at the other."""
     half, depth, height = rng.uniform(0.55, 0.8), rng.uniform(0.3, 0.38), rng.uniform(0.72, 0.78)
     piece = Piece("desk", 2 * half, 2 * depth, height)
     top, body, front = (random_material(rng) for _ in range(3))
@@ -128,7 +128,7 @@ def desk(rng: np.random.Generator) -> Piece:
 
 
 def bed(rng: np.random.Generator) -> Piece:
-    """A frame with a head board (at the back), a mattress and a blanket over its foot."""
+    """Makes a bed: a frame with a headboard (at its back), a mattress and a blanket."""
     half, length, height = rng.uniform(0.5, 0.85), rng.uniform(0.98, 1.05), rng.uniform(0.42, 0.55)
     piece = Piece("bed", 2 * half, 2 * length, rng.uniform(0.8, 1.15))
     frame, sheet, blanket = (random_material(rng) for _ in range(3))
@@ -147,7 +147,7 @@ def bed(rng: np.random.Generator) -> Piece:
 
 
 def _drawers(piece: Piece, columns: int, rows: int, low: float, front, knob) -> None:
-    """Covers the front above `low` with a grid of fronts, each with a knob."""
+    """Adds a grid of drawer fronts with knobs to the front, above the height `low`."""
     width, height = piece.width / columns, (piece.height - low - 0.03) / rows
     for column in range(columns):
         for row in range(rows):
@@ -169,7 +169,7 @@ def _chest(rng, kind, width, depth, height, columns, rows) -> Piece:
 
 
 def cabinet(rng: np.random.Generator) -> Piece:
-    """A chest with two tall doors: a wardrobe, or a sideboard."""
+    """Makes a wardrobe or a sideboard with two or three doors."""
     low = rng.random() < 0.5
     height = rng.uniform(0.7, 0.95) if low else rng.uniform(1.7, 2.1)
     width, depth = rng.uniform(0.8, 1.3), rng.uniform(0.38, 0.55)
@@ -177,19 +177,19 @@ def cabinet(rng: np.random.Generator) -> Piece:
 
 
 def dresser(rng: np.random.Generator) -> Piece:
-    """A chest with two columns of drawers."""
+    """Makes a chest with two columns of drawers."""
     width, depth, height = rng.uniform(0.9, 1.3), rng.uniform(0.4, 0.5), rng.uniform(0.75, 1.0)
     return _chest(rng, "dresser", width, depth, height, 2, int(rng.integers(3, 5)))
 
 
 def night_stand(rng: np.random.Generator) -> Piece:
-    """A small chest with one or two drawers."""
+    """Makes a small chest with one or two drawers."""
     width, depth, height = rng.uniform(0.4, 0.5), rng.uniform(0.35, 0.42), rng.uniform(0.45, 0.6)
     return _chest(rng, "night stand", width, depth, height, 1, int(rng.integers(1, 3)))
 
 
 def refrigerator(rng: np.random.Generator) -> Piece:
-    """A tall box with two doors above each other and upright handles."""
+    """Makes a refrigerator with two doors, one above the other, and upright handles."""
     width, depth, height = rng.uniform(0.6, 0.75), rng.uniform(0.6, 0.7), rng.uniform(1.55, 1.85)
     piece = Piece("refrigerator", width, depth, height)
     body, handle = random_material(rng, "plain"), random_material(rng, "plain")
@@ -204,7 +204,7 @@ def refrigerator(rng: np.random.Generator) -> Piece:
 
 
 def counter(rng: np.random.Generator) -> Piece:
-    """A kitchen counter: fronts under an overhanging top."""
+    """Makes a kitchen counter: doors under an overhanging top."""
     width, depth, height = rng.uniform(1.2, 1.9), 0.6, rng.uniform(0.86, 0.92)
     piece = _chest(rng, "counter", width, depth, height, int(rng.integers(3, 5)), 1)
     piece.box(
@@ -215,7 +215,7 @@ def counter(rng: np.random.Generator) -> Piece:
 
 
 def bookshelf(rng: np.random.Generator) -> Piece:
-    """Boards between two sides; `tops` are the boards, for rows of books."""
+    """Makes a bookshelf, whose `tops` are the boards, for rows of books."""
     width, depth, height = rng.uniform(0.7, 1.1), 0.3, rng.uniform(1.2, 2.0)
     piece = Piece("bookshelf", width, depth, height)
     frame, back = random_material(rng), random_material(rng)
@@ -232,7 +232,7 @@ def bookshelf(rng: np.random.Generator) -> Piece:
 
 
 def floor_lamp(rng: np.random.Generator) -> Piece:
-    """A foot, a pole and a tapered shade that may glow."""
+    """Makes a lamp: a foot, a pole and a tapered shade that may glow."""
     height, radius = rng.uniform(1.35, 1.7), rng.uniform(0.16, 0.24)
     piece = Piece("lamp", 2 * radius, 2 * radius, height)
     frame, shade = random_material(rng, "plain"), glowing(random_material(rng), rng.uniform(0, 0.8))

@@ -1,8 +1,8 @@
-"""Ray casting: which primitive each ray meets first, where, and with which surface normal.
+"""Casts rays: finds the primitive that each ray hits first, the point and the surface normal.
 
-Every primitive is a unit shape under an affine map (rotation, half sizes, centre). A ray is taken
-to the unit shape's frame without renormalising its direction, so its parameter t stays the same;
-with camera rays of z = -1, t is the depth along the camera's axis.
+Every primitive is a unit shape under an affine map (rotation, half sizes, centre). Rays are mapped
+to the unit shape's frame without normalising their direction, so the ray parameter t is the same
+in both frames. Camera rays have z = -1, so t is the depth along the camera's axis.
 """
 
 from __future__ import annotations
@@ -11,14 +11,20 @@ import dataclasses
 import itertools
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Int, Int32
+from numpy.typing import ArrayLike
 
 BOX, ELLIPSOID, CYLINDER, CAPSULE, SHELL = range(5)
-"""Unit shapes: [-1, 1]^3; the sphere; x^2 + y^2 <= (1 + taper z)^2 for |z| <= 1 (shape = taper);
-the points within 1 of the segment |z| <= shape; a face of the box seen from inside (a room's six
-faces are one box, and consecutive primitives -x, +x, -y, +y, -z, +z)."""
+"""Unit shapes, some with a parameter `shape`.
+
+BOX is [-1, 1]^3. ELLIPSOID is the unit sphere. CYLINDER is x^2 + y^2 <= (1 + shape z)^2 for
+|z| <= 1, where `shape` is the taper. CAPSULE is the points within distance 1 of the segment
+|z| <= shape on the z axis. SHELL is one face of a room, a box seen from inside: the room's six
+faces -x, +x, -y, +y, -z, +z are the first six primitives.
+"""
 
 NEAREST = 0.05
-"""Metres before the camera in which nothing is seen."""
+"""Near clipping distance of the camera, metres."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,23 +32,35 @@ class Camera:
     """A pinhole camera.
 
     Attributes:
-      position: float64 [3], metres.
-      axes: float64 [3 3], rows are the camera's right, up and back (to the viewer) in the world.
-      focal: focal length in pixels.
-      size: height and width in pixels.
+      position: Position in the world, metres.
+      axes: The camera's right, up and back (towards the viewer) in the world, as rows.
+      focal: Focal length in pixels.
+      size: Height and width in pixels.
     """
 
-    position: np.ndarray
-    axes: np.ndarray
+    position: Float[np.ndarray, "3"]
+    axes: Float[np.ndarray, "3 3"]
     focal: float
     size: tuple[int, int]
 
     @classmethod
-    def look(cls, position, yaw: float, pitch: float, field_of_view: float, size) -> Camera:
-        """A camera that looks along +y, turned left by `yaw` and up by `pitch` (radians).
+    def look(
+        cls,
+        position: ArrayLike,
+        yaw: float,
+        pitch: float,
+        field_of_view: float,
+        size: tuple[int, int],
+    ) -> Camera:
+        """Creates a camera that looks along +y, turned left by `yaw` and up by `pitch`.
 
-        `field_of_view` (radians) is the horizontal one of an image of 4:3 with the same area, so
-        that tall and wide images show about as much.
+        Args:
+          position: Position in the world, metres.
+          yaw: Angle to the left, radians.
+          pitch: Angle upwards, radians.
+          field_of_view: Horizontal field of view (radians) of a 4:3 image with the same area, so
+            that tall and wide images show about as much.
+          size: Height and width in pixels.
         """
         height, width = size
         across = np.sqrt(height * width * 4 / 3)
@@ -53,8 +71,8 @@ class Camera:
         focal = across / 2 / np.tan(field_of_view / 2)
         return cls(np.asarray(position, np.float64), axes, float(focal), (height, width))
 
-    def directions(self) -> tuple[np.ndarray, np.ndarray]:
-        """The rays (x, y, -1) through the pixel centres, camera frame: x [1 w] and y [h 1]."""
+    def directions(self) -> tuple[Float32[np.ndarray, "1 w"], Float32[np.ndarray, "h 1"]]:
+        """Returns x and y of the rays (x, y, -1) through the pixel centres, in its own frame."""
         height, width = self.size
         x = (np.arange(width) + 0.5 - width / 2) / self.focal
         y = (height / 2 - np.arange(height) - 0.5) / self.focal
@@ -63,21 +81,21 @@ class Camera:
 
 @dataclasses.dataclass(frozen=True)
 class Primitives:
-    """All p primitives of a scene, metres.
+    """All primitives of a scene.
 
     Attributes:
-      kind: int [p], one of the unit shapes.
-      centre: float64 [p 3].
-      half: float64 [p 3], half sizes along the local axes.
-      rotation: float64 [p 3 3], columns are the local axes in the world.
-      shape: float64 [p], the unit shape's own number.
+      kind: Unit shape.
+      centre: Centre in the world, metres.
+      half: Half sizes along the local axes, metres.
+      rotation: The local axes in the world, as columns.
+      shape: Parameter of the unit shape.
     """
 
-    kind: np.ndarray
-    centre: np.ndarray
-    half: np.ndarray
-    rotation: np.ndarray
-    shape: np.ndarray
+    kind: Int[np.ndarray, " p"]
+    centre: Float[np.ndarray, "p 3"]
+    half: Float[np.ndarray, "p 3"]
+    rotation: Float[np.ndarray, "p 3 3"]
+    shape: Float[np.ndarray, " p"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,23 +103,23 @@ class Hits:
     """What the camera sees.
 
     Attributes:
-      depth: float32 [h w], metres along the camera's axis.
-      primitive: int32 [h w], number of the primitive hit.
-      points: float32 [h w 3], world, metres.
-      normals: float32 [h w 3], world, unit, facing the viewer.
+      depth: Depth along the camera's axis, metres.
+      primitive: Number of the primitive that is hit.
+      points: Points in the world, metres.
+      normals: Unit normals in the world, facing the viewer.
     """
 
-    depth: np.ndarray
-    primitive: np.ndarray
-    points: np.ndarray
-    normals: np.ndarray
+    depth: Float32[np.ndarray, "h w"]
+    primitive: Int32[np.ndarray, "h w"]
+    points: Float32[np.ndarray, "h w 3"]
+    normals: Float32[np.ndarray, "h w 3"]
 
 
 def _slabs(origin, direction):
-    """Entry into the box [-1, 1]^3, and the exits of its three axes."""
+    """Returns where a ray enters the box [-1, 1]^3 and where it leaves each of the three slabs."""
     entries, exits = [], []
     for start, along in zip(origin, direction, strict=True):
-        # A ray along a face has 0 here; infinity minus infinity would lose it.
+        # Not 1 / 0 for a ray along a face: infinity minus infinity would be NaN.
         inverse = 1 / (along + np.float32(1e-20))
         middle, half = -start * inverse, np.abs(inverse)
         entries.append(middle - half)
@@ -116,7 +134,7 @@ def _box(origin, direction, shape):
 
 
 def _roots(a, b, c):
-    """Both roots of a t^2 + 2 b t + c, NaN where there are none."""
+    """Returns both roots of a t^2 + 2 b t + c, NaN if there are none."""
     root = np.sqrt(b * b - a * c)
     return (-b - root) / a, (-b + root) / a
 
@@ -129,7 +147,7 @@ def _ellipsoid(origin, direction, shape):
 
 
 def _cylinder(origin, direction, taper):
-    """The first of the two side hits and the two cap hits: the shape is convex."""
+    """Returns the first of the hits of the side (two) and of the caps (two): it is convex."""
     (ox, oy, oz), (dx, dy, dz) = origin, direction
     radius, slope = 1 + taper * oz, taper * dz
     sides = _roots(
@@ -148,9 +166,9 @@ def _cylinder(origin, direction, taper):
 
 
 def _capsule(origin, direction, length):
-    """The endless cylinder's hit if it is between the ends, else that of the nearer end's ball.
+    """Returns the hit of the infinite cylinder if it is between the ends, else of the nearer ball.
 
-    A ray that misses the endless cylinder misses both balls, which lie inside it.
+    A ray that misses the infinite cylinder also misses the balls at the ends, which lie inside it.
     """
     (ox, oy, oz), (dx, dy, dz) = origin, direction
     a = np.maximum(dx * dx + dy * dy, np.float32(1e-12))
@@ -163,14 +181,14 @@ def _capsule(origin, direction, length):
     return np.where((t == t) & (side == side), t, np.inf)
 
 
-# Each takes the ray (origin, direction) in the unit shape's frame and the shape's number, and
-# returns the parameter of the entry, infinite for a miss. Roots of negative numbers and ends that a
-# ray never reaches give NaN and infinity, which compare as a miss.
+# Each function takes a ray (origin, direction) in the unit shape's frame and the shape's parameter,
+# and returns t of the entry, infinite for a miss. Roots of negative numbers and caps that a ray
+# never reaches give NaN and infinity, which compare as a miss.
 _ENTRIES = {BOX: _box, ELLIPSOID: _ellipsoid, CYLINDER: _cylinder, CAPSULE: _capsule}
 
 
-def _extent(primitives: Primitives) -> np.ndarray:
-    """Half sizes [p 3] of the box around each primitive, in its own axes."""
+def _extent(primitives: Primitives) -> Float[np.ndarray, "p 3"]:
+    """Returns the half sizes of each primitive's bounding box along its own axes."""
     reach = np.ones_like(primitives.half)
     tapered = primitives.kind == CYLINDER
     reach[tapered, :2] += np.abs(primitives.shape[tapered, None])
@@ -179,8 +197,8 @@ def _extent(primitives: Primitives) -> np.ndarray:
     return primitives.half * reach
 
 
-def _rectangles(primitives: Primitives, camera: Camera) -> np.ndarray:
-    """Pixel rectangles [p 4] (top, bottom, left, right; ends excluded) that hold each primitive."""
+def _rectangles(primitives: Primitives, camera: Camera) -> Int[np.ndarray, "p 4"]:
+    """Returns the pixels [top, bottom) x [left, right) that each primitive can be seen in."""
     signs = np.array(list(itertools.product((-1, 1), repeat=3)), np.float64)
     corners = np.einsum("pij,kj,pj->pki", primitives.rotation, signs, _extent(primitives))
     corners = (corners + primitives.centre[:, None] - camera.position) @ camera.axes.T
@@ -194,7 +212,7 @@ def _rectangles(primitives: Primitives, camera: Camera) -> np.ndarray:
     edges = [np.clip(value, 0, limit) for value, limit in zip(low_high, limits, strict=True)]
     rounded = [np.floor(edges[0]), np.ceil(edges[1]), np.floor(edges[2]), np.ceil(edges[3])]
     rectangles = np.stack(rounded, axis=1).astype(int)
-    # A box that reaches behind the camera has no finite projection: look everywhere, or nowhere.
+    # A box that is partly behind the camera has no finite projection: test all pixels, or none.
     rectangles[(depth < NEAREST).any(1)] = (0, height, 0, width)
     rectangles[(depth < NEAREST).all(1)] = 0
     return rectangles
@@ -202,14 +220,14 @@ def _rectangles(primitives: Primitives, camera: Camera) -> np.ndarray:
 
 @np.errstate(divide="ignore", invalid="ignore")
 def cast(primitives: Primitives, camera: Camera) -> Hits:
-    """Returns what each pixel's central ray meets first.
+    """Returns what the ray through each pixel's centre hits first.
 
-    The first six primitives are the room's faces (kind SHELL), so every ray meets something.
+    The first six primitives are the room's faces (kind SHELL), so every ray hits something.
     """
     x, y = camera.directions()
     depth = np.full(camera.size, np.inf, np.float32)
     index = np.zeros(camera.size, np.int32)
-    # Rows are the unit shapes' axes: maps the world to the unit shapes' frames.
+    # Maps from the world to the unit shapes' frames.
     to_local = np.swapaxes(primitives.rotation, 1, 2) / primitives.half[:, :, None]
     offset = camera.position - primitives.centre
     origins = np.einsum("pij,pj->pi", to_local, offset).astype(np.float32)
@@ -226,7 +244,7 @@ def cast(primitives: Primitives, camera: Camera) -> Hits:
             continue
         columns, rows = x[:, left:right], y[top:bottom]
         along = [r[0] * columns + (r[1] * rows - r[2]) for r in rays[number]]
-        entry = _ENTRIES[primitives.kind[number]]
+        entry = _ENTRIES[int(primitives.kind[number])]
         t = entry(origins[number], along, np.float32(primitives.shape[number]))
         window = (slice(top, bottom), slice(left, right))
         nearer = (t < depth[window]) & (t > NEAREST)
@@ -236,24 +254,24 @@ def cast(primitives: Primitives, camera: Camera) -> Hits:
 
 
 def _surface(primitives: Primitives, camera: Camera, depth, index) -> Hits:
-    """Points and normals of the hits, as planes [3 h*w]: twice as fast as [h*w 3]."""
+    """Computes points and normals of the hits as [3 h*w], which is twice as fast as [h*w 3]."""
     x, y = camera.directions()
     axes, flat_index = camera.axes.astype(np.float32), index.ravel()
     rays = np.stack([(a * x + (b * y - c)).ravel() for a, b, c in axes.T])
     points = depth.ravel() * rays + camera.position.astype(np.float32)[:, None]
 
-    def gathered(values):
+    def gather(values):
         return values.reshape(len(values), -1).astype(np.float32).T[:, flat_index]
 
-    rotation = gathered(primitives.rotation).reshape(3, 3, -1)
-    half, shape, kind = gathered(primitives.half), gathered(primitives.shape)[0], primitives.kind
+    rotation = gather(primitives.rotation).reshape(3, 3, -1)
+    half, shape, kind = gather(primitives.half), gather(primitives.shape)[0], primitives.kind
     kind = kind[flat_index]
-    offset = points - gathered(primitives.centre)
+    offset = points - gather(primitives.centre)
     local = np.stack([_dot(rotation[:, axis], offset) for axis in range(3)]) / half
     gradient = _gradient(kind, shape, local) / half
     normals = np.stack([_dot(rotation[axis], gradient) for axis in range(3)])
     normals /= np.sqrt(_dot(normals, normals))
-    # The room is seen from inside: its normals, too, face the viewer.
+    # The room is seen from inside: its normals must face the viewer too.
     normals = np.where(_dot(normals, rays) > 0, -normals, normals)
     shaped = (*depth.shape, 3)
     return Hits(depth, index, points.T.reshape(shaped), normals.T.reshape(shaped))
@@ -264,7 +282,7 @@ def _dot(first, second):
 
 
 def _gradient(kind, shape, local) -> np.ndarray:
-    """Outward directions [3 m], of any length, at points on the unit shapes, in their frames."""
+    """Returns outward vectors [3 m] of any length at points on the unit shapes, in their frames."""
     gradient = local.copy()
     size = np.abs(local)
     largest = np.maximum(np.maximum(size[0], size[1]), size[2])
@@ -284,16 +302,28 @@ def _gradient(kind, shape, local) -> np.ndarray:
 
 
 @np.errstate(divide="ignore", invalid="ignore")
-def visible(primitives: Primitives, chosen, light: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Whether the light [3] reaches the points [m 3] past the `chosen` primitives, bool [m]."""
+def visible(
+    primitives: Primitives,
+    casters: Int[np.ndarray, " k"],
+    light: Float[np.ndarray, "3"],
+    points: Float32[np.ndarray, "m 3"],
+) -> Bool[np.ndarray, " m"]:
+    """Returns whether light reaches points.
+
+    Args:
+      primitives: Primitives of the scene.
+      casters: Numbers of those that cast shadows.
+      light: Position of the light, metres.
+      points: Points in the world, metres.
+    """
     rays = (points - light.astype(np.float32)).astype(np.float32)
     lit = np.ones(len(points), bool)
-    for number in chosen:
+    for number in casters:
         to_local = primitives.rotation[number].T / primitives.half[number][:, None]
         origin = (to_local @ (light - primitives.centre[number])).astype(np.float32)
         along = (rays @ to_local.T.astype(np.float32)).T
-        entry = _ENTRIES[primitives.kind[number]]
+        entry = _ENTRIES[int(primitives.kind[number])]
         t = entry(origin, np.ascontiguousarray(along), np.float32(primitives.shape[number]))
-        # The margin keeps a surface from shading itself.
+        # The margin prevents a surface from shadowing itself.
         lit &= ~((t > 0) & (t < 0.995))
     return lit

@@ -1,12 +1,12 @@
-"""Exact labels of what the camera sees; one function for each task."""
+"""Computes exact labels from what the camera sees, one function per task."""
 
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float32, Int, Int32
 
 from mtmamba_jax.data_pipelines.synthetic.geometry import Camera, Hits
 
-# kind of thing -> its NYUDv2 and its VOC class. VOC has no name for the room itself, nor for beds.
 KINDS = {
     "wall": ("wall", "background"),
     "floor": ("floor", "background"),
@@ -42,23 +42,33 @@ KINDS = {
     "blinds": ("blinds", "background"),
     "person": ("person", "person"),
 }
+"""The NYUDv2 class and the VOC class of each kind of object."""
 
-FLAT = ("wall", "floor", "ceiling", "floor mat", "picture", "whiteboard", "door", "window",
+FIXTURES = ("wall", "floor", "ceiling", "floor mat", "picture", "whiteboard", "door", "window",
         "curtain", "blinds")  # fmt: skip
 """Kinds that belong to the room and are never salient."""
 
 
-def semantics(kinds: list[str], objects: np.ndarray, class_names: tuple[str, ...]) -> np.ndarray:
-    """Class ids int32 [h w 1] from the object map [h w], in NYUDv2's or VOC's classes."""
+def semantic_classes(
+    kinds: list[str], objects: Int[np.ndarray, "h w"], class_names: tuple[str, ...]
+) -> Int32[np.ndarray, "h w 1"]:
+    """Returns NYUDv2's or VOC's class IDs.
+
+    Args:
+      kinds: Kind of each object.
+      objects: Object number of each pixel.
+      class_names: Names of the classes, `tasks.NYUDV2_CLASSES` or `tasks.VOC_CLASSES`.
+    """
     column = 0 if "wall" in class_names else 1
     ids = np.array([class_names.index(KINDS[kind][column]) for kind in kinds], np.int32)
     return ids[objects][..., None]
 
 
-def boundaries(objects: np.ndarray) -> np.ndarray:
-    """Edges int32 [h w 1]: 1 where the object differs from that of the pixel to the right or below.
+def boundaries(objects: Int[np.ndarray, "h w"]) -> Int32[np.ndarray, "h w 1"]:
+    """Returns 1 where the pixel to the right or below shows another object, else 0.
 
-    One pixel wide. Each wall, the floor and the ceiling are objects; a thing's own parts are not.
+    The edges are one pixel wide. Each wall, the floor and the ceiling are separate objects; the
+    parts of an object are not.
     """
     edge = np.zeros(objects.shape, np.int32)
     edge[:, :-1] |= objects[:, :-1] != objects[:, 1:]
@@ -66,19 +76,19 @@ def boundaries(objects: np.ndarray) -> np.ndarray:
     return edge[..., None]
 
 
-def human_parts(parts: np.ndarray, ignore: int) -> np.ndarray:
-    """Part ids int32 [h w 1]; an image without people is all `ignore`, as in the published data."""
+def human_parts(parts: Int32[np.ndarray, "h w"], ignore: int) -> Int32[np.ndarray, "h w 1"]:
+    """Returns part IDs; all of an image without people is `ignore`, as in the published data."""
     if not parts.any():
         parts = np.full_like(parts, ignore)
     return parts[..., None]
 
 
-def saliency(kinds: list[str], objects: np.ndarray) -> np.ndarray:
-    """1 on salient pixels, int32 [h w 1].
+def saliency(kinds: list[str], objects: Int[np.ndarray, "h w"]) -> Int32[np.ndarray, "h w 1"]:
+    """Returns 1 on salient pixels, else 0.
 
-    Salient are all people and the most prominent other thing: the one with the largest sum over
-    its pixels of a Gaussian weight around the image's middle (deviation: a quarter of each side).
-    The room and what is fixed to it (`FLAT`) never are.
+    All people and the most prominent other object are salient: the object whose pixels have the
+    largest sum of a Gaussian weight around the image centre (standard deviation: a quarter of each
+    side). The room and its fixtures (`FIXTURES`) never are.
     """
     height, width = objects.shape
     y = (np.arange(height) + 0.5) / height - 0.5
@@ -86,14 +96,14 @@ def saliency(kinds: list[str], objects: np.ndarray) -> np.ndarray:
     weight = np.exp(-8 * (y[:, None] ** 2 + x**2))
     prominence = np.bincount(objects.ravel(), weight.ravel(), minlength=len(kinds))
     people = np.array([kind == "person" for kind in kinds])
-    prominence[people | np.array([kind in FLAT for kind in kinds])] = 0
+    prominence[people | np.array([kind in FIXTURES for kind in kinds])] = 0
     salient = people.copy()
     if prominence.max() > 0:
         salient[np.argmax(prominence)] = True
     return salient[objects].astype(np.int32)[..., None]
 
 
-def camera_normals(hits: Hits, camera: Camera) -> np.ndarray:
-    """Unit normals float32 [h w 3] in the camera's frame: x right, y up, z towards the viewer."""
+def camera_normals(hits: Hits, camera: Camera) -> Float32[np.ndarray, "h w 3"]:
+    """Returns unit normals in the camera's frame: x right, y up, z towards the viewer."""
     normals = hits.normals @ camera.axes.T.astype(np.float32)
     return normals / np.linalg.norm(normals, axis=-1, keepdims=True)

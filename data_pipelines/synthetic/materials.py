@@ -1,7 +1,7 @@
 """Materials: two colours and a solid texture that mixes them.
 
-No colour belongs to a class: walls, chairs and shirts draw from one palette. A pattern may tell
-more (trousers are striped, books too), as it does in a real room.
+Colour alone does not reveal the class: walls, chairs and shirts draw from the same palette. A
+pattern may (trousers and books are striped), as in a real room.
 """
 
 from __future__ import annotations
@@ -10,53 +10,60 @@ import colorsys
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float, Float32
 
 PATTERNS = ("plain", "plain", "noise", "noise", "stripes", "checker", "dots", "wood", "wood")
 
 
 @dataclasses.dataclass(frozen=True)
 class Material:
-    """The mix of two colours at a point p: with waves s1 = sin(k1.p + a1 + bend sin(k2.p + a2)) and
-    s2 = sin(k2.p + a2), squash(steepness (m1 s1 + m2 s2 + m12 s1 s2)) in [-1, 1].
+    """A solid texture that mixes two colours.
+
+    With the waves s2 = sin(k2.p + a2) and s1 = sin(k1.p + a1 + bend s2) at a point p, the mix is
+    squash(steepness (m1 s1 + m2 s2 + m12 s1 s2)) in [-1, 1], where squash(x) = x / sqrt(1 + x^2).
 
     Attributes:
-      colours: [2 3] linear RGB in [0, 1].
-      waves: [2 3] k1 and k2, radians a metre.
-      phases: [2] a1 and a2.
-      mix: [3] m1, m2, m12.
-      bend: how far the second wave bends the first.
-      steepness: 1 for soft, large for sharp borders.
-      glow: light it gives off, as a share of its colour.
+      colours: Both colours, linear RGB in [0, 1].
+      waves: Wave vectors k1 and k2, radians per metre.
+      phases: Phases a1 and a2.
+      mix: Weights m1, m2 and m12.
+      bend: Amplitude with which the second wave bends the first, radians.
+      steepness: 1 for soft borders between the colours, large for sharp ones.
+      glow: Emitted light as a fraction of the colour.
     """
 
-    colours: np.ndarray
-    waves: np.ndarray
-    phases: np.ndarray
+    colours: Float[np.ndarray, "2 3"]
+    waves: Float[np.ndarray, "2 3"]
+    phases: Float[np.ndarray, "2"]
     mix: tuple[float, float, float] = (0.0, 0.0, 0.0)
     bend: float = 0.0
     steepness: float = 1.0
     glow: float = 0.0
 
-    def turned(self, rotation: np.ndarray) -> Material:
-        """The same material on something turned by `rotation` [3 3]."""
+    def rotated(self, rotation: Float[np.ndarray, "3 3"]) -> Material:
+        """Returns the material of an object that is rotated."""
         return dataclasses.replace(self, waves=self.waves @ rotation.T)
 
-    def row(self) -> np.ndarray:
-        """The numbers in the order `texture` reads: 3 + 3 + 3 + 3 + 2 + 3 + 1 + 1 + 1."""
+    def row(self) -> Float32[np.ndarray, "20"]:
+        """Returns all numbers in the order that `texture` reads."""
         tail = (*self.phases, *self.mix, self.bend, self.steepness, self.glow)
         return np.concatenate([self.colours.ravel(), self.waves.ravel(), tail]).astype(np.float32)
 
 
-def texture(rows: np.ndarray, points: np.ndarray, footprint: np.ndarray):
-    """Colour and glow at points.
+def texture(
+    rows: Float32[np.ndarray, "m 20"],
+    points: Float32[np.ndarray, "m 3"],
+    footprint: Float32[np.ndarray, " m"],
+) -> tuple[Float32[np.ndarray, "m 3"], Float32[np.ndarray, " m"]]:
+    """Computes colour and glow at points.
 
     Args:
-      rows: float32 [m 20], a `Material.row` for each point.
-      points: float32 [m 3], metres.
-      footprint: float32 [m], metres of surface a pixel covers; finer patterns fade to their mean.
+      rows: `Material.row` of each point.
+      points: Points in the world, metres.
+      footprint: Metres of surface that a pixel covers. Finer patterns fade to their mean.
 
     Returns:
-      Linear RGB [m 3] and glow [m].
+      Linear RGB and glow.
     """
     first, second = rows[:, 0:3], rows[:, 3:6]
     k1, k2 = rows[:, 6:9], rows[:, 9:12]
@@ -66,14 +73,14 @@ def texture(rows: np.ndarray, points: np.ndarray, footprint: np.ndarray):
     value *= rows[:, 18]
     value /= np.sqrt(1 + value * value)
     finest = np.sqrt(np.maximum(np.einsum("mi,mi->m", k1, k1), np.einsum("mi,mi->m", k2, k2)))
-    # A wave that turns by more than 2.4 radians a pixel would alias.
+    # A wave that advances by more than 2.4 radians per pixel would alias.
     value *= np.clip(1.7 - 0.7 * finest * footprint, 0, 1)
     share = (0.5 + 0.5 * value)[:, None]
     return first + (second - first) * share, rows[:, 19]
 
 
-def random_colour(rng: np.random.Generator) -> np.ndarray:
-    """Linear RGB [3]: half of them warm (wood, skin, cloth), half of any hue."""
+def random_colour(rng: np.random.Generator) -> Float[np.ndarray, "3"]:
+    """Draws linear RGB: half of the colours are warm (wood, skin, cloth), half have any hue."""
     hue = rng.normal(0.07, 0.035) if rng.random() < 0.5 else rng.random()
     saturation, value = 0.75 * rng.random() ** 1.3, rng.uniform(0.25, 0.95)
     return np.array(colorsys.hsv_to_rgb(hue % 1.0, saturation, value)) ** 2.2
@@ -86,23 +93,23 @@ def random_material(
     wall: bool = False,
     contrast: float = 0.3,
 ) -> Material:
-    """A material with random colours.
+    """Draws a material.
 
     Args:
-      rng: draws all of it.
-      pattern: one of `PATTERNS`, "bands" (level stripes), or drawn.
-      wavelength: the pattern's typical period, metres.
-      wall: upright stripes and squares on walls along x and y, rather than squares on the ground.
-      contrast: how much darker than the first colour the second usually is; 0 to 1.
+      rng: Random generator.
+      pattern: One of `PATTERNS` or "bands" (horizontal stripes); None draws one of `PATTERNS`.
+      wavelength: Typical period of the pattern, metres.
+      wall: Whether stripes are upright and checks lie in walls along x and y, not on the ground.
+      contrast: Typical darkening of the second colour relative to the first, 0 to 1.
     """
     pattern = pattern or PATTERNS[rng.integers(len(PATTERNS))]
     first = random_colour(rng)
-    # The second colour is another shade of the first, or another colour altogether.
+    # The second colour is a shade of the first, or sometimes an unrelated colour.
     shade = first * max(1 - contrast * rng.uniform(0.7, 1.3), 0.05)
     second = random_colour(rng) if rng.random() < 0.15 else shade
     k = 2 * np.pi / (wavelength * rng.uniform(0.7, 1.6))
     phases = rng.uniform(0, 2 * np.pi, 2)
-    # Across x on one axis and y + z on the other, a grid shows on every axis-aligned face.
+    # With x on one axis and y + z on the other, a grid appears on every axis-aligned face.
     grid = np.array([[k, k, 0], [0, 0, k]] if wall else [[k, 0, 0], [0, k, k]])
     if pattern == "plain":
         return Material(np.stack([first, first]), grid, phases)
@@ -124,5 +131,5 @@ def random_material(
 
 
 def glowing(material: Material, glow: float) -> Material:
-    """The same material giving off light."""
+    """Returns the material with emitted light, a fraction of its colour."""
     return dataclasses.replace(material, glow=glow)

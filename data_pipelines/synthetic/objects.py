@@ -1,7 +1,8 @@
-"""Things that stand on furniture or on the floor, hang on a wall, or walk about on four legs.
+"""Small objects, animals and things on walls.
 
-Frames are `furniture`'s: facing -y, the ground at z = 0. A thing for a wall has its back at y = 0
-and its lowest point at z = 0. Lengths in metres.
+Every function draws random sizes and materials. Frames are those of `furniture`: an object faces -y
+and the ground is at z = 0. An object for a wall has its back at y = 0 and its lowest point at
+z = 0. Lengths are in metres.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from mtmamba_jax.data_pipelines.synthetic.pieces import Piece, tilt
 
 
 def pillow(rng: np.random.Generator) -> Piece:
-    """A flat ellipsoid."""
+    """Makes a pillow, a flat ellipsoid."""
     half, depth, height = rng.uniform(0.24, 0.3), rng.uniform(0.16, 0.2), rng.uniform(0.06, 0.09)
     piece = Piece("pillow", 2 * half, 2 * depth, 2 * height)
     piece.ellipsoid((0, 0, height), (half, depth, height), random_material(rng), tilt(0.25))
@@ -21,7 +22,7 @@ def pillow(rng: np.random.Generator) -> Piece:
 
 
 def books(rng: np.random.Generator, half_width: float) -> Piece:
-    """A row of books along x: blocks of different heights, spines as stripes."""
+    """Makes a row of books along x: striped blocks of different heights."""
     piece = Piece("books", 2 * half_width, 0.2, 0.3)
     left = -half_width
     while left < half_width - 0.08:
@@ -34,7 +35,7 @@ def books(rng: np.random.Generator, half_width: float) -> Piece:
 
 
 def box(rng: np.random.Generator) -> Piece:
-    """A carton with a strip of tape."""
+    """Makes a carton with a strip of tape."""
     x, y, z = rng.uniform(0.12, 0.28), rng.uniform(0.12, 0.22), rng.uniform(0.1, 0.22)
     piece = Piece("box", 2 * x, 2 * y, 2 * z)
     piece.box((0, 0, z), (x, y, z), random_material(rng))
@@ -43,7 +44,7 @@ def box(rng: np.random.Generator) -> Piece:
 
 
 def bottle(rng: np.random.Generator) -> Piece:
-    """A body, a shoulder and a neck."""
+    """Makes a bottle with a label."""
     scale = rng.uniform(0.9, 1.5)
     radius, height = 0.045 * scale, 0.12 * scale
     piece = Piece("bottle", 2 * radius, 2 * radius, 2.9 * height)
@@ -56,7 +57,7 @@ def bottle(rng: np.random.Generator) -> Piece:
 
 
 def potted_plant(rng: np.random.Generator) -> Piece:
-    """Leaves that fan out of a tapered pot."""
+    """Makes a plant, whose leaves fan out of a tapered pot."""
     scale = rng.uniform(0.85, 1.25)
     radius, pot = 0.19 * scale, 0.17 * scale
     piece = Piece("potted plant", 4 * radius, 4 * radius, 1.2 * scale)
@@ -79,7 +80,7 @@ def potted_plant(rng: np.random.Generator) -> Piece:
 
 
 def television(rng: np.random.Generator) -> Piece:
-    """A flat screen with a bezel on a foot; the picture may glow."""
+    """Makes a flat screen with a bezel on a foot; the picture may glow."""
     half = rng.uniform(0.4, 0.65)
     tall = half * rng.uniform(0.56, 0.66)
     piece = Piece("television", 2 * half, 0.2, 2 * tall + 0.1)
@@ -93,7 +94,7 @@ def television(rng: np.random.Generator) -> Piece:
 
 
 def table_lamp(rng: np.random.Generator) -> Piece:
-    """A round foot under a tapered shade that may glow."""
+    """Makes a lamp: a round foot under a tapered shade that may glow."""
     radius = rng.uniform(0.11, 0.16)
     piece = Piece("lamp", 2 * radius, 2 * radius, 0.5)
     piece.ellipsoid((0, 0, 0.12), (0.07, 0.07, 0.12), random_material(rng))
@@ -103,7 +104,7 @@ def table_lamp(rng: np.random.Generator) -> Piece:
 
 
 def animal(rng: np.random.Generator, kind: str) -> Piece:
-    """A standing cat or dog: a cat's tail is up, its ears are pointed; a dog's muzzle is long."""
+    """Makes a standing "cat" (tail up, pointed ears) or "dog" (long muzzle)."""
     dog = kind == "dog"
     scale = rng.uniform(0.85, 1.15) if dog else rng.uniform(0.65, 0.85)
     piece = Piece(kind, 0.3 * scale, 0.8 * scale, 0.65 * scale)
@@ -133,7 +134,7 @@ def animal(rng: np.random.Generator, kind: str) -> Piece:
 
 
 def floor_mat(rng: np.random.Generator) -> Piece:
-    """A rug with a border, 1 cm thick."""
+    """Makes a rug with a border, 1 cm thick."""
     half, depth = rng.uniform(0.6, 1.1), rng.uniform(0.45, 0.75)
     piece = Piece("floor mat", 2 * half, 2 * depth, 0.01)
     piece.box((0, 0, 0.004), (half, depth, 0.004), random_material(rng))
@@ -152,13 +153,13 @@ def _framed(rng, kind, half, tall, inside, thickness=0.02) -> Piece:
 
 
 def picture(rng: np.random.Generator) -> Piece:
-    """A framed painting of blotches."""
+    """Makes a framed abstract painting."""
     paint = random_material(rng, rng.choice(["noise", "dots", "checker"]), wavelength=0.3)
     return _framed(rng, "picture", rng.uniform(0.2, 0.5), rng.uniform(0.2, 0.4), paint)
 
 
 def whiteboard(rng: np.random.Generator) -> Piece:
-    """A wide plain board with a tray under it."""
+    """Makes a wide plain board with a tray below it."""
     half, tall = rng.uniform(0.6, 0.95), rng.uniform(0.4, 0.55)
     piece = _framed(rng, "whiteboard", half, tall, random_material(rng, "plain"), 0.012)
     piece.box((0, -0.05, 0.0), (half * 0.7, 0.04, 0.012), random_material(rng, "plain"))
@@ -166,7 +167,7 @@ def whiteboard(rng: np.random.Generator) -> Piece:
 
 
 def door(rng: np.random.Generator) -> Piece:
-    """A leaf with two panels and a knob in a case."""
+    """Makes a door: a frame, and a leaf with two panels and a knob."""
     half, height = rng.uniform(0.4, 0.48), rng.uniform(1.95, 2.1)
     piece = Piece("door", 2 * half + 0.16, 0.08, height + 0.08)
     case, leaf, panel = (random_material(rng) for _ in range(3))
@@ -182,7 +183,7 @@ def door(rng: np.random.Generator) -> Piece:
 
 
 def window(rng: np.random.Generator) -> Piece:
-    """Panes between crossed bars over a sill, with daylight or without."""
+    """Makes a window: panes between crossed bars above a sill, by day or night."""
     half, tall = rng.uniform(0.45, 0.85), rng.uniform(0.45, 0.65)
     piece = Piece("window", 2 * half + 0.1, 0.12, 2 * tall)
     view = glowing(random_material(rng, "noise", wavelength=2.5), rng.uniform(0, 1.2))
@@ -197,7 +198,7 @@ def window(rng: np.random.Generator) -> Piece:
 
 
 def curtain(rng: np.random.Generator, height: float) -> Piece:
-    """Folds from the ceiling rail down: a row of columns of cloth."""
+    """Makes a curtain, a row of upright folds of cloth `height` metres high."""
     folds = int(rng.integers(3, 6))
     piece = Piece("curtain", folds * 0.11, 0.12, height)
     cloth = random_material(rng, wavelength=0.3)
@@ -208,7 +209,7 @@ def curtain(rng: np.random.Generator, height: float) -> Piece:
 
 
 def blinds(rng: np.random.Generator) -> Piece:
-    """Closed slats over a window."""
+    """Makes closed blinds."""
     half, tall = rng.uniform(0.45, 0.8), rng.uniform(0.45, 0.65)
     piece = Piece("blinds", 2 * half, 0.06, 2 * tall)
     slat, rail = random_material(rng, "plain"), random_material(rng, "plain")
@@ -221,7 +222,7 @@ def blinds(rng: np.random.Generator) -> Piece:
 
 
 def shelves(rng: np.random.Generator) -> Piece:
-    """Two boards on a wall."""
+    """Makes two boards on a wall."""
     half, gap = rng.uniform(0.35, 0.6), rng.uniform(0.34, 0.42)
     piece = Piece("shelves", 2 * half, 0.26, 2 * gap)
     board = random_material(rng)

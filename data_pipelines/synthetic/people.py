@@ -1,28 +1,29 @@
-"""People: mannequins of capsules and ellipsoids with exact parts, standing, walking or sitting."""
+"""People with labelled body parts, built from capsules and ellipsoids: standing or sitting."""
 
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float
 
 from mtmamba_jax.data_pipelines.synthetic.materials import random_material
 from mtmamba_jax.data_pipelines.synthetic.pieces import Piece
 
 HEAD, TORSO, UPPER_ARM, LOWER_ARM, UPPER_LEG, LOWER_LEG = range(1, 7)
-"""Ids of `tasks.HUMAN_PART_CLASSES`."""
+"""Class IDs of `tasks.HUMAN_PART_CLASSES`."""
 
 HIP_HEIGHT = 0.52
-"""Share of the body's height."""
+"""Height of the hips as a fraction of the body height."""
 
 
-def _bent(angle: float, outward: float = 0.0) -> np.ndarray:
-    """A unit direction: 0 hangs down, positive angles (radians) swing forward (-y) and up."""
+def _direction(angle: float, outward: float = 0.0) -> Float[np.ndarray, "3"]:
+    """Returns a unit vector: 0 is down, positive angles (radians) swing forward (-y) and up."""
     return np.array(
         [np.sin(outward), -np.sin(angle) * np.cos(outward), -np.cos(angle) * np.cos(outward)]
     )
 
 
 def _arm_pose(rng: np.random.Generator, seated: bool):
-    """Angles of one arm: upper forward, upper outward, elbow bend, lower arm's inward turn."""
+    """Returns the angles of an arm: upper arm forward and outward, elbow bend, lower arm inward."""
     poses = [
         (rng.uniform(-0.3, 0.3), rng.uniform(0.08, 0.3), rng.uniform(0.0, 0.5), 0.0),  # hanging
         (rng.uniform(0.0, 0.4), rng.uniform(0.1, 0.3), rng.uniform(1.2, 1.7), 0.4),  # holding
@@ -38,7 +39,7 @@ def _head(piece: Piece, rng, height, neck, skin, hair) -> None:
     half = np.array([0.11, 0.125, 0.15]) * height / 1.7
     piece.limb(neck - (0, 0, 0.07), middle, 0.06, skin, TORSO)
     piece.ellipsoid(middle, half, skin, part=HEAD)
-    # Hair: a slightly larger cap, up and back; long hair reaches the shoulders.
+    # Hair is a slightly larger cap, shifted up and back; long hair reaches the shoulders.
     piece.ellipsoid(middle + np.array([0, 0.028, 0.03]), half * 1.06, hair, part=HEAD)
     if rng.random() < 0.4:
         piece.ellipsoid(
@@ -54,8 +55,8 @@ def _arms(piece: Piece, rng, height, shoulders, seated, sleeve, lower, skin) -> 
         forward, outward, elbow, inward = _arm_pose(rng, seated)
         start = shoulders + np.array([side * 0.132 * height, 0, 0])
         mirror = np.array([side, 1, 1])
-        middle = start + upper_length * _bent(forward, outward) * mirror
-        end = middle + lower_length * _bent(forward + elbow, outward - inward) * mirror
+        middle = start + upper_length * _direction(forward, outward) * mirror
+        end = middle + lower_length * _direction(forward + elbow, outward - inward) * mirror
         piece.limb(start, middle, 0.046 * height, sleeve, UPPER_ARM)
         piece.limb(middle, end, 0.04 * height, lower, LOWER_ARM)
         hand = end + (end - middle) / lower_length * 0.05
@@ -73,8 +74,8 @@ def _legs(piece: Piece, rng, height, hips, seated, upper, lower, shoe) -> None:
             knee, outward = -rng.uniform(0.0, 0.1) - max(-thigh, 0) * 0.8, 0.04
         mirror = np.array([side, 1, 1])
         start = hips + np.array([side * 0.062 * height, 0, 0])
-        middle = start + upper_length * _bent(thigh, outward) * mirror
-        end = middle + lower_length * _bent(thigh + knee) * mirror
+        middle = start + upper_length * _direction(thigh, outward) * mirror
+        end = middle + lower_length * _direction(thigh + knee) * mirror
         piece.limb(start, middle, 0.061 * height, upper, UPPER_LEG)
         piece.limb(middle, end, 0.05 * height, lower, LOWER_LEG)
         foot = end + np.array([0, -0.06, -0.01])
@@ -82,9 +83,9 @@ def _legs(piece: Piece, rng, height, hips, seated, upper, lower, shoe) -> None:
 
 
 def person(rng: np.random.Generator, seat_height: float | None = None) -> Piece:
-    """A person who stands on the origin, or sits over it with `seat_height` metres below them.
+    """Makes a person who stands on the origin, or sits on a seat of `seat_height` metres.
 
-    Seated, the hips are above the origin and the legs reach forward (-y).
+    The hips of a seated person are above the origin and the legs point forward (-y).
     """
     seated = seat_height is not None
     height = rng.uniform(1.45, 1.8)
@@ -111,7 +112,7 @@ def person(rng: np.random.Generator, seat_height: float | None = None) -> Piece:
     upper_sleeve = shirt if rng.random() < 0.2 else sleeve
     lower_sleeve = upper_sleeve if rng.random() < 0.25 else skin
     _arms(piece, rng, height, shoulders, seated, upper_sleeve, lower_sleeve, skin)
-    # Long trousers, or shorts over long socks or boots.
+    # Long trousers, or shorts with long socks or boots.
     lower_leg = (trousers, sock, sock, shoe)[rng.integers(4)]
     _legs(piece, rng, height, hips, seated, trousers, lower_leg, shoe)
     return piece

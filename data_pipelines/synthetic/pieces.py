@@ -1,30 +1,32 @@
-"""Pieces: things built from primitives in their own frame, and the scene they are put into."""
+"""Pieces, objects built from primitives in their own frame, and the scene they are added to."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float, Float32, Int32
+from numpy.typing import ArrayLike
 
 from mtmamba_jax.data_pipelines.synthetic import geometry
 
 UPRIGHT = np.eye(3)
 
 
-def turn(yaw: float) -> np.ndarray:
-    """Rotation [3 3] by `yaw` radians about the vertical, counter-clockwise from above."""
+def turn(yaw: float) -> Float[np.ndarray, "3 3"]:
+    """Returns the rotation by `yaw` radians about z, counter-clockwise seen from above."""
     sin, cos = np.sin(yaw), np.cos(yaw)
     return np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1.0]])
 
 
-def tilt(angle: float) -> np.ndarray:
-    """Rotation [3 3] about x: a positive angle (radians) leans the top towards the back (+y)."""
+def tilt(angle: float) -> Float[np.ndarray, "3 3"]:
+    """Returns the rotation about x; a positive angle (radians) leans the top to the back (+y)."""
     sin, cos = np.sin(angle), np.cos(angle)
     return np.array([[1.0, 0, 0], [0, cos, sin], [0, -sin, cos]])
 
 
-def towards(direction: np.ndarray) -> np.ndarray:
-    """A rotation [3 3] whose local z is the unit `direction` [3]."""
+def towards(direction: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
+    """Returns a rotation that maps z to a unit vector."""
     a, b, c = direction
     x = np.array([c, 0, -a]) if abs(b) < 0.9 else np.array([0, -c, b])
     x /= np.linalg.norm(x)
@@ -34,16 +36,19 @@ def towards(direction: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass
 class Piece:
-    """One thing of one kind.
+    """An object.
 
-    Its frame: the origin on the ground under its middle, x to its right, y to its back, z up; it
-    faces -y. All lengths in metres.
+    In its frame, the origin is on the ground below its centre, x points to its right, y to its back
+    and z up; it faces -y. All lengths are in metres.
 
     Attributes:
-      kind: what it is; `labels.KINDS` gives its classes.
-      width, depth, height: of the upright box around it.
-      seats: points (x, y, z) where a person can sit, facing -y.
-      tops: horizontal surfaces (x, y, z, half width, half depth) where things can stand.
+      kind: Kind of object, a key of `labels.KINDS`.
+      width: Width of its bounding box.
+      depth: Depth of its bounding box.
+      height: Height of its bounding box.
+      seats: Points (x, y, z) where a person can sit, facing -y.
+      tops: Horizontal surfaces (x, y, z, half width, half depth) where other objects can stand.
+      rows: Its primitives.
     """
 
     kind: str
@@ -58,20 +63,20 @@ class Piece:
         self.rows.append((kind, np.asarray(centre, float), half, rotation, shape, material, part))
 
     def box(self, centre, half, material, rotation=UPRIGHT):
-        """A box; `half` sizes along its axes."""
+        """Adds a box with half sizes `half` along its axes."""
         self._add(geometry.BOX, centre, half, material, rotation, 0.0, 0)
 
     def ellipsoid(self, centre, half, material, rotation=UPRIGHT, part=0):
-        """An ellipsoid with the semi-axes `half`."""
+        """Adds an ellipsoid with semi-axes `half`."""
         self._add(geometry.ELLIPSOID, centre, half, material, rotation, 0.0, part)
 
     def cylinder(self, centre, radius, half_height, material, rotation=UPRIGHT, taper=0.0):
-        """A round column; its top's radius is radius * (1 + taper), its foot's the opposite."""
+        """Adds a column of radius * (1 + taper) at the top and radius * (1 - taper) at the foot."""
         half = (radius, radius, half_height)
         self._add(geometry.CYLINDER, centre, half, material, rotation, taper, 0)
 
     def limb(self, start, end, radius, material, part=0):
-        """A capsule of this radius around the segment from start to end."""
+        """Adds a capsule around the segment from `start` to `end`."""
         start, end = np.asarray(start, float), np.asarray(end, float)
         length = np.linalg.norm(end - start)
         rotation = towards((end - start) / length)
@@ -79,16 +84,16 @@ class Piece:
         self._add(geometry.CAPSULE, centre, (radius,) * 3, material, rotation, shape, part)
 
     def trunk(self, centre, half, length, material, rotation=UPRIGHT, part=0):
-        """A flattened capsule: semi-axes `half`, its upright middle line 2 * length long."""
+        """Adds a flattened upright capsule: semi-axes `half`, axis of length 2 * `length`."""
         shape = length / half[2]
         self._add(geometry.CAPSULE, centre, half, material, rotation, shape, part)
 
 
 class Scene:
-    """Pieces at their places in the world.
+    """A room and the pieces in it.
 
     Attributes:
-      kinds: the kind of each object, by object number; the room's six faces come first.
+      kinds: Kind of each object, by object number. The room's six faces come first.
     """
 
     def __init__(self):
@@ -98,9 +103,9 @@ class Scene:
         self._materials: list[np.ndarray] = []
 
     def add_room(self, size, materials) -> None:
-        """The box [0, size] with a material for each face: -x, +x, -y, +y, floor, ceiling.
+        """Adds the room [0, size], with a material for each face: -x, +x, -y, +y, floor, ceiling.
 
-        Each face is an object: two walls meet in an edge.
+        Each face is an object, so that there is an edge where two walls meet.
         """
         half = np.asarray(size, float) / 2
         kinds = ("wall", "wall", "wall", "wall", "floor", "ceiling")
@@ -110,21 +115,20 @@ class Scene:
             self._rows.append((geometry.SHELL, half, half, UPRIGHT, 0.0, 0))
             self._materials.append(material.row())
 
-    def add(self, piece: Piece, position, yaw: float = 0.0) -> int:
-        """Puts a piece's origin at `position` [3], turned by `yaw`; returns its object number."""
+    def add(self, piece: Piece, position: ArrayLike, yaw: float = 0.0) -> None:
+        """Adds a piece with its origin at `position` (metres), turned by `yaw` (radians)."""
         number, rotation = len(self.kinds), turn(yaw)
         self.kinds.append(piece.kind)
         materials = {id(row[5]): row[5] for row in piece.rows}
-        turned = {key: material.turned(rotation).row() for key, material in materials.items()}
+        turned = {key: material.rotated(rotation).row() for key, material in materials.items()}
         for kind, centre, half, own, shape, material, part in piece.rows:
             centre = rotation @ centre + position
             self._rows.append((kind, centre, half, rotation @ own, shape, part))
             self._objects.append(number)
             self._materials.append(turned[id(material)])
-        return number
 
     def primitives(self) -> geometry.Primitives:
-        """All primitives, in the order of the per-primitive arrays below."""
+        """Returns all primitives, in the order of the arrays below."""
         kind, centre, half, rotation, shape, _ = zip(*self._rows, strict=True)
         return geometry.Primitives(
             kind=np.array(kind),
@@ -134,14 +138,14 @@ class Scene:
             shape=np.array(shape, float),
         )
 
-    def objects(self) -> np.ndarray:
-        """Object number of each primitive, int32 [p]."""
+    def objects(self) -> Int32[np.ndarray, " p"]:
+        """Returns the object number of each primitive."""
         return np.array(self._objects, np.int32)
 
-    def parts(self) -> np.ndarray:
-        """Human part of each primitive, int32 [p], 0 for anything but a person."""
+    def parts(self) -> Int32[np.ndarray, " p"]:
+        """Returns the human part of each primitive, 0 for anything but people."""
         return np.array([row[-1] for row in self._rows], np.int32)
 
-    def materials(self) -> np.ndarray:
-        """Material row of each primitive, float32 [p m]; see `materials.Material.row`."""
+    def materials(self) -> Float32[np.ndarray, "p 20"]:
+        """Returns the `materials.Material.row` of each primitive."""
         return np.array(self._materials, np.float32)

@@ -1,34 +1,34 @@
-"""Light and lens: from what the camera sees to an 8-bit photograph."""
+"""Renders what the camera sees as an 8-bit photograph: light, shadows, exposure and noise."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
+from jaxtyping import Float, Float32, UInt8
 
 from mtmamba_jax.data_pipelines.synthetic import geometry
 from mtmamba_jax.data_pipelines.synthetic.geometry import Camera, Hits, Primitives
 from mtmamba_jax.data_pipelines.synthetic.materials import texture
 
+# Smallest primitives that cast shadows: product of the two largest half sizes, square metres.
 _CASTER_AREA = 0.01
-"""Square metres (product of the two largest half sizes) from which a primitive casts a shadow."""
 
 
-def _casters(primitives: Primitives, seen: np.ndarray) -> np.ndarray:
-    """Numbers of the primitives that cast shadows: large and, for speed, seen themselves."""
+def _shadow_casters(primitives: Primitives, seen: np.ndarray) -> np.ndarray:
+    """Returns the numbers of primitives that are large and, to save time, visible themselves."""
     sizes = np.sort(primitives.half, axis=1)
     area = sizes[:, 1] * sizes[:, 2]
-    area[primitives.kind == geometry.CAPSULE] *= (
-        1 + primitives.shape[primitives.kind == geometry.CAPSULE]
-    )
+    capsules = primitives.kind == geometry.CAPSULE
+    area[capsules] *= 1 + primitives.shape[capsules]
     large = area > _CASTER_AREA
-    large[:6] = False
+    large[:6] = False  # the room
     return np.flatnonzero(large & seen)
 
 
-def _lit(points, facing, primitives, casters, lamp) -> np.ndarray:
-    """How much of the lamp each pixel's point sees, float32 [h w] in [0, 1].
+def _lit(points, facing, primitives, casters, lamp) -> Float32[np.ndarray, "h w"]:
+    """Returns which fraction of the lamp each pixel's point sees.
 
-    Asked at every second pixel and spread: the lamp has a size, so its shadows' borders are soft.
+    Computed at every second pixel and blurred: a real lamp has a size, so its shadows are soft.
     """
     height, width, _ = points.shape
     points, facing = points[::2, ::2], facing[::2, ::2]
@@ -38,20 +38,21 @@ def _lit(points, facing, primitives, casters, lamp) -> np.ndarray:
     return cv2.resize(lit, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def _light(hits: Hits, primitives: Primitives, lamp: np.ndarray, view, rng) -> np.ndarray:
-    """Light that falls on each pixel's point, RGB float32 [h w 3].
+def _light(hits: Hits, primitives: Primitives, lamp, view, rng) -> Float32[np.ndarray, "h w 3"]:
+    """Returns the RGB light that falls on each pixel's point.
 
-    A lamp with shadows and falloff, a softer light from the camera's side (`view` [3] points there)
-    and ambient light that is stronger from above. Colours and strengths are drawn.
+    It is the sum of a lamp with shadows and falloff, a softer light from the camera's side (the
+    unit vector `view` points there) and ambient light that is stronger from above. Their colours
+    and strengths are random.
     """
     to_lamp = lamp.astype(np.float32) - hits.points
     squared = np.sum(to_lamp * to_lamp, axis=-1)
     cosine = np.sum(to_lamp * hits.normals, axis=-1) / np.sqrt(squared)
     seen = np.bincount(hits.primitive.ravel(), minlength=len(primitives.kind)) > 0
-    lit = _lit(hits.points, cosine > 0, primitives, _casters(primitives, seen), lamp)
+    lit = _lit(hits.points, cosine > 0, primitives, _shadow_casters(primitives, seen), lamp)
     direct = np.maximum(cosine, 0) * lit * rng.uniform(0.9, 1.8) / (1.0 + squared * 0.2)
 
-    # From the camera's side: what is round darkens towards its outline.
+    # From the camera's side, so that round objects darken towards their outline.
     fill = view + rng.normal((0, 0, 0.25), 0.12).astype(np.float32)
     fill /= np.linalg.norm(fill)
     soft = np.maximum(hits.normals @ fill, 0) ** 2 * rng.uniform(0.6, 0.9)
@@ -64,20 +65,20 @@ def _light(hits: Hits, primitives: Primitives, lamp: np.ndarray, view, rng) -> n
 def photograph(
     hits: Hits,
     primitives: Primitives,
-    materials: np.ndarray,
+    materials: Float32[np.ndarray, "p 20"],
     camera: Camera,
-    lamp: np.ndarray,
+    lamp: Float[np.ndarray, "3"],
     rng: np.random.Generator,
-) -> np.ndarray:
-    """Returns the image of the hits, uint8 [h w 3] RGB.
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Renders an RGB image.
 
     Args:
-      hits: what the camera sees.
-      primitives: all p primitives; they cast the shadows.
-      materials: float32 [p m], a `Material.row` for each primitive.
-      camera: for the footprint of a pixel.
-      lamp: position [3] of the lamp, metres.
-      rng: draws lights, exposure, and noise.
+      hits: What the camera sees.
+      primitives: Primitives of the scene, which cast the shadows.
+      materials: `Material.row` of each primitive.
+      camera: The camera, for the footprint of a pixel.
+      lamp: Position of the lamp, metres.
+      rng: Random generator of lights, exposure and noise.
     """
     height, width = hits.depth.shape
     rays = hits.points - camera.position.astype(np.float32)
@@ -89,10 +90,10 @@ def photograph(
     radiance = colour.reshape(height, width, 3) * (light + glow.reshape(height, width, 1))
     radiance *= 1 + 0.04 * rng.standard_normal((height, width, 1), np.float32)
 
-    # Exposed for its own mean, as a camera does, give or take.
+    # Automatic exposure: the mean is roughly constant, as with a camera.
     exposure = rng.uniform(0.2, 0.28) / (radiance.mean() + 1e-6)
     photo = cv2.GaussianBlur(radiance * np.float32(exposure), (0, 0), 0.45)
-    # A film curve: linear in the dark, flattening towards white.
+    # A film curve: gamma 2, flattening towards white.
     photo = np.sqrt(np.maximum(photo, 0))
     photo = photo * 1.35 / (1 + 0.35 * photo * photo)
     noise = rng.uniform(0.004, 0.015) * rng.standard_normal(photo.shape, np.float32)

@@ -1,6 +1,6 @@
-"""Synthetic scenes: ray-cast furnished rooms with people in them, and exact labels for every task.
+"""A data source of procedural scenes: furnished rooms with people, and exact labels for each task.
 
-The embedded default data set: it needs no file, and example i is the same on every machine.
+It needs no files, and example i is the same on every machine.
 """
 
 from __future__ import annotations
@@ -20,25 +20,24 @@ _NAMES = ("semseg", "depth", "normals", "edge", "human_parts", "saliency")
 
 
 class SyntheticScenes:
-    """A random-access source (for grain) of raw examples; see `batch` for the labels' values.
+    """A random-access source (for Grain) of raw examples, as described in `batch.py`.
 
-    An example is a dict: `image` uint8 [h w 3] RGB, a label for each task, `id` ("train/000012").
-    `semseg`, `edge`, `human_parts`, `saliency`: int32 [h w 1]; `depth`: float32 [h w 1], metres
-    along the camera's axis; `normals`: float32 [h w 3], unit, x right, y up, z to the viewer.
-    Labels are the pixels' centres'; only `human_parts` without people holds the ignore value.
+    Labels are exact at the pixel centres. Depth is in metres along the camera's axis. The only
+    ignored pixels are those of `human_parts` in an image without people.
 
-    The semantic classes are those of the semseg task given (NYUDv2's 40 or VOC's 21). PASCAL's
-    tasks (VOC semseg, human_parts, saliency) show people from close by, the others whole rooms.
+    The semantic classes are those of the given semseg task: NYUDv2's 40 or VOC's 21. PASCAL's tasks
+    (VOC semseg, human_parts, saliency) get close views of people, other tasks whole rooms.
 
     Args:
-      tasks: rows of the task table, for instance `tasks.NYUDV2`.
-      size: height and width in pixels.
-      split: "train" or "test"; no scene is in both.
-      num_examples: length of the source. Examples do not depend on it.
-      seed: another seed is another set of scenes.
+      tasks: Tasks to label, for instance `tasks.NYUDV2`.
+      size: Height and width in pixels.
+      split: "train" or "test". No scene is in both.
+      num_examples: Length of the source. The examples do not depend on it.
+      seed: Seed of the scenes.
 
     Raises:
-      ValueError: a task without a synthetic label, an unknown split, a size or length below 1.
+      ValueError: If a task has no synthetic label, the split is unknown, or the size or length is
+        less than 1.
     """
 
     def __init__(
@@ -63,14 +62,14 @@ class SyntheticScenes:
             )
         self.tasks, self.size = tuple(tasks), (int(size[0]), int(size[1]))
         self.split, self.num_examples, self.seed = split, num_examples, seed
-        close_by = (
+        people = (
             any(
                 task == tasks_lib.SEMSEG_VOC or task.name in ("human_parts", "saliency")
                 for task in tasks
             )
             and tasks_lib.SEMSEG_NYUDV2 not in tasks
         )
-        self._view = arrangement.people_view if close_by else arrangement.room_view
+        self._view = arrangement.people_view if people else arrangement.room_view
 
     def __len__(self) -> int:
         return self.num_examples
@@ -85,7 +84,7 @@ class SyntheticScenes:
     def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
         if not 0 <= index < self.num_examples:
             raise IndexError(f"Index {index} is out of range for {self.num_examples} scenes.")
-        # Each (seed, split, index) seeds a generator of its own, so the splits share no scene.
+        # Every (seed, split, index) seeds its own generator, so the splits share no scene.
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), int(index)])
         setting = self._view(rng, self.size)
         scene, camera = setting.scene, setting.camera
@@ -97,7 +96,7 @@ class SyntheticScenes:
         for task in self.tasks:
             match task.name:
                 case "semseg":
-                    label = labels.semantics(scene.kinds, objects, task.class_names)
+                    label = labels.semantic_classes(scene.kinds, objects, task.class_names)
                 case "depth":
                     label = hits.depth[..., None]
                 case "normals":
@@ -121,7 +120,7 @@ def _check_task(task: tasks_lib.Task) -> None:
     if task.name == "semseg" and task not in _SEMANTICS:
         raise ValueError(
             f"Synthetic scenes have no label for task 'semseg' with {task.channels} classes "
-            f"({', '.join(task.class_names[:3])}, ...). Valid: the 40 of NYUDv2, the 21 of VOC."
+            f"({', '.join(task.class_names[:3])}, ...). Valid: NYUDv2's 40 classes, VOC's 21."
         )
     if task.name == "depth" and task.unit != tasks_lib.DEPTH.unit:
         raise ValueError(f"Synthetic scenes have depth in metres, not in {task.unit}.")

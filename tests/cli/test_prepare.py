@@ -8,25 +8,25 @@ from mtmamba_jax.data_pipelines.datasets import DATASETS
 from tests.data_pipelines.dummy_trees import ROOT
 
 
-def prepare(name, tmp_path, *arguments):
+def prepare(name, data_dir, *arguments):
     source = f"--source={ROOT / name / 'dummy_data'}"
-    fixed = ["prepare", f"--dataset={name}", f"--data_dir={tmp_path}", "--workers=0"]
+    fixed = ["prepare", f"--dataset={name}", f"--data_dir={data_dir}", "--workers=0"]
     return main([*fixed, source, "--allow_partial", *arguments])
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_prepare_says_what_it_wrote_and_draws_it(name, tmp_path, capsys):
+def test_prepare_reports_the_records_and_draws_samples(name, tmp_path, capsys):
     assert prepare(name, tmp_path, "--check") == 0
     text = capsys.readouterr().out
     assert "records can be read" in text
-    # The dummy trees of the others have no training examples.
+    # Only the dummy tree of Cityscapes has training examples.
     proposed = f"train --config={name} --config.data.dir={tmp_path}" in text
     assert proposed == (name == "cityscapes")
     sheet = cv2.imread(str(tmp_path / name / "1.0.0" / "samples.png"))
-    assert sheet.std() > 20  # something is drawn
+    assert sheet.std() > 20  # not blank
 
 
-def test_a_second_call_leaves_what_is_there(tmp_path, capsys):
+def test_a_second_call_changes_nothing(tmp_path, capsys):
     prepare("nyudv2", tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert prepare("nyudv2", tmp_path) == 0
@@ -34,20 +34,20 @@ def test_a_second_call_leaves_what_is_there(tmp_path, capsys):
     assert "nyudv2 is prepared already" in capsys.readouterr().out
 
 
-def test_a_part_is_not_taken_for_the_whole(tmp_path, capsys):
+def test_a_partial_dataset_is_refused_without_allow_partial(tmp_path, capsys):
     prepare("nyudv2", tmp_path)
     source = f"--source={ROOT / 'nyudv2' / 'dummy_data'}"
     assert main(["prepare", "--dataset=nyudv2", f"--data_dir={tmp_path}", source]) == 2
     error = capsys.readouterr().err
     assert "holds a part of the dataset: {'val': 3} of {'train': 795, 'val': 654}" in error
-    assert "Delete it to prepare all, or take the part with --allow_partial" in error
+    assert "Delete it to prepare all, or pass --allow_partial to use the part" in error
 
 
-def test_a_folder_copied_in_part_is_named(tmp_path, capsys):
+def test_an_incomplete_copy_is_refused(tmp_path, capsys):
     folder = tmp_path / "nyudv2" / "1.0.0"
     folder.mkdir(parents=True)
     assert prepare("nyudv2", tmp_path) == 2
-    assert f"{folder} is no whole dataset" in capsys.readouterr().err
+    assert f"{folder} is not a complete dataset" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,14 @@ def test_a_folder_copied_in_part_is_named(tmp_path, capsys):
         (["--dataset=nyudv"], "Did you mean 'nyudv2'?"),
         (["--dataset=nyudv2"], "not prepared in"),
         (["--dataset=nyudv2", "--source=nowhere"], "nowhere does not exist"),
-        (["--dataset=nyudv2", "--source=.", "--workers=-1"], "--workers: wanted 0 or more"),
+        (["--dataset=nyudv2", "--source=.", "--workers=-1"], "--workers must be 0 or more, got -1"),
         (["--dataset=nyudv2", "--source=gs://bucket/NYUDv2.zip"], "Copy it here first"),
-        (["--dataset=nyudv2", f"--source={__file__}"], "test_prepare.py is no archive (.tar"),
+        (["--dataset=nyudv2", f"--source={__file__}"], "test_prepare.py is not an archive (.tar"),
     ],
 )
-def test_what_cannot_work_is_told_in_a_line(arguments, message, tmp_path, capsys):
+def test_invalid_arguments_end_with_a_message_and_no_traceback(
+    arguments, message, tmp_path, capsys
+):
     assert main(["prepare", *arguments, f"--data_dir={tmp_path}"]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -77,5 +79,5 @@ def test_check_names_a_damaged_record(tmp_path, capsys):
     shard.write_bytes(bytes(data))
     assert prepare("nyudv2", tmp_path, "--check") == 2
     error = capsys.readouterr().err
-    assert "nyudv2, val record 0 is wrong" in error
+    assert "nyudv2, val record 0 is invalid" in error
     assert "prepare the dataset again" in error

@@ -1,4 +1,4 @@
-"""The small trees in the published layouts that lie beside the builders."""
+"""The small dummy datasets in the builders' folders, and helpers that prepare and pack them."""
 
 import io
 import pathlib
@@ -38,7 +38,7 @@ def prepare(name, source, data_dir, **options):
 
 
 def visible(data_dir):
-    """Returns the files that were put in place, outside the folder of unfinished work."""
+    """Returns the files in a data_dir except those of unfinished work."""
     paths = (path.relative_to(data_dir) for path in pathlib.Path(data_dir).rglob("*"))
     return sorted(
         str(path)
@@ -55,9 +55,9 @@ def records_of(data_dir):
 
 
 def fill_up(limit, source, data_dir):
-    """Returns what preparing says where files cannot be larger than `limit` bytes.
+    """Returns the error output of preparing NYUDv2 when files are limited to `limit` bytes.
 
-    A limit on the size of files, as a small disk cannot be mounted everywhere.
+    This simulates a full disk, because a small disk cannot be mounted everywhere.
     """
     command = [sys.executable, "-c", FILL_UP, *map(str, (limit, source, data_dir))]
     found = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
@@ -76,7 +76,7 @@ def add(opened, name, content):
 
 
 def pack(archive, tree=None, extra=()):
-    """Packs a tree under its own name, and then (name, content) pairs."""
+    """Packs a tree, in a folder of its own name, and further (name, content) pairs."""
     is_zip = archive.suffix == ".zip"
     mode = "w:gz" if archive.suffix == ".gz" else "w"
     with zipfile.ZipFile(archive, "w") if is_zip else tarfile.open(archive, mode) as opened:

@@ -1,7 +1,7 @@
-"""Prepares a dataset in a process of its own that is slow enough to kill, or that kills itself.
+"""Prepares a dataset in a process that is slow enough to be killed, or that kills itself.
 
-NAME SOURCE DATA_DIR WORKERS SECONDS [STEP COUNT]: SECONDS are slept for each example; the process
-is killed on the call COUNT of a step.
+Arguments: NAME SOURCE DATA_DIR WORKERS SECONDS [STEP COUNT]. It sleeps SECONDS per example and
+kills itself at call COUNT of STEP.
 """
 
 import os
@@ -16,12 +16,12 @@ from tests.data_pipelines.dummy_trees import prepare
 STEPS = {
     "extract": (tarfile.TarFile, "extract"),
     "link": (os, "link"),
-    "delete": (os, "unlink"),  # of shutil.rmtree
+    "delete": (os, "unlink"),  # called by shutil.rmtree
 }
 
 
 def kill_at(step, count):
-    """Kills this process on a call of a step, before it does anything."""
+    """Makes the process kill itself instead of making call number `count` of a step."""
     owner, name = STEPS[step]
     call, left = getattr(owner, name), count
 
@@ -37,7 +37,7 @@ def kill_at(step, count):
 
 
 def slow_down(seconds):
-    """Makes the conversion of an example take longer."""
+    """Makes the conversion of each example take longer."""
     encode = encoding.encode
 
     def slow(*args, **kwargs):
@@ -48,7 +48,7 @@ def slow_down(seconds):
 
 
 name, source, data_dir, workers, seconds, *step = sys.argv[1:]
-slow_down(float(seconds))  # workers, which import this module, are slow too
+slow_down(float(seconds))  # also in workers, which import this module
 if __name__ == "__main__":
     if step:
         kill_at(step[0], int(step[1]))

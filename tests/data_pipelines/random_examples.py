@@ -1,4 +1,4 @@
-"""A data source for the tests: valid random examples of any task set, deterministic by index."""
+"""A data source of valid random examples for any tasks, deterministic by index."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from mtmamba_jax.tasks import Task
 
 @dataclasses.dataclass(frozen=True)
 class RandomExamples:
-    """Random pixels and labels; about a tenth of each label is ignore."""
+    """Random pixels and labels, of which about a tenth is the ignore value."""
 
     tasks: tuple[Task, ...]
     num_examples: int

@@ -1,4 +1,4 @@
-"""Archives: extracted whole or not at all; told when they are not what they should be."""
+"""Archives are extracted completely or not at all; damaged or unsafe ones are refused."""
 
 import errno
 import os
@@ -22,16 +22,16 @@ from tests.data_pipelines.dummy_trees import (
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".zip"])
-def test_a_disk_that_fills_up_while_extracting_is_told_and_leaves_nothing_half(
+def test_a_disk_that_fills_up_while_extracting_is_reported_and_leaves_nothing_incomplete(
     suffix, small_tree, tmp_path
 ):
     archive = pack(tmp_path / f"NYUDv2{suffix}", small_tree)
     message = fill_up(1000, archive, tmp_path / "data")
     assert f"Extracting {archive} below" in message
-    assert "Free some of the disk, or give another --data_dir" in message
+    assert "Free some disk space, or give another --data_dir" in message
 
 
-def test_a_zip_is_known_to_need_the_room_of_what_is_in_it(tmp_path, monkeypatch):
+def test_the_contents_of_a_zip_must_fit_on_the_disk(tmp_path, monkeypatch):
     archive = tmp_path / "NYUDv2.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
         opened.writestr("depth/1.npy", bytes(10_000_000))
@@ -47,7 +47,9 @@ def small_tree(tmp_path_factory):
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".zip"])
-def test_an_archive_or_a_folder_with_one_gives_what_its_tree_gives(small_tree, tmp_path, suffix):
+def test_an_archive_or_its_folder_gives_the_same_records_as_its_contents(
+    small_tree, tmp_path, suffix
+):
     prepare("nyudv2", small_tree, tmp_path / "from_tree")
     (tmp_path / "downloads").mkdir()
     archive = pack(tmp_path / "downloads" / f"NYUDv2{suffix}", small_tree)
@@ -99,7 +101,7 @@ def cut_in_the_header(archive):
 
 
 def cut_in_the_end(archive):
-    """Leaves one of the two blocks of zeros."""
+    """Leaves one of the two zero blocks."""
     with tarfile.open(archive) as opened:
         opened.getmembers()
         end = opened.offset
@@ -112,8 +114,8 @@ def break_a_header(archive):
     archive.write_bytes(bytes(data))
 
 
-def pack_by_deflate64(archive):
-    """Says in both headers of every file that it is packed in a way that zipfile does not know."""
+def claim_deflate64(archive):
+    """Changes the compression method in every header to one that zipfile does not support."""
     data = bytearray(archive.read_bytes())
     for signature, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
         start = data.find(signature)
@@ -145,7 +147,7 @@ STRANGE = r"It is not the published archive; do not use it"
         ("NYUDv2.tar", lambda archive: archive.write_bytes(b""), DAMAGED),
         ("NYUDv2.tar", web_page, r"is a web page.*Download it in a browser"),
         ("NYUDv2.tar", repack(("../evil", b"x")), rf"'\.\./evil', which leads out.*{STRANGE}"),
-        ("NYUDv2.zip", pack_by_deflate64, r"cannot be unpacked here .* with another program"),
+        ("NYUDv2.zip", claim_deflate64, r"cannot be unpacked here .* with another program"),
         ("NYUDv2.tar.gz", web_page, r"is a web page.*Download it in a browser"),
         ("NYUDv2.zip", web_page, r"is a web page.*Download it in a browser"),
         ("NYUDv2.tar.gz", repack(("../evil", b"x")), rf"'\.\./evil', which leads out.*{STRANGE}"),
@@ -160,7 +162,9 @@ STRANGE = r"It is not the published archive; do not use it"
         ),
     ],
 )
-def test_a_bad_archive_is_named_with_what_to_do(small_tree, tmp_path, name, change, message):
+def test_a_bad_archive_is_refused_with_its_name_and_the_remedy(
+    small_tree, tmp_path, name, change, message
+):
     archive = pack(tmp_path / name, small_tree)
     change(archive)
     with pytest.raises(DataError, match=message) as raised:
@@ -172,13 +176,13 @@ def test_a_bad_archive_is_named_with_what_to_do(small_tree, tmp_path, name, chan
 
 
 def write_trainextra(folder):
-    """Writes what Cityscapes' other archives hold, where it comes before the wanted."""
+    """Writes a folder of another Cityscapes archive that is found before the needed one."""
     path = folder / "leftImg8bit" / "train_extra" / "augsburg" / "augsburg_leftImg8bit.png"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"not wanted")
 
 
-def test_cityscapes_takes_its_three_archives_beside_others(tmp_path):
+def test_cityscapes_is_read_from_its_three_archives_among_others(tmp_path):
     tree = copy_tree("cityscapes", tmp_path / "tree")
     prepare("cityscapes", tree, tmp_path / "from_tree")
     downloads = tmp_path / "downloads"
@@ -193,32 +197,32 @@ def test_cityscapes_takes_its_three_archives_beside_others(tmp_path):
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_cityscapes_is_found_beside_folders_of_its_other_archives(together, tmp_path):
+def test_cityscapes_is_found_among_folders_of_its_other_archives(together, tmp_path):
     tree = copy_tree("cityscapes", tmp_path / "tree")
     downloads = tmp_path / "downloads"
     write_trainextra(downloads / "a_trainextra")
-    if together:  # with folders of all names
+    if together:  # a folder that holds all three names
         for part in ("gtFine", "disparity"):
             (downloads / "a_trainextra" / part / "train_extra").mkdir(parents=True)
     for part in ("leftImg8bit", "gtFine", "disparity"):
         shutil.copytree(tree / part, downloads / f"{part}_trainvaltest" / part)
-    layouts = locate.open_splits(
+    splits = locate.open_splits(
         create_builder("cityscapes").FILES,
         "cityscapes",
         downloads,
         tmp_path / "staging",
         allow_partial=True,
     )
-    assert [len(layout) for layout in layouts] == [2, 2]
+    assert [len(files) for files in splits] == [2, 2]
 
 
-def test_folders_that_may_not_be_read_are_passed_over(small_tree, tmp_path, monkeypatch):
+def test_unreadable_folders_are_skipped(small_tree, tmp_path, monkeypatch):
     shutil.copytree(small_tree, tmp_path / "source" / "NYUDv2")
     private = tmp_path / "source" / "A"
     private.mkdir()
     scandir = os.scandir
 
-    def refuse(path="."):  # who runs the tests may be allowed all
+    def refuse(path="."):  # the tests may run as root, who can read everything
         if path == private:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return scandir(path)

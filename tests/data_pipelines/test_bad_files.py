@@ -1,4 +1,4 @@
-"""Trees with one thing wrong: each is refused with a message that names the file and the remedy."""
+"""Datasets with one bad file are refused with a message that names the file and the remedy."""
 
 import json
 import shutil
@@ -108,7 +108,7 @@ def cut_mask(path):
     scipy.io.savemat(path, {"anno": annotation})
 
 
-def turned(path):
+def rotate_by_exif(path):
     image = Image.open(path)
     exif = image.getexif()
     exif[0x0112] = 6
@@ -130,63 +130,75 @@ NYUDV2 = (
     ("images/0002.png", cut, rf"is cut off after \d+ bytes\. {AGAIN}"),
     ("images/0002.png", flip_a_bit, rf"is damaged .*\. {AGAIN}"),
     ("images/0002.png", web_page, rf"is an HTML page\. {AGAIN}"),
-    ("images/0002.png", text("photo"), rf"is no PNG or JPEG\. {AGAIN}"),
+    ("images/0002.png", text("photo"), rf"is not a PNG or JPEG\. {AGAIN}"),
     ("images/0002.png", make_folder, rf"cannot be read .*\. {AGAIN}"),
-    ("images/0002.png", transparent, rf"of mode RGBA, wanted 8-bit RGB\. {AGAIN}"),
+    ("images/0002.png", transparent, rf"has mode RGBA, expected 8-bit RGB\. {AGAIN}"),
     ("images/0002.png", old_archive, r"480x640: this is an older .*425x560; get the archive"),
     ("segmentation/0002.png", delete, r"is missing"),
     ("segmentation/0002.png", cut, r"is cut off"),
     ("segmentation/0002.png", smaller, r"is 39x56 .*, its image 40x56.*another version"),
-    ("segmentation/0002.png", write(41), r"holds the value 41; wanted 0 \(no class\) to 40\. Is"),
-    ("segmentation/0002.png", colours, r"of mode RGB, wanted one channel .*not colours"),
+    ("segmentation/0002.png", write(41), r"holds the value 41; expected 0 \(no class\) to 40\. Is"),
+    ("segmentation/0002.png", colours, r"has mode RGB, expected one channel .*not colours"),
     ("edge/0002.png", delete, r"is missing"),
-    ("edge/0002.png", write(128), r"holds the value 128; wanted 0 and 255"),
+    ("edge/0002.png", write(128), r"holds the value 128; expected 0 and 255"),
     ("edge/0002.png", smaller, r"is 39x56"),
     ("normals/0002.png", flip_a_bit, r"is damaged"),
     ("normals/0002.png", smaller, r"is 39x56"),
-    ("normals/0002.png", grey, r"of mode L, wanted 8-bit RGB"),
+    ("normals/0002.png", grey, r"has mode L, expected 8-bit RGB"),
     ("depth/0002.npy", delete, r"is missing"),
-    ("depth/0002.npy", cut, r"no readable \.npy array"),
+    ("depth/0002.npy", cut, r"not a readable \.npy array"),
     ("depth/0002.npy", write(np.nan), r"1 values that are NaN.*metres; write 0"),
     ("depth/0002.npy", write(np.inf), r"1 values that are NaN, infinite"),
     ("depth/0002.npy", write(-1), r"1 values that are NaN, infinite or negative"),
     ("depth/0002.npy", smaller, r"is 39x56"),
-    ("depth/0002.npy", array(np.array(["far"] * 3)), r"no array of real numbers\. Save metres"),
-    ("depth/0002.npy", array(np.array([{}], object)), r"no readable \.npy array"),
-    ("depth/0002.npy", array(np.ones((40, 56, 3), np.float32)), r"is 40x56x3, wanted \[h w\]"),
+    ("depth/0002.npy", array(np.array(["far"] * 3)), r"not an array of real numbers\. Save metres"),
+    ("depth/0002.npy", array(np.array([{}], object)), r"not a readable \.npy array"),
+    (
+        "depth/0002.npy",
+        array(np.ones((40, 56, 3), np.float32)),
+        r"has shape 40x56x3, expected \[h w\]",
+    ),
     ("gt_sets/val.txt", empty, r"is empty"),
     ("gt_sets/val.txt", text("0001\n0002\n0001\n"), r"names '0001' twice\. Remove one"),
-    ("gt_sets/val.txt", text("0001\n../0002\n"), r"names '../0002', which is no plain name"),
+    ("gt_sets/val.txt", text("0001\n../0002\n"), r"names '../0002', which is not a plain name"),
     ("gt_sets/val.txt", text("0001\n0004\n"), r"images/0004\.png is missing"),
-    ("gt_sets/val.txt", lambda path: path.write_bytes(b"\xff\xfe\x00"), r"is no text file"),
+    ("gt_sets/val.txt", lambda path: path.write_bytes(b"\xff\xfe\x00"), r"is not a text file"),
 )
 PASCAL = (
     ("JPEGImages/2008_000003.jpg", delete, r"is missing"),
     ("JPEGImages/2008_000003.jpg", cut, rf"is damaged .*\. {AGAIN}"),
-    ("semseg/VOC12/2008_000003.png", write(21), r"holds the value 21; wanted 0 to 20 and 255"),
+    ("semseg/VOC12/2008_000003.png", write(21), r"holds the value 21; expected 0 to 20 and 255"),
     ("semseg/VOC12/2008_000003.png", delete, r"pascal-context/2008_000003\.png is missing"),
     ("pascal-context/trainval/2008_000003.mat", delete, r"is missing"),
-    ("pascal-context/trainval/2008_000003.mat", cut, r"no readable MATLAB file"),
-    ("pascal-context/trainval/2008_000003.mat", web_page, r"no readable MATLAB file"),
-    ("pascal-context/trainval/2008_000003.mat", mat(Labels=1), r"holds no variable 'LabelMap'"),
-    ("pascal-context/trainval/2008_000003.mat", mat(LabelMap="x"), r"LabelMap is .*wanted whole"),
+    ("pascal-context/trainval/2008_000003.mat", cut, r"not a readable MATLAB file"),
+    ("pascal-context/trainval/2008_000003.mat", web_page, r"not a readable MATLAB file"),
+    ("pascal-context/trainval/2008_000003.mat", mat(Labels=1), r"has no variable 'LabelMap'"),
+    (
+        "pascal-context/trainval/2008_000003.mat",
+        mat(LabelMap="x"),
+        r"LabelMap is .*expected integers",
+    ),
     (
         "pascal-context/trainval/2008_000003.mat",
         mat(LabelMap=np.ones((9, 9), np.uint16)),
         r"is 9x9",
     ),
     ("human_parts/2008_000003.mat", delete, r"is missing"),
-    ("human_parts/2008_000003.mat", cut, r"no readable MATLAB file"),
-    ("human_parts/2008_000003.mat", mat(anno=np.ones(3)), r"anno is not laid out as published"),
-    ("human_parts/2008_000003.mat", rename_part, r"'wing' is no part of a person"),
+    ("human_parts/2008_000003.mat", cut, r"not a readable MATLAB file"),
+    ("human_parts/2008_000003.mat", mat(anno=np.ones(3)), r"anno is not structured as published"),
+    ("human_parts/2008_000003.mat", rename_part, r"'wing' is not a part of a person"),
     ("human_parts/2008_000003.mat", cut_mask, r"is 43x56"),
     ("normals_distill/2008_000003.png", smaller, r"is 43x56 .*its image 44x56"),
     ("sal_distill/2008_000003.png", smaller, r"is 43x56"),
-    ("sal_distill/2008_000003.png", colours, r"of mode RGB"),
-    ("ImageSets/Parts/val.txt", text("{"), r"no readable JSON"),
-    ("ImageSets/Parts/val.txt", text("[]"), r"holds no object of image names"),
-    ("ImageSets/Parts/val.txt", text('{"2008_000003": 15}'), r"holds 15 for '2008_000003', wanted"),
-    ("ImageSets/Parts/val.txt", text('{"a": ["person"]}'), r"wanted a list of numbers\."),
+    ("sal_distill/2008_000003.png", colours, r"has mode RGB"),
+    ("ImageSets/Parts/val.txt", text("{"), r"not readable JSON"),
+    ("ImageSets/Parts/val.txt", text("[]"), r"is not a JSON object with image names"),
+    (
+        "ImageSets/Parts/val.txt",
+        text('{"2008_000003": 15}'),
+        r"holds 15 for '2008_000003', expected",
+    ),
+    ("ImageSets/Parts/val.txt", text('{"a": ["person"]}'), r"expected a list of numbers\."),
     ("ImageSets/Parts/val.txt", text('{"a": null}'), r"holds None for 'a'"),
 )
 IMAGE = "leftImg8bit/val/lindau/lindau_000001_000019_leftImg8bit.png"
@@ -197,21 +209,21 @@ CITYSCAPES = (
     (IMAGE, cut, rf"is cut off after \d+ bytes\. {AGAIN}"),
     (IMAGE, flip_a_bit, rf"is damaged .*\. {AGAIN}"),
     (IMAGE, web_page, rf"is an HTML page\. {AGAIN}"),
-    (IMAGE, transparent, rf"of mode RGBA, wanted 8-bit RGB\. {AGAIN}"),
+    (IMAGE, transparent, rf"has mode RGBA, expected 8-bit RGB\. {AGAIN}"),
     (LABELS, delete, r"is missing"),
     (LABELS, empty, r"is empty"),
     (LABELS, cut, r"is cut off"),
     (LABELS, web_page, r"is an HTML page"),
     (LABELS, smaller, r"is \d+x\d+ .*, its image \d+x\d+"),
-    (LABELS, colours, r"of mode RGB, wanted one channel .*not colours"),
-    (LABELS, write(34), r"holds the value 34; wanted label IDs 0 to 33"),
-    (LABELS, write(255), r"holds the value 255; wanted label IDs 0 to 33"),
+    (LABELS, colours, r"has mode RGB, expected one channel .*not colours"),
+    (LABELS, write(34), r"holds the value 34; expected label IDs 0 to 33"),
+    (LABELS, write(255), r"holds the value 255; expected label IDs 0 to 33"),
     (DISPARITY, delete, r"is missing"),
     (DISPARITY, cut, r"is cut off"),
     (DISPARITY, flip_a_bit, r"is damaged"),
     (DISPARITY, smaller, r"is \d+x\d+ .*, its image \d+x\d+"),
-    (DISPARITY, eight_bits, r"has 8 bits, wanted 16"),
-    (DISPARITY, colours, r"of mode RGB"),
+    (DISPARITY, eight_bits, r"has 8 bits, expected 16"),
+    (DISPARITY, colours, r"has mode RGB"),
     (
         "disparity",
         shutil.rmtree,
@@ -234,9 +246,7 @@ def cases():
 
 
 @pytest.mark.parametrize(("name", "file", "corrupt", "message"), list(cases()))
-def test_a_bad_file_is_named_with_what_to_do_and_nothing_is_written(
-    tmp_path, name, file, corrupt, message
-):
+def test_a_bad_file_is_refused_with_its_name_and_the_remedy(tmp_path, name, file, corrupt, message):
     tree = copy_tree(name, tmp_path / "tree")
     corrupt(tree / file)
     with pytest.raises(DataError, match=message) as raised:
@@ -247,7 +257,7 @@ def test_a_bad_file_is_named_with_what_to_do_and_nothing_is_written(
     assert visible(tmp_path / "data") == []
 
 
-def test_all_bad_files_are_named_at_once_and_what_is_right_is_kept(tmp_path):
+def test_all_bad_files_are_reported_at_once_and_finished_shards_are_kept(tmp_path):
     tree = copy_tree("nyudv2", tmp_path / "tree")
     contents = {file: (tree / file).read_bytes() for file in ("edge/0001.png", "depth/0003.npy")}
     for file in contents:
@@ -272,19 +282,19 @@ def test_all_bad_files_are_named_at_once_and_what_is_right_is_kept(tmp_path):
         ("cityscapes", LABELS, r"remove their images"),
     ],
 )
-def test_the_message_tells_how_to_leave_bad_examples_out_and_where_the_rest_is(
+def test_the_message_explains_how_to_exclude_bad_examples_and_where_the_rest_is(
     name, file, remedy, tmp_path
 ):
     tree = copy_tree(name, tmp_path / "tree")
     cut(tree / file)
     folder = tmp_path / "data" / name / ".1.0.0.unfinished"
-    message = rf"is kept in {folder}\. Or {remedy}, and take the rest with --allow_partial"
+    message = rf"are kept in {folder}\. Or {remedy}, and prepare the rest with --allow_partial"
     with pytest.raises(DataError, match=message):
         prepare(name, tree, tmp_path / "data")
 
 
-def test_an_example_that_a_library_refuses_is_named(tmp_path, monkeypatch):
-    def refuse(self, index, files, size):
+def test_an_example_that_a_library_rejects_is_named(tmp_path, monkeypatch):
+    def refuse(self, paths, size):
         raise cv2.error("unsupported")
 
     tree = copy_tree("nyudv2", tmp_path / "tree")
@@ -293,14 +303,14 @@ def test_an_example_that_a_library_refuses_is_named(tmp_path, monkeypatch):
         prepare("nyudv2", tree, tmp_path / "data")
 
 
-def test_lists_may_begin_with_a_byte_order_mark(tmp_path):
+def test_lists_may_start_with_a_byte_order_mark(tmp_path):
     tree = copy_tree("nyudv2", tmp_path / "tree")
     (tree / "gt_sets" / "val.txt").write_text("0001\r\n0002\r\n", encoding="utf-8-sig")
     builder = prepare("nyudv2", tree, tmp_path / "data")
     assert [record["id"] for record in builder.as_data_source("val")] == [b"0001", b"0002"]
 
 
-def test_contexts_of_32_bits_give_the_same_boundaries(tmp_path):
+def test_32_bit_contexts_give_the_same_boundaries(tmp_path):
     tree = copy_tree("pascal_context", tmp_path / "tree")
     prepare("pascal_context", tree, tmp_path / "before")
     for path in (tree / "pascal-context" / "trainval").glob("*.mat"):
@@ -315,7 +325,7 @@ def test_contexts_of_32_bits_give_the_same_boundaries(tmp_path):
         np.testing.assert_array_equal(after[index]["edge"], before[index]["edge"])
 
 
-def test_an_image_that_the_part_list_leaves_out_has_its_annotation_read(tmp_path):
+def test_the_annotation_of_an_image_missing_from_the_part_list_is_read(tmp_path):
     tree = copy_tree("pascal_context", tmp_path / "tree")
     prepare("pascal_context", tree, tmp_path / "before")
     (tree / "ImageSets/Parts/val.txt").write_text("{}")
@@ -329,11 +339,13 @@ def test_an_image_that_the_part_list_leaves_out_has_its_annotation_read(tmp_path
     for index, label in enumerate(found):
         np.testing.assert_array_equal(label, before[index]["human_parts"])
     cut(tree / "human_parts" / "2008_000003.mat")
-    with pytest.raises(DataError, match=r"human_parts/2008_000003\.mat is no readable MATLAB file"):
+    with pytest.raises(
+        DataError, match=r"human_parts/2008_000003\.mat is not a readable MATLAB file"
+    ):
         prepare("pascal_context", tree, tmp_path / "cut")
 
 
-def test_a_part_list_without_a_person_leaves_its_annotation_unread(tmp_path):
+def test_the_annotation_of_an_image_without_people_in_the_part_list_is_not_read(tmp_path):
     tree = copy_tree("pascal_context", tmp_path / "tree")
     objects = tree / "ImageSets/Parts/val.txt"
     without = {name: [12] for name in json.loads(objects.read_text())}
@@ -344,8 +356,8 @@ def test_a_part_list_without_a_person_leaves_its_annotation_unread(tmp_path):
     assert all((record["human_parts"] == 0).all() for record in builder.as_data_source("val"))
 
 
-@pytest.mark.parametrize("change", [turned, grey])
-def test_photos_are_taken_as_stored_and_as_rgb(tmp_path, change):
+@pytest.mark.parametrize("change", [rotate_by_exif, grey])
+def test_photos_are_read_as_stored_and_converted_to_rgb(tmp_path, change):
     tree = copy_tree("pascal_context", tmp_path / "tree")
     photo = tree / "JPEGImages" / "2008_000003.jpg"
     change(photo)

@@ -1,4 +1,4 @@
-"""The synthetic scenes: repeatable, exact labels, two disjoint splits, no colour shortcut."""
+"""Synthetic scenes are repeatable, exactly labelled, disjoint by split and not solved by colour."""
 
 import dataclasses
 import pickle
@@ -40,14 +40,14 @@ def examples(tasks):
     return [source[index] for index in range(COUNT)]
 
 
-def test_an_example_is_the_same_every_time_in_any_order_thread_and_copy(tasks, examples):
+def test_an_example_does_not_depend_on_order_thread_or_pickling(tasks, examples):
     source = pickle.loads(pickle.dumps(scenes(tasks, num_examples=1000)))
     with ThreadPoolExecutor(2) as pool:
         for index, example in zip((5, 3), pool.map(source.__getitem__, (5, 3)), strict=True):
             assert_same(example, examples[index])
 
 
-def test_an_example_holds_an_rgb_image_an_id_and_the_labels_of_the_contract(tasks, examples):
+def test_examples_keep_the_contract(tasks, examples):
     assert [example["id"] for example in examples[:2]] == ["train/000000", "train/000001"]
     for example in examples:
         assert example.keys() == {"image", "id", *(task.name for task in tasks)}
@@ -63,7 +63,7 @@ def test_an_example_holds_an_rgb_image_an_id_and_the_labels_of_the_contract(task
                 assert task.name == "human_parts" or (label != task.ignore).all(), task.name
 
 
-def test_normals_are_unit(examples):
+def test_normals_have_unit_length(examples):
     for example in examples:
         # float32 rounding of three squares.
         np.testing.assert_allclose(np.linalg.norm(example["normals"], axis=-1), 1, atol=1e-5)
@@ -78,7 +78,7 @@ def test_normals_face_the_viewer_and_agree_with_the_depth_of_neighbouring_pixels
         normals = labels.camera_normals(hits, setting.camera)
         x, y = setting.camera.directions()
         rays = np.stack(np.broadcast_arrays(x, y, np.float32(-1)), -1)
-        # Towards the viewer, up to rounding where a ray grazes.
+        # They face the viewer, up to rounding where a ray grazes a surface.
         assert np.sum(normals * rays, -1).max() < 1e-5
         points = rays * hits.depth[..., None]
         across, down = points[:-1, 1:] - points[:-1, :-1], points[1:, :-1] - points[:-1, :-1]
@@ -90,7 +90,7 @@ def test_normals_face_the_viewer_and_agree_with_the_depth_of_neighbouring_pixels
         )
         for neighbour in (normals[:-1, 1:], normals[1:, :-1]):
             flat &= np.sum(exact * neighbour, -1) > 0.9999
-        # 1 degree: three points a pixel (about 1 cm) apart, each exact to 1e-6 of its depth.
+        # 1 degree: the points are one pixel (about 1 cm) apart and exact to 1e-6 of their depth.
         angle = np.degrees(np.arccos(np.clip(np.sum(measured * exact, -1), -1, 1)))
         assert angle[flat].max() < 1.0
         shares.append(flat.mean())
@@ -105,16 +105,16 @@ def test_depth_is_metres_along_the_camera_axis():
         hits.depth, (hits.points - setting.camera.position) @ forward, rtol=1e-4, atol=1e-4
     )
     floor = np.array(setting.scene.kinds)[setting.scene.objects()[hits.primitive]] == "floor"
-    # Points are recomposed from float32 depths of some metres.
+    # Points are computed from float32 depths of a few metres.
     np.testing.assert_allclose(hits.points[floor][:, 2], 0, atol=1e-4)
 
 
-def test_a_ray_along_the_axes_of_a_box_meets_it():
+def test_a_ray_parallel_to_the_axes_of_a_box_hits_it():
     scene, material = Scene(), random_material(np.random.default_rng(0))
     scene.add_room((4.0, 5.0, 3.0), [material] * 6)
     block = Piece("box", 1.0, 1.0, 1.0)
     block.box((0, 0, 0.5), (0.5, 0.5, 0.5), material)
-    # The middle ray of an odd image is exactly (0, 1, 0): it runs along four faces of each box.
+    # The centre ray of an odd-sized image is exactly (0, 1, 0), parallel to four faces of each box.
     camera = Camera.look((2.0, 1.0, 0.5), 0.0, 0.0, 1.0, (5, 5))
     assert cast(scene.primitives(), camera).depth[2, 2] == 4.0
     scene.add(block, (2.0, 4.0, 0.0))
@@ -124,7 +124,7 @@ def test_a_ray_along_the_axes_of_a_box_meets_it():
 
 
 @pytest.mark.parametrize("name", ["ellipsoid", "cylinder", "cone", "limb", "trunk"])
-def test_round_shapes_are_met_where_their_equations_say(name):
+def test_hits_of_round_shapes_satisfy_their_equations(name):
     scene, material = Scene(), random_material(np.random.default_rng(0))
     scene.add_room((6.0, 6.0, 4.0), [material] * 6)
     piece = Piece("box", 1.0, 1.0, 1.0)
@@ -150,17 +150,17 @@ def test_round_shapes_are_met_where_their_equations_say(name):
         ) - 1,
     }[name]  # fmt: skip
     assert seen.sum() > 300
-    # float32 at some 2.5 metres, over sizes of about 0.3 metres.
+    # float32 at about 2.5 metres, relative to sizes of about 0.3 metres.
     assert np.abs(distance).max() < 1e-4
 
 
-def test_edges_are_exactly_where_the_object_changes_to_the_right_or_below():
+def test_edges_are_where_the_object_to_the_right_or_below_differs():
     objects = np.array([[0, 0, 1], [0, 2, 1], [0, 0, 0]])
     expected = [[0, 1, 0], [1, 1, 1], [0, 0, 0]]
     np.testing.assert_array_equal(labels.boundaries(objects)[..., 0], expected)
 
 
-def test_edges_cover_every_change_of_class_and_a_small_share(examples):
+def test_edges_cover_every_class_border_and_few_pixels(examples):
     for example in examples:
         classes, edge = example["semseg"][..., 0], example["edge"][..., 0]
         assert edge[:, :-1][classes[:, :-1] != classes[:, 1:]].all()
@@ -168,7 +168,7 @@ def test_edges_cover_every_change_of_class_and_a_small_share(examples):
     assert 0.04 < np.mean([example["edge"].mean() for example in examples]) < 0.14
 
 
-def test_human_parts_lie_on_people_and_every_part_occurs():
+def test_human_parts_cover_people_exactly_and_every_part_occurs():
     source, person = scenes(tasks_lib.PASCAL_CONTEXT), tasks_lib.VOC_CLASSES.index("person")
     seen = set()
     for index in range(COUNT):
@@ -183,11 +183,11 @@ def test_human_parts_lie_on_people_and_every_part_occurs():
     assert seen >= set(range(7))
 
 
-def test_parts_without_a_person_are_all_ignored():
+def test_human_parts_without_people_are_all_ignored():
     assert (labels.human_parts(np.zeros((2, 3), np.int32), 255) == 255).all()
 
 
-def test_the_most_central_large_thing_is_salient_and_the_room_is_not():
+def test_the_most_prominent_object_is_salient_and_the_room_is_not():
     kinds = ["wall", "chair", "sofa", "picture"]
     objects = np.zeros((40, 40), int)
     objects[15:25, 15:25], objects[:6, :], objects[30:, 12:28] = 1, 2, 3
@@ -198,7 +198,7 @@ def test_the_most_central_large_thing_is_salient_and_the_room_is_not():
 def test_every_kind_has_a_class_in_both_label_spaces():
     for nyudv2, voc in labels.KINDS.values():
         assert nyudv2 in tasks_lib.NYUDV2_CLASSES and voc in tasks_lib.VOC_CLASSES
-    assert set(labels.FLAT) <= set(labels.KINDS)
+    assert set(labels.FIXTURES) <= set(labels.KINDS)
 
 
 def test_many_classes_occur(tasks, examples):
@@ -206,13 +206,13 @@ def test_many_classes_occur(tasks, examples):
     assert len(seen) >= (20 if tasks is tasks_lib.NYUDV2 else 8)
 
 
-def test_people_fill_a_good_part_of_pascal_images():
+def test_people_fill_much_of_pascal_images():
     source, person = scenes(tasks_lib.PASCAL_CONTEXT), tasks_lib.VOC_CLASSES.index("person")
     shares = [(source[index]["semseg"] == person).mean() for index in range(12)]
     assert np.median(shares) > 0.1
 
 
-def test_train_test_and_seeds_share_no_scene():
+def test_splits_and_seeds_share_no_scene():
     sources = [scenes(tasks_lib.NYUDV2, "train"), scenes(tasks_lib.NYUDV2, "test"),
                scenes(tasks_lib.NYUDV2, "train", seed=1)]  # fmt: skip
     depths = [source[index]["depth"].tobytes() for source in sources for index in range(COUNT)]
@@ -224,7 +224,7 @@ def test_the_length_of_a_source_does_not_change_its_examples(tasks, examples):
     assert_same(scenes(tasks, num_examples=7)[4], examples[4])
 
 
-def test_the_tasks_asked_for_do_not_change_the_scene():
+def test_the_tasks_do_not_change_the_scene():
     alone = scenes((tasks_lib.SEMSEG_NYUDV2,), num_examples=2)[1]
     assert alone.keys() == {"image", "id", "semseg"}
     full = scenes(tasks_lib.NYUDV2, num_examples=2)[1]
@@ -232,8 +232,8 @@ def test_the_tasks_asked_for_do_not_change_the_scene():
     np.testing.assert_array_equal(alone["semseg"], full["semseg"])
 
 
-def test_colour_alone_does_not_tell_the_class(tasks):
-    """The nearest class mean in RGB, from half of the scenes, hardly beats chance on the rest."""
+def test_colour_alone_does_not_reveal_the_class(tasks):
+    """Nearest class mean in RGB, fitted to half of the scenes, hardly beats chance on the rest."""
     source = scenes(tasks, size=(48, 64), num_examples=100)
     examples = [source[index] for index in range(100)]
     colours = np.stack([example["image"] for example in examples]).reshape(2, -1, 3) / 255.0
@@ -246,14 +246,14 @@ def test_colour_alone_does_not_tell_the_class(tasks):
         means = np.stack([colours[0][seen == c].mean(0) for c in present])
         nearest = np.argmin(((colours[1][:, None] - means) ** 2).sum(-1), axis=1)
         recalls = [(nearest[held_out == c] == k).mean() for k, c in enumerate(present)]
-        # Measured on 100 scenes: 0.02 to 0.04 above chance, as light differs between surfaces.
+        # Measured on 100 scenes: 0.02 to 0.04 above chance, because surfaces differ in lighting.
         assert np.mean(recalls) < 1 / len(present) + 0.07, task.name
 
 
 def test_another_size_shows_the_same_scene():
     small = scenes(tasks_lib.NYUDV2, size=(48, 64), num_examples=1)[0]
     large = scenes(tasks_lib.NYUDV2, size=(144, 192), num_examples=1)[0]
-    # Every third pixel's centre of the larger image is a centre of the smaller one.
+    # Every third pixel centre of the larger image is a pixel centre of the smaller one.
     same = large["semseg"][1::3, 1::3] == small["semseg"]
     assert same.mean() > 0.99
     np.testing.assert_allclose(
@@ -267,7 +267,7 @@ def test_any_size_works(size, tasks):
 
 
 @pytest.mark.parametrize("index", [-1, COUNT])
-def test_an_index_outside_the_source_is_an_index_error(index):
+def test_an_index_out_of_range_is_an_index_error(index):
     with pytest.raises(IndexError, match=f"Index {index} is out of range for {COUNT}"):
         scenes(tasks_lib.NYUDV2)[index]
 
@@ -282,13 +282,13 @@ def test_an_index_outside_the_source_is_an_index_error(index):
         ({"tasks": (tasks_lib.DISPARITY,)}, "depth in metres, not in px"),
     ],
 )
-def test_a_wrong_argument_is_named_with_the_valid_ones(changed, message):
+def test_invalid_arguments_are_refused_with_the_valid_ones(changed, message):
     arguments = {"tasks": tasks_lib.NYUDV2, "size": SIZE, "split": "train", "num_examples": 1}
     with pytest.raises(ValueError, match=message):
         SyntheticScenes(**(arguments | changed))
 
 
-def test_a_task_without_a_label_is_named_with_the_valid_ones():
+def test_a_task_without_a_label_is_refused_with_the_valid_ones():
     albedo = dataclasses.replace(tasks_lib.DEPTH, name="albedo")
     with pytest.raises(ValueError, match=r"no label for task 'albedo'.*semseg, depth"):
         scenes((albedo,))

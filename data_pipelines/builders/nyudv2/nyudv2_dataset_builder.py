@@ -12,6 +12,6 @@ class Builder(DenseBuilder):
 
     pkg_dir_path = epath.Path(__file__).parent
     FILES = NYUDv2
-    UNPACK_PHOTOS = True  # 0.4 GB more of 2.5
+    UNPACK_PHOTOS = True  # adds 0.4 GB; 2.5 GB in total
     HOMEPAGE = "https://cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html"
     LICENSE = LICENSES["nyudv2"]

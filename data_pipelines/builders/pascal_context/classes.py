@@ -1,4 +1,4 @@
-"""PASCAL-Context's tables: groups of human parts, and the classes on which normals count."""
+"""PASCAL-Context's groups of human parts, and the classes whose normals are scored."""
 
 HUMAN_PART_GROUPS = {
     "head": (
@@ -10,8 +10,8 @@ HUMAN_PART_GROUPS = {
     "upper legs": ("luleg", "ruleg"),
     "lower legs": ("lfoot", "llleg", "rfoot", "rlleg"),
 }  # fmt: skip
-"""PASCAL-Part's names of a person's parts (Chen et al., CVPR 2014), grouped as by Maninis et al.,
-Attentive Single-Tasking of Multiple Tasks, CVPR 2019; class 0 is all the rest."""
+"""PASCAL-Part's names of the parts of a person (Chen et al., CVPR 2014), grouped as in Maninis et
+al., Attentive Single-Tasking of Multiple Tasks, CVPR 2019; class 0 is everything else."""
 
 NORMALS_CLASSES = (
     3, 4, 6, 9, 10, 11, 13, 15, 17, 18, 22, 23, 29, 30, 33, 34, 36, 37, 38, 39, 41, 43, 46, 49,
@@ -25,4 +25,4 @@ NORMALS_CLASSES = (
     419, 421, 423, 427, 429, 430, 432, 440, 441, 442, 443, 444, 446, 454, 457,
 )  # fmt: skip
 """The 170 of PASCAL-Context's 459 classes (numbers of LabelMap) where the distilled normals of
-Maninis et al., CVPR 2019, are trusted; the published scores leave out all other pixels."""
+Maninis et al., CVPR 2019, are reliable; the published scores exclude all other pixels."""

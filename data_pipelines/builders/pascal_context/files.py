@@ -1,26 +1,26 @@
-"""PASCAL-Context as multi-task work publishes it: five labels for each photo.
+"""PASCAL-Context as published for multi-task learning: photos with five labels.
 
 JPEGImages/ID.jpg                      RGB, at most 500x500
-semseg/VOC12/ID.png                    VOC's 21 classes, 255 ignore; where there is none:
+semseg/VOC12/ID.png                    VOC's 21 classes, 255: ignore; if it does not exist:
 semseg/pascal-context/ID.png           the same
 pascal-context/trainval/ID.mat         LabelMap: classes of PASCAL-Context, uint16
 human_parts/ID.mat                     anno: objects with masks of their parts
-normals_distill/ID.png                 RGB = (normal + 1) / 2 * 255, of a network
-sal_distill/ID.png                     saliency * 255, of a network
+normals_distill/ID.png                 RGB = (normal + 1) / 2 * 255, predicted by a network
+sal_distill/ID.png                     saliency * 255, predicted by a network
 ImageSets/Context/{train,val}.txt
-ImageSets/Parts/{train,val}.txt        JSON: {ID: classes of its objects}; it, or some IDs, may be
-                                       missing: their annotation is read
+ImageSets/Parts/{train,val}.txt        JSON, {ID: classes of the objects in the image}; optional,
+                                       as are its entries: the annotation is read instead
 """
 
 from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping
 from typing import ClassVar
 
 import cv2
 import numpy as np
+from jaxtyping import Int32, Integer
 
 from mtmamba_jax.data_pipelines.builders.dataset_files import DatasetFiles
 from mtmamba_jax.data_pipelines.builders.pascal_context.classes import (
@@ -28,13 +28,12 @@ from mtmamba_jax.data_pipelines.builders.pascal_context.classes import (
     NORMALS_CLASSES,
 )
 from mtmamba_jax.data_pipelines.builders.reading import (
-    AGAIN,
+    COPY_AGAIN,
     DataError,
     check_size,
     class_id_table,
     read_bytes,
     read_grey,
-    read_list,
     read_mat,
     read_normals,
     to_class_ids,
@@ -42,8 +41,8 @@ from mtmamba_jax.data_pipelines.builders.reading import (
 from mtmamba_jax.tasks import IGNORE, PASCAL_CONTEXT, VOC_CLASSES
 
 _PERSON = VOC_CLASSES.index("person")
-_PART_INDEX = {
-    part: index for index, parts in enumerate(HUMAN_PART_GROUPS.values(), start=1) for part in parts
+_PART_IDS = {
+    part: group for group, parts in enumerate(HUMAN_PART_GROUPS.values(), start=1) for part in parts
 }
 
 
@@ -61,99 +60,93 @@ class PASCALContext(DatasetFiles):
         "sal_distill",
         "ImageSets",
     )
+    SPLIT_PATH = "ImageSets/Context/{split}.txt"
+    PATHS: ClassVar = {
+        "image": "JPEGImages/{id}.jpg",
+        "semseg": "semseg/VOC12/{id}.png",
+        "context": "pascal-context/trainval/{id}.mat",
+        "normals": "normals_distill/{id}.png",
+        "saliency": "sal_distill/{id}.png",
+        "human_parts": "human_parts/{id}.mat",
+    }
     ARCHIVES = ("*PASCAL*Context*",)
-
-    @classmethod
-    def split_file(cls, folders, split):
-        """Returns the list of the split's images."""
-        return folders["ImageSets"] / "Context" / f"{split}.txt"
 
     def _read_ids(self):
         self._objects = self._read_objects()
-        return read_list(self.split_file(self.folders, self.split))
+        return super()._read_ids()
 
     def _read_objects(self) -> dict[str, list[int]] | None:
-        """Returns the VOC classes in each image with annotated parts, if the list is there."""
+        """Returns the VOC classes in each image with annotated parts, or None without a list."""
         path = self.folders["ImageSets"] / "Parts" / f"{self.split}.txt"
         if not path.exists():
             return None
         try:
             objects = json.loads(read_bytes(path))
         except ValueError as error:
-            raise DataError(f"{path} is no readable JSON ({error}). {AGAIN}") from error
+            raise DataError(f"{path} is not readable JSON ({error}). {COPY_AGAIN}") from error
         if not isinstance(objects, dict):
-            raise DataError(f"{path} holds no object of image names. {AGAIN}")
+            raise DataError(f"{path} is not a JSON object with image names as keys. {COPY_AGAIN}")
         for name, classes in objects.items():
             if not isinstance(classes, list) or any(type(c) not in (int, float) for c in classes):
                 raise DataError(
-                    f"{path} holds {classes!r} for {name!r}, wanted a list of numbers. {AGAIN}"
+                    f"{path} holds {classes!r} for {name!r}, expected a list of numbers. "
+                    f"{COPY_AGAIN}"
                 )
         return objects
 
     def paths(self, index: int) -> dict[str, pathlib.Path]:
-        """Returns the image and the label files of an example."""
-        name = self.ids[index]
-        semseg = self.folders["semseg"] / "VOC12" / f"{name}.png"
-        if not semseg.exists():
-            semseg = self.folders["semseg"] / "pascal-context" / f"{name}.png"
-        files = {
-            "image": self.folders["JPEGImages"] / f"{name}.jpg",
-            "semseg": semseg,
-            "context": self.folders["pascal-context"] / "trainval" / f"{name}.mat",
-            "normals": self.folders["normals_distill"] / f"{name}.png",
-            "saliency": self.folders["sal_distill"] / f"{name}.png",
-        }
-        if self._objects is None or _PERSON in self._objects.get(name, (_PERSON,)):
-            files["human_parts"] = self.folders["human_parts"] / f"{name}.mat"
-        return files
+        """Returns the paths of an example's files; "human_parts" unless no person is listed."""
+        name, paths = self.ids[index], super().paths(index)
+        if not paths["semseg"].exists():
+            paths["semseg"] = self.folders["semseg"] / "pascal-context" / f"{name}.png"
+        if self._objects is not None and _PERSON not in self._objects.get(name, (_PERSON,)):
+            del paths["human_parts"]
+        return paths
 
-    def _read_labels(
-        self, index: int, files: Mapping[str, pathlib.Path], size: tuple[int, int]
-    ) -> dict[str, np.ndarray]:
-        context = _read_context(files["context"], size)
-        normals = read_normals(files["normals"], size)
-        # The network that made them is only right on some classes.
+    def _read_labels(self, paths, size):
+        context = _read_context(paths["context"], size)
+        normals = read_normals(paths["normals"], size)
+        # The network that predicted them is reliable on some classes only.
         normals[~np.isin(context, NORMALS_CLASSES)] = IGNORE
         semseg = to_class_ids(
             class_id_table(len(VOC_CLASSES)),
-            read_grey(files["semseg"], size),
-            files["semseg"],
+            read_grey(paths["semseg"], size),
+            paths["semseg"],
             "0 to 20 and 255 (ignore)",
         )
-        saliency = read_grey(files["saliency"], size)
+        saliency = read_grey(paths["saliency"], size)
         return {
             "semseg": semseg,
-            "human_parts": _read_human_parts(files.get("human_parts"), size),
+            "human_parts": _read_human_parts(paths.get("human_parts"), size),
             "saliency": (saliency > 127).astype(np.int32)[..., None],  # v / 255 > 0.5
             "edge": _boundaries(context),
             "normals": normals,
         }
 
 
-def _read_context(path: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
+def _read_context(path: pathlib.Path, size: tuple[int, int]) -> Integer[np.ndarray, "h w"]:
     context = read_mat(path, "LabelMap")
     if context.ndim != 2 or context.dtype.kind not in "ui":
         raise DataError(
-            f"{path}: LabelMap is {context.dtype} {list(context.shape)}, wanted "
-            f"whole numbers [h w]. {AGAIN}"
+            f"{path}: LabelMap is {context.dtype} {list(context.shape)}, expected integers [h w]. "
+            f"{COPY_AGAIN}"
         )
     return check_size(context, size, path)
 
 
-def _boundaries(context: np.ndarray) -> np.ndarray:
-    """Returns where the classes change, one pixel thin, int32 [h w 1]."""
-    from skimage.morphology import thin  # with the extra "data" only
+def _boundaries(context: Integer[np.ndarray, "h w"]) -> Int32[np.ndarray, "h w 1"]:
+    """Returns 1 where the class changes, thinned to one pixel."""
+    from skimage.morphology import thin  # installed with the extra "data"
 
-    # As float64: OpenCV takes no 32-bit integers, which some archives hold.
+    # As float64: OpenCV does not support 32-bit integers, which some archives hold.
     changes = cv2.Laplacian(context.astype(np.float64), cv2.CV_64F)
     return thin(np.abs(changes) > 0).astype(np.int32)[..., None]
 
 
-def _read_human_parts(path: pathlib.Path | None, size: tuple[int, int]) -> np.ndarray:
-    """Returns the groups of people's parts, int32 [h w 1]; 0 is background.
-
-    Of parts that overlap, the last in the file is seen.
-    """
+def _read_human_parts(
+    path: pathlib.Path | None, size: tuple[int, int]
+) -> Int32[np.ndarray, "h w 1"]:
+    """Returns part IDs, 0 for background; where parts overlap, the last one in the file counts."""
     label = np.zeros(size, np.int32)
     if path is None:
         return label[..., None]
@@ -164,12 +157,14 @@ def _read_human_parts(path: pathlib.Path | None, size: tuple[int, int]) -> np.nd
                 continue
             for part in entry["parts"].ravel():
                 name = str(part["part_name"].item())
-                if name not in _PART_INDEX:
-                    raise DataError(f"{path}: {name!r} is no part of a person. {AGAIN}")
+                if name not in _PART_IDS:
+                    raise DataError(f"{path}: {name!r} is not a part of a person. {COPY_AGAIN}")
                 mask = check_size(part["mask"], size, path)
-                label[mask.astype(bool)] = _PART_INDEX[name]
+                label[mask.astype(bool)] = _PART_IDS[name]
     except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: anno is not laid out as published ({error}). {AGAIN}") from error
+        raise DataError(
+            f"{path}: anno is not structured as published ({error}). {COPY_AGAIN}"
+        ) from error
     return label[..., None]

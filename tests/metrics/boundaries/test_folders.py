@@ -119,7 +119,7 @@ def write(path, array):
         (lambda f: write(f / "predictions/a.png", np.zeros((*SIZE, 3), np.uint8)), "mode RGB"),
         (lambda f: write(f / "predictions/a.png", np.zeros((9, 9), np.uint8)), "9x9 .* 48x60"),
         (lambda f: (f / "labels/a.png").unlink(), r"no label of a \(a.png or a.mat\).*--ids"),
-        (lambda f: (f / "predictions/a.png").write_bytes(b"?"), "a.png is no PNG or JPEG"),
+        (lambda f: (f / "predictions/a.png").write_bytes(b"?"), "a.png is not a PNG or JPEG"),
     ],
 )
 def test_invalid_files_are_reported_with_a_remedy(files, spoil, message):

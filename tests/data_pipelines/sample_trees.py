@@ -1,7 +1,7 @@
-"""Small made-up datasets in the published layouts, for tests and for timing.
+"""Writes small random datasets with the file structure of the published ones.
 
-Sizes, value ranges and the entropy of photos and labels are those of the published files, so that
-reading them takes as long; what they show is regions of a map, with noise as photos have.
+File formats, value ranges and the entropy of photos and labels match the published files. The
+images show random regions with texture and noise.
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ from collections.abc import Callable, Mapping, Sequence
 
 import cv2
 import numpy as np
+import scipy.io
 
 from mtmamba_jax.data_pipelines.builders.pascal_context.classes import HUMAN_PART_GROUPS
+from mtmamba_jax.data_pipelines.synthetic.labels import boundaries
 from mtmamba_jax.tasks import IGNORE, NYUDV2_CLASSES, VOC_CLASSES
 
 Names = dict[str, tuple[str, ...]]
-"""The examples of each split, in the order of the layout."""
+"""IDs of the examples of each split, in order."""
 
 _PERSON = VOC_CLASSES.index("person")
 _PARTS = tuple(part for parts in HUMAN_PART_GROUPS.values() for part in parts)
 _CONTEXT_CLASSES = 459
 _LABEL_IDS = 34
-# zlib's own level, as published; it hardly changes the time of reading.
+# zlib's default level, as in the published files.
 _PNG = (cv2.IMWRITE_PNG_COMPRESSION, 6)
 
 
@@ -33,13 +35,13 @@ def write_nyudv2(
     size: tuple[int, int] = (425, 560),
     seed: int = 0,
 ) -> Names:
-    """Writes NYUDv2 in the layout of `nyudv2/layout.py`.
+    """Writes NYUDv2 as described in `builders/nyudv2/files.py`.
 
     Args:
-      folder: where to write, made if need be.
-      splits: number of examples of "train" and "val".
-      size: height and width.
-      seed: another one gives other pictures.
+      folder: Folder to write to, created if needed.
+      splits: Number of examples of "train" and "val".
+      size: Height and width of the images.
+      seed: Seed of the random generator.
     """
     names = _number(splits, "{:04d}")
     for split, index, name in _each(names):
@@ -52,7 +54,7 @@ def write_nyudv2(
         _write_image(folder / "segmentation" / f"{name}.png", classes[regions].astype(np.uint8))
         _write_image(folder / "edge" / f"{name}.png", _borders(regions) * np.uint8(255))
         _write_image(folder / "normals" / f"{name}.png", _normals(rng, regions))
-        np.save(_made(folder / "depth" / f"{name}.npy"), depth)
+        np.save(_with_folder(folder / "depth" / f"{name}.npy"), depth)
     for split, split_names in names.items():
         _write_list(folder / "gt_sets" / f"{split}.txt", split_names)
     return names
@@ -64,10 +66,11 @@ def write_pascal_context(
     size: tuple[int, int] = (500, 500),
     seed: int = 0,
 ) -> Names:
-    """Writes PASCAL-Context in the layout of `pascal_context/layout.py`.
+    """Writes PASCAL-Context as described in `builders/pascal_context/files.py`.
 
-    Photos have the published ones' shapes in turn: wide or high, 4:3 or 3:2. Every other one shows
-    people. Arguments are those of `write_nyudv2`; `size` is the largest height and width.
+    Photos alternate between the published shapes, landscape or portrait, 4:3 or 3:2, and every
+    other one shows people. Arguments are those of `write_nyudv2`, except that `size` is the largest
+    height and width.
     """
     names = _number(splits, "2008_{:06d}")
     objects = {split: {} for split in names}
@@ -100,7 +103,7 @@ def write_pascal_context(
         )
     for split, split_names in names.items():
         _write_list(folder / "ImageSets" / "Context" / f"{split}.txt", split_names)
-        parts = _made(folder / "ImageSets" / "Parts" / f"{split}.txt")
+        parts = _with_folder(folder / "ImageSets" / "Parts" / f"{split}.txt")
         parts.write_text(json.dumps(objects[split], indent=1) + "\n")
     return names
 
@@ -111,7 +114,7 @@ def write_cityscapes(
     size: tuple[int, int] = (1024, 2048),
     seed: int = 0,
 ) -> Names:
-    """Writes Cityscapes in the layout of `cityscapes/layout.py`; arguments as in `write_nyudv2`."""
+    """Writes Cityscapes as described in `builders/cityscapes/files.py`; see `write_nyudv2`."""
     cities = {"train": ("aachen", "bochum"), "val": ("frankfurt", "lindau")}
     names = {
         split: tuple(
@@ -139,11 +142,11 @@ WRITERS: dict[str, Callable[..., Names]] = {
     "pascal_context": write_pascal_context,
     "cityscapes": write_cityscapes,
 }
-"""By the dataset's name."""
+"""Functions by the name of the dataset."""
 
 
 def _number(splits: Mapping[str, int], pattern: str) -> Names:
-    """Returns names with numbers that run on from one split to the next."""
+    """Returns names that are numbered consecutively across the splits."""
     names, start = {}, 1
     for split, count in splits.items():
         names[split] = tuple(pattern.format(start + i) for i in range(count))
@@ -152,7 +155,7 @@ def _number(splits: Mapping[str, int], pattern: str) -> Names:
 
 
 def _each(names: Names):
-    """Yields (split, index in it, name)."""
+    """Yields (split, index, name) of each example."""
     for split, split_names in names.items():
         for index, name in enumerate(split_names):
             yield split, index, name
@@ -163,13 +166,13 @@ def _generator(seed: int, split: str, index: int) -> np.random.Generator:
 
 
 def _smooth(rng: np.random.Generator, size: tuple[int, int], cells: int) -> np.ndarray:
-    """Returns smooth noise, of deviation 1 or so, float32 [h w]; cells: bumps from side to side."""
+    """Returns smooth noise with standard deviation about 1, `cells` bumps across: float32 [h w]."""
     coarse = rng.normal(size=(cells + 1, cells + 1)).astype(np.float32)
     return cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC)
 
 
 def _regions(rng: np.random.Generator, size: tuple[int, int], count: int) -> np.ndarray:
-    """Returns which of `count` or fewer regions with curved borders a pixel lies in: int [h w]."""
+    """Returns the index of each pixel's region, at most `count` with curved borders: int [h w]."""
     height, width = size
     sites = np.full(size, 255, np.uint8)
     sites.reshape(-1)[rng.choice(height * width, min(count, height * width // 4), False)] = 0
@@ -187,15 +190,11 @@ def _regions(rng: np.random.Generator, size: tuple[int, int], count: int) -> np.
 
 
 def _borders(regions: np.ndarray) -> np.ndarray:
-    """Returns where a region ends to the right or below: bool [h w]."""
-    borders = np.zeros(regions.shape, bool)
-    borders[:, :-1] |= regions[:, :-1] != regions[:, 1:]
-    borders[:-1] |= regions[:-1] != regions[1:]
-    return borders
+    return boundaries(regions)[..., 0].astype(bool)
 
 
 def _photo(rng: np.random.Generator, regions: np.ndarray, noise: float) -> np.ndarray:
-    """Returns a picture of the regions, uint8 RGB, with texture and a sensor's noise in levels."""
+    """Returns an RGB image of the regions with texture and sensor noise (standard deviation)."""
     size = regions.shape
     colours = rng.uniform(30, 220, (regions.max() + 1, 3)).astype(np.float32)
     texture = sum(_smooth(rng, size, cells) * 40 / cells**0.5 for cells in (4, 16, 64, 128))
@@ -207,7 +206,7 @@ def _photo(rng: np.random.Generator, regions: np.ndarray, noise: float) -> np.nd
 def _planes(
     rng: np.random.Generator, regions: np.ndarray, mean: float, deviation: float
 ) -> np.ndarray:
-    """Returns a surface of its own slope for each region: float32 [h w]."""
+    """Returns a map in which each region is a plane with its own slope: float32 [h w]."""
     height, width = regions.shape
     terms = rng.normal(size=(3, regions.max() + 1)).astype(np.float32) * deviation
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
@@ -217,7 +216,7 @@ def _planes(
 
 
 def _normals(rng: np.random.Generator, regions: np.ndarray) -> np.ndarray:
-    """Returns unit vectors, one for each region and bent a little, as a picture: uint8 RGB."""
+    """Returns an RGB image of unit normals, one per region with smooth variation."""
     size = regions.shape
     vectors = rng.normal(size=(regions.max() + 1, 3)).astype(np.float32)
     vectors[:, 2] = np.abs(vectors[:, 2]) + 0.3  # towards the camera
@@ -228,11 +227,13 @@ def _normals(rng: np.random.Generator, regions: np.ndarray) -> np.ndarray:
 
 
 def _disparity(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """Returns a street's disparity as its files hold it: 0, or 256 d + 1 for d pixels."""
+    """Returns a street's disparity d as the files store it: 256 d + 1, or 0."""
     surfaces = _planes(rng, _regions(rng, size, 40), 0.0, 6.0)
-    road = np.linspace(-20, 90, size[0], dtype=np.float32)[:, None]  # the nearest is not scored
+    road = np.linspace(-20, 90, size[0], dtype=np.float32)[
+        :, None
+    ]  # the nearest part is too large to be scored
     pixels = np.maximum(road + surfaces + _smooth(rng, size, 64) / 2, 0)
-    values = np.rint(pixels * 16) * 16 + 1  # measured in sixteenths of a pixel
+    values = np.rint(pixels * 16) * 16 + 1  # in steps of 1/16 pixel
     values[_smooth(rng, size, 20) > 1.2] = 0  # not measured
     return values.astype(np.uint16)
 
@@ -240,7 +241,7 @@ def _disparity(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 def _annotation(
     rng: np.random.Generator, name: str, size: tuple[int, int], classes: Sequence[int]
 ) -> dict:
-    """Returns PASCAL-Part's struct `anno` of an image with objects of these classes."""
+    """Returns PASCAL-Part's struct `anno` for an image with objects of these classes."""
     objects = np.zeros(
         (1, len(classes)),
         [(field, object) for field in ("class", "class_ind", "mask", "parts")],
@@ -263,8 +264,8 @@ def _ellipse(size: tuple[int, int], centre: np.ndarray, radii: np.ndarray) -> np
     return cv2.ellipse(mask, (x, y), (rx, ry), 0, 0, 360, 1, -1)
 
 
-def _made(path: pathlib.Path) -> pathlib.Path:
-    """Returns the path, whose folder now exists."""
+def _with_folder(path: pathlib.Path) -> pathlib.Path:
+    """Returns the path after creating its parent folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -273,14 +274,12 @@ def _write_image(path: pathlib.Path, image: np.ndarray) -> None:
     if image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     written = cv2.imencode(path.suffix, image, _PNG if path.suffix == ".png" else ())[1]
-    _made(path).write_bytes(written.tobytes())
+    _with_folder(path).write_bytes(written.tobytes())
 
 
 def _write_mat(path: pathlib.Path, variables: Mapping[str, object]) -> None:
-    import scipy.io  # with the extra "data" only
-
-    scipy.io.savemat(_made(path), variables, do_compression=True)
+    scipy.io.savemat(_with_folder(path), variables, do_compression=True)
 
 
 def _write_list(path: pathlib.Path, names: Sequence[str]) -> None:
-    _made(path).write_text("".join(f"{name}\n" for name in names))
+    _with_folder(path).write_text("".join(f"{name}\n" for name in names))
