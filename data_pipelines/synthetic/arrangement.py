@@ -23,7 +23,9 @@ class Setting:
     lamp: Float[np.ndarray, "3"]
 
 
-def _lamp(rng: np.random.Generator, extent: tuple[float, float, float]) -> Float[np.ndarray, "3"]:
+def _draw_lamp(
+    rng: np.random.Generator, extent: tuple[float, float, float]
+) -> Float[np.ndarray, "3"]:
     width, length, height = extent
     place = (rng.uniform(0.2, 0.8) * width, rng.uniform(0.15, 0.7) * length)
     return np.array([*place, height - rng.uniform(0.15, 0.5)])
@@ -32,10 +34,10 @@ def _lamp(rng: np.random.Generator, extent: tuple[float, float, float]) -> Float
 def _seat_person(room: Room, host: Place, piece: Piece) -> None:
     x, y, z = piece.seats[room.rng.integers(len(piece.seats))]
     sitter = person(room.rng, z)
-    room.beside(sitter, host, x, y, room.rng.uniform(-0.15, 0.15), occupies=False)
+    room.place_beside(sitter, host, x, y, room.rng.uniform(-0.15, 0.15), occupies=False)
 
 
-def _clutter(room: Room, host: Place | None, piece: Piece, things) -> None:
+def _add_clutter(room: Room, host: Place | None, piece: Piece, things) -> None:
     """Puts one or two things on the piece's first top, left and right of its middle."""
     if host is None:  # the piece found no place
         return
@@ -44,127 +46,131 @@ def _clutter(room: Room, host: Place | None, piece: Piece, things) -> None:
     for index in range(count):
         thing = things[room.rng.integers(len(things))]
         middle = x + (index - (count - 1) / 2) * half_x
-        room.on_top(thing(room.rng), host, (middle, y, z, half_x / 3, half_y))
+        room.place_on_top(thing(room.rng), host, (middle, y, z, half_x / 3, half_y))
 
 
 def _small_books(rng):
     return objects.books(rng, rng.uniform(0.1, 0.2))
 
 
-def _bookcase(room: Room) -> None:
+def _add_bookcase(room: Room) -> None:
     shelf = furniture.bookshelf(room.rng)
-    host = room.by_wall(shelf)
+    host = room.place_by_wall(shelf)
     if host:
         for top in shelf.tops:
             if room.rng.random() < 0.85:
-                room.on_top(objects.books(room.rng, top[3]), host, top, jitter=0.0)
+                room.place_on_top(objects.books(room.rng, top[3]), host, top, jitter=0.0)
 
 
-def _bedroom(room: Room) -> None:
+def _furnish_bedroom(room: Room) -> None:
     rng = room.rng
     bed = furniture.bed(rng)
-    host = room.by_wall(bed)
+    host = room.place_by_wall(bed)
     if host:
         for top in bed.tops:
-            room.on_top(objects.pillow(rng), host, top)
+            room.place_on_top(objects.pillow(rng), host, top)
         for side in (-1, 1):
             stand = furniture.night_stand(rng)
             x = side * (bed.width / 2 + stand.width / 2 + 0.08)
-            place = room.beside(stand, host, x, bed.depth / 2 - stand.depth / 2)
-            _clutter(room, place, stand, (objects.table_lamp, _small_books))
+            place = room.place_beside(stand, host, x, bed.depth / 2 - stand.depth / 2)
+            _add_clutter(room, place, stand, (objects.table_lamp, _small_books))
         if rng.random() < 0.3:
             _seat_person(room, host, bed)
     dresser = furniture.dresser(rng)
-    place = room.by_wall(dresser)
-    _clutter(room, place, dresser, (objects.television, objects.box, _small_books))
-    room.by_wall(furniture.cabinet(rng))
+    place = room.place_by_wall(dresser)
+    _add_clutter(room, place, dresser, (objects.television, objects.box, _small_books))
+    room.place_by_wall(furniture.cabinet(rng))
 
 
-def _media(room: Room, walls=(LEFT, RIGHT, BACK, BACK)) -> None:
+def _add_television(room: Room, walls=(LEFT, RIGHT, BACK, BACK)) -> None:
     stand = furniture.cabinet(room.rng)
-    host = room.by_wall(stand, walls)
+    host = room.place_by_wall(stand, walls)
     if host and stand.height < 1:
         x, y, z, _, _ = stand.tops[0]
-        room.on_top(objects.television(room.rng), host, (x, y, z, 0.0, 0.0))
+        room.place_on_top(objects.television(room.rng), host, (x, y, z, 0.0, 0.0))
 
 
-def _living_room(room: Room) -> None:
+def _furnish_living_room(room: Room) -> None:
     rng = room.rng
     sofa = furniture.sofa(rng)
-    host = room.by_wall(sofa)
+    host = room.place_by_wall(sofa)
     if host:
         table = furniture.coffee_table(rng)
-        place = room.beside(table, host, 0, -sofa.depth / 2 - table.depth / 2 - 0.35)
-        _clutter(room, place, table, (objects.bottle, objects.box, _small_books))
+        place = room.place_beside(table, host, 0, -sofa.depth / 2 - table.depth / 2 - 0.35)
+        _add_clutter(room, place, table, (objects.bottle, objects.box, _small_books))
         if rng.random() < 0.5:
             _seat_person(room, host, sofa)
-    _media(room)
-    _bookcase(room)
+    _add_television(room)
+    _add_bookcase(room)
     if rng.random() < 0.5:
-        room.by_wall(furniture.sofa(rng))
+        room.place_by_wall(furniture.sofa(rng))
 
 
-def _sofa_with_people(room: Room) -> None:
+def _add_sofa(room: Room) -> None:
     sofa = furniture.sofa(room.rng)
-    host = room.on_floor(sofa, (1.9, 3.0), 0.45, 0.6)
+    host = room.place_on_floor(sofa, (1.9, 3.0), 0.45, 0.6)
     if host and room.rng.random() < 0.4:
         _seat_person(room, host, sofa)
 
 
-def _table_with_chairs(room: Room, distance, sitters: float) -> None:
+def _add_table(room: Room, distance, sitters: float) -> None:
     rng = room.rng
     table = furniture.table(rng)
-    host = room.on_floor(table, distance, 0.35, rng.choice([0.2, np.pi]))
+    host = room.place_on_floor(table, distance, 0.35, rng.choice([0.2, np.pi]))
     if not host:
         return
-    _clutter(room, host, table, (objects.bottle, objects.bottle, _small_books, objects.box))
+    _add_clutter(room, host, table, (objects.bottle, objects.bottle, _small_books, objects.box))
     for side in rng.permutation(4):
         chair = furniture.chair(rng)
         reach = (table.depth if side % 2 == 0 else table.width) / 2 + 0.12
         x, y = turn(side * np.pi / 2)[:2, 1] * reach
-        place = room.beside(chair, host, x, y, side * np.pi / 2 + rng.uniform(-0.2, 0.2), False)
+        place = room.place_beside(
+            chair, host, x, y, side * np.pi / 2 + rng.uniform(-0.2, 0.2), False
+        )
         if place and rng.random() < sitters:
             _seat_person(room, place, chair)
 
 
-def _kitchen(room: Room) -> None:
+def _furnish_kitchen(room: Room) -> None:
     rng = room.rng
     for _ in range(2):
         counter = furniture.counter(rng)
-        _clutter(room, room.by_wall(counter), counter, (objects.box, objects.bottle))
-    room.by_wall(furniture.refrigerator(rng))
-    room.by_wall(furniture.cabinet(rng))
-    _table_with_chairs(room, (2.2, 3.2), 0.25)
+        _add_clutter(room, room.place_by_wall(counter), counter, (objects.box, objects.bottle))
+    room.place_by_wall(furniture.refrigerator(rng))
+    room.place_by_wall(furniture.cabinet(rng))
+    _add_table(room, (2.2, 3.2), 0.25)
 
 
-def _office(room: Room) -> None:
+def _furnish_office(room: Room) -> None:
     rng = room.rng
     for _ in range(int(rng.integers(1, 3))):
         desk = furniture.desk(rng)
-        host = room.by_wall(desk)
+        host = room.place_by_wall(desk)
         if host:
-            _clutter(room, host, desk, (objects.television, objects.table_lamp, _small_books))
+            _add_clutter(room, host, desk, (objects.television, objects.table_lamp, _small_books))
             chair = furniture.chair(rng)
-            place = room.beside(chair, host, 0, -desk.depth / 2 - 0.3, np.pi + rng.uniform(-1, 1))
+            place = room.place_beside(
+                chair, host, 0, -desk.depth / 2 - 0.3, np.pi + rng.uniform(-1, 1)
+            )
             if place and rng.random() < 0.4:
                 _seat_person(room, place, chair)
-    _bookcase(room)
+    _add_bookcase(room)
     room.hang(objects.whiteboard(rng), 1.0)
-    room.by_wall(furniture.cabinet(rng))
+    room.place_by_wall(furniture.cabinet(rng))
 
 
-def _extras(room: Room) -> None:
+def _add_extras(room: Room) -> None:
     """Adds what any room may have: a rug, people, lamps, plants, boxes and things on the walls."""
     rng = room.rng
     if rng.random() < 0.5:
-        room.on_floor(objects.floor_mat(rng), (2.0, 3.5), 0.3, np.pi, occupies=False)
+        room.place_on_floor(objects.floor_mat(rng), (2.0, 3.5), 0.3, np.pi, occupies=False)
     if rng.random() < 0.7:
-        room.on_floor(person(rng), (1.8, 3.5), 0.45)
+        room.place_on_floor(person(rng), (1.8, 3.5), 0.45)
     if rng.random() < 0.4:
-        room.on_floor(furniture.chair(rng), (1.6, 3.5), 0.5)
+        room.place_on_floor(furniture.chair(rng), (1.6, 3.5), 0.5)
     for thing in (furniture.floor_lamp, objects.potted_plant, objects.box, furniture.night_stand):
         if rng.random() < 0.4:
-            room.by_wall(thing(rng))
+            room.place_by_wall(thing(rng))
     if rng.random() < 0.7:
         room.hang(objects.door(rng), 0.0)
     if rng.random() < 0.75:
@@ -180,7 +186,7 @@ def _extras(room: Room) -> None:
         host = room.hang(shelves, 1.2)
         if host:
             for top in shelves.tops:
-                room.on_top(objects.books(rng, 0.2), host, top)
+                room.place_on_top(objects.books(rng, 0.2), host, top)
     for _ in range(int(rng.integers(1, 4))):
         room.hang(objects.picture(rng), rng.uniform(1.2, 1.5))
 
@@ -201,9 +207,11 @@ def room_view(rng: np.random.Generator, size: tuple[int, int]) -> Setting:
         position, yaw, rng.uniform(-0.22, -0.06), np.radians(rng.uniform(66, 78)), size
     )
     room = Room(rng, extent, position, yaw, clearance=1.0)
-    (_bedroom, _living_room, _kitchen, _office)[rng.integers(4)](room)
-    _extras(room)
-    return Setting(room.scene, camera, _lamp(rng, extent))
+    (_furnish_bedroom, _furnish_living_room, _furnish_kitchen, _furnish_office)[rng.integers(4)](
+        room
+    )
+    _add_extras(room)
+    return Setting(room.scene, camera, _draw_lamp(rng, extent))
 
 
 def people_view(rng: np.random.Generator, size: tuple[int, int]) -> Setting:
@@ -224,33 +232,33 @@ def people_view(rng: np.random.Generator, size: tuple[int, int]) -> Setting:
     room = Room(rng, extent, position, yaw, clearance=0.9)
     group = rng.random()
     if group < 0.25:
-        _table_with_chairs(room, (1.8, 2.2), 0.8)
-        room.on_floor(person(rng), (1.4, 2.4), 0.4, 0.5)
+        _add_table(room, (1.8, 2.2), 0.8)
+        room.place_on_floor(person(rng), (1.4, 2.4), 0.4, 0.5)
     elif group < 0.65:
-        room.on_floor(person(rng), (1.45, 1.8), 0.2, 0.5)
+        room.place_on_floor(person(rng), (1.45, 1.8), 0.2, 0.5)
     else:
         chair = furniture.chair(rng)
-        host = room.on_floor(chair, (1.35, 1.7), 0.2, 0.4)
+        host = room.place_on_floor(chair, (1.35, 1.7), 0.2, 0.4)
         if host:
             _seat_person(room, host, chair)
     if rng.random() < 0.7:
-        room.on_floor(person(rng), (1.4, 2.2), 0.45, 0.6)
+        room.place_on_floor(person(rng), (1.4, 2.2), 0.45, 0.6)
     for _ in range(2):
-        _sofa_with_people(room)
+        _add_sofa(room)
     things = (
         furniture.chair, objects.potted_plant,
         lambda rng: objects.animal(rng, "dog"), lambda rng: objects.animal(rng, "cat"),
     )  # fmt: skip
     for _ in range(int(rng.integers(2, 5))):
-        room.on_floor(things[rng.integers(len(things))](rng), (1.4, 2.8), 0.5)
+        room.place_on_floor(things[rng.integers(len(things))](rng), (1.4, 2.8), 0.5)
     if rng.random() < 0.5:
-        _media(room, (BACK,))
+        _add_television(room, (BACK,))
     for _ in range(2):
-        room.by_wall(furniture.sofa(rng))
+        room.place_by_wall(furniture.sofa(rng))
     for _ in range(int(rng.integers(0, 3))):
-        room.by_wall(objects.potted_plant(rng))
+        room.place_by_wall(objects.potted_plant(rng))
     room.hang(objects.window(rng), 0.9)
     room.hang(objects.picture(rng), 1.3)
     if rng.random() < 0.4:
         room.hang(objects.door(rng), 0.0)
-    return Setting(room.scene, camera, _lamp(rng, extent))
+    return Setting(room.scene, camera, _draw_lamp(rng, extent))

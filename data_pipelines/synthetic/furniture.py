@@ -12,7 +12,7 @@ from mtmamba_jax.data_pipelines.synthetic.materials import glowing, random_mater
 from mtmamba_jax.data_pipelines.synthetic.pieces import Piece, tilt
 
 
-def _legs(piece: Piece, half_width, half_depth, height, thickness, material) -> None:
+def _add_legs(piece: Piece, half_width, half_depth, height, thickness, material) -> None:
     for x in (-1, 1):
         for y in (-1, 1):
             centre = (x * (half_width - thickness), y * (half_depth - thickness), height / 2)
@@ -27,7 +27,7 @@ def chair(rng: np.random.Generator) -> Piece:
     frame, cloth = random_material(rng), random_material(rng, "checker", 0.16, contrast=0.75)
     piece.box((0, 0, seat), (half, half, 0.03), cloth)
     if rng.random() < 0.7:
-        _legs(piece, half, half, seat, 0.022, frame)
+        _add_legs(piece, half, half, seat, 0.022, frame)
     else:
         piece.cylinder((0, 0, seat / 2), 0.03, seat / 2, frame)
         piece.cylinder((0, 0, 0.03), 0.24, 0.03, frame, taper=-0.3)
@@ -93,7 +93,7 @@ def table(rng: np.random.Generator) -> Piece:
         piece = Piece("dining table", 2 * half, 2 * depth, height)
         piece.box((0, 0, height - 0.02), (half, depth, 0.02), top)
         piece.box((0, 0, height - 0.08), (half - 0.06, depth - 0.06, 0.04), frame)
-        _legs(piece, half - 0.02, depth - 0.02, height - 0.04, rng.uniform(0.025, 0.045), frame)
+        _add_legs(piece, half - 0.02, depth - 0.02, height - 0.04, rng.uniform(0.025, 0.045), frame)
     piece.tops.append((0, 0, height, half * 0.7, depth * 0.7))
     return piece
 
@@ -105,7 +105,7 @@ def coffee_table(rng: np.random.Generator) -> Piece:
     top, frame = random_material(rng), random_material(rng)
     piece.box((0, 0, height - 0.02), (half, depth, 0.02), top)
     piece.box((0, 0, 0.14), (half - 0.05, depth - 0.05, 0.012), frame)
-    _legs(piece, half - 0.02, depth - 0.02, height - 0.04, 0.025, frame)
+    _add_legs(piece, half - 0.02, depth - 0.02, height - 0.04, 0.025, frame)
     piece.tops.append((0, 0, height, half * 0.7, depth * 0.6))
     return piece
 
@@ -146,7 +146,7 @@ def bed(rng: np.random.Generator) -> Piece:
     return piece
 
 
-def _drawers(piece: Piece, columns: int, rows: int, low: float, front, knob) -> None:
+def _add_drawers(piece: Piece, columns: int, rows: int, low: float, front, knob) -> None:
     """Adds a grid of drawer fronts with knobs to the front, above the height `low`."""
     width, height = piece.width / columns, (piece.height - low - 0.03) / rows
     for column in range(columns):
@@ -159,11 +159,11 @@ def _drawers(piece: Piece, columns: int, rows: int, low: float, front, knob) -> 
             piece.ellipsoid((x + side, y - 0.025, z), (0.018, 0.018, 0.018), knob)
 
 
-def _chest(rng, kind, width, depth, height, columns, rows) -> Piece:
+def _make_chest(rng, kind, width, depth, height, columns, rows) -> Piece:
     piece = Piece(kind, width, depth, height)
     body, front, knob = (random_material(rng) for _ in range(3))
     piece.box((0, 0.01, height / 2), (width / 2, depth / 2 - 0.01, height / 2), body)
-    _drawers(piece, columns, rows, 0.06, front, knob)
+    _add_drawers(piece, columns, rows, 0.06, front, knob)
     piece.tops.append((0, 0, height, width * 0.35, depth * 0.25))
     return piece
 
@@ -173,19 +173,19 @@ def cabinet(rng: np.random.Generator) -> Piece:
     low = rng.random() < 0.5
     height = rng.uniform(0.7, 0.95) if low else rng.uniform(1.7, 2.1)
     width, depth = rng.uniform(0.8, 1.3), rng.uniform(0.38, 0.55)
-    return _chest(rng, "cabinet", width, depth, height, 3 if width > 1.1 else 2, 1)
+    return _make_chest(rng, "cabinet", width, depth, height, 3 if width > 1.1 else 2, 1)
 
 
 def dresser(rng: np.random.Generator) -> Piece:
     """Makes a chest with two columns of drawers."""
     width, depth, height = rng.uniform(0.9, 1.3), rng.uniform(0.4, 0.5), rng.uniform(0.75, 1.0)
-    return _chest(rng, "dresser", width, depth, height, 2, int(rng.integers(3, 5)))
+    return _make_chest(rng, "dresser", width, depth, height, 2, int(rng.integers(3, 5)))
 
 
 def night_stand(rng: np.random.Generator) -> Piece:
     """Makes a small chest with one or two drawers."""
     width, depth, height = rng.uniform(0.4, 0.5), rng.uniform(0.35, 0.42), rng.uniform(0.45, 0.6)
-    return _chest(rng, "night stand", width, depth, height, 1, int(rng.integers(1, 3)))
+    return _make_chest(rng, "night stand", width, depth, height, 1, int(rng.integers(1, 3)))
 
 
 def refrigerator(rng: np.random.Generator) -> Piece:
@@ -206,7 +206,7 @@ def refrigerator(rng: np.random.Generator) -> Piece:
 def counter(rng: np.random.Generator) -> Piece:
     """Makes a kitchen counter: doors under an overhanging top."""
     width, depth, height = rng.uniform(1.2, 1.9), 0.6, rng.uniform(0.86, 0.92)
-    piece = _chest(rng, "counter", width, depth, height, int(rng.integers(3, 5)), 1)
+    piece = _make_chest(rng, "counter", width, depth, height, int(rng.integers(3, 5)), 1)
     piece.box(
         (0, -0.01, height + 0.02), (width / 2 + 0.02, depth / 2 + 0.03, 0.02), random_material(rng)
     )

@@ -144,7 +144,7 @@ def floor_mat(rng: np.random.Generator) -> Piece:
     return piece
 
 
-def _framed(rng, kind, half, tall, inside, thickness=0.02) -> Piece:
+def _make_framed(rng, kind, half, tall, inside, thickness=0.02) -> Piece:
     piece = Piece(kind, 2 * half, 0.05, 2 * tall)
     border = rng.uniform(0.03, 0.06)
     piece.box((0, -thickness, tall), (half, thickness, tall), random_material(rng))
@@ -155,13 +155,13 @@ def _framed(rng, kind, half, tall, inside, thickness=0.02) -> Piece:
 def picture(rng: np.random.Generator) -> Piece:
     """Makes a framed abstract painting."""
     paint = random_material(rng, rng.choice(["noise", "dots", "checker"]), wavelength=0.3)
-    return _framed(rng, "picture", rng.uniform(0.2, 0.5), rng.uniform(0.2, 0.4), paint)
+    return _make_framed(rng, "picture", rng.uniform(0.2, 0.5), rng.uniform(0.2, 0.4), paint)
 
 
 def whiteboard(rng: np.random.Generator) -> Piece:
     """Makes a wide plain board with a tray below it."""
     half, tall = rng.uniform(0.6, 0.95), rng.uniform(0.4, 0.55)
-    piece = _framed(rng, "whiteboard", half, tall, random_material(rng, "plain"), 0.012)
+    piece = _make_framed(rng, "whiteboard", half, tall, random_material(rng, "plain"), 0.012)
     piece.box((0, -0.05, 0.0), (half * 0.7, 0.04, 0.012), random_material(rng, "plain"))
     return piece
 

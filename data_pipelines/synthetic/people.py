@@ -34,7 +34,7 @@ def _arm_pose(rng: np.random.Generator, seated: bool):
     return poses[rng.choice(4, p=shares)]
 
 
-def _head(piece: Piece, rng, height, neck, skin, hair) -> None:
+def _add_head(piece: Piece, rng, height, neck, skin, hair) -> None:
     middle = neck + np.array([0, -0.015, 0.11]) * height / 1.7
     half = np.array([0.11, 0.125, 0.15]) * height / 1.7
     piece.limb(neck - (0, 0, 0.07), middle, 0.06, skin, TORSO)
@@ -49,7 +49,7 @@ def _head(piece: Piece, rng, height, neck, skin, hair) -> None:
     piece.ellipsoid(nose, (0.014, 0.022, 0.022), skin, part=HEAD)
 
 
-def _arms(piece: Piece, rng, height, shoulders, seated, sleeve, lower, skin) -> None:
+def _add_arms(piece: Piece, rng, height, shoulders, seated, sleeve, lower, skin) -> None:
     upper_length, lower_length = 0.175 * height, 0.15 * height
     for side in (-1, 1):
         forward, outward, elbow, inward = _arm_pose(rng, seated)
@@ -63,7 +63,7 @@ def _arms(piece: Piece, rng, height, shoulders, seated, sleeve, lower, skin) -> 
         piece.ellipsoid(hand, (0.06, 0.066, 0.07), skin, part=LOWER_ARM)
 
 
-def _legs(piece: Piece, rng, height, hips, seated, upper, lower, shoe) -> None:
+def _add_legs(piece: Piece, rng, height, hips, seated, upper, lower, shoe) -> None:
     upper_length, lower_length = 0.245 * height, 0.235 * height
     swing = 0.0 if seated else rng.choice([0.0, rng.uniform(0.1, 0.35)])
     for side in (-1, 1):
@@ -108,11 +108,11 @@ def person(rng: np.random.Generator, seat_height: float | None = None) -> Piece:
     piece.ellipsoid(hips, np.array([0.1, 0.075, 0.065]) * height, trousers, part=TORSO)
     across = np.array([0.09 * height, 0, 0])
     piece.limb(shoulders - across, shoulders + across, 0.04 * height, shirt, TORSO)
-    _head(piece, rng, height, shoulders + 0.065 * height * spine, skin, hair)
+    _add_head(piece, rng, height, shoulders + 0.065 * height * spine, skin, hair)
     upper_sleeve = shirt if rng.random() < 0.2 else sleeve
     lower_sleeve = upper_sleeve if rng.random() < 0.25 else skin
-    _arms(piece, rng, height, shoulders, seated, upper_sleeve, lower_sleeve, skin)
+    _add_arms(piece, rng, height, shoulders, seated, upper_sleeve, lower_sleeve, skin)
     # Long trousers, or shorts with long socks or boots.
     lower_leg = (trousers, sock, sock, shoe)[rng.integers(4)]
-    _legs(piece, rng, height, hips, seated, trousers, lower_leg, shoe)
+    _add_legs(piece, rng, height, hips, seated, trousers, lower_leg, shoe)
     return piece

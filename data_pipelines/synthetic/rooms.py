@@ -74,7 +74,7 @@ class Room:
         self.scene.add(piece, position, yaw)
         return position, yaw
 
-    def _along(self, wall: str, half: float) -> float:
+    def _draw_along(self, wall: str, half: float) -> float:
         """Draws a position along a wall for a piece 2 * half wide, not beside the camera."""
         width, length, _ = self.size
         low, high = (0.0, width) if wall == BACK else (self.camera[1] + 0.6, length)
@@ -87,13 +87,13 @@ class Room:
             return along, length - away
         return (away if wall == LEFT else width - away), along
 
-    def by_wall(
+    def place_by_wall(
         self, piece: Piece, walls: Sequence[str] = (LEFT, RIGHT, BACK, BACK)
     ) -> Place | None:
         """Places the piece on the floor with its back against one of the walls."""
         for _ in range(_TRIES):
             wall = walls[int(self.rng.integers(len(walls)))]
-            along, away = self._along(wall, piece.width / 2), piece.depth / 2 + 0.02
+            along, away = self._draw_along(wall, piece.width / 2), piece.depth / 2 + 0.02
             span = (along, piece.height / 2, piece.width / 2, piece.height / 2)
             if _overlaps(self._walls[wall], *span):
                 continue
@@ -107,7 +107,7 @@ class Room:
         """Fixes the piece to one of the walls, its lowest point `low` metres up."""
         for _ in range(_TRIES):
             wall = (LEFT, RIGHT, BACK)[self.rng.integers(3)]
-            along = self._along(wall, piece.width / 2)
+            along = self._draw_along(wall, piece.width / 2)
             span = (along, low + piece.height / 2, piece.width / 2 + 0.03, piece.height / 2)
             if _overlaps(self._walls[wall], *span):
                 continue
@@ -115,7 +115,7 @@ class Room:
             return self._put(piece, *self._at_wall(wall, along), _YAW[wall], low, occupies=False)
         return None
 
-    def on_floor(
+    def place_on_floor(
         self,
         piece: Piece,
         distance: tuple[float, float],
@@ -142,14 +142,14 @@ class Room:
                 return placed
         return None
 
-    def beside(
+    def place_beside(
         self, piece: Piece, host: Place, x, y, yaw: float = 0.0, occupies=True
     ) -> Place | None:
         """Places the piece at (x, y) and `yaw` in the frame of `host`, on the floor."""
         position = host[0] + turn(host[1]) @ (x, y, 0)
         return self._put(piece, position[0], position[1], host[1] + yaw, occupies=occupies)
 
-    def on_top(
+    def place_on_top(
         self, piece: Piece, host: Place, top: tuple[float, ...], jitter: float = 1.0
     ) -> None:
         """Places the piece on `top`, one of the `Piece.tops` of its host, near the middle."""
