@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 
 from mtmamba_jax.data_pipelines.batch import check_example
 from mtmamba_jax.data_pipelines.builders.reading import DataError
+from mtmamba_jax.data_pipelines.builders.sample_trees import WRITERS
 from mtmamba_jax.data_pipelines.datasets import DATASETS
 from mtmamba_jax.data_pipelines.pipeline import train_batches
 from mtmamba_jax.data_pipelines.records import Records, create_builder
@@ -29,7 +30,6 @@ from tests.data_pipelines.dummy_trees import (
     records_of,
     visible,
 )
-from tests.data_pipelines.sample_trees import WRITERS
 
 ROOT = pathlib.Path(__file__).parents[2]
 
