@@ -177,6 +177,29 @@ def _sweep(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _boundaries(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--dataset",
+        required=True,
+        choices=("nyudv2", "pascal_context"),
+        help="sets the matching distance and the published subset of images",
+    )
+    command.add_argument("--predictions", required=True, help="folder of NAME.png, 8 bits")
+    command.add_argument("--labels", required=True, help="folder of NAME.png or NAME.mat")
+    command.add_argument(
+        "--reading",
+        choices=("regions", "contours"),
+        default="regions",
+        help="true contours lie between regions of a label, as published, or where it is not 0",
+    )
+    command.add_argument("--ids", help="file with the names of the images to score")
+    command.add_argument(
+        "--all", action="store_true", help="score all images, not only the published subset"
+    )
+    command.add_argument("--workers", type=int, help="number of processes (one per core)")
+    command.add_argument("--output", help="folder to write (boundaries_DATASET)")
+
+
 def _tables(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--runs", metavar="DIR", help="folder of finished runs whose scores to print"
@@ -221,6 +244,7 @@ _COMMANDS = {
     "train": (_train, "Train a model, evaluate it and draw predictions."),
     "eval": (_eval, "Evaluate a trained model on its test set."),
     "predict": (_predict, "Predict the maps of photos."),
+    "boundaries": (_boundaries, "Score a folder of predicted contours: odsF, oisF and AP."),
     "export": (_export, "Export a trained model, to run with jax alone or in PyTorch."),
     "convert": (_convert, "Convert PyTorch weights to a work directory or a plain file."),
     "benchmark": (

@@ -16,7 +16,6 @@ from mtmamba_jax.checkpoints import load as runs
 from mtmamba_jax.cli import main as cli
 from mtmamba_jax.data_pipelines.sources import DataSettings, open_source
 from mtmamba_jax.evaluation import evaluate, saved_predictions
-from mtmamba_jax.metrics.boundaries.__main__ import main as score_folders
 from mtmamba_jax.tasks import IGNORE, NYUDV2, PASCAL_CONTEXT
 from mtmamba_jax.training import state
 from mtmamba_jax.training.train import train
@@ -128,7 +127,7 @@ def test_odsf_is_that_of_the_saved_predictions(evaluated, tmp_path):
         f"--labels={true}",
         f"--output={tmp_path / 'out'}",
     ]
-    assert score_folders(arguments) == 0
+    assert cli.main(["boundaries", *arguments]) == 0
     ours, theirs = (folder for folder in (evaluated / "boundaries_best", tmp_path / "out"))
     assert (ours / "curve.csv").read_text() == (theirs / "curve.csv").read_text()
     found, wanted = (json.loads((f / "boundaries.json").read_text()) for f in (ours, theirs))

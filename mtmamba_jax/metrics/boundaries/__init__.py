@@ -6,11 +6,9 @@ Malik, "Learning to detect natural image boundaries", PAMI 2004; Arbelaez et al.
 and hierarchical image segmentation", PAMI 2011). As usual in multi-task learning (SEISM), soft
 predictions first go through non-maximum suppression.
 
-    python -m mtmamba_jax.metrics.boundaries --help
-
 `contours` prepares maps, `matching` matches them, `counts` counts one image, `scores` scores a test
-set and `folders` scores saved predictions. `mtmamba_jax.evaluation.boundaries` scores a model (the
-command `eval`).
+set and `folders` scores saved predictions (the command `boundaries`).
+`mtmamba_jax.evaluation.boundaries` scores a model (the command `eval`).
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import scipy.io
 
+from mtmamba_jax.cli import main as cli
 from mtmamba_jax.data_pipelines.builders.reading import read_list
 from mtmamba_jax.metrics import boundaries
-from mtmamba_jax.metrics.boundaries import __main__ as command
 from mtmamba_jax.metrics.boundaries import folders
 from tests.metrics.boundaries import scenes
 
@@ -137,7 +137,7 @@ def test_invalid_arguments_are_reported(files):
 
 def run(files, *arguments):
     folder_flags = [f"--{name}={files / name}" for name in ("predictions", "labels", "output")]
-    return command.main(["--dataset=nyudv2", "--workers=0", *folder_flags, *arguments])
+    return cli.main(["boundaries", "--dataset=nyudv2", "--workers=0", *folder_flags, *arguments])
 
 
 def test_the_command_scores_a_folder(files, capsys):
