@@ -28,7 +28,7 @@ from mtmamba_jax.visualization.precision_recall import CURVE_FILE, draw_precisio
 
 
 def run(options: argparse.Namespace) -> int:
-    """Scores a trained model on its test set."""
+    """Evaluates a trained model on its test set."""
     join_processes(options)
     run = load_run(options.workdir, options.checkpoint)
     directory = run.directory
@@ -47,13 +47,13 @@ def run(options: argparse.Namespace) -> int:
     written = {"step": run.step, "scores": scores, "constants": constants}
     written["class_iou"] = class_ious(run.tasks, totals)
     _write(path, written)
-    sums = _pass(evaluator, run, benchmark, writer)
+    sums = _pass(evaluator, run, benchmark, writer) if benchmark or writer else None
     if writer:
         record = {"workdir": options.workdir, "step": run.step, "images": len(evaluator)}
         if is_first():
             writer.finish(record)
         print(f"\nPredictions of {len(evaluator)} images: {writer.folder}")
-    if benchmark and sums["images"]:
+    if benchmark and sums and sums["images"]:
         folder = directory / f"boundaries_{options.checkpoint}"
         settings = {**benchmark.settings, "images": int(sums["images"])}
         edge = benchmark.task.name
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
             write_figure(folder / CURVE_FILE, draw_precision_recall(sums))
         print(f"\n{benchmark.describe()}\n{boundary_table(sums)}\nThe curve: {folder}")
     print(f"\n{format_details(run.config, run.tasks, totals, scores, constants)}")
-    # The best checkpoint's panels are those that training wrote.
+    # Those of the best checkpoint replace the ones that training wrote.
     suffix = "" if options.checkpoint == "best" else f"_{options.checkpoint}"
     pictures = write_confusions(directory.path, run.tasks, totals, suffix)
     folder = f"panels{suffix}"
@@ -75,12 +75,15 @@ def run(options: argparse.Namespace) -> int:
     )
     names = "".join(f", {picture.name}" for picture in pictures)
     print(
-        f"\nWrote {path} (every score){names} and {len(panels)} panels in "
+        f"\nWrote {path} with every score{names} and {len(panels)} panels in "
         f"{options.workdir}/{folder}\n"
         f"Next: {program_name()} predict --workdir={options.workdir} PHOTO_OR_FOLDER..."
     )
-    if benchmark:
-        _check_scored(sums)  # last: what else was asked for is written
+    if sums and not sums["images"]:  # last, once everything else is written
+        raise ValueError(
+            "--odsf found no image to score: no image of the test set has an edge label, or the "
+            "published subset excludes all of them (--all includes them)."
+        )
     return 0
 
 
@@ -90,7 +93,7 @@ def _write(path: epath.Path, scores: Mapping[str, object]) -> None:
 
 
 def _benchmark(options: argparse.Namespace, run: Run) -> Benchmark | None:
-    """Returns how contours are scored, None where they are not."""
+    """Returns the boundary benchmark, None without --odsf."""
     labels = options.boundary_labels
     if options.odsf:
         return choose_benchmark(
@@ -101,12 +104,12 @@ def _benchmark(options: argparse.Namespace, run: Run) -> Benchmark | None:
             num_workers=options.workers,
         )
     if labels is not None or options.all or options.workers is not None:
-        raise ValueError("--boundary_labels, --all and --workers are of --odsf: add it.")
+        raise ValueError("--boundary_labels, --all and --workers need --odsf: add it.")
     return None
 
 
 def _prediction_writer(options: argparse.Namespace, run: Run) -> PredictionWriter | None:
-    """Returns where predictions are written, None where they are not."""
+    """Returns the writer of --save_predictions, None without the flag."""
     if options.save_predictions is None:
         return None
     default = epath.Path(options.workdir) / f"predictions_{options.checkpoint}"
@@ -116,28 +119,17 @@ def _prediction_writer(options: argparse.Namespace, run: Run) -> PredictionWrite
 def _pass(
     evaluator: Evaluator, run: Run, benchmark: Benchmark | None, writer: PredictionWriter | None
 ) -> Sums | None:
-    """Writes and counts predictions in one pass over the test set; returns all processes' sums."""
-    if not (benchmark or writer):
-        return None
+    """Writes and counts predictions in one pass; returns the counts of all processes together."""
     predictions = tqdm.tqdm(
         evaluator.values(run.parameters),
         total=evaluator.own,
         unit="image",
-        disable=None if is_first() else True,  # None: where there is no terminal
+        disable=None if is_first() else True,  # None: only on a terminal
     )
     if writer:
         predictions = writer.write_each(predictions)
     if not benchmark:
         collections.deque(predictions, maxlen=0)
-        max_over_processes(0)  # all have written theirs
+        max_over_processes(0)  # waits until all have written theirs
         return None
     return sum_over_processes(sum_counts(count_test_set(benchmark, predictions)))
-
-
-def _check_scored(sums: Sums) -> None:
-    """Raises ValueError if there was no image to score."""
-    if not sums["images"]:
-        raise ValueError(
-            "--odsf found no image to score: none of the test set has a label of edges, or the "
-            "published figures leave all out (--all scores them)."
-        )

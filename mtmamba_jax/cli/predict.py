@@ -39,7 +39,10 @@ def run(options: argparse.Namespace) -> int:
     )
     folders = []
     for result in tqdm.tqdm(results, total=len(photos), unit="photo", disable=None):
-        (failures if isinstance(result, Failure) else folders).append(result)
+        if isinstance(result, Failure):
+            failures.append(result)
+        else:
+            folders.append(result)
     code = _report_failures(failures)
     if folders:
         print(

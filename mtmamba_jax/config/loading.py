@@ -89,7 +89,8 @@ def _read(path: str, overrides: Mapping[str, str]) -> ConfigDict:
         key = re.match(r"flag --config\.([\w.]+)=", str(error))
         if not key:  # raised by get_config()
             raise ValueError(f"{path}: {error}") from error
-        kind = config_path.get_type(key[1], _read(path, {})).__name__
+        field = config_path.get_type(key[1], _read(path, {}))
+        kind = field.__name__ if isinstance(field, type) else str(field)
         article = "an" if kind == "int" else "a"
         raise ValueError(
             f"Config key {key[1]!r} wants {article} {kind}, got {overrides[key[1]]!r}."

@@ -206,32 +206,35 @@ def from_flat(values: Mapping[str, object], origin: str) -> Config:
         if key not in valid:
             raise ValueError(f"{origin} has the unknown key {key!r}.{nearest(key, valid)}")
         *sections, last = key.split(".")
-        parent = functools.reduce(ConfigDict.__getitem__, sections, config)
+        parent: Any = config
+        for name in sections:
+            parent = parent[name]
         try:
             parent[last] = tuple(value) if isinstance(value, list) else value
         except TypeError as error:
             raise ValueError(
                 f"{origin} has a value of the wrong type at {key!r}: {error}"
             ) from error
+    found: dict[str, Any] = config.to_dict()
     try:
-        augment = AugmentSettings(**config.augment)
+        augment = AugmentSettings(**found["augment"])
     except (TypeError, ValueError) as error:
         raise ValueError(f"Config keys 'augment.*': {error}") from error
-    tasks = config.tasks
-    baselines = {name: value for name, value in tasks.baselines.items() if value is not None}
+    baselines = found["tasks"]["baselines"]
+    found["tasks"]["baselines"] = {k: v for k, v in baselines.items() if v is not None}
     return Config(
-        seed=config.seed,
-        on_nonfinite=config.on_nonfinite,
-        init=InitSettings(**config.init),
-        mesh=MeshSettings(**config.mesh),
-        tasks=TaskSettings(tasks.set, tasks.names, tasks.classes, baselines),
-        model=ModelSettings(**config.model),
-        data=DataSettings(**config.data),
+        seed=found["seed"],
+        on_nonfinite=found["on_nonfinite"],
+        init=InitSettings(**found["init"]),
+        mesh=MeshSettings(**found["mesh"]),
+        tasks=TaskSettings(**found["tasks"]),
+        model=ModelSettings(**found["model"]),
+        data=DataSettings(**found["data"]),
         augment=augment,
-        loss=LossSettings(config.loss.scheme, config.loss.reduction, dict(config.loss.weights)),
-        optimizer=OptimizerSettings(**config.optimizer),
-        train=TrainSettings(**config.train),
-        eval=EvalSettings(**config.eval),
+        loss=LossSettings(**found["loss"]),
+        optimizer=OptimizerSettings(**found["optimizer"]),
+        train=TrainSettings(**found["train"]),
+        eval=EvalSettings(**found["eval"]),
     )
 
 

@@ -146,7 +146,7 @@ class Evaluator:
     def _accumulate(
         self, measure: Callable, accumulators: Mapping[str, Accumulator]
     ) -> dict[str, Counts]:
-        total = {name: accumulator.empty() for name, accumulator in accumulators.items()}
+        total: dict[str, Counts] = {name: each.empty() for name, each in accumulators.items()}
         for batch in self._batches():
             counts = measure(put_batch(batch, self._mesh))
             for name, accumulator in accumulators.items():
@@ -207,8 +207,9 @@ def create_predict_step(graph: nnx.GraphDef, mesh: Mesh, layout: dict | None = N
     def step(parameters: Mapping, images: jax.Array) -> dict[str, jax.Array]:
         return nnx.merge(graph, parameters)(images)
 
-    layout, split = layout or replicated(mesh), batch_sharding(mesh)
-    return jit_on(mesh, step, in_shardings=(layout, split), out_shardings=split)
+    split = batch_sharding(mesh)
+    shardings = (layout or replicated(mesh), split)
+    return jit_on(mesh, step, in_shardings=shardings, out_shardings=split)
 
 
 def _local(array: jax.Array) -> np.ndarray:

@@ -102,7 +102,7 @@ class Loop:
             profile.after(step, numbers)
             # One step late, so that the device never waits for it.
             self._report.advance(guard.check())
-            guard.started(step, numbers, batch["id"])
+            guard.started(step, numbers, batch["id"].tolist())
             self._checkpoints.check()
             stop = None if step == settings.steps else stops.noticed(step)
             log = self._is_due(settings.log_every, step)
@@ -130,7 +130,8 @@ class Loop:
     def _log(self, step: int, numbers: Mapping[str, jax.Array]) -> None:
         values = {name: value.item() for name, value in jax.device_get(numbers).items()}
         # The schedule counts the updates before this one.
-        values["learning_rate"] = float(self._rate(step - 1 - values.get("skipped", 0)))
+        rate = self._rate(step - 1 - values.get("skipped", 0))
+        values["learning_rate"] = float(np.asarray(rate))
         self._report.numbers(step, "train", values | self._clock.numbers(step))
 
     def _save(self, step: int, state: TrainState) -> None:

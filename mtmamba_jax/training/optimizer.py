@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import optax
 
@@ -38,5 +40,5 @@ def create_optimizer(settings: OptimizerSettings, steps: int) -> optax.GradientT
 
 def updates_made(state: optax.OptState) -> jax.Array:
     """Returns the number of updates that AdamW's state has seen, an int32 scalar."""
-    moments = state[0]  # of scale_by_adam, the first of the chained transformations
-    return moments.count
+    chained: Any = state
+    return chained[0].count  # of scale_by_adam, the first of the chained transformations

@@ -9,7 +9,7 @@ import math
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import tqdm
@@ -57,7 +57,8 @@ class Report:
                 purge_step=start_step + 1,
                 write_to_disk=writes,
             )
-        self._events = self._board.file_writer.event_writer if writes else None
+        writer: Any = self._board.file_writer
+        self._events = writer.event_writer if writes else None
         # Files and pipes get one line per logged step instead of a progress bar.
         self._live = writes and sys.stderr.isatty()
         self._bar = tqdm.tqdm(
@@ -125,7 +126,7 @@ class Report:
             self._file.close()
 
     def _close_board(self) -> None:
-        if not self._board_is_alive():
+        if self._events is not None and not self._events._worker.is_alive():
             # Nothing reads its queue any more: joining its feeder thread would block forever.
             self._events._event_queue.cancel_join_thread()
             return

@@ -342,9 +342,9 @@ def test_a_run_without_edges_is_refused_before_anything_is_computed(
     [
         (["--odsf", "--boundary_labels=nowhere"], "NAME.mat; nowhere is not a folder"),
         (["--odsf", "--workers=-1"], "--workers must be 0 or more, got -1"),
-        (["--all"], "are of --odsf: add it"),
-        (["--boundary_labels=."], "are of --odsf: add it"),
-        (["--workers=2"], "are of --odsf: add it"),
+        (["--all"], "need --odsf: add it"),
+        (["--boundary_labels=."], "need --odsf: add it"),
+        (["--workers=2"], "need --odsf: add it"),
     ],
 )
 def test_wrong_flags_are_refused_before_anything_is_computed(
