@@ -88,8 +88,8 @@ def _count_equation(equation: core.JaxprEqn) -> float:
         function = params["call_jaxpr"].jaxpr.debug_info.func_name
         if function not in PAPER_FLOPS:
             raise NotImplementedError(
-                f"The paper's counting has no rule for {function}. Decorate it with `with_flops`, "
-                "of mtmamba_jax/models/ops.py."
+                f"The paper's counting has no rule for {function}. Decorate it with `with_flops` "
+                "from mtmamba_jax/models/ops.py."
             )
         rule = PAPER_FLOPS[function]
         if rule:
