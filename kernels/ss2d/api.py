@@ -188,7 +188,7 @@ def _run_first_supported(
             # Branches of other platforms are traced too, where this is no cause for a warning.
             here = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend()) == platform
             level = logging.WARNING if here else logging.INFO
-            _log_once(level, f"ss2d on {platform} cannot use {refusals[-1]}")
+            _log_once(level, f"ss2d on {platform} runs without {refusals[-1]}")
     raise NotImplementedError("No backend of ss2d supports this call. " + "; ".join(refusals))
 
 

@@ -76,15 +76,6 @@ def with_gradients(op: Callable[..., jax.Array]) -> Callable:
     return run
 
 
-def _programs(side: str, arguments) -> list[tuple[Callable, list]]:
-    if side == CHUNKED:
-        return [(functools.partial(ss2d, implementation="xla"), arguments)]
-    return [
-        (functools.partial(whole_image_scan, direction), select_direction(k, arguments))
-        for k, direction in enumerate(DIRECTIONS)
-    ]
-
-
 def measure(side: str, spec: str, repeats: int) -> dict[str, float | list[float]]:
     """Times one side in this process.
 
@@ -100,12 +91,18 @@ def measure(side: str, spec: str, repeats: int) -> dict[str, float | list[float]
     shape = arguments[0].shape
     cotangent = jnp.asarray(np.random.default_rng(1).standard_normal(shape, np.float32))
 
-    def compiled(function, arguments):
-        return jax.jit(with_gradients(function)).lower(cotangent, *arguments).compile(), arguments
-
+    functions = [(functools.partial(ss2d, implementation="xla"), arguments)]
+    if side == WHOLE:
+        functions = [
+            (functools.partial(whole_image_scan, direction), select_direction(k, arguments))
+            for k, direction in enumerate(DIRECTIONS)
+        ]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
-    programs = [compiled(*program) for program in _programs(side, arguments)]
+    programs = [
+        (jax.jit(with_gradients(function)).lower(cotangent, *arrays).compile(), arrays)
+        for function, arrays in functions
+    ]
     compile_seconds = time.perf_counter() - start
     seconds = []
     for _ in range(repeats + 1):

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -198,24 +197,15 @@ def _start_states(scan: Scan, ends: Array, time: Array, A: Array, *, reverse: bo
     return states.reshape(-1, *A.shape[1:])
 
 
-class _Arrays(NamedTuple):
-    """The kernels' arguments, see `forward.forward`."""
-
-    x: Array
-    dt: Array
-    weight: Array
-    maps: Array
-    A: Array
-
-
-def _prepare(scan: Scan, x, dt, dt_weight, dt_bias, A, B, C) -> _Arrays:
+def _prepare(scan: Scan, x, dt, dt_weight, dt_bias, A, B, C) -> tuple[Array, ...]:
+    """Returns the kernels' x, dt, weight, maps and A, see `forward.forward`."""
     dt, weight = step_sizes.operands(dt, dt_weight, dt_bias)
-    return _Arrays(
-        x=_to_images(x, scan),
-        dt=_pad_image(dt, scan, 1, step_sizes.ROWS),
-        weight=_pad_channels(weight, scan, 1),
-        maps=_to_maps(scan, B, C),
-        A=_to_stored_states(scan, A),
+    return (
+        _to_images(x, scan),
+        _pad_image(dt, scan, 1, step_sizes.ROWS),
+        _pad_channels(weight, scan, 1),
+        _to_maps(scan, B, C),
+        _to_stored_states(scan, A),
     )
 
 
@@ -226,27 +216,26 @@ def _scan(directions, x, dt, dt_weight, dt_bias, A, B, C, *, save):
     start = None
     if scan.segments > 1:
         ends, time = summaries.summaries(scan, *args, adjoint=False)
-        start = _start_states(scan, ends, time, args.A, reverse=False)
+        start = _start_states(scan, ends, time, args[-1], reverse=False)
     y, *saved = forward.forward(scan, *args, start, save=save)
     return jnp.sum(_from_images(scan, y, x.shape), 1, dtype=jnp.float32), saved
 
 
 def _gradients(directions, x, dt, dt_weight, dt_bias, A, B, C, saved, dy):
     scan = _choose_scan(directions, x, A.shape[-1], dt.shape[-1], backward_pass=True)
-    args = _prepare(scan, x, dt, dt_weight, dt_bias, A, B, C)
+    images, *args, matrices = _prepare(scan, x, dt, dt_weight, dt_bias, A, B, C)
     dy_images = _to_images(dy, scan)
     end = None
     if scan.segments > 1:
-        ends, time = summaries.summaries(scan, dy_images, *args[1:], adjoint=True)
-        end = _start_states(scan, ends, time, args.A, reverse=True)
-    *inputs, matrices = args
-    dx, dz, dmaps, dA = backward.backward(scan, *inputs, dy_images, *saved, matrices, end)
+        ends, time = summaries.summaries(scan, dy_images, *args, matrices, adjoint=True)
+        end = _start_states(scan, ends, time, matrices, reverse=True)
+    dx, dz, dmaps, dA = backward.backward(scan, images, *args, dy_images, *saved, matrices, end)
     t, b, h, w, d = x.shape
     k, split = len(directions.columns), scan.states_split
     dx = jnp.sum(_from_images(scan, dx, x.shape), 1, dtype=jnp.float32)
     dz = _from_images(scan, dz, x.shape).reshape(t, k, split, b, h, w, d)
     dz = dz[:, :, 0] if split == 1 else jnp.sum(dz, 2)
-    dB, dC = _from_maps(scan, dmaps, B, args.A.shape[1] // scan.stored_shape[0])
+    dB, dC = _from_maps(scan, dmaps, B, matrices.shape[1] // scan.stored_shape[0])
     dA = jnp.sum(dA.reshape(t * k * split, b * scan.segments, *dA.shape[1:]), 1)
     exact = lax.Precision.HIGHEST
     ddt = _einsum("tkbhwd,tkrd->tbhwkr", dz, dt_weight.astype(dz.dtype), precision=exact)
@@ -269,19 +258,8 @@ def _compute_capability() -> float | None:
         return None
 
 
-def ss2d_pallas_gpu(
-    x: Float[Array, "t b h w d"],
-    dt: Float[Array, "t b h w k r"],
-    dt_weight: Float[Array, "t k r d"],
-    dt_bias: Float[Array, "t k d"],
-    A: Float[Array, "t k d n"],
-    B: Float[Array, "t b h w k n"],
-    C: Float[Array, "t b h w k n"],
-    D: Float[Array, "t k d"],
-    *,
-    directions: Sequence[str],
-) -> Float[Array, "t b h w d"]:
-    """Computes SS2D with fused Hopper kernels; arguments and result are those of `api.ss2d`.
+def ss2d_pallas_gpu(*arrays: Array, directions: Sequence[str]) -> Float[Array, "t b h w d"]:
+    """Computes SS2D with fused Hopper kernels; arrays and result are those of `api.ss2d`.
 
     Raises:
       NotImplementedError: This machine's GPU is not a Hopper GPU, or the step sizes' rank is too
@@ -294,6 +272,7 @@ def ss2d_pallas_gpu(
             f"is {capability}"
         )
     orders = parse_directions(directions)
+    x, dt, _, _, A, *_ = arrays
     # Raise now rather than in the backward pass.
     _choose_scan(orders, x, A.shape[-1], dt.shape[-1], backward_pass=True)
-    return _ss2d(orders, x, dt, dt_weight, dt_bias, A, B, C, D)
+    return _ss2d(orders, *arrays)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,17 +62,8 @@ def _vmem_capacity() -> int:
         return SMALLEST_VMEM
 
 
-class _Arrays(NamedTuple):
-    """The kernels' arguments, see `forward.forward`."""
-
-    x: Array
-    maps: Array
-    weight: Array
-    bias: Array
-    A: Array
-
-
-def _prepare(tilings: Sequence[Tiling], x, dt, dt_weight, dt_bias, A, B, C) -> _Arrays:
+def _prepare(tilings: Sequence[Tiling], x, dt, dt_weight, dt_bias, A, B, C) -> tuple[Array, ...]:
+    """Returns the kernels' x, maps, weight, bias and A, see `forward.forward`."""
     states, lanes = tilings[0].states, tilings[0].map_lanes
     more = states - A.shape[-1]
     maps = [dt, *(jnp.pad(v, [(0, 0)] * 5 + [(0, more)]) for v in (B, C))]
@@ -89,7 +79,7 @@ def _prepare(tilings: Sequence[Tiling], x, dt, dt_weight, dt_bias, A, B, C) -> _
             (A.swapaxes(2, 3) * LOG2E, more),
         )
     )
-    return _Arrays(x, maps.reshape(*x.shape[:4], -1), weight, bias, A)
+    return x, maps.reshape(*x.shape[:4], -1), weight, bias, A
 
 
 def _scan(tilings, *arrays, save):
@@ -140,22 +130,12 @@ def _split_gradients(tiling: Tiling, n: int, dmaps, dweight, dbias, dA):
 _ss2d = create_op(_scan, _gradients)
 
 
-def ss2d_pallas_tpu(
-    x: Float[Array, "t b h w d"],
-    dt: Float[Array, "t b h w k r"],
-    dt_weight: Float[Array, "t k r d"],
-    dt_bias: Float[Array, "t k d"],
-    A: Float[Array, "t k d n"],
-    B: Float[Array, "t b h w k n"],
-    C: Float[Array, "t b h w k n"],
-    D: Float[Array, "t k d"],
-    *,
-    directions: Sequence[str],
-) -> Float[Array, "t b h w d"]:
-    """Computes SS2D with fused TPU kernels; arguments and result are those of `api.ss2d`.
+def ss2d_pallas_tpu(*arrays: Array, directions: Sequence[str]) -> Float[Array, "t b h w d"]:
+    """Computes SS2D with fused TPU kernels; arrays and result are those of `api.ss2d`.
 
     Raises:
       NotImplementedError: Columns are too long, or states too many, for VMEM.
     """
+    x, dt, _, _, A, *_ = arrays
     tilings = choose_tilings(directions, x, A.shape[-1], dt.shape[-1])
-    return _ss2d(tilings, x, dt, dt_weight, dt_bias, A, B, C, D)
+    return _ss2d(tilings, *arrays)

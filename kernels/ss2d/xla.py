@@ -237,24 +237,13 @@ def _gradients(plan, x, dt, dt_weight, dt_bias, A, B, C, boundaries, dy):
 _ss2d = create_op(_scan, _gradients)
 
 
-def ss2d_xla(
-    x: Float[Array, "t b h w d"],
-    dt: Float[Array, "t b h w k r"],
-    dt_weight: Float[Array, "t k r d"],
-    dt_bias: Float[Array, "t k d"],
-    A: Float[Array, "t k d n"],
-    B: Float[Array, "t b h w k n"],
-    C: Float[Array, "t b h w k n"],
-    D: Float[Array, "t k d"],
-    *,
-    directions: Sequence[str],
-) -> Float[Array, "t b h w d"]:
-    """Computes SS2D chunk by chunk; arguments and result are those of `api.ss2d`.
+def ss2d_xla(*arrays: Array, directions: Sequence[str]) -> Float[Array, "t b h w d"]:
+    """Computes SS2D chunk by chunk; arrays and result are those of `api.ss2d`.
 
     Memory beyond arguments and results: four float32 copies of x, one state per chunk and
     direction, and about ten arrays of the size of one chunk's states.
     """
-    h, w = x.shape[2:4]
+    h, w = arrays[0].shape[2:4]
     chunk = min(LONG_CHUNK if h * w > LONG else CHUNK, h * w)
     plan = _Plan(parse_directions(directions), chunk)
-    return _ss2d(plan, x, dt, dt_weight, dt_bias, A, B, C, D)
+    return _ss2d(plan, *arrays)

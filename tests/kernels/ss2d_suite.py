@@ -1,4 +1,4 @@
-"""What every backend of SS2D must do. A backend's test class inherits it and names itself."""
+"""Tests that every backend of SS2D must pass: its test class inherits `SS2DSuite`."""
 
 from __future__ import annotations
 
@@ -16,23 +16,28 @@ from mtmamba_jax.kernels.ss2d.arg_specs import ODD, ArgSpec
 NAMES = ("y", "x", "dt", "dt_weight", "dt_bias", "A", "B", "C", "D")
 ACTIVATIONS = (0, 1, 5, 6)
 
-# Both sides sum in float32 in different orders: about sqrt(terms) roundings of 6e-8, and an image
-# of the suite has at most a few thousand terms in a sum. Measured: at most 8e-7 on a CPU, 5.5e-6 on
-# a GPU, whose exponentials are rounded to two units of the last place.
+# Both sides sum in float32 in different orders: about sqrt(terms) rounding errors of 6e-8, with at
+# most a few thousand terms in a sum. Measured: at most 8e-7 on a CPU and 5.5e-6 on a GPU, whose
+# exponentials are accurate to two units in the last place.
 FLOAT32 = 2e-5
-# bfloat16 inputs are the same on both sides. What differs is a rounding to bfloat16, half of 2**-8
-# of the value, of each result on either side, and on a GPU of what is kept between passes too.
+# Both sides get the same bfloat16 inputs. Each rounds its results to bfloat16, by at most half of
+# 2**-8 of the value; a GPU also rounds what it saves for the backward pass.
 BFLOAT16 = 1e-2
 TOLERANCES = {"float32": FLOAT32, "bfloat16": BFLOAT16}
 
 
+def mark_slow(names, fast):
+    """Returns parameters for all names, of which those not in `fast` are marked slow."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 def cast(arguments, dtype):
-    """The arguments with activations of a dtype."""
+    """Returns the arguments with activations cast to `dtype`."""
     return [jnp.asarray(v, dtype if i in ACTIVATIONS else None) for i, v in enumerate(arguments)]
 
 
 def relative_error(got, wanted) -> float:
-    """Largest difference as a share of the largest wanted value."""
+    """Returns the largest difference divided by the largest wanted value."""
     got, wanted = np.asarray(got, np.float64), np.asarray(wanted, np.float64)
     return float(np.abs(got - wanted).max() / max(np.abs(wanted).max(), 1e-30))
 
@@ -50,24 +55,24 @@ def _program(implementation, directions):
 
 
 def value_and_gradients(arguments, implementation, directions=DIRECTIONS, seed=1):
-    """y and the eight gradients of sum(y * a random array)."""
+    """Returns y and the eight gradients of sum(y * random array)."""
     cotangent = np.random.default_rng(seed).standard_normal(arguments[0].shape, np.float32)
     return _program(implementation, directions)(jnp.asarray(cotangent), *arguments)
 
 
 def over_tasks(*arrays, **options):
-    """`vmap` over the task axis, each task by itself."""
+    """Runs the op on each task separately, by `vmap` over the task axis."""
     one = functools.partial(ss2d, **options)
     return jax.vmap(lambda *v: one(*(a[None] for a in v))[0])(*arrays)
 
 
 def recomputed(*arrays, **options):
-    """The op under `jax.checkpoint`."""
+    """Runs the op under `jax.checkpoint`."""
     return jax.checkpoint(functools.partial(ss2d, **options))(*arrays)
 
 
 def intermediates(jaxpr):
-    """Every array that a program makes, those of its inner programs included."""
+    """Yields every array that a program computes, including those of inner programs."""
     for equation in jaxpr.eqns:
         yield from (v.aval for v in equation.outvars)
         for value in equation.params.values():
@@ -78,11 +83,18 @@ def intermediates(jaxpr):
 
 
 class SS2DSuite:
-    """The tests; subclasses set `implementation`."""
+    """The tests. Subclasses set `implementation`, and smaller shapes where it is slow.
+
+    Attributes:
+      implementation: Name of the backend.
+      odd: Shapes for the names of `ODD`.
+      sizes: Heights and widths, smaller and larger than a GPU kernel's tile.
+      length: Length of a sequence.
+      whole_image: Shape whose states would be larger than any other array.
+    """
 
     implementation: str
     odd = ODD
-    # Within a GPU kernel's tile, and across.
     sizes = ((5, 7), (9, 20))
     length = 21
     whole_image = ArgSpec(32, 48, d=16, t=2, b=1, n=8)
@@ -95,28 +107,28 @@ class SS2DSuite:
             assert np.isfinite(np.asarray(one, np.float32)).all(), name
             assert relative_error(one, other) < tolerance, name
 
-    @pytest.mark.parametrize("name", ODD)
+    @pytest.mark.parametrize("name", mark_slow(ODD, ("pixel", "prime", "whole_chunks")))
     def test_value_and_gradients_equal_the_definition(self, name):
         self.check(self.odd[name].arguments())
 
     @pytest.mark.parametrize("directions", [*((one,) for one in DIRECTIONS), DIRECTIONS[::-1][:3]])
-    @pytest.mark.parametrize("size", [0, 1])
-    def test_each_direction_and_any_order_of_directions(self, directions, size):
+    @pytest.mark.parametrize("size", [pytest.param(0, marks=pytest.mark.slow), 1])
+    def test_directions_in_any_order_equal_the_definition(self, directions, size):
         spec = ArgSpec(*self.sizes[size], d=4, n=3, k=len(directions))
         self.check(spec.arguments(), directions)
 
     @pytest.mark.parametrize("step_scale", [1e-3, 1e3])
-    def test_tiny_and_large_steps(self, step_scale):
+    def test_tiny_and_large_step_sizes_equal_the_definition(self, step_scale):
         spec = ArgSpec(*self.sizes[0], d=4, n=3)
         self.check(spec.arguments(step_scale=step_scale))
 
-    def test_bfloat16_activations_with_float32_states(self):
+    def test_bfloat16_activations_are_within_rounding_error(self):
         spec = ArgSpec(*self.sizes[0], d=8, t=2, b=2, n=4, r=2)
         arguments = cast(spec.arguments(), "bfloat16")
         self.check(arguments, tolerance=BFLOAT16)
 
     def check_gradients(self, transform, arguments):
-        """Gradients of a loss on `transform(op)`, against those on the definition as it is."""
+        """Compares gradients through `transform(op)` with those through the definition."""
 
         def gradients(implementation, transform):
             op = transform(functools.partial(ss2d, implementation=implementation))
@@ -127,7 +139,7 @@ class SS2DSuite:
         for name, one, other in zip(NAMES[1:], got, wanted, strict=True):
             assert relative_error(one, other) < FLOAT32, name
 
-    def test_vmap_equals_one_at_a_time(self):
+    def test_vmap_equals_one_call_per_image(self):
         def transform(op):
             def over_the_batch(*arrays):
                 axes = [1 if i in ACTIVATIONS else None for i in range(8)]
@@ -145,7 +157,7 @@ class SS2DSuite:
 
     def test_shard_map_over_the_batch_equals_one_device(self):
         if jax.device_count() < 2:
-            pytest.skip("needs two devices; tests/conftest.py asks for eight on a CPU")
+            pytest.skip("needs two devices; tests/conftest.py requests eight on a CPU")
         auto = (jax.sharding.AxisType.Auto,)
         mesh = jax.make_mesh((2,), ("data",), auto, devices=jax.devices()[:2])
         specs = tuple(P(None, "data") if i in ACTIVATIONS else P() for i in range(8))
@@ -155,7 +167,7 @@ class SS2DSuite:
         )
 
     @pytest.mark.parametrize("reverse", [False, True])
-    def test_selective_scan_is_one_row(self, reverse):
+    def test_selective_scan_equals_ss2d_of_one_row(self, reverse):
         spec = ArgSpec(1, self.length, d=5, t=2, b=2, k=1, n=3, r=2)
         x, dt, dt_weight, dt_bias, A, B, C, D = spec.arguments()
         direction = "row_reversed" if reverse else "row"
@@ -180,6 +192,6 @@ class SS2DSuite:
             *arguments
         ).jaxpr
         sizes = [np.prod(v.shape) for v in intermediates(jaxpr)]
-        assert len(sizes) > 100  # the walk went inside
-        # All directions' boundary states, one in eight, make half of one direction's states.
+        assert len(sizes) > 100  # inner programs were visited
+        # The boundary states of four directions, one in eight, are half of one direction's states.
         assert max(sizes) <= states / 2

@@ -1,4 +1,4 @@
-"""What the GPU backend does in plain JAX, round its kernels: runs anywhere."""
+"""What the GPU backend does in plain JAX before and after its kernels; runs on any machine."""
 
 from __future__ import annotations
 
@@ -12,48 +12,49 @@ from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ArgSpec
 from mtmamba_jax.kernels.ss2d.mosaic_gpu import step_sizes
 from tests.kernels.ss2d_suite import relative_error
 
-PLAN = common.Directions((False, True, False, True), (False, False, True, True))
+ALL = common.Directions((False, True, False, True), (False, False, True, True))
 
 
-def scan_of(spec: ArgSpec, dtype=jnp.bfloat16, backward_pass=True):
+def choose_scan(spec: ArgSpec, dtype=jnp.bfloat16, backward_pass=True):
     x = jax.ShapeDtypeStruct((spec.t, spec.b, spec.h, spec.w, spec.d), dtype)
-    return pallas_gpu._choose_scan(PLAN, x, spec.n, spec.r, backward_pass=backward_pass)
+    return pallas_gpu._choose_scan(ALL, x, spec.n, spec.r, backward_pass=backward_pass)
 
 
 @pytest.mark.parametrize(
     ("name", "forward", "backward"),
     [
         ("stage2_t4_b8", (4, 1, 4), (4, 1, 4)),  # 768 programs of 128 channels
-        ("stage3_t4_b8", (4, 1, 8), (4, 1, 4)),  # 384: registers for runs of 8 pixels
-        ("stage1_t4_b8", (4, 1, 4), (4, 1, 4)),  # a line is not whole runs of 8
-        ("stage2_t1_b8", (2, 1, 8), (2, 1, 4)),  # 192: half the channels each
-        ("stage3_t1_b8", (2, 1, 16), (4, 11, 4)),  # 96: pieces in the backward pass
-        ("stage1_t1_b1", (4, 15, 4), (4, 15, 4)),  # 48: no piece under four tiles on average
+        ("stage3_t4_b8", (4, 1, 8), (4, 1, 4)),  # 384: enough registers for runs of 8 pixels
+        ("stage1_t4_b8", (4, 1, 4), (4, 1, 4)),  # lines are not divisible into runs of 8
+        ("stage2_t1_b8", (2, 1, 8), (2, 1, 4)),  # 192: programs of 64 channels
+        ("stage3_t1_b8", (2, 1, 16), (4, 11, 4)),  # 96: segments in the backward pass
+        ("stage1_t1_b1", (4, 15, 4), (4, 15, 4)),  # 48: segments have four tiles on average
     ],
 )
-def test_programs_that_are_few_are_made_more(name, forward, backward):
+def test_few_programs_are_divided_further(name, forward, backward):
     for wanted, backward_pass in ((forward, False), (backward, True)):
-        scan = scan_of(DECODER[name], backward_pass=backward_pass)
+        scan = choose_scan(DECODER[name], backward_pass=backward_pass)
         assert (scan.group_channels, scan.segments, scan.run) == wanted
 
 
-def test_both_passes_pad_channels_alike():
+def test_both_passes_pad_channels_to_the_same_number():
     for d in (16, 64, 96, 192, 384, 400):
         spec = ArgSpec(112, 144, d=d, b=8)
-        padded = {-(-d // c) * c for c in (scan_of(spec, backward_pass=p).channels for p in (0, 1))}
+        blocks = (choose_scan(spec, backward_pass=p).channels for p in (False, True))
+        padded = {-(-d // c) * c for c in blocks}
         assert len(padded) == 1, d
 
 
-def test_a_high_rank_halves_the_channels_then_is_refused():
-    assert scan_of(ArgSpec(56, 72, d=2048, b=8, r=48), jnp.float32).group_channels == 4
-    assert scan_of(ArgSpec(56, 72, d=2048, b=8, r=64), jnp.float32).group_channels == 2
+def test_a_high_rank_halves_the_channels_and_a_higher_one_is_rejected():
+    assert choose_scan(ArgSpec(56, 72, d=2048, b=8, r=48), jnp.float32).group_channels == 4
+    assert choose_scan(ArgSpec(56, 72, d=2048, b=8, r=64), jnp.float32).group_channels == 2
     with pytest.raises(NotImplementedError, match="rank 200 need too much shared memory"):
-        scan_of(ArgSpec(56, 72, d=2048, b=8, r=200), jnp.float32)
+        choose_scan(ArgSpec(56, 72, d=2048, b=8, r=200), jnp.float32)
 
 
 @pytest.mark.parametrize(("d", "n"), [(128, 16), (200, 16), (40, 3), (12, 33)])
-def test_states_come_back_from_the_order_of_threads(d, n):
-    scan = scan_of(ArgSpec(8, 8, d=d, n=n, t=2))
+def test_reordering_states_for_threads_is_undone(d, n):
+    scan = choose_scan(ArgSpec(8, 8, d=d, n=n, t=2))
     A = np.random.default_rng(0).standard_normal((2, 4, d, n), np.float32)
     states = pallas_gpu._to_stored_states(scan, jnp.asarray(A))
     restored = pallas_gpu._from_stored_states(scan, states, A) / common.LOG2E
@@ -61,11 +62,11 @@ def test_states_come_back_from_the_order_of_threads(d, n):
 
 
 @pytest.mark.parametrize(
-    # Of float32 three bfloat16 parts a factor, of bfloat16 a rounding of the weight by 2**-9.
+    # float32: three bfloat16 parts per factor. bfloat16: the weight is rounded by at most 2**-9.
     ("dtype", "tolerance"),
     [("float32", 1e-6), ("bfloat16", 2**-8)],
 )
-def test_one_product_of_bfloat16_numbers_is_the_projection_with_its_bias(dtype, tolerance):
+def test_one_bfloat16_product_is_the_projection_with_its_bias(dtype, tolerance):
     _, dt, weight, bias, *_ = ArgSpec(3, 5, d=24, t=2, b=2, r=7).arguments()
     dt = jnp.asarray(dt, dtype)
     left, right = step_sizes.operands(dt, weight, bias)
@@ -79,10 +80,11 @@ def test_one_product_of_bfloat16_numbers_is_the_projection_with_its_bias(dtype, 
     assert relative_error(got, wanted + bias[:, None, None, None]) < tolerance
 
 
-def test_softplus_and_its_gradient_are_accurate_where_they_are_tiny():
+def test_softplus_and_its_gradient_are_accurate_for_tiny_values():
     z = np.linspace(-20, 30, 10001, dtype=np.float32).astype(np.float64)
     wanted = np.log1p(np.exp(z))
-    for exact, tolerance in ((True, 1e-6), (False, 1e-4)):  # the fits' errors are 3e-7 and 6e-5
+    # The polynomials' errors are 3e-7 and 6e-5.
+    for exact, tolerance in ((True, 1e-6), (False, 1e-4)):
         got = common.softplus(jnp.asarray(z, jnp.float32), exact=exact)
         np.testing.assert_allclose(got, wanted, rtol=tolerance)
     slope = common.softplus_gradient(jnp.asarray(wanted, jnp.float32))
@@ -90,8 +92,8 @@ def test_softplus_and_its_gradient_are_accurate_where_they_are_tiny():
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_segments_start_with_what_the_others_leave(reverse):
-    # One direction of one image: 3 segments whose every state decays and gains by known amounts.
+def test_segments_start_with_the_states_that_others_end_with(reverse):
+    # One direction of one image, in 3 segments with known decays and final states.
     scan = pallas_gpu._choose_scan(
         common.Directions((False,), (False,)),
         jax.ShapeDtypeStruct((1, 1, 12, 16, 64), jnp.float32),

@@ -1,4 +1,4 @@
-"""The GPU backend: its numbers, on a GPU; that it lowers for CUDA, everywhere."""
+"""The GPU backend: results on a Hopper GPU, and lowering for CUDA on any machine."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tests.kernels.ss2d_suite import (
     TOLERANCES,
     SS2DSuite,
     cast,
+    mark_slow,
     over_tasks,
     recomputed,
     value_and_gradients,
@@ -28,7 +29,7 @@ def hopper() -> bool:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not hopper(), reason="needs a Hopper GPU, which the kernels are for")
+@pytest.mark.skipif(not hopper(), reason="the kernels need a Hopper GPU")
 class TestPallasGPU(SS2DSuite):
     implementation = "pallas_gpu"
     # Channels are padded to 64 or 128 and states to 16; this image needs neither.
@@ -36,48 +37,52 @@ class TestPallasGPU(SS2DSuite):
 
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     @pytest.mark.parametrize("programs", [1, 10**6])
-    def test_one_segment_and_many_give_the_same(self, monkeypatch, programs, dtype):
+    def test_one_segment_and_many_give_the_same_result(self, monkeypatch, programs, dtype):
         for name in ("MIN_PROGRAMS_FORWARD", "MIN_PROGRAMS_BACKWARD", "TARGET_PROGRAMS"):
             monkeypatch.setattr(pallas_gpu, name, programs)
         monkeypatch.setattr(pallas_gpu, "MIN_WIDE_PROGRAMS", programs)  # programs of 128 channels
-        jax.clear_caches()  # of programs cut otherwise
+        jax.clear_caches()  # programs divided with other limits
         arguments = ArgSpec(40, 52, d=128, b=2, t=2, r=4).arguments()
         self.check(cast(arguments, dtype), tolerance=TOLERANCES[dtype])
 
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-    @pytest.mark.parametrize("width", [24, 32])  # with tiles that are not full, and without
-    def test_half_the_channels_a_program_in_the_forward_pass_alone(self, width, dtype):
+    @pytest.mark.parametrize("width", [24, 32])  # with partial tiles and without
+    def test_half_the_channels_per_program_in_the_forward_pass_only(self, width, dtype):
         arguments = ArgSpec(16, width, d=384, b=8, r=4).arguments()  # 96 programs of 128 channels
         self.check(cast(arguments, dtype), tolerance=TOLERANCES[dtype])
 
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-    def test_full_tiles_in_one_segment(self, dtype):
+    def test_full_tiles_in_one_segment_equal_the_definition(self, dtype):
         arguments = ArgSpec(16, 32, d=384, b=8, t=2, r=4).arguments()  # 192 programs
         self.check(cast(arguments, dtype), tolerance=TOLERANCES[dtype])
 
     @pytest.mark.parametrize("n", [17, 64])
-    def test_more_states_than_a_program_has(self, n):
+    def test_more_states_than_a_program_has_equal_the_definition(self, n):
         self.check(ArgSpec(6, 20, d=12, n=n).arguments())
 
-    def test_two_runs_give_the_same_bits(self):
+    def test_two_executions_give_the_same_bits(self):
         arguments = ArgSpec(28, 36, d=256, b=2, t=2, r=6).arguments()
         first, second = (value_and_gradients(arguments, self.implementation) for _ in range(2))
         for one, other in zip(first, second, strict=True):
             np.testing.assert_array_equal(one, other)
 
-    def test_unforced_calls_run_the_kernels(self):
+    def test_the_kernels_are_the_default_on_a_gpu(self):
         assert "mosaic_gpu" in lowered(ODD["prime"], jnp.float32, implementation=None)
 
 
 def lowered(spec: ArgSpec, dtype, op=ss2d, implementation="pallas_gpu") -> str:
-    """The program of value and gradients, lowered for CUDA."""
+    """Lowers value and gradients for CUDA and returns the program's text."""
     op = functools.partial(op, implementation=implementation)
     arrays = spec.shapes(dtype)
     traced = jax.jit(with_gradients(op)).trace(arrays[0], *arrays)
     return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
-@pytest.mark.parametrize("name", SPECS)
+# Full and partial tiles, one segment and several, long runs, half the channels per program.
+SAMPLE = ("stage1_t1_b1", "stage2_t1_b8", "stage3_t1_b8", "stage3_t4_b8", "prime")
+
+
+@pytest.mark.parametrize("name", mark_slow(SPECS, SAMPLE))
 def test_every_named_shape_lowers_for_cuda(name):
     assert "mosaic_gpu" in lowered(SPECS[name], jnp.bfloat16)
 
@@ -93,12 +98,12 @@ def test_any_directions_and_many_states_lower_for_cuda():
         assert "mosaic_gpu" in lowered(spec, jnp.float32, op)
 
 
-@pytest.mark.parametrize("name", ["stage1_t1_b1", "stage3_t4_b8", "row"])
+@pytest.mark.parametrize("name", mark_slow(("stage1_t1_b1", "stage3_t4_b8", "row"), ("row",)))
 def test_float32_lowers_for_cuda(name):
     assert "mosaic_gpu" in lowered(SPECS[name], jnp.float32)
 
 
-def test_lowering_for_cuda_chooses_the_kernels_and_for_a_cpu_xla():
+def test_lowering_for_cuda_uses_the_kernels_and_for_a_cpu_xla():
     assert "mosaic_gpu" in lowered(ODD["prime"], jnp.float32, implementation=None)
     on_cpu = jax.jit(ss2d).trace(*ODD["prime"].shapes(jnp.float32))
     assert "mosaic_gpu" not in on_cpu.lower(lowering_platforms=("cpu",)).as_text()
@@ -109,7 +114,7 @@ def test_transformations_lower_for_cuda(op):
     assert "mosaic_gpu" in lowered(ArgSpec(5, 20, d=8, t=2), jnp.float32, op)
 
 
-def test_a_batch_over_two_devices_lowers_for_cuda_without_gathering_it():
+def test_a_sharded_batch_lowers_for_cuda_without_gathering():
     mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
     split = functools.partial(ss2d, batch_axes=("data",))
     with jax.set_mesh(mesh):
@@ -118,11 +123,11 @@ def test_a_batch_over_two_devices_lowers_for_cuda_without_gathering_it():
     assert "all_gather" not in text
 
 
-@pytest.mark.parametrize("capability", [8.0, 10.0])
-def test_another_gpu_takes_the_xla_path_and_says_so_once(monkeypatch, caplog, capability):
+@pytest.mark.parametrize("capability", [pytest.param(8.0, marks=pytest.mark.slow), 10.0])
+def test_another_gpu_uses_xla_and_logs_this_once(monkeypatch, caplog, capability):
     monkeypatch.setattr(pallas_gpu, "_compute_capability", lambda: capability)
     api._log_once.cache_clear()
-    caplog.set_level(logging.INFO)  # a warning only where the GPU is the default device
+    caplog.set_level(logging.INFO)  # a warning only if a GPU is the default device
     for size in (5, 6):
         assert "mosaic_gpu" not in lowered(ArgSpec(4, size, d=3), jnp.float32, implementation=None)
     assert caplog.text.count("needs a Hopper GPU") == 1
@@ -130,12 +135,12 @@ def test_another_gpu_takes_the_xla_path_and_says_so_once(monkeypatch, caplog, ca
         lowered(ArgSpec(4, 7, d=3), jnp.float32)
 
 
-def test_step_sizes_of_too_high_a_rank_take_the_xla_path():
+def test_step_sizes_of_too_high_a_rank_use_xla():
     spec = ArgSpec(4, 5, d=128, r=200)
     assert "mosaic_gpu" not in lowered(spec, jnp.float32, implementation=None)
     with pytest.raises(NotImplementedError, match="rank 200 need too much shared memory"):
         lowered(spec, jnp.float32)
 
 
-def test_kernels_hold_no_states_of_a_whole_image():
+def test_the_kernels_hold_no_states_of_a_whole_image():
     TestPallasGPU().test_no_array_holds_the_states_of_a_whole_image()

@@ -1,4 +1,4 @@
-"""The TPU backend: its numbers, in the interpreter or on a TPU; how it cuts images."""
+"""The TPU backend: results in the interpreter or on a TPU, and how it cuts images into tiles."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def interpreted() -> bool:
 
 @pytest.fixture
 def interpreter(capsys):
-    """Runs kernels on a CPU as a TPU would: unwritten memory is NaN, races are errors."""
+    """Runs kernels on a CPU as on a TPU: uninitialized memory is NaN, races are errors."""
     if not interpreted():
         yield
         return
-    pltpu.reset_tpu_interpret_mode_state()  # what a failed test left
+    pltpu.reset_tpu_interpret_mode_state()  # left over from a failed test
     with pltpu.force_tpu_interpret_mode(
         pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
     ):
@@ -31,23 +31,23 @@ def interpreter(capsys):
 
 
 @pytest.fixture
-def small_cuts(monkeypatch):
-    """Cuts small images as large ones are cut: lines into pieces, images into many tiles."""
+def small_tilings(monkeypatch):
+    """Tiles small images like large ones: several pieces per line, many tiles per image."""
     monkeypatch.setattr(tiling, "MAX_PIECE_PIXELS", 8)
     monkeypatch.setattr(tiling, "TILE_ELEMENTS", 2 * 8 * 128)
 
 
 @pytest.fixture
-def other_cuts():
-    """Forgets programs cut otherwise, before and after a test that cuts in its own tiling."""
+def clear_caches():
+    """Clears programs with other tilings before and after a test that changes the tiling."""
     jax.clear_caches()
     yield
     jax.clear_caches()
 
 
-@pytest.mark.usefixtures("interpreter", "small_cuts")
+@pytest.mark.usefixtures("interpreter", "small_tilings")
 class TestPallasTPU(SS2DSuite):
-    """Of the suite's shapes a small one of each kind: the interpreter takes 10 ms a pixel."""
+    """Uses smaller shapes than the suite: the interpreter takes 10 ms per pixel."""
 
     implementation = "pallas_tpu"
     odd = ODD | {
@@ -57,40 +57,40 @@ class TestPallasTPU(SS2DSuite):
         "whole_chunks": ArgSpec(2, 8, d=8, t=2, n=16, r=2),
         "one_state": ArgSpec(3, 9, d=4, n=1),
     }
-    sizes = ((2, 3), (3, 9))  # a piece, and several pieces and tiles
+    sizes = ((2, 3), (3, 9))  # one piece; several pieces and tiles
     length = 9
     # Channels are padded to 128 and states to 8; this image needs neither.
     whole_image = ArgSpec(32, 48, d=128, t=2, n=16)
 
-    def test_vmap_equals_one_at_a_time(self, monkeypatch, other_cuts):
-        if interpreted():  # its grid has an axis more, which the interpreter counts as unnamed
+    def test_vmap_equals_one_call_per_image(self, monkeypatch, clear_caches):
+        if interpreted():  # the interpreter does not know the additional axis of the grid
             monkeypatch.setattr(launch, "SEMANTICS", None)
-        super().test_vmap_equals_one_at_a_time()
+        super().test_vmap_equals_one_call_per_image()
 
-    @pytest.mark.skipif(interpreted(), reason="jax.checkpoint refuses the interpreter's callbacks")
+    @pytest.mark.skipif(interpreted(), reason="jax.checkpoint rejects the interpreter's callbacks")
     def test_checkpoint_keeps_the_gradients(self):
         super().test_checkpoint_keeps_the_gradients()
 
-    def test_channels_in_several_parts(self, monkeypatch, other_cuts):
-        def needed(cut, dtype):
-            return 0 if cut.parts > 1 else 2**40
+    def test_channels_in_several_parts_equal_the_definition(self, monkeypatch, clear_caches):
+        def needed(tiling, dtype):
+            return 0 if tiling.parts > 1 else 2**40
 
         monkeypatch.setattr(pallas_tpu.memory, "vmem_bytes", needed)
         self.check(ArgSpec(2, 3, d=140, n=3).arguments())
 
-    def test_lines_that_a_tile_does_not_hold(self, monkeypatch, other_cuts):
+    def test_lines_longer_than_a_tile_equal_the_definition(self, monkeypatch, clear_caches):
         monkeypatch.setattr(tiling, "MAX_PIECES", 1)
         self.check(ArgSpec(2, 9, d=4, n=3, k=1).arguments(), ("row_reversed",))
 
-    def test_more_states_than_a_register_has(self):
+    def test_more_states_than_a_register_has_equal_the_definition(self):
         self.check(ArgSpec(2, 3, d=4, n=17).arguments())
 
-    def test_several_groups_of_channels_and_registers_of_maps(self):
-        spec = ArgSpec(2, 3, d=300, n=17, k=2, r=100)  # two blocks walked together, twice
+    def test_several_groups_of_channels_and_registers_of_maps_equal_the_definition(self):
+        spec = ArgSpec(2, 3, d=300, n=17, k=2, r=100)  # two groups of two blocks
         self.check(spec.arguments(), DIRECTIONS[:2])
 
 
-def decoder_cuts(monkeypatch, name, dtype, memory):
+def decoder_tilings(monkeypatch, name, dtype, memory):
     monkeypatch.setattr(pallas_tpu, "_vmem_capacity", lambda: memory)
     spec = DECODER[name]
     x = jax.ShapeDtypeStruct((1, 1, spec.h, spec.w, spec.d), dtype)
@@ -98,16 +98,16 @@ def decoder_cuts(monkeypatch, name, dtype, memory):
 
 
 @pytest.mark.parametrize("name", ["stage1_t1_b1", "stage2_t1_b1", "stage3_t1_b1"])
-def test_decoder_maps_are_cut_with_little_to_spare(monkeypatch, name):
-    spec, (row, column) = decoder_cuts(monkeypatch, name, "bfloat16", 64 * 2**20)
-    for cut, length in ((row, spec.w), (column, spec.h)):
-        assert (cut.parts, cut.lanes) == (1, spec.d)
-        assert length <= cut.pieces * cut.piece_pixels < 1.15 * length
+def test_decoder_images_are_tiled_with_little_padding(monkeypatch, name):
+    spec, (row, column) = decoder_tilings(monkeypatch, name, "bfloat16", 64 * 2**20)
+    for found, length in ((row, spec.w), (column, spec.h)):
+        assert (found.parts, found.lanes) == (1, spec.d)
+        assert length <= found.pieces * found.piece_pixels < 1.15 * length
 
 
-def test_a_small_memory_shares_out_the_channels(monkeypatch):
-    spec, cuts = decoder_cuts(monkeypatch, "stage3_t1_b1", "float32", 16 * 2**20)
-    for cut in cuts:
-        assert cut.parts * cut.lanes >= spec.d
-        assert pallas_tpu.memory.vmem_bytes(cut, "float32") < 16 * 2**20
-    assert cuts[1].parts > 1
+def test_channels_are_divided_into_parts_if_vmem_is_small(monkeypatch):
+    spec, tilings = decoder_tilings(monkeypatch, "stage3_t1_b1", "float32", 16 * 2**20)
+    for found in tilings:
+        assert found.parts * found.lanes >= spec.d
+        assert pallas_tpu.memory.vmem_bytes(found, "float32") < 16 * 2**20
+    assert tilings[1].parts > 1

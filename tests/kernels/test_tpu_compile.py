@@ -1,7 +1,6 @@
-"""TPUs' own compiler takes the kernels, for every chip, shape and dtype; what it makes of them.
+"""The TPU compiler accepts the kernels and schedules them as expected, with no TPU needed.
 
-The compiler, libtpu, needs no TPU. A sample runs with the suite; `python -m pytest -m tpu_compile`
-runs all.
+A sample runs with the suite; `python -m pytest -m tpu_compile` runs everything.
 """
 
 from __future__ import annotations
@@ -23,7 +22,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mtmamba_jax.devices.sharding import replicated
 from mtmamba_jax.kernels.ss2d import DIRECTIONS, ss2d
 from mtmamba_jax.kernels.ss2d.analysis import memory
-from mtmamba_jax.kernels.ss2d.analysis.compiled_scan import compile_scan, create_tpu_mesh
+from mtmamba_jax.kernels.ss2d.analysis.compiled_scan import (
+    compile_scan,
+    create_parser,
+    create_tpu_mesh,
+    spec_names,
+)
 from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, SHAPES
 from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
 from mtmamba_jax.kernels.ss2d.benchmark import with_gradients
@@ -35,7 +39,7 @@ from tests.kernels.ss2d_suite import over_tasks, recomputed
 CHIPS = {"v4": "2x2x1", "v5e": "2x2", "v5p": "2x2x1", "v6e": "2x2", "tpu7x": "2x2x1"}
 
 pytestmark = pytest.mark.skipif(
-    not importlib.util.find_spec("libtpu"), reason="libtpu, TPUs' compiler, is not installed"
+    not importlib.util.find_spec("libtpu"), reason="libtpu, the TPU compiler, is not installed"
 )
 
 
@@ -63,7 +67,7 @@ def compiled(chip, spec, dtype="bfloat16", op=ss2d, **options):
 @pytest.mark.parametrize(
     ("chip", "name", "dtype"),
     [
-        ("v4", "stage3_t1_b1", "float32"),  # of all cases the one with least room
+        ("v4", "stage3_t1_b1", "float32"),  # the case with the least spare VMEM
         ("v5e", "stage1_t4_b8", "bfloat16"),
         ("v5p", "prime", "float32"),
         ("v6e", "column", "bfloat16"),
@@ -85,7 +89,7 @@ def test_every_named_shape_compiles(chip, dtype, name):
 @pytest.mark.parametrize(
     "spec",
     [
-        ArgSpec(1, 5000, d=24, k=1, n=64, r=3),  # a sequence, cut within its one line
+        ArgSpec(1, 5000, d=24, k=1, n=64, r=3),  # a sequence: one line, cut into several tiles
         ArgSpec(6, 7, d=640, n=16, r=40, b=2),  # five blocks of channels
     ],
 )
@@ -98,7 +102,7 @@ def test_transformations_compile(op):
     assert "ss2d_backward" in compiled("v5e", ArgSpec(5, 20, d=8, t=2), op=op).as_text()
 
 
-def test_a_batch_over_two_devices_compiles_without_gathering_it():
+def test_a_sharded_batch_compiles_without_gathering():
     mesh = mesh_of("v5e", 2)
     whole, split = replicated(mesh), NamedSharding(mesh, PartitionSpec(None, "data"))
     shardings = [split if name in ACTIVATIONS else whole for name in SHAPES]
@@ -109,10 +113,21 @@ def test_a_batch_over_two_devices_compiles_without_gathering_it():
     with jax.set_mesh(mesh):
         text = jitted.lower(arrays[0], *arrays).compile().as_text()
     assert "ss2d_backward" in text
-    assert set(count_collectives(text)) == {"all-reduce"}  # of the parameters' gradients
+    assert set(count_collectives(text)) == {"all-reduce"}  # for the parameters' gradients
 
 
-def test_columns_too_long_for_the_memory_take_the_xla_path():
+def test_an_unknown_topology_is_rejected_with_examples_of_valid_ones():
+    with pytest.raises(ValueError, match=r"--topology=v9:2x2: libtpu does not know .* as v5e:2x2"):
+        create_tpu_mesh("v9:2x2")
+
+
+def test_an_unknown_spec_is_rejected_with_a_suggestion():
+    options = create_parser(None, SPECS).parse_args(["--spec=stage1_t1_b1,stage9_t1_b1"])
+    with pytest.raises(ValueError, match=r"Unknown spec 'stage9_t1_b1'. Did you mean 'stage"):
+        spec_names(options)
+
+
+def test_columns_too_long_for_vmem_use_xla():
     spec = ArgSpec(30_000, 2, d=8, n=4)
     assert "ss2d_forward" not in compiled("v5e", spec).as_text()
     with pytest.raises(NotImplementedError, match="columns of 30000 pixels"):
@@ -126,7 +141,7 @@ def test_columns_too_long_for_the_memory_take_the_xla_path():
         *(pytest.param(name, marks=pytest.mark.tpu_compile) for name in SPECS),
     ],
 )
-def test_memory_is_a_fifth_of_a_whole_image_scan_and_no_more_than_the_chunked(name):
+def test_memory_is_a_fifth_of_a_whole_image_scan_and_no_more_than_chunked_xla(name):
     kernels, chunked, whole = (
         memory.measure_temporaries(mesh_of("v5e"), SPECS[name], method)[0]
         for method in memory.METHODS
@@ -137,7 +152,7 @@ def test_memory_is_a_fifth_of_a_whole_image_scan_and_no_more_than_the_chunked(na
 
 @pytest.mark.tpu_compile
 @pytest.mark.parametrize("chip", ["v5e", "v5p", "v6e"])
-def test_inner_loops_are_as_short_as_promised(chip):
+def test_inner_loops_are_short_and_do_not_spill(chip):
     table = subprocess.run(
         [
             *(sys.executable, "-m", "mtmamba_jax.kernels.ss2d.analysis.schedule"),
@@ -157,7 +172,7 @@ def test_inner_loops_are_as_short_as_promised(chip):
 
 
 def copies(text: str, size: int) -> collections.Counter:
-    """Copies and transposes that write `size` elements or more to HBM, by their shape."""
+    """Counts copies and transposes that write `size` elements or more to HBM, by shape."""
     pattern = re.compile(r" = \w+\[([\d,]+)\](\S*) (?:copy|transpose)\(")
     found = collections.Counter()
     for shape, layout in pattern.findall(text[text.index("\nENTRY") :]):
@@ -167,7 +182,7 @@ def copies(text: str, size: int) -> collections.Counter:
 
 
 def extractor(settings):
-    """The compiled value and gradients of an extractor, conv to norm, at the last stage."""
+    """Returns the compiled value and gradients of a feature extractor at the last stage."""
     mesh = mesh_of("v5e")
     model = nnx.eval_shape(lambda: MFE(1, 192, settings, rngs=nnx.Rngs(0)))
     graph, parameters = nnx.split(model)
@@ -183,12 +198,12 @@ def extractor(settings):
 
 
 def pointwise(x, dt, dt_weight, dt_bias, A, B, C, D, **_):
-    """Reads what the scan reads, and moves nothing."""
+    """Reads the same arrays as the scan, but needs no copies."""
     maps = (v.astype(jnp.float32).sum((-1, -2))[..., None] for v in (dt, B * C))
     return (x * sum(maps)).astype(x.dtype)
 
 
-def test_no_feature_map_is_copied_round_the_kernels(monkeypatch):
+def test_no_feature_map_is_copied_before_or_after_the_kernels(monkeypatch):
     settings = MambaSettings(dtype=jnp.bfloat16)
     scanned = copies(extractor(settings), 112 * 144 * 384)
     monkeypatch.setattr(ss2d_module, "ss2d", pointwise)

@@ -18,16 +18,6 @@ from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
 from mtmamba_jax.kernels.ss2d.benchmark import with_gradients
 from mtmamba_jax.kernels.ss2d.common import check_name
 
-# Without these, libtpu asks the network which TPU it runs on, reports an error if there is none
-# (any value will do), and refuses to compile in two processes at the same time.
-_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5e-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-_HOST_CHIPS = (2, 2, 1)  # chips of a TPU host
-
 
 def create_parser(description: str | None, specs: Iterable[str]) -> argparse.ArgumentParser:
     """Returns the command-line options shared by the commands that compile scans.
@@ -71,14 +61,18 @@ def create_tpu_mesh(topology: str, devices: int = 1) -> Mesh:
     """
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_compilation_cache_dir", None)
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    # Without these, libtpu asks the network which TPU it runs on, reports an error if there is none
+    # (any value will do), and refuses to compile in two processes at the same time.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5e-4")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     kind, _, shape = topology.partition(":")
     # JAX sees the two cores of a v4 chip as one device on Cloud TPU.
     options = {"chip_config_name": "megacore"} if kind == "v4" else {}
     try:
         sizes = (*map(int, shape.split("x")), 1)[:3]
-        host = tuple(map(min, sizes, _HOST_CHIPS))
+        host = tuple(map(min, sizes, (2, 2, 1)))  # chips of a TPU host
         found = topologies.get_topology_desc(topology, "tpu", chips_per_host_bounds=host, **options)
     except (ValueError, jax.errors.JaxRuntimeError) as error:
         raise ValueError(

@@ -56,36 +56,31 @@ def backward(
     A: Float[Array, "t*k*split e 4 128"],
     end: Float[Array, "q*s e 4 128"] | None,
 ) -> tuple[Array, ...]:
-    """Computes the gradients in every direction.
+    """Computes the gradients in every direction, from the states that `forward` saved.
 
-    Args:
-      scan, x, dt, weight, maps, A: Arguments of `forward`.
-      dy: Gradient of y, in x's dtype.
-      saved: States that `forward` saved, in x's dtype.
-      end: Decay times adjoint of the pixel after each segment; None for zeros and a single
-        segment.
+    `dy` is the gradient of y in x's dtype; `end` is the decay times adjoint of the pixel after each
+    segment, or None for zeros and a single segment. The others are arguments of `forward`.
 
     Returns:
       Gradients of x [q h w d], of softplus's argument [q h w d] and, per block of channels, of B
       and C [q h w blocks*32], in x's dtype; of A, before the factor log2(e), [q*s e 4 128].
     """
     f32, c = jnp.float32, scan.channels
-    given, exact = end is not None, x.dtype == jnp.float32
+    has_end, exact = end is not None, x.dtype == jnp.float32
     # Unrolling a tile's runs takes 2 % less time with eleven segments and 13 % more with one,
     # measured on an H200 (`stage3_t1_b8`, `stage3_t4_b8`).
     unrolled = scan.has_full_tiles and scan.segments > 1
 
     def ss2d_backward(x_g, dt_g, weight_g, maps_g, dy_g, saved_g, *rest):
-        end_g = rest[0] if given else None
-        A_g, dx_g, dz_g, dmaps_g, dA_g, *rest = rest[given:]
+        end_g = rest[0] if has_end else None
+        A_g, dx_g, dz_g, dmaps_g, dA_g, *rest = rest[has_end:]
         x_s, maps_s, dy_s, start_s, states_s, pool_s, dstep_s, shares_s, dmaps_s, *rest = rest
         ready, once, met, *rest = rest
         threads, program, steps = Threads(scan), Program(scan), Steps(scan, rest, exact=exact)
         buffers = (x_s, steps.values, dy_s, dstep_s.at[:, pl.ds(0, c)])
         x_v, step_v, dy_v, dstep_v = (thread_view(v, scan) for v in buffers)
-        block_s = pool_s.at[
-            pl.ds(0, scan.stored_shape[0])
-        ]  # before the first run and after the last
+        # Memory that is free before the first run and after the last.
+        block_s = pool_s.at[pl.ds(0, scan.stored_shape[0])]
         parts_s = pool_s.reshape(RUN, WARPS, GROUPS, PART)
         _, step_w, dy_w, dstep_w = (warp_view(v, scan) for v in buffers)
         # Layout of sums over all channels: one warp per pixel, one lane per state of B or C.
@@ -188,10 +183,8 @@ def backward(
                     p = places[u]
                     s, x, added, B, C, dy = inputs
                     adjoint = adjoint + dy * C
-                    dB, dC = (
-                        sum_over_channels(threads, adjoint, added),
-                        sum_over_channels(threads, dy, states[u + 1]),
-                    )
+                    dB = sum_over_channels(threads, adjoint, added)
+                    dC = sum_over_channels(threads, dy, states[u + 1])
                     dadded = sum_over_states(threads, adjoint, B, exact=exact)
                     adjoint = decays[u] * adjoint
                     dlog = adjoint * states[u]  # gradient of the decay's logarithm, step * A
@@ -255,10 +248,7 @@ def backward(
 def scratch_memory(scan: Scan, dtype: DTypeLike, columns: int) -> tuple:
     """Returns the shared memory and barriers of a program; the other kernels need less.
 
-    Args:
-      scan: Static description of the launch.
-      dtype: Dtype of x.
-      columns: Width of the matrices of `step_sizes.operands`.
+    `dtype` is that of x, `columns` the width of the matrices of `step_sizes.operands`.
     """
     f32, c = jnp.float32, scan.channels
     parts = RUN * WARPS * GROUPS * PART

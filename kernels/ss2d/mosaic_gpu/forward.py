@@ -56,11 +56,11 @@ def forward(
       y [q h w d] and, if `save`, the states before each tile [q*m e 4 128], in x's dtype.
     """
     f32, c = jnp.float32, scan.channels
-    given, exact = start is not None, x.dtype == jnp.float32
+    has_start, exact = start is not None, x.dtype == jnp.float32
 
     def ss2d_forward(x_g, dt_g, weight_g, maps_g, *rest):
-        start_g = rest[0] if given else None
-        A_g, y_g, *rest = rest[given:]
+        start_g = rest[0] if has_start else None
+        A_g, y_g, *rest = rest[has_start:]
         saved_g = rest[0] if save else None
         x_s, maps_s, state_s, ready, once, *rest = rest[save:]
         save_s, *rest = rest if save else (None, *rest)
@@ -125,22 +125,15 @@ def forward(
         lax.fori_loop(0, program.count, tile, state)
         plgpu.wait_smem_to_gmem(0)
 
+    outputs = [output_image(scan, scan.programs, x.shape[-1], c, x.dtype)]
+    if save:
+        shape = (scan.programs * scan.tiles, A.shape[1], *scan.stored_shape[1:])
+        outputs.append(jax.ShapeDtypeStruct(shape, x.dtype))
     return launch(
         scan,
         ss2d_forward,
         (x, dt, weight, maps, *(() if start is None else (start,)), A),
-        [
-            output_image(scan, scan.programs, x.shape[-1], c, x.dtype),
-            *(
-                [
-                    jax.ShapeDtypeStruct(
-                        (scan.programs * scan.tiles, A.shape[1], *scan.stored_shape[1:]), x.dtype
-                    )
-                ]
-                if save
-                else []
-            ),
-        ],
+        outputs,
         (
             plgpu.SMEM((2, TILE, c), x.dtype),
             plgpu.SMEM((2, TILE, 2 * STATES), f32),

@@ -131,6 +131,10 @@ class Scan:
         return (self.channels // ROW_CHANNELS, THREAD_STATES, ROW_CHANNELS * GROUP_THREADS)
 
 
+Channels = Float[Array, "warps groups group_channels"]
+States = Float[Array, "warps 16 groups group_channels"]
+
+
 class Threads:
     """How a block's values are distributed over threads.
 
@@ -160,27 +164,25 @@ class Threads:
             for v in (layout, *(layout.reduce(axes) for axes in ((1,), (0, 2, 3), (3,))))
         )
 
-    def load_channels(self, ref) -> Float[Array, "warps groups group_channels"]:
+    def load_channels(self, ref) -> Channels:
         """Loads a pixel's values per channel, float32."""
         return plgpu.layout_cast(ref[...], self.by_channel).astype(jnp.float32)
 
-    def load_map(self, ref) -> Float[Array, "warps 16 groups group_channels"]:
+    def load_map(self, ref) -> States:
         """Loads a pixel's values per state [16] and broadcasts them to every channel."""
         return self._broadcast(plgpu.layout_cast(ref[...], self.by_state), (1,))
 
-    def broadcast(
-        self, values: Float[Array, "warps groups group_channels"]
-    ) -> Float[Array, "warps 16 groups group_channels"]:
+    def broadcast(self, values: Channels) -> States:
         """Broadcasts values per channel to every state."""
         return self._broadcast(values, (0, 2, 3))
 
-    def zeros(self) -> Float[Array, "warps 16 groups group_channels"]:
+    def zeros(self) -> States:
         """Returns states that are zero."""
         return plgpu.layout_cast(
             jnp.zeros(self.state_shape, jnp.float32), self.by_channel_and_state
         )
 
-    def zeros_by_channel(self) -> Float[Array, "warps groups group_channels"]:
+    def zeros_by_channel(self) -> Channels:
         """Returns values per channel that are zero."""
         return plgpu.layout_cast(jnp.zeros(self.channel_shape, jnp.float32), self.by_channel)
 
@@ -308,8 +310,7 @@ class Program:
           i: Index of the tile in reading order.
           slot: Slot of the double-buffered shared memory.
           images: Pairs of an image array and its shared memory.
-          dt: The pair for the low-rank step sizes.
-          maps: The pair for the maps.
+          dt, maps: The same pair for the low-rank step sizes and for the maps.
           ready: Barriers of the slots.
         """
         _, line, first, _ = self.tile(i)
@@ -340,16 +341,7 @@ def launch(
     scratch: Sequence,
     segments: int | None = None,
 ):
-    """Runs a kernel in every program.
-
-    Args:
-      scan: Static description of the launch.
-      body: The kernel.
-      arrays: Inputs, of which the first is the image and the last is A.
-      outputs: Shapes and dtypes of the results.
-      scratch: Shared memory and barriers.
-      segments: Number of segments; None for `scan.segments`.
-    """
+    """Runs a kernel in every program; the first of `arrays` is the image, the last is A."""
     blocks = arrays[-1].shape[1] // scan.stored_shape[0]
     results = plgpu.kernel(
         body,

@@ -25,6 +25,8 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     GROUP_CHANNELS,
     GROUP_THREADS,
     ROW_CHANNELS,
+    Channels,
+    States,
     Threads,
     inline_mgpu,
 )
@@ -33,20 +35,10 @@ MULTIPLY = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
 READ = -(2**13)  # mask of the bits that the instruction reads: TF32, 11 significant bits
 
 
-def sum_over_states(
-    threads: Threads,
-    left: Float[Array, "warps 16 groups group_channels"],
-    right: Float[Array, "warps 16 groups group_channels"],
-    *,
-    exact: bool,
-) -> Float[Array, "warps groups group_channels"]:
+def sum_over_states(threads: Threads, left: States, right: States, *, exact: bool) -> Channels:
     """Sums left * right over the states.
 
-    Args:
-      threads: Distribution of the values over threads.
-      left, right: Values per channel and state.
-      exact: Whether to sum in float32. Otherwise each thread's sum is truncated to 11 bits, three
-        more than a bfloat16 result has.
+    Unless `exact`, each thread's sum is truncated to 11 bits, three more than a bfloat16 has.
     """
     count = threads.channel_shape[-1]
 
@@ -65,9 +57,7 @@ def sum_over_states(
 
 
 def sum_over_channels(
-    threads: Threads,
-    left: Float[Array, "warps 16 groups group_channels"],
-    right: Float[Array, "warps 16 groups group_channels"],
+    threads: Threads, left: States, right: States
 ) -> Float[Array, "warps 16 groups"]:
     """Sums left * right over the channels of each thread."""
     shape, count = threads.state_shape[:-1], threads.channel_shape[-1]
@@ -86,9 +76,7 @@ def sum_over_channels(
     return run(left, right)
 
 
-def store_states(
-    threads: Threads, ref, states: Float[Array, "warps 16 groups group_channels"]
-) -> None:
+def store_states(threads: Threads, ref, states: States) -> None:
     """Stores a block's states in shared memory of `Scan.stored_shape`, in its dtype."""
     states = states.astype(ref.dtype)
 
@@ -100,7 +88,7 @@ def store_states(
     run(ref, states)
 
 
-def load_states(threads: Threads, ref) -> Float[Array, "warps 16 groups group_channels"]:
+def load_states(threads: Threads, ref) -> States:
     """Loads a block's states from shared memory of `Scan.stored_shape`, as float32."""
 
     @inline_mgpu(

@@ -41,11 +41,8 @@ def summaries(
 ) -> tuple[Float[Array, "q*(s-1) e 4 128"], Float[Array, "q*(s-1) d"]]:
     """Computes the state at the end of each segment for a start at zero, and the sum of its steps.
 
-    Args:
-      scan, dt, weight, maps, A: Arguments of `forward`.
-      source: x, or dy if `adjoint`.
-      adjoint: Whether to scan the adjoint, from each segment's last pixel to its first, instead of
-        the state.
+    With `adjoint`, `source` is dy rather than x, and adjoints are scanned from each segment's last
+    pixel to its first. The other arguments are those of `forward`.
 
     Returns:
       The final states, or decays times adjoints, and the sums of step sizes, of all segments but

@@ -28,13 +28,9 @@ def backward(
     dy: Float[Array, "t b h w d"],
     saved: Float[Array, "t k b m lines pieces n d"],
 ) -> list[Array]:
-    """Computes the gradients in every direction of a tiling.
+    """Computes the gradients in every direction of a tiling, from the states `forward` saved.
 
-    Args:
-      tiling: Static description of the launch.
-      x, maps, weight, bias, A: Arguments of `forward`.
-      dy: Gradient of y, in x's dtype.
-      saved: States that `forward` saved, in x's dtype.
+    The other arguments are those of `forward`; `dy` is the gradient of y in x's dtype.
 
     Returns:
       Gradients of x [t k b h w d], in x's dtype; of the maps, per part of the channels,
@@ -65,9 +61,7 @@ def backward(
             dcolumns[...] = jnp.zeros_like(dcolumns)
 
             def scan(blocks):
-                A = [
-                    [A_ref[sublanes(e), block_lanes(f)] for e in range(tile.states)] for f in blocks
-                ]
+                A = [tile.load_rates(A_ref, f) for f in blocks]
 
                 def decay(b, s):
                     return [jnp.exp2(s * A) for A in A[b]]

@@ -28,14 +28,8 @@ def forward(
 ) -> list[Array]:
     """Scans every direction of a tiling.
 
-    Args:
-      tiling: Static description of the launch.
-      x: Activations, float32 or bfloat16.
-      maps: dt, B and C of each direction, in that order.
-      weight: Projection of the step sizes, float32, with zeros in the rows of B and C.
-      bias: Bias of the projection, float32.
-      A: Rates times log2(e), float32.
-      save: Whether to return the states too.
+    `maps` holds dt, B and C of each direction. The rows of `weight` for B and C are zero, and A is
+    multiplied by log2(e). All parameters are float32.
 
     Returns:
       y [t k b h w d] and, if `save`, the states before each piece [t k b m lines pieces n d], in
@@ -60,15 +54,12 @@ def forward(
             tile.spread_columns(rows, columns, first)
 
             def scan(blocks):
-                A = [
-                    [A_ref[sublanes(e), block_lanes(f)] for e in range(tile.states)] for f in blocks
-                ]
+                A = [tile.load_rates(A_ref, f) for f in blocks]
                 states = [tile.load_states(state, f) for f in blocks]
                 if saved_ref is not None:
                     for f, h in zip(blocks, states, strict=True):
-                        saved_ref[line, piece, :, block_lanes(f)] = jnp.concatenate(h).astype(
-                            x.dtype
-                        )
+                        before = jnp.concatenate(h).astype(x.dtype)
+                        saved_ref[line, piece, :, block_lanes(f)] = before
 
                 def pixel(p, states):
                     B, C = (tile.load_column(columns, p, which) for which in (0, 1))

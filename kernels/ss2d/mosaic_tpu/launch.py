@@ -100,7 +100,7 @@ def launch(
       name: Name of the kernel; in profiles and dumps the orientation is appended.
       tiling: Static description of the launch.
       kernel: Function of references to inputs, outputs and scratch memory.
-      inputs: Blocks of the arrays.
+      inputs: Block of each of the arrays.
       outputs: Shape, dtype and block of each result.
       scratch: Scratch memory of a program.
       arrays: The inputs, x first.

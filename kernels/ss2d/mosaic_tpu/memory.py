@@ -33,17 +33,11 @@ def backward_scratch(tiling: Tiling) -> list:
 
 
 def vmem_bytes(tiling: Tiling, dtype: DTypeLike) -> int:
-    """Returns the bytes of a backward program, the larger of the two kernels.
-
-    They are scratch memory, double-buffered blocks of the arrays and the compiler's reserve.
-
-    Args:
-      tiling: Static description of the launch.
-      dtype: Dtype of x.
-    """
+    """Returns the bytes of a backward program, whose kernel is the larger, for x of `dtype`."""
     scratch = sum(4 * math.prod(v.shape) for v in backward_scratch(tiling))
     size, pixels = jnp.dtype(dtype).itemsize, math.prod(tiling.shape)
     images, maps = 3 * pixels * tiling.lanes * size, pixels * tiling.map_lanes * (4 + 4)
     saved = tiling.lines * tiling.pieces * tiling.states * tiling.lanes * size
     parameters = 2 * (tiling.map_lanes + tiling.states + SUBLANES) * tiling.lanes * 4
+    # Blocks of the arrays are double-buffered.
     return scratch + 2 * (images + maps + saved + parameters) + COMPILER_RESERVE

@@ -14,21 +14,18 @@ from collections.abc import Callable, Iterable, Sequence
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from mtmamba_jax.kernels.ss2d.common import softplus
-from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import LANES, SUBLANES, Tiling
+from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import LANES, SUBLANES, Index, Tiling
 
 UNROLL = 4  # pixels unrolled in the inner loop
 
 
 def matmul(a: Array, b: Array, contract: tuple[int, int], *, exact: bool) -> Array:
-    """Returns a matrix product, float32.
+    """Returns the float32 product of two matrices over axis `contract[0]` of a, `contract[1]` of b.
 
-    Args:
-      a, b: Matrices.
-      contract: The axis of a and the axis of b to sum over.
-      exact: Whether to multiply in float32 rather than round the factors to bfloat16.
+    Unless `exact`, the factors are rounded to bfloat16.
     """
     dtype = jnp.float32 if exact else jnp.bfloat16
     return lax.dot_general(
@@ -72,15 +69,7 @@ class Tile:
       states: Groups of 8 states (e).
     """
 
-    def __init__(
-        self,
-        tiling: Tiling,
-        k: Int[Array, ""],
-        i: Int[Array, ""],
-        part: Int[Array, ""],
-        *,
-        exact: bool,
-    ):
+    def __init__(self, tiling: Tiling, k: Index, i: Index, part: Index, *, exact: bool):
         self.tiling, self.exact, self._part = tiling, exact, part
         self._reverse = tiling.is_reversed(k)
         self._position = tiling.tile_position(k, i)
@@ -133,10 +122,7 @@ class Tile:
     def for_each_piece(self, body: Callable, *, backwards: bool = False) -> None:
         """Calls `body(line, piece, first)` for the pieces inside the image, in reading order.
 
-        Args:
-          body: Called with the index of the piece's line, the index of the piece on the line, and
-            the index of its first pixel in p.
-          backwards: Whether to go against the reading order.
+        The arguments are indices: of the line, of the piece on it, of its first pixel in p.
         """
         tiling, (across, along) = self.tiling, self.tiling.strides
         size = tiling.width if tiling.column else tiling.height
@@ -151,16 +137,7 @@ class Tile:
             body(line, piece, line * across + piece * (tiling.piece_pixels * along))
 
     def scan_pixels(self, body: Callable, carry, *, backwards: bool = False):
-        """Repeats `carry = body(pixel, carry)` over a piece's pixels in reading order.
-
-        Args:
-          body: Called with the pixel's index in its piece.
-          carry: Pytree of arrays.
-          backwards: Whether to go against the reading order.
-
-        Returns:
-          The last carry.
-        """
+        """Repeats `carry = body(pixel, carry)` over a piece's pixels in reading order."""
         last = self.tiling.piece_pixels - 1
         flip = jnp.logical_xor(self._reverse, backwards)
 
@@ -194,12 +171,13 @@ class Tile:
         self.for_each_chunk(chunk)
 
     def compute_steps(self, x, maps, weight, bias, steps, inputs, rows) -> None:
-        """Computes the step sizes, softplus(dt @ weight + bias), and their products with x.
+        """Computes step sizes and related inputs, with zeros outside the image.
 
         Args:
           x, maps, weight, bias: The tile's blocks of the arrays.
-          steps, inputs: Output, step sizes and step sizes times x, [f p 128].
-          rows: Output, maps as [p c] float32 with zeros outside the image.
+          steps: Output, softplus(dt @ weight + bias), [f p 128].
+          inputs: Output, steps * x, [f p 128].
+          rows: Output, maps as [p c] float32.
         """
 
         def chunk(at, pixels, valid):
@@ -235,7 +213,7 @@ class Tile:
                 at = (..., slice(used, self.tiling.pixels), slice(None))
                 ref[at] = jnp.zeros_like(ref[at])
 
-    def spread_columns(self, rows, columns, first: Int[Array, ""]) -> None:
+    def spread_columns(self, rows, columns, first: Index) -> None:
         """Makes columns of a piece's B and C: register (pixel, i) has `_selected(i)` in all lanes.
 
         Args:
@@ -290,34 +268,34 @@ class Tile:
         lane = self.tiling.rank + i * SUBLANES + lax.broadcasted_iota(jnp.int32, shape, 0)
         return lax.broadcasted_iota(jnp.int32, shape, 1) == lane
 
-    def load_row(
-        self, ref, f, first: Int[Array, ""], pixel: Int[Array, ""]
-    ) -> Float[Array, "8 128"]:
+    def load_row(self, ref, f, first: Index, pixel: Index) -> Float[Array, "8 128"]:
         """Loads a pixel's channels from [f p 128] into all sublanes."""
         row = ref[f, pl.ds(first + pixel * self.tiling.strides[1], 1)]
         return jnp.broadcast_to(row, (SUBLANES, LANES))
 
-    def load_column(self, columns, pixel: Int[Array, ""], which: int) -> list[Array]:
+    def load_column(self, columns, pixel: Index, which: int) -> list[Array]:
         """Loads the e registers of a pixel's B (`which` 0) or C (1)."""
         first = self.column_register(pixel, which)
         return [columns[sublanes(first + e)] for e in range(self.states)]
 
-    def column_register(self, pixel: Int[Array, ""], which: int) -> Int[Array, ""]:
+    def column_register(self, pixel: Index, which: int) -> Index:
         """Returns the index of the first register of a pixel's B (`which` 0) or C (1)."""
         return (pixel * 2 + which) * self.states
 
-    def load_states(self, ref, f, pixel: Int[Array, ""] | int = 0) -> list[Array]:
+    def load_rates(self, ref, f) -> list[Array]:
+        """Loads the e registers of A's f-th block of channels from [n d]."""
+        return [ref[sublanes(e), block_lanes(f)] for e in range(self.states)]
+
+    def load_states(self, ref, f, pixel: Index | int = 0) -> list[Array]:
         """Loads the e registers of a pixel's states from [f pixels*n 128]."""
         return [ref[f, sublanes(pixel * self.states + e)] for e in range(self.states)]
 
-    def store_states(
-        self, ref, f, values: Sequence[Array], pixel: Int[Array, ""] | int = 0
-    ) -> None:
+    def store_states(self, ref, f, values: Sequence[Array], pixel: Index | int = 0) -> None:
         """Stores the e registers of a pixel's states in [f pixels*n 128]."""
         for e, value in enumerate(values):
             ref[f, sublanes(pixel * self.states + e)] = value
 
-    def sum_sublanes(self, parts, to, first: Int[Array, ""]) -> None:
+    def sum_sublanes(self, parts, to, first: Index) -> None:
         """Sums each pixel's sublanes of `parts` [pixels*8 128] into the piece's pixels of `to`."""
         along = self.tiling.strides[1]
         for j in range(0, self.tiling.piece_pixels, SUBLANES):

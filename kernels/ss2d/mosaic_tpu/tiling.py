@@ -21,6 +21,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool, Int
 
+Index = Int[Array, ""]
+
 SUBLANES, LANES = 8, 128  # shape of a vector register
 MAX_PIECE_PIXELS = 56  # from one saved state to the next
 MAX_PIECES = 4  # per line in a tile of rows
@@ -109,22 +111,20 @@ class Tiling:
         """Distances in p between neighbouring lines and between neighbours on a line."""
         return (1, self.lines) if self.column else (self.pieces * self.piece_pixels, 1)
 
-    def direction_index(self, k: Int[Array, ""]) -> Int[Array, ""]:
+    def direction_index(self, k: Index) -> Index:
         """Returns the index in the call's arrays of the k-th direction, of two at most."""
         return self.directions[0] + k * (self.directions[-1] - self.directions[0])
 
-    def is_reversed(self, k: Int[Array, ""]) -> Bool[Array, ""]:
+    def is_reversed(self, k: Index) -> Bool[Array, ""]:
         """Returns whether the k-th direction starts at the last pixel."""
         flags = [k == i for i, flag in enumerate(self.reverses) if flag]
         return functools.reduce(jnp.logical_or, flags) if flags else k < 0
 
-    def tile_index(self, k: Int[Array, ""], i: Int[Array, ""]) -> Int[Array, ""]:
+    def tile_index(self, k: Index, i: Index) -> Index:
         """Returns the row- or column-major index of the i-th tile that the k-th direction reads."""
         return jnp.where(self.is_reversed(k), self.tiles - 1 - i, i)
 
-    def tile_position(
-        self, k: Int[Array, ""], i: Int[Array, ""]
-    ) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    def tile_position(self, k: Index, i: Index) -> tuple[Index, Index]:
         """Returns the row and column in `grid` of the i-th tile that the k-th direction reads."""
         tile = self.tile_index(k, i)
         return lax.div(tile, self.grid[1]), lax.rem(tile, self.grid[1])
