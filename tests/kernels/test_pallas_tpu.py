@@ -9,7 +9,7 @@ from jax.experimental.pallas import tpu as pltpu
 from mtmamba_jax.kernels.ss2d import DIRECTIONS, pallas_tpu
 from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ODD, ArgSpec
 from mtmamba_jax.kernels.ss2d.mosaic_tpu import launch, tiling
-from tests.kernels.ss2d_suite import SS2DSuite
+from tests.kernels.ss2d_suite import SS2DSuite, mark_slow
 
 
 def interpreted() -> bool:
@@ -61,6 +61,10 @@ class TestPallasTPU(SS2DSuite):
     length = 9
     # Channels are padded to 128 and states to 8; this image needs neither.
     whole_image = ArgSpec(32, 48, d=128, t=2, n=16)
+
+    @pytest.mark.parametrize("name", mark_slow(ODD, ("pixel", "prime")))
+    def test_value_and_gradients_equal_the_definition(self, name):
+        super().test_value_and_gradients_equal_the_definition(name)
 
     def test_vmap_equals_one_call_per_image(self, monkeypatch, clear_caches):
         if interpreted():  # the interpreter does not know the additional axis of the grid

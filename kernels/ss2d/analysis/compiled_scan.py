@@ -1,4 +1,4 @@
-"""Compiles SS2D and its gradients for a TPU that need not be attached."""
+"""Lowers SS2D and its gradients for a TPU that need not be attached."""
 
 from __future__ import annotations
 
@@ -92,10 +92,10 @@ def create_scan(spec: ArgSpec, implementation: str) -> Callable[..., jax.Array]:
     return functools.partial(ss2d, directions=DIRECTIONS[: spec.k], implementation=implementation)
 
 
-def compile_scan(
+def lower_scan(
     mesh: Mesh, spec: ArgSpec, dtype: DTypeLike, op: Callable[..., jax.Array]
-) -> jax.stages.Compiled:
-    """Compiles value and gradients of `op(*arrays)`.
+) -> jax.stages.Lowered:
+    """Lowers value and gradients of `op(*arrays)`.
 
     Args:
       mesh: Mesh of one device to compile for, see `create_tpu_mesh`.
@@ -106,4 +106,4 @@ def compile_scan(
     arrays = spec.shapes(dtype)
     jitted = jax.jit(with_gradients(op), in_shardings=NamedSharding(mesh, PartitionSpec()))
     with jax.set_mesh(mesh):  # tells the kernels the size of VMEM
-        return jitted.lower(arrays[0], *arrays).compile()
+        return jitted.lower(arrays[0], *arrays)

@@ -19,10 +19,10 @@ from jax.sharding import Mesh
 
 from mtmamba_jax.kernels.ss2d import DIRECTIONS
 from mtmamba_jax.kernels.ss2d.analysis.compiled_scan import (
-    compile_scan,
     create_parser,
     create_scan,
     create_tpu_mesh,
+    lower_scan,
     spec_names,
 )
 from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
@@ -56,7 +56,7 @@ def measure_temporaries(mesh: Mesh, spec: ArgSpec, method: str) -> tuple[float, 
       method: Key of `METHODS`.
     """
     try:
-        program = compile_scan(mesh, spec, "bfloat16", METHODS[method](spec))
+        program = lower_scan(mesh, spec, "bfloat16", METHODS[method](spec)).compile()
     except jax.errors.JaxRuntimeError as error:
         needs = _NEEDS.search(str(error))
         if not needs:

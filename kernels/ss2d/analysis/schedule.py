@@ -22,10 +22,10 @@ from jax.sharding import Mesh
 
 from mtmamba_jax.kernels.ss2d import DIRECTIONS, pallas_tpu
 from mtmamba_jax.kernels.ss2d.analysis.compiled_scan import (
-    compile_scan,
     create_parser,
     create_scan,
     create_tpu_mesh,
+    lower_scan,
     spec_names,
 )
 from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, SPECS
@@ -95,7 +95,7 @@ def _row(mesh: Mesh, name: str, dtype: str, folder: pathlib.Path) -> str:
     for path in folder.iterdir():
         if path.is_file():
             path.unlink()
-    compile_scan(mesh, spec, dtype, create_scan(spec, "pallas_tpu"))
+    lower_scan(mesh, spec, dtype, create_scan(spec, "pallas_tpu")).compile()
     with jax.set_mesh(mesh):
         tilings = pallas_tpu.choose_tilings(
             DIRECTIONS[: spec.k], spec.shapes(dtype)[0], spec.n, spec.r
