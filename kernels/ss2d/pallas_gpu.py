@@ -37,11 +37,11 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
 # so they pay off only if programs are few, and then only in large numbers.
 MIN_PROGRAMS_FORWARD = 96  # fewer programs are cut into segments
 MIN_PROGRAMS_BACKWARD = 160
-TARGET_PROGRAMS = 1056  # programs times segments
+TARGET_PROGRAMS = 1056  # counting each segment
 MAX_SEGMENTS = 32
-MIN_SEGMENT_TILES = 4  # on average
+MIN_SEGMENT_TILES = 4  # per segment, on average
 MIN_WIDE_PROGRAMS = 264  # fewer programs without segments scan half the channels each
-# Run lengths of the forward pass in lines of whole runs, by channels of a group.
+# Run lengths for the forward pass, used if they divide both sizes; by channels per group.
 LONG_RUNS = {GROUP_CHANNELS: (8,), GROUP_CHANNELS // 2: (16, 8)}
 # Three programs per multiprocessor: no more fit with the registers of a long run.
 MAX_LONG_RUN_PROGRAMS = 396
