@@ -111,7 +111,13 @@ class SS2DSuite:
     def test_value_and_gradients_equal_the_definition(self, name):
         self.check(self.odd[name].arguments())
 
-    @pytest.mark.parametrize("directions", [*((one,) for one in DIRECTIONS), DIRECTIONS[::-1][:3]])
+    @pytest.mark.parametrize(
+        "directions",
+        mark_slow(
+            [*((one,) for one in DIRECTIONS), DIRECTIONS[::-1][:3]],
+            (("row",), ("column_reversed",), DIRECTIONS[::-1][:3]),
+        ),
+    )
     @pytest.mark.parametrize("size", [pytest.param(0, marks=pytest.mark.slow), 1])
     def test_directions_in_any_order_equal_the_definition(self, directions, size):
         spec = ArgSpec(*self.sizes[size], d=4, n=3, k=len(directions))
