@@ -6,24 +6,26 @@ A raw example, as a data source returns it, before any transform:
 |-------------|-------------------------------------|---------------------------------------|
 | image       | uint8 [h w 3]                       | RGB                                   |
 | <task name> | [h w c], dtype as in the batch      | one label for each task of the set    |
-| id          | str                                 | names the example in messages, files  |
+| id          | str                                 | identifies the example in messages    |
+|             |                                     | and file names                        |
 
 A batch, on the host, after the transforms, where s is the label scale (`config.data.label_scale`):
 
 | key         | dtype, shape                        | meaning                               |
 |-------------|-------------------------------------|---------------------------------------|
 | images      | float32 [b h w 3]                   | RGB, ImageNet mean 0 and deviation 1  |
-| class tasks | int32 [b h*s w*s 1]                 | class index, 255 ignore               |
+| class tasks | int32 [b h*s w*s 1]                 | class ID, 255 ignore                  |
 | depth       | float32 [b h*s w*s 1]               | metres or pixels (the task's unit),   |
 |             |                                     | 255 ignore                            |
-| normals     | float32 [b h*s w*s 3]               | unit, all three channels 255: ignore  |
-| id          | str [b]                             | of the examples                       |
-| size        | int32 [b 2]                         | the image's, without the padding      |
-| mask        | bool [b]                            | False: a repeat that fills the batch  |
+| normals     | float32 [b h*s w*s 3]               | unit vectors, ignored where all three |
+|             |                                     | channels are 255                      |
+| id          | str [b]                             | IDs of the examples                   |
+| size        | int32 [b 2]                         | height and width without the padding  |
+| mask        | bool [b]                            | False for repeats that fill the batch |
 
 Normals are in the camera's frame: x right, y up, z towards the camera. Padding is centred; an odd
-pixel goes to the bottom or the right (`pad_offset`); labels have s times the image's. A label's
-channels, dtype and ignore value come from its row of the task table.
+pixel goes to the bottom or the right (`pad_offset`); labels have s times the image's padding. A
+label's channels, dtype and ignore value come from its row of the task table.
 """
 
 from __future__ import annotations
@@ -32,16 +34,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Shaped, UInt8
 
 from mtmamba_jax.tasks import Task
 
-# Of ImageNet's RGB values in 0..1, as all published Swin weights expect them.
+Example = dict[str, Any]
+"""A raw example, or one on its way through the transforms."""
+
+# ImageNet's statistics of RGB values in 0..1, as all published Swin weights expect them.
 MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 STD = np.array((0.229, 0.224, 0.225), np.float32)
 
 
-def denormalise(images: np.ndarray) -> np.ndarray:
-    """Returns normalised images [... h w 3] as uint8 RGB; padding becomes the mean colour."""
+def denormalise(images: Float[np.ndarray, "*b h w 3"]) -> UInt8[np.ndarray, "*b h w 3"]:
+    """Returns normalised images as RGB; padding becomes the mean colour."""
     rgb = (np.asarray(images, np.float32) * STD + MEAN) * 255
     return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
 
@@ -51,13 +57,16 @@ def pad_offset(size: Sequence[int], padded: Sequence[int]) -> tuple[int, int]:
     return (int(padded[0]) - int(size[0])) // 2, (int(padded[1]) - int(size[1])) // 2
 
 
-def remove_padding(image: np.ndarray, size: Sequence[int], scale: int = 1) -> np.ndarray:
-    """Returns the part of a padded map [h*scale w*scale ...] that holds the image.
+def remove_padding(
+    image: Shaped[np.ndarray, "h w ..."], size: Sequence[int], scale: int = 1
+) -> Shaped[np.ndarray, "h2 w2 ..."]:
+    """Returns the part of a padded map that holds the image.
 
     Args:
-      image: the map.
-      size: height and width of the image.
-      scale: of the map: s for labels, and for predictions on their grid.
+      image: A padded image, label or prediction.
+      size: Height and width of the image without padding, in image pixels.
+      scale: Pixels of the map per image pixel: 1 for images, s for labels and for predictions on
+        their grid.
     """
     offset = pad_offset(size, [n // scale for n in image.shape[:2]])
     top, left, height, width = (int(n) * scale for n in (*offset, *size))
@@ -65,12 +74,13 @@ def remove_padding(image: np.ndarray, size: Sequence[int], scale: int = 1) -> np
 
 
 def check_example(example: Mapping[str, Any], tasks: Sequence[Task]) -> None:
-    """Checks a raw example's keys, shapes and dtypes.
+    """Checks a raw example's keys, shapes and dtypes against the contract above.
 
     Raises:
-      ValueError: names the key, what was wanted and what came.
+      ValueError: The example breaks the contract. The message names the key, and what was wanted
+        and what was found.
     """
-    height, width = _spatial(example, "image", "example", leading=0)
+    height, width = _leading_shape(example, "image", "example", leading=0)
     wanted = {"image": ((height, width, 3), "uint8")}
     for task in tasks:
         wanted[task.name] = ((height, width, task.label_channels), task.label_dtype)
@@ -83,14 +93,15 @@ def check_batch(batch: Mapping[str, Any], tasks: Sequence[Task], label_scale: in
     """Checks a host batch's keys, shapes and dtypes against the contract above.
 
     Args:
-      batch: to check.
-      tasks: whose labels it must hold.
-      label_scale: s.
+      batch: The batch.
+      tasks: Tasks whose labels it must hold.
+      label_scale: Label scale s.
 
     Raises:
-      ValueError: names the key, what was wanted and what came.
+      ValueError: The batch breaks the contract. The message names the key, and what was wanted and
+        what was found.
     """
-    count, height, width = _spatial(batch, "images", "batch", leading=1)
+    count, height, width = _leading_shape(batch, "images", "batch", leading=1)
     wanted = {
         "images": ((count, height, width, 3), "float32"),
         "size": ((count, 2), "int32"),
@@ -111,8 +122,8 @@ def _entry(arrays: Mapping[str, Any], key: str, what: str) -> Any:
     return arrays[key]
 
 
-def _spatial(arrays: Mapping[str, Any], key: str, what: str, leading: int) -> tuple[int, ...]:
-    """Returns the leading axes and the height and width that every other map must have."""
+def _leading_shape(arrays: Mapping[str, Any], key: str, what: str, leading: int) -> tuple[int, ...]:
+    """Returns the batch axis, if any, the height and the width, which the labels must share."""
     shape = np.shape(_entry(arrays, key, what))
     if len(shape) != leading + 3:
         axes = "[b h w 3]" if leading else "[h w 3]"

@@ -1,4 +1,4 @@
-"""Work spread over processes, its results in order."""
+"""Maps a function over work in worker processes, with results in order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-_AHEAD = 2  # calls beyond one for each worker, so that none waits for the next
+_AHEAD = 2  # calls beyond one per worker, so that no worker waits for its next one
 
 
 def available_cores() -> int:
@@ -22,27 +22,27 @@ def available_cores() -> int:
 
 
 def in_order(function: Callable, work: Iterable[tuple], num_workers: int) -> Iterator[Any]:
-    """Yields `function(*arguments)` for all of `work`, in order.
+    """Yields `function(*arguments)` for all `arguments` in `work`, in order.
 
-    At most `num_workers` + 2 calls are ahead of what was taken: results can be large.
+    At most `num_workers` + 2 results are unconsumed at a time, because they can be large.
 
     Args:
-      function: that pickles.
-      work: the arguments of each call, taken as calls are made.
-      num_workers: processes; 0 calls it in this one. They are spawned, so a script that uses them
-        needs the `if __name__ == "__main__":` guard.
+      function: A picklable function.
+      work: Arguments of each call, consumed as calls are made.
+      num_workers: Number of worker processes; 0 calls the function in this process. Workers are
+        spawned, so a script that uses them needs the `if __name__ == "__main__":` guard.
 
     Raises:
-      RuntimeError: a worker was killed. What a call raises is raised here.
+      RuntimeError: A worker was killed. Exceptions of `function` are raised as they are.
     """
     if num_workers == 0:
         yield from (function(*arguments) for arguments in work)
         return
-    # Spawned: a forked process would inherit the locks of threads that it does not have.
+    # Spawned: a forked process would inherit locks held by threads that it does not have.
     pool = concurrent.futures.ProcessPoolExecutor(
         num_workers,
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=end_with_parent,
+        initializer=exit_with_parent,
     )
     running = collections.deque()
     try:
@@ -54,23 +54,21 @@ def in_order(function: Callable, work: Iterable[tuple], num_workers: int) -> Ite
             yield running.popleft().result()
     except BrokenProcessPool as error:
         raise RuntimeError(
-            f"One of {num_workers} worker processes was killed, perhaps for want of memory. Take "
-            "fewer: --workers=N."
+            f"One of {num_workers} worker processes was killed, perhaps because memory ran out. "
+            "Use fewer: --workers=N."
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def end_with_parent(first: Callable[[], object] = lambda: None) -> None:
-    """Has this worker end when its parent does: one that is killed leaves it waiting for ever.
-
-    Args:
-      first: what is done before.
-    """
+def exit_with_parent() -> None:
+    """Makes this worker exit when its parent does; one that was killed would leave it waiting."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
 
     def wait():
-        multiprocessing.parent_process().join()
-        first()
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -1,11 +1,11 @@
-"""The input pipeline: source -> transforms -> batches, one share for each process (grain).
+"""The input pipeline: source -> transforms -> batches, one share per process (grain).
 
 A source is any picklable object with `len(source)` and `source[i]`, a raw example of `batch.py`.
 
 Global batch s is a function of (seed, s) alone: the number of processes, workers and threads does
-not change it, so the step is the whole data position and a resumed run asks for `start_step`. It
-is the concatenation over processes of their shares, in order. Batches run on across the ends of
-epochs: an epoch is `len(source)` examples, each once, in an order of its own.
+not change it, so the step is the whole data position and a resumed run passes `start_step`. It is
+the concatenation of the processes' shares, in order. Batches continue across the ends of epochs:
+an epoch is `len(source)` examples, each once, in its own order.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ from mtmamba_jax.data_pipelines.transforms import (
     eval_transforms,
     train_transforms,
 )
-from mtmamba_jax.data_pipelines.workers import Notes, noting
+from mtmamba_jax.data_pipelines.workers import set_up_worker, worker_death
 from mtmamba_jax.tasks import Task
 
-# Batches kept ready in this process, or by each worker. A batch of 8 NYUDv2 examples is 74 MB.
+# Batches prefetched by this process, or by each worker. A batch of 8 NYUDv2 examples is 74 MB.
 _BUFFERED_BATCHES = 2
 _THREADS = 2
-# A batch that something holds when the program ends (jax may use its memory) is freed by Python's
-# resource tracker, which would warn of it. It takes its filters from here.
+# A batch that is still referenced when the program ends (jax may use its memory) is freed by
+# Python's resource tracker, which would warn about it. It takes its filters from here.
 _QUIET_TRACKER = "ignore:resource_tracker:UserWarning"
-# "Without end", in examples. Grain's own endless repeat overflows for batches of one example.
+# Number of examples that stands for endless; grain's own endless repeat overflows for batches of
+# one example.
 _ENDLESS = 2**40
-# Of an example. Grain would wait for ever for a worker that called sys.exit().
+# Caught from an example's code: grain would wait forever for a worker that called sys.exit().
 _ERRORS = (Exception, SystemExit)
 
 
@@ -58,47 +59,44 @@ class ExampleError(ValueError):
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
-    """The batches of one process; `close()` ends its threads and workers and frees what they hold.
+    """An iterator over the batches of one process.
 
-    Also closed when dropped and, at the latest, before Python exits: grain's own cleaning up comes
-    too late then, and leaks shared memory.
+    `close()` ends its threads and workers and frees what they hold. It is also closed when it is
+    garbage-collected and, at the latest, before Python exits: grain's own clean-up comes too late
+    then, and leaks shared memory.
     """
 
-    def __init__(self, iterator: grain.DatasetIterator, notes: Notes | None = None):
+    def __init__(self, iterator: grain.DatasetIterator):
         # The only reference, so that closing frees the iterator even while this object lives on.
         self._open = [iterator]
-        self._notes = notes
-        weakref.finalize(self, _close, self._open, notes)
+        weakref.finalize(self, _close, self._open)
 
     def __next__(self) -> dict[str, np.ndarray]:
         """Returns the next batch.
 
         Raises:
-          ExampleError: an example could not be read or transformed.
-          WorkerError: a worker died.
+          ExampleError: An example could not be read or transformed.
+          WorkerError: A worker process died.
         """
         if not self._open:
             raise StopIteration
         try:
             batch = next(self._open[0])
         except RuntimeError as error:
-            death = self._notes and self._notes.death(error)
-            if death:
+            if death := worker_death(error):
                 raise death from error
             raise
-        # Workers hand over a subclass of ndarray; this is the same memory without it.
+        # Workers return a subclass of ndarray; this is the same memory without it.
         return {key: np.asarray(value) for key, value in batch.items()}
 
     def close(self) -> None:
-        """Ends threads and workers; there are no batches after it."""
-        _close(self._open, self._notes)
+        """Ends threads and workers; afterwards there are no more batches."""
+        _close(self._open)
 
 
-def _close(iterators: list[grain.DatasetIterator], notes: Notes | None) -> None:
+def _close(iterators: list[grain.DatasetIterator]) -> None:
     while iterators:
         iterators.pop().close()
-    if notes:
-        notes.close()
 
 
 def train_batches(
@@ -115,28 +113,29 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
-    """Yields this process's share of the training batches, without end.
+    """Returns an endless iterator over this process's share of the training batches.
 
     Args:
-      source: the raw examples.
-      tasks: whose labels go into the batch.
-      crop_size: height and width of the images.
-      batch_size: examples in a global batch, over all processes.
-      seed: of the order and of the augmentation, in 0..2**32 - 1.
-      augment: the augmentation.
-      label_scale: labels are this many times as high and wide as the images.
-      start_step: number of the first batch.
-      num_workers: processes that prepare batches; 0: two threads of this process. Workers are
-        spawned, so a script that uses them needs the `if __name__ == "__main__":` guard.
-      process_index: which share, of `process_count`.
-      process_count: processes that train together.
+      source: Source of the raw examples.
+      tasks: Tasks whose labels go into the batch.
+      crop_size: Height and width of the images, in pixels.
+      batch_size: Number of examples in a global batch, over all processes.
+      seed: Seed of the order and the augmentation, in 0..2**32 - 1.
+      augment: Settings of the augmentation.
+      label_scale: How many times as high and wide the labels are as the images.
+      start_step: Number of the first batch.
+      num_workers: Number of worker processes that prepare batches; 0 uses two threads of this
+        process. Workers are spawned, so a script that uses them needs the
+        `if __name__ == "__main__":` guard.
+      process_index: Index of this process, in 0..process_count - 1.
+      process_count: Number of processes that train together.
 
     Returns:
-      An iterator of batches as in `batch.py`.
+      An iterator over batches as described in `batch.py`. It raises `ExampleError` for an example
+      that cannot be read, and `WorkerError` when a worker process dies.
 
     Raises:
-      ValueError: an argument that cannot work. While iterating, `ExampleError` names the example
-        that could not be read, `WorkerError` the one that a worker died over.
+      ValueError: An argument is out of range, or the source is empty.
     """
     share = _share(batch_size, process_index, process_count)
     if not 0 <= seed < 2**32 or start_step < 0:
@@ -144,15 +143,15 @@ def train_batches(
             f"wanted 0 <= seed < 2**32 and start_step >= 0, got seed {seed}, "
             f"start_step {start_step}."
         )
-    # Grain orders epoch e by (seed + e), so neighbouring seeds would share their orders: the two
-    # seeds it gets are hashes of ours.
+    # Grain shuffles epoch e with seed + e, so neighbouring seeds would share their orders: its two
+    # seeds are hashes of ours.
     order_seed, augment_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
     *transforms, last = train_transforms(tasks, crop_size, augment, label_scale)
     dataset = (
         grain.MapDataset.source(_Examples(source, tuple(tasks), _length(source)))
         .shuffle(seed=order_seed)
         .repeat(_ENDLESS // len(source))
-        # Its rng is a function of the seed and the position in the endless sequence.
+        # The rng is a function of the seed and the position in the endless sequence.
         .random_map(_Apply(tuple(transforms)), seed=augment_seed)
         .batch(share, batch_fn=_Stack(last))
     )
@@ -171,18 +170,19 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
-    """Yields this process's share of the evaluation batches: each example once, in order.
+    """Returns an iterator over this process's share of the evaluation batches.
 
-    The last global batch is filled up with repeats of the last example, whose `mask` is False.
-    All processes get the same number of batches. Arguments, result and errors are those of
-    `train_batches`; `size` is the height and width that every image is padded to.
+    Each example occurs once, in order. The last global batch is filled up with repeats of the last
+    example, whose `mask` is False, so all processes get the same number of batches. Arguments,
+    result and errors are those of `train_batches`; `size` is the height and width that every image
+    is padded to.
     """
     share = _share(batch_size, process_index, process_count)
     batches = -(-_length(source) // batch_size)
     *transforms, last = eval_transforms(tasks, size, label_scale)
     dataset = (
         grain.MapDataset.source(_Examples(source, tuple(tasks), batches * batch_size))
-        # Nothing random is drawn; random_map because transforms take an rng.
+        # random_map because transforms take an rng, though none of these draws from it.
         .random_map(_Apply(tuple(transforms)), seed=0)
         .batch(share, batch_fn=_Stack(last))
     )
@@ -196,7 +196,7 @@ def _length(source: Source) -> int:
 
 
 def _share(batch_size: int, process_index: int, process_count: int) -> int:
-    """Returns the examples of a global batch that each process gets."""
+    """Returns how many examples of a global batch each process gets."""
     if not 0 <= process_index < process_count:
         raise ValueError(
             f"wanted 0 <= process_index < process_count, got {process_index} and {process_count}."
@@ -215,22 +215,21 @@ def _iterate(dataset: grain.MapDataset, num_workers: int) -> Batches:
     if num_workers == 0:
         threads = grain.ReadOptions(_THREADS, _BUFFERED_BATCHES)
         return Batches(iter(dataset.to_iter_dataset(threads)))
-    # Grain asks absl for its own flags when it starts workers, and absl refuses to answer before
-    # somebody has parsed the command line. Ours sets none: their defaults hold.
+    # Grain reads its own absl flags when it starts workers, and absl raises before the command line
+    # was parsed. Ours sets none of them, so their defaults hold.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     if _QUIET_TRACKER not in sys.warnoptions:
         sys.warnoptions.append(_QUIET_TRACKER)
     options = grain.MultiprocessingOptions(num_workers, _BUFFERED_BATCHES)
-    # A worker is a loop of its own that works ahead; threads in it would only add memory.
-    own_loop = dataset.to_iter_dataset(grain.ReadOptions(0, 0))
-    notes = Notes(num_workers)
-    return Batches(iter(own_loop.mp_prefetch(options, notes.starter())), notes)
+    # A worker prefetches in its own loop; threads in it would only use more memory.
+    per_worker = dataset.to_iter_dataset(grain.ReadOptions(0, 0))
+    return Batches(iter(per_worker.mp_prefetch(options, set_up_worker)))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Examples:
-    """The source's examples, checked, with `mask`; past its end the last one, masked out."""
+    """Checked examples with `mask`; beyond the source's end the last one, masked out."""
 
     source: Source
     tasks: tuple[Task, ...]
@@ -242,9 +241,8 @@ class _Examples:
     def __getitem__(self, index: int) -> Example:
         real = min(int(index), len(self.source) - 1)
         try:
-            with noting(f"read example {real}"):
-                example = self.source[real]
-                check_example(example, self.tasks)
+            example = self.source[real]
+            check_example(example, self.tasks)
         except _ERRORS as error:
             raise ExampleError(f"Example {real} could not be read: {_cause(error)}") from error
         return {**example, "mask": index == real}
@@ -255,17 +253,16 @@ class _Apply:
     transforms: tuple[Transform, ...]
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        with _naming(example["id"]):
+        with _naming_example(example["id"]):
             for transform in self.transforms:
                 example = transform(example, rng)
         return example
 
 
 @contextlib.contextmanager
-def _naming(identity: str) -> Iterator[None]:
+def _naming_example(identity: str) -> Iterator[None]:
     try:
-        with noting(f"transformed example {identity!r}"):
-            yield
+        yield
     except _ERRORS as error:
         raise ExampleError(
             f"Example {identity!r} could not be transformed: {_cause(error)}"
@@ -273,20 +270,20 @@ def _naming(identity: str) -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> str:
-    # A worker's error loses its __cause__ on the way here, so the message carries it.
+    # An error loses its __cause__ on the way from a worker, so the message includes it.
     return f"{type(error).__name__}: {error}"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Stack:
-    """Makes a batch; the last transform writes each example to its place there."""
+    """Stacks examples; the last transform writes each one into its place in the batch."""
 
     last: NormaliseAndPad
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
         arrays = self.last.empty(len(examples))
         for index, example in enumerate(examples):
-            with _naming(example["id"]):
+            with _naming_example(example["id"]):
                 self.last.write(example, {key: value[index] for key, value in arrays.items()})
         return {
             "images": arrays.pop("image"),

@@ -1,4 +1,4 @@
-"""Prepared datasets: raw examples from the records that TFDS builders wrote.
+"""Reads prepared datasets: raw examples from the records that the TFDS builders wrote.
 
 Needs the extra "data" (tensorflow-datasets, array_record), not TensorFlow.
 """
@@ -9,15 +9,15 @@ import importlib
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from mtmamba_jax.data_pipelines import remote_cache
 from mtmamba_jax.data_pipelines.datasets import DATASETS, default_data_dir
 from mtmamba_jax.data_pipelines.transforms import Example
 from mtmamba_jax.files.paths import is_remote
-from mtmamba_jax.messages import check_name
+from mtmamba_jax.messages import check_name, shortened
 from mtmamba_jax.tasks import Task
 
-_SHOWN = 3  # files in a message
 _PREPARE = "python launch.py prepare --dataset={} --source=PUBLISHED_FILES"
 
 
@@ -25,13 +25,13 @@ def create_builder(name: str, data_dir: str | os.PathLike | None = None, **optio
     """Returns the TFDS builder of a dataset.
 
     Args:
-      name: one of `DATASETS`.
-      data_dir: that holds, or is to hold, datasets; None is TFDS's own.
-      **options: of `builders.base.DenseBuilder`.
+      name: One of `DATASETS`.
+      data_dir: Folder that holds, or will hold, datasets; None uses TFDS's default.
+      **options: Further arguments of `builders.base.DenseBuilder`.
 
     Raises:
-      ValueError: an unknown name.
-      RuntimeError: the extra "data" is not installed.
+      ValueError: The name is unknown.
+      RuntimeError: The extra "data" is not installed.
     """
     data_dir = os.path.expanduser(data_dir or default_data_dir())
     return _builder_class(name)(data_dir=data_dir, **options)
@@ -49,18 +49,21 @@ def _builder_class(name: str):
 
 
 class Records:
-    """A random-access source (for grain) of raw examples; see `batch` for the labels' values.
+    """A random-access source of the raw examples (see `batch.py`) of a prepared dataset.
 
     Args:
-      name: one of `DATASETS`.
-      data_dir: as given to `prepare`; None is TFDS's own. One on remote storage (gs://...) is
-        copied to this host first: see `mirror`.
-      split: as published, "train" or "val".
-      tasks: whose labels each example holds; an attribute too.
+      name: One of `DATASETS`.
+      data_dir: The data_dir given to `prepare`; None uses TFDS's default. A dataset on remote
+        storage (gs://...) is copied to this host first; see `remote_cache`.
+      split: Published split, "train" or "val".
+      tasks: Tasks whose labels each example holds.
+
+    Attributes:
+      tasks: The tasks given above.
 
     Raises:
-      ValueError: it is not prepared there, lacks files, or has no label for a task.
-      OSError: it cannot be copied from remote storage.
+      ValueError: The dataset is not prepared there, is incomplete, or has no label for a task.
+      OSError: The dataset cannot be copied from remote storage.
     """
 
     def __init__(
@@ -70,11 +73,11 @@ class Records:
         split: str,
         tasks: Sequence[Task],
     ):
-        version = _builder_class(name).VERSION  # says what is missing where it is not installed
-        if is_remote(data_dir or default_data_dir()):
-            place = os.fspath(data_dir or default_data_dir())
+        version = _builder_class(name).VERSION  # raises if the extra "data" is not installed
+        place = os.fspath(data_dir or default_data_dir())
+        if is_remote(place):
             data_dir = remote_cache.fetch(place, name, str(version))
-        # Workers, which get these, open the copy without a look at the remote place.
+        # Workers, which get these arguments, open the local copy without contacting the bucket.
         self._arguments = (name, data_dir, split, tuple(tasks))
         builder = create_builder(name, data_dir)
 
@@ -87,13 +90,13 @@ class Records:
                 names = ", ".join(t.name for t in builder.FILES.TASKS)
                 raise ValueError(
                     f"{name} has no label for task {task.name!r} with {task.channels} channels. "
-                    f"It has {names}; take --config.tasks.set={name}."
+                    f"It has {names}; use --config.tasks.set={name}."
                 )
         if not builder.is_prepared():
             raise ValueError(_how_to_prepare(name, pathlib.Path(builder.data_dir)))
         if split not in builder.info.splits:
             raise ValueError(
-                f"{name} in {builder.data_dir} was prepared without the split {split!r}: it holds "
+                f"{name} in {builder.data_dir} was prepared without the split {split!r}: it has "
                 f"{', '.join(builder.info.splits)}."
             )
         _check_files(name, builder.info.splits[split])
@@ -118,28 +121,23 @@ class Records:
 
 def _how_to_prepare(name: str, folder: pathlib.Path) -> str:
     """Returns what to do about a dataset that is not in `folder`, DATA_DIR/NAME/VERSION."""
-    place = folder.parent.parent
-    for above in place.parents[:2]:  # given was a folder that is inside of it
-        if (above / name / folder.name).is_dir():
-            return f"{name} is in {above}, not in {place}: --config.data.dir={above}."
+    data_dir = folder.parent.parent
+    for parent in data_dir.parents[:2]:  # the user gave a folder inside DATA_DIR
+        if (parent / name / folder.name).is_dir():
+            return f"{name} is in {parent}, not in {data_dir}: --config.data.dir={parent}."
     return (
-        f"{name} is not prepared in {place}. Prepare it there ({_PREPARE.format(name)}), or give "
-        "its place: --config.data.dir=DIR."
+        f"{name} is not prepared in {data_dir}. Prepare it there ({_PREPARE.format(name)}), or "
+        "give the folder that holds it: --config.data.dir=DIR."
     )
 
 
-def _check_files(name: str, split) -> None:
-    """Checks that each file of a split (TFDS's `SplitInfo`) is there.
-
-    Raises:
-      ValueError: names those that are not.
-    """
+def _check_files(name: str, split: Any) -> None:
+    """Raises ValueError if files of a split, TFDS's `SplitInfo`, are missing."""
     paths = [pathlib.Path(path) for path in split.filepaths]
     missing = [path.name for path in paths if not path.exists()]
     if missing:
-        more = ", ..." if len(missing) > _SHOWN else ""
         raise ValueError(
             f"{name} in {paths[0].parent} lacks {len(missing)} of the {len(paths)} files of its "
-            f"split {split.name!r}: {', '.join(missing[:_SHOWN])}{more}. Copy the folder again "
-            f"from where it is whole, or delete it and prepare it again ({_PREPARE.format(name)})."
+            f"split {split.name!r}: {shortened(missing, 3)}. Copy the folder again from a complete "
+            f"one, or delete it and prepare it again ({_PREPARE.format(name)})."
         )

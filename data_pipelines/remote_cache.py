@@ -1,7 +1,7 @@
-"""Datasets that lie on remote storage (gs://...): fetched to this host once, then read from there.
+"""Copies datasets on remote storage (gs://...) to this host once, to be read from there.
 
-ArrayRecord can read gs:// itself in some of its builds, but a request for each record of each epoch
-is slower than a local read by far, and training on NYUDv2 would fetch 0.6 TB in place of 2 GB.
+ArrayRecord can read gs:// itself in some of its builds, but one request per record and epoch is far
+slower than a local read, and training on NYUDv2 would download 0.6 TB instead of 2 GB.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ import pathlib
 import shutil
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import tqdm
 
 from mtmamba_jax.files.locks import locked
 from mtmamba_jax.files.paths import check_free_space, user_cache_folder
+from mtmamba_jax.messages import shortened
 
-_MARKER = "dataset_info.json"  # TFDS takes a folder with it for prepared, so it comes last
+_MARKER = "dataset_info.json"  # TFDS takes a folder with it for complete, so it is copied last
 _PARTIAL = ".partial"
 _ELSEWHERE = "name a folder of another disk in XDG_CACHE_HOME"
-_THREADS = 8  # a bucket gives one stream a small part of what the network can do
-_SHOWN = 3  # files in a message
-# What tells a file's contents or, failing that, its version or its time: file systems of fsspec
-# call it by different names, and each has some of them.
+_THREADS = 8  # a bucket serves a single stream at a small part of the network's speed
+# Keys by which fsspec's file systems give a hash of a file's contents or, failing that, its version
+# or time. Each file system has some of them.
 _TOKENS = (
     *("md5Hash", "crc32c", "etag", "ETag", "generation"),
     *("mtime", "LastModified", "last_modified", "created"),
@@ -36,44 +37,45 @@ _TOKENS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class _Listed:
-    """A file of a remote folder: bytes, and what changes when its contents do, or ""."""
+class _RemoteFile:
+    """Size in bytes of a remote file, and a token that changes with its contents, or ""."""
 
     size: int
     token: str
 
 
 def fetch(data_dir: str, name: str, version: str) -> str:
-    """Copies a prepared dataset to this host, unless it is there, and returns its data_dir here.
+    """Copies a prepared dataset to this host, unless it is there, and returns its local data_dir.
 
-    It is kept in `datasets` of `user_cache_folder()`. Each file appears when it is whole; a
-    fetch that was stopped goes on where it was, and of several processes one copies while the
-    others wait. A dataset that has changed is fetched beside the old copy, which may be in use.
+    Copies are kept in `datasets` in `user_cache_folder()`. Each file appears when it is complete,
+    an interrupted copy is resumed, and when several processes ask for a dataset, one copies it
+    while the others wait. A dataset that has changed is copied beside the old copy, which may be in
+    use.
 
     Args:
-      data_dir: that holds datasets, such as gs://bucket/datasets.
-      name: of the dataset.
-      version: of its format.
+      data_dir: URL of the folder that holds datasets, such as gs://bucket/datasets.
+      name: Name of the dataset.
+      version: Version of the dataset's format.
 
     Raises:
-      ValueError: it is not there, or not all of it.
-      RuntimeError: no package for such places is installed.
-      OSError: it cannot be read, changed meanwhile, or the disk has no room for it.
+      ValueError: The dataset is not there, or is incomplete.
+      RuntimeError: No installed package can read such URLs.
+      OSError: The dataset cannot be read, changed meanwhile, or does not fit on the disk.
     """
     data_dir = data_dir.rstrip("/")
     root = f"{data_dir}/{name}/{version}"
     system, path = _open(root, data_dir)
     listed = _list(system, path, root, name, data_dir)
-    # One name for a place, that tells it and cannot clash with another one's.
+    # The quoted URL is readable and unique.
     place = user_cache_folder() / "datasets" / urllib.parse.quote(data_dir, safe="")
     local = place / _digest(listed)
     folder = local / name / version
     with locked(place / f".{name}.{version}.lock", f"copies {name}", wait=True):
-        found = _present(folder)
-        missing = {k: file.size for k, file in listed.items() if found.get(k) != file.size}
+        found = _local_sizes(folder)
+        missing = {key: file.size for key, file in listed.items() if found.get(key) != file.size}
         if not missing:
             return str(local)
-        _check_whole(system, path, listed, root)
+        _check_complete(system, path, listed, root)
         folder.mkdir(parents=True, exist_ok=True)
         total = sum(missing.values())
         check_free_space(total, folder, f"Copying {name}", _ELSEWHERE)
@@ -81,7 +83,7 @@ def fetch(data_dir: str, name: str, version: str) -> str:
         old = [str(other) for other in place.glob(f"*/{name}/{version}") if other != folder]
         if old:
             print(
-                f"{name} has changed. What was copied before can be deleted once nothing reads it: "
+                f"{name} has changed. The earlier copy can be deleted once nothing reads it: "
                 f"{', '.join(old)}",
                 flush=True,
             )
@@ -95,53 +97,52 @@ def fetch(data_dir: str, name: str, version: str) -> str:
     return str(local)
 
 
-def _digest(listed: Mapping[str, _Listed]) -> str:
-    """Returns a hash of a listing."""
+def _digest(listed: Mapping[str, _RemoteFile]) -> str:
     lines = sorted(f"{name} {file.size} {file.token}" for name, file in listed.items())
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def _open(root: str, data_dir: str):
-    """Returns (file system, path in it) of a remote folder."""
+def _open(root: str, data_dir: str) -> tuple[Any, str]:
+    """Returns fsspec's file system of a remote folder, and the path in it."""
     import fsspec  # with the extra "data" only
 
     try:
         return fsspec.url_to_fs(root)
     except ImportError as error:
         raise RuntimeError(
-            f"{data_dir} needs a package that reads such places ({error}). For gs://: pip install "
+            f"{data_dir} needs a package that reads such URLs ({error}). For gs://: pip install "
             '-e ".[data]".'
         ) from error
 
 
-def _list(system, path: str, root: str, name: str, data_dir: str) -> dict[str, _Listed]:
-    """Returns a dataset's files, by name."""
+def _list(system: Any, path: str, root: str, name: str, data_dir: str) -> dict[str, _RemoteFile]:
+    """Returns a dataset's files by name."""
     try:
         system.invalidate_cache()
         entries = system.ls(path, detail=True)
     except FileNotFoundError:
         entries = []
-    except Exception as error:  # each file system has its own kinds
+    except Exception as error:  # each file system raises its own types
         raise OSError(
             f"{root} cannot be read ({type(error).__name__}: {error}). Is the name right, and does "
             "this host have permission? For gs://: gcloud auth application-default login."
         ) from error
     listed = {
-        entry["name"].rsplit("/", 1)[-1]: _Listed(
+        entry["name"].rsplit("/", 1)[-1]: _RemoteFile(
             int(entry["size"]), next((str(entry[key]) for key in _TOKENS if entry.get(key)), "")
         )
         for entry in entries
         if entry["type"] == "file" and entry["size"]  # a folder's own entry has no size
     }
     if listed and _MARKER not in listed:
-        raise _unfinished(root, [_MARKER])
+        raise _incomplete(root, [_MARKER])
     if not listed:
         raise ValueError(f"{name} is not prepared in {data_dir}. {how_to_upload(name, data_dir)}")
     return listed
 
 
-def _check_whole(system, path: str, listed: Mapping[str, _Listed], root: str) -> None:
-    """Checks that the shards that a dataset's description promises are listed."""
+def _check_complete(system: Any, path: str, listed: Mapping[str, _RemoteFile], root: str) -> None:
+    """Checks that the shards named in a dataset's description are listed."""
     try:
         info = json.loads(system.cat_file(f"{path}/{_MARKER}"))
     except Exception as error:  # as in `_list`
@@ -150,11 +151,11 @@ def _check_whole(system, path: str, listed: Mapping[str, _Listed], root: str) ->
         ) from error
     missing = [shard for shard in _shards(info) if shard not in listed]
     if missing:
-        raise _unfinished(root, missing)
+        raise _incomplete(root, missing)
 
 
 def _shards(info: Mapping) -> Iterator[str]:
-    """Yields the names of the files that a `dataset_info.json` of TFDS promises."""
+    """Yields the names of the shards that TFDS's `dataset_info.json` describes."""
     for split in info["splits"]:
         count = len(split["shardLengths"])
         for index in range(count):
@@ -166,16 +167,15 @@ def _shards(info: Mapping) -> Iterator[str]:
             )
 
 
-def _unfinished(root: str, missing: Sequence[str]) -> ValueError:
-    names = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+def _incomplete(root: str, missing: Sequence[str]) -> ValueError:
     return ValueError(
-        f"{root} is not whole: it lacks {len(missing)} files, {names}. Is it still being uploaded? "
-        "Wait until it is there, or upload it again."
+        f"{root} is incomplete: it lacks {len(missing)} files, {shortened(missing, 3)}. Is it "
+        "still being uploaded? Wait until it is complete, or upload it again."
     )
 
 
 def how_to_upload(name: str, data_dir: str | os.PathLike) -> str:
-    """Returns what to do to have a dataset on remote storage."""
+    """Returns instructions for putting a prepared dataset on remote storage."""
     return (
         f"Prepare it on a local disk (python launch.py prepare --dataset={name} "
         f"--source=PUBLISHED_FILES --data_dir=DIR) and copy it there: "
@@ -183,15 +183,16 @@ def how_to_upload(name: str, data_dir: str | os.PathLike) -> str:
     )
 
 
-def _present(folder: pathlib.Path) -> dict[str, int]:
-    """Returns the sizes of the whole files in a folder, which need not exist."""
+def _local_sizes(folder: pathlib.Path) -> dict[str, int]:
+    """Returns the sizes of the complete files in a folder, which need not exist."""
     if not folder.is_dir():
         return {}
     return {path.name: path.stat().st_size for path in folder.iterdir() if path.suffix != _PARTIAL}
 
 
-def _copy_all(system, path: str, sizes: Mapping[str, int], folder: pathlib.Path, name: str) -> None:
-    """Copies files, several at once."""
+def _copy_all(
+    system: Any, path: str, sizes: Mapping[str, int], folder: pathlib.Path, name: str
+) -> None:
     pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
     bar = tqdm.tqdm(total=sum(sizes.values()), desc=f"Copying {name}", unit="B", unit_scale=True)
     with contextlib.ExitStack() as stack:
@@ -205,8 +206,8 @@ def _copy_all(system, path: str, sizes: Mapping[str, int], folder: pathlib.Path,
             bar.update(copy.result())
 
 
-def _copy(system, source: str, size: int, target: pathlib.Path) -> int:
-    """Copies a file, whole or not at all, and returns its size."""
+def _copy(system: Any, source: str, size: int, target: pathlib.Path) -> int:
+    """Copies a file, completely or not at all, and returns its size."""
     partial = target.with_name(f"{target.name}{_PARTIAL}")
     try:
         system.get_file(source, os.fspath(partial))
@@ -214,14 +215,14 @@ def _copy(system, source: str, size: int, target: pathlib.Path) -> int:
         partial.unlink(missing_ok=True)
         raise OSError(
             f"{source} could not be copied to {target.parent} ({type(error).__name__}: {error}). "
-            "Run the command again: what is copied is kept."
+            "Run the command again: complete files are kept."
         ) from error
     found = partial.stat().st_size
     if found != size:
         partial.unlink()
         raise OSError(
-            f"{source} had {size} bytes and {found} came. Did it change meanwhile? Run the command "
-            "again: what is copied is kept."
+            f"{source} had {size} bytes, but {found} were received. Did it change meanwhile? Run "
+            "the command again: complete files are kept."
         )
     with partial.open("rb") as file:
         os.fsync(file.fileno())

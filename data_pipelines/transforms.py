@@ -1,8 +1,8 @@
 """Transforms of one example: augmentation for training; normalising and padding for evaluation.
 
-Examples are those of `batch.py`; image and labels are of one size up to `Shrink`, which leaves
-labels on a finer grid, and the image is uint8 up to `NormaliseAndPad`, which comes last. What
-happens to a label is read from its row of the task table. The recipe is that of the official
+Examples are those of `batch.py`. Image and labels have the same size up to `Shrink`, which leaves
+the labels on a finer grid, and the image is uint8 up to `NormaliseAndPad`, which comes last. How a
+label is transformed follows from its row of the task table. The recipe is that of the official
 MTMamba code.
 """
 
@@ -11,15 +11,16 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import cv2
 import numpy as np
+from jaxtyping import Float, Num
 
-from mtmamba_jax.data_pipelines.batch import MEAN, STD, pad_offset
+from mtmamba_jax.array_types import Array
+from mtmamba_jax.data_pipelines.batch import MEAN, STD, Example, pad_offset
 from mtmamba_jax.data_pipelines.pixels import (
     Window,
-    frame,
+    fill_border,
     label_windows,
     multiply,
     negate_x,
@@ -28,14 +29,12 @@ from mtmamba_jax.data_pipelines.pixels import (
 )
 from mtmamba_jax.tasks import Task
 
-Example = dict[str, Any]
-
 
 class Transform(abc.ABC):
-    """A function of one example; what it may draw at random comes from the rng it is given."""
+    """A function of one example; whatever it draws at random comes from the rng it is given."""
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """Returns the transformed example. The given one and its arrays stay as they are."""
+        """Returns the transformed example; the given one and its arrays are not modified."""
         return self._apply(example, rng)
 
     @abc.abstractmethod
@@ -44,18 +43,19 @@ class Transform(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class AugmentSettings:
-    """How strongly training images are varied; the defaults are the published recipe.
+    """How strongly training images are augmented; the defaults are the published recipe.
 
     Attributes:
-      scale: the range of the random zoom.
-      max_class_share: a crop is drawn again while one class fills more than this share of it.
-      crop_tries: crops drawn at most; the last one is taken as it is.
-      flip_probability: of mirroring left to right.
-      brightness: largest shift of the 0..255 values.
-      contrast: the range of the factor on the values.
-      saturation: the range of the factor on HSV saturation.
-      hue: largest turn in OpenCV's 8-bit hue units of 2 degrees (18: 36 degrees).
-      jitter_probability: of each of the four colour changes.
+      scale: Range of the random zoom factor.
+      max_class_share: Largest share of a crop that one class may cover; other crops are drawn
+        again.
+      crop_tries: Largest number of crops to draw; the last one is used in any case.
+      flip_probability: Probability of mirroring left to right.
+      brightness: Largest shift of the values, in levels of 0..255.
+      contrast: Range of the factor on the values.
+      saturation: Range of the factor on the HSV saturation.
+      hue: Largest shift of the hue, in OpenCV's 8-bit units of 2 degrees (18 is 36 degrees).
+      jitter_probability: Probability of each of the four colour changes.
     """
 
     scale: tuple[float, float] = (0.5, 2.0)
@@ -86,27 +86,26 @@ class AugmentSettings:
 
 @dataclasses.dataclass(frozen=True)
 class RandomZoomCrop(Transform):
-    """Zooms by s, uniform in [low, high), and cuts out `size`, or less where the image is smaller.
+    """Zooms by a random factor s, and crops to `size`, or less where the image is smaller.
 
-    The image is zoomed linearly, labels to the nearest pixel; only what is cut out is computed. A
-    surface twice as large on the image is taken to be half as far away: distances become d / s, as
-    `Task.scale_power` says.
+    The image is zoomed bilinearly, labels with nearest-neighbour sampling; only the crop is
+    computed. A surface twice as large in the image is taken to be half as far away: distances
+    become d / s, as `Task.scale_power` says.
 
-    Of up to `tries` places, takes the first whose largest class covers at most `max_share` of its
-    valid pixels, else the last. Counted on the set's first class task, which is the semantic one
-    (on parts or saliency the background would fail nearly every crop); without one, any place does.
+    Of up to `crop_tries` crops, uses the first whose largest class covers at most
+    `max_class_share` of the valid pixels, else the last. This counts the set's first class task,
+    the semantic one (for parts or saliency the background would reject nearly every crop); without
+    a class task, every crop is accepted.
     """
 
     tasks: tuple[Task, ...]
-    low: float
-    high: float
     size: tuple[int, int]
-    tries: int
-    max_share: float
+    settings: AugmentSettings
 
     def _apply(self, example: Example, rng: np.random.Generator) -> Example:
-        scale = rng.uniform(self.low, self.high)
-        zoomed = tuple(max(1, round(n * scale)) for n in example["image"].shape[:2])
+        scale = rng.uniform(*self.settings.scale)
+        height, width = (max(1, round(n * scale)) for n in example["image"].shape[:2])
+        zoomed = (height, width)
         window = self._draw_window(example, zoomed, rng)
         out = dict(example)
         out["image"] = zoom_image(example["image"], zoomed, window)
@@ -116,33 +115,40 @@ class RandomZoomCrop(Transform):
                 multiply(out[task.name], scale**task.scale_power, task.ignore)
         return out
 
-    def _draw_window(self, example, zoomed, rng) -> Window:
-        size = tuple(min(n, wanted) for n, wanted in zip(zoomed, self.size, strict=True))
+    def _draw_window(
+        self, example: Example, zoomed: tuple[int, int], rng: np.random.Generator
+    ) -> Window:
+        height, width = (min(n, m) for n, m in zip(zoomed, self.size, strict=True))
+
+        def draw() -> Window:
+            top, left = (
+                int(rng.integers(n)) for n in (zoomed[0] - height + 1, zoomed[1] - width + 1)
+            )
+            return slice(top, top + height), slice(left, left + width)
+
         task = next((task for task in self.tasks if task.class_names), None)
-        if task and size != zoomed:
-            # Classes and the ignore value fit in 8 bits, of which OpenCV makes histograms.
-            look = label_windows(example[task.name].astype(np.uint8), zoomed, size)
-        for _ in range(self.tries):
-            start = [int(rng.integers(n - m + 1)) for n, m in zip(zoomed, size, strict=True)]
-            window = tuple(slice(first, first + m) for first, m in zip(start, size, strict=True))
-            if not task or size == zoomed:
-                break
-            counts = cv2.calcHist([look(window)], [0], None, [256], [0, 256])
+        if not task or (height, width) == zoomed:
+            return draw()
+        # Class IDs and the ignore value fit in the 8 bits that OpenCV's histograms take.
+        label_in = label_windows(example[task.name].astype(np.uint8), zoomed, (height, width))
+        for _ in range(self.settings.crop_tries):
+            window = draw()
+            counts = cv2.calcHist([label_in(window)], [0], None, [256], [0, 256])
             counts[task.ignore] = 0
-            if 0 < counts.max() <= self.max_share * counts.sum():
+            if 0 < counts.max() <= self.settings.max_class_share * counts.sum():
                 break
         return window
 
 
 @dataclasses.dataclass(frozen=True)
 class Shrink(Transform):
-    """Makes the uint8 image `factor` times smaller, each pixel the mean of factor x factor.
+    """Downsamples the uint8 image by `factor`; each pixel is the mean of factor x factor pixels.
 
-    Labels stay as they are, but for the last rows and columns: image and labels lose those beyond
-    a multiple of `factor`, so that labels are exactly `factor` times as high and wide.
+    Labels keep their resolution. Image and labels lose the rows and columns beyond a multiple of
+    `factor`, so that labels are exactly `factor` times as high and wide.
 
     Raises:
-      ValueError: the image has fewer rows or columns than `factor`.
+      ValueError: The image has fewer rows or columns than `factor`.
     """
 
     tasks: tuple[Task, ...]
@@ -167,7 +173,7 @@ class Shrink(Transform):
 
 @dataclasses.dataclass(frozen=True)
 class RandomFlip(Transform):
-    """Mirrors left to right with the given probability; horizontal components change sign."""
+    """Mirrors left to right with the given probability and negates horizontal components."""
 
     tasks: tuple[Task, ...]
     probability: float
@@ -187,36 +193,33 @@ class RandomFlip(Transform):
 
 @dataclasses.dataclass(frozen=True)
 class ColourJitter(Transform):
-    """Changes the colours of a uint8 RGB image: the single-shot detector's photometric distortion.
+    """Changes the colours of a uint8 RGB image: SSD's photometric distortion (Liu et al., 2016).
 
-    Brightness, contrast, saturation and hue, each with `probability`, in this order; contrast
-    comes last instead with probability 0.5. The values are clipped to 0..255 after each, and
-    hue wraps around. Fields are those of `AugmentSettings`.
+    Brightness, contrast, saturation and hue are changed with `jitter_probability` each, in this
+    order; with probability 0.5 contrast comes last instead. Values are clipped to 0..255 after
+    each change, and hue wraps around.
     """
 
-    brightness: float
-    contrast: tuple[float, float]
-    saturation: tuple[float, float]
-    hue: int
-    probability: float
+    settings: AugmentSettings
 
     def _apply(self, example: Example, rng: np.random.Generator) -> Example:
-        chosen = rng.random(4) < self.probability
+        limits = self.settings
+        chosen = rng.random(4) < limits.jitter_probability
         contrast_first = rng.random() < 0.5
-        shift = rng.uniform(-self.brightness, self.brightness) * chosen[0]
-        contrast = rng.uniform(*self.contrast) if chosen[1] else 1.0
-        saturation = rng.uniform(*self.saturation) if chosen[2] else 1.0
-        turn = int(rng.integers(-self.hue, self.hue + 1)) * int(chosen[3])
+        shift = rng.uniform(-limits.brightness, limits.brightness) * chosen[0]
+        contrast = rng.uniform(*limits.contrast) if chosen[1] else 1.0
+        saturation = rng.uniform(*limits.saturation) if chosen[2] else 1.0
+        hue_shift = int(rng.integers(-limits.hue, limits.hue + 1)) * int(chosen[3])
 
         levels = np.arange(256, dtype=np.float32)
-        before = _to_uint8(levels + shift)
+        first = _to_uint8(levels + shift)
         if contrast_first:
-            before = _to_uint8(before * contrast)
-        image = cv2.LUT(example["image"], before)
+            first = _to_uint8(first * contrast)
+        image = cv2.LUT(example["image"], first)
         if chosen[2] or chosen[3]:
             hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
             table = np.stack(
-                [(levels + turn) % 180, _to_uint8(levels * saturation), levels], axis=-1
+                [(levels + hue_shift) % 180, _to_uint8(levels * saturation), levels], axis=-1
             )
             hsv = cv2.LUT(hsv, table[None].astype(np.uint8))
             image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
@@ -231,9 +234,9 @@ def _to_uint8(levels: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class IgnoreUnannotated(Transform):
-    """Makes all of a label ignore where it holds only background, `Task.ignore_all_background`.
+    """Ignores labels that contain only background, for tasks with `Task.ignore_all_background`.
 
-    As in the official code this is asked of the crop, so a person's surroundings do not count.
+    As in the official code this is decided on the crop, so crops beside a person do not count.
     """
 
     tasks: tuple[Task, ...]
@@ -249,25 +252,25 @@ class IgnoreUnannotated(Transform):
         return out
 
 
-def normalise(levels: np.ndarray) -> np.ndarray:
-    """Returns float32 RGB levels [... 3] of 0 to 255, normalised; a JAX array gives one."""
+def normalise(levels: Num[Array, "*b 3"]) -> Float[Array, "*b 3"]:
+    """Normalises RGB levels in 0..255 with ImageNet's statistics; also takes JAX arrays."""
     return (levels / 255 - MEAN) / STD
 
 
-# Of every uint8 value: exact, and faster than arithmetic on pixels.
+# A table of all uint8 values: exact, and faster than arithmetic on pixels.
 _NORMALISED = normalise(np.arange(256, dtype=np.float32)[:, None])[None]
 
 
 @dataclasses.dataclass(frozen=True)
 class NormaliseAndPad(Transform):
-    """Normalises the uint8 RGB image with ImageNet's mean and deviation; centres all in `size`.
+    """Normalises the uint8 RGB image with ImageNet's statistics, and pads image and labels.
 
-    Labels, `label_scale` times as high and wide, get that many times the padding on each side. The
-    normalised image is filled with 0, the mean colour; labels with their ignore value. Adds `size`:
-    the image's height and width without the padding.
+    The image is centred in `size`. Labels, `label_scale` times as high and wide, get that many
+    times the padding on each side. The image's padding is 0, the mean colour; that of labels is
+    their ignore value. Adds `size`, the image's height and width without the padding.
 
     Raises:
-      ValueError: the image is larger than `size`.
+      ValueError: The image is larger than `size`.
     """
 
     tasks: tuple[Task, ...]
@@ -275,7 +278,7 @@ class NormaliseAndPad(Transform):
     label_scale: int = 1
 
     def empty(self, *leading: int) -> dict[str, np.ndarray]:
-        """Returns uninitialised arrays for what `write` writes, with leading axes."""
+        """Returns uninitialised arrays for `write`, with the given leading axes."""
         arrays = {
             "image": np.empty((*leading, *self.size, 3), np.float32),
             "size": np.empty((*leading, 2), np.int32),
@@ -287,7 +290,7 @@ class NormaliseAndPad(Transform):
         return arrays
 
     def write(self, example: Example, arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes image, size and labels, for instance into their place in a batch."""
+        """Writes image, size and labels into `arrays`, such as one example's slices of a batch."""
         height, width = example["image"].shape[:2]
         if height > self.size[0] or width > self.size[1]:
             raise ValueError(
@@ -297,12 +300,12 @@ class NormaliseAndPad(Transform):
             )
         arrays["size"][:] = height, width
         offset = pad_offset((height, width), self.size)
-        inside = frame(arrays["image"], offset, (height, width), 0)
+        inside = fill_border(arrays["image"], offset, (height, width), 0)
         cv2.LUT(example["image"], _NORMALISED, inside)
         offset = [n * self.label_scale for n in offset]
         for task in self.tasks:
             label = example[task.name]
-            frame(arrays[task.name], offset, label.shape, task.ignore)[:] = label
+            fill_border(arrays[task.name], offset, label.shape[:2], task.ignore)[:] = label
 
     def _apply(self, example: Example, rng: np.random.Generator) -> Example:
         arrays = self.empty()
@@ -319,24 +322,18 @@ def train_transforms(
     """Returns the training transforms.
 
     Args:
-      tasks: whose labels examples hold.
-      crop_size: height and width of the images that come out.
-      augment: how strongly they are varied.
-      label_scale: labels come out this many times as high and wide.
+      tasks: Tasks whose labels the examples hold.
+      crop_size: Height and width of the transformed images, in pixels.
+      augment: Settings of the augmentation.
+      label_scale: How many times as high and wide the transformed labels are as the images.
     """
     tasks = tuple(tasks)
     window = (crop_size[0] * label_scale, crop_size[1] * label_scale)
     return (
-        RandomZoomCrop(tasks, *augment.scale, window, augment.crop_tries, augment.max_class_share),
-        *_shrink(tasks, label_scale),
+        RandomZoomCrop(tasks, window, augment),
+        *_shrink_transforms(tasks, label_scale),
         RandomFlip(tasks, augment.flip_probability),
-        ColourJitter(
-            augment.brightness,
-            augment.contrast,
-            augment.saturation,
-            augment.hue,
-            augment.jitter_probability,
-        ),
+        ColourJitter(augment),
         IgnoreUnannotated(tasks),
         NormaliseAndPad(tasks, crop_size, label_scale),
     )
@@ -345,14 +342,20 @@ def train_transforms(
 def eval_transforms(
     tasks: Sequence[Task], size: tuple[int, int], label_scale: int = 1
 ) -> tuple[Transform, ...]:
-    """Returns the evaluation transforms, nothing random; arguments are as in `train_transforms`."""
+    """Returns the evaluation transforms, which are deterministic.
+
+    Args:
+      tasks: Tasks whose labels the examples hold.
+      size: Height and width that images are padded to, in pixels.
+      label_scale: How many times as high and wide the transformed labels are as the images.
+    """
     tasks = tuple(tasks)
     return (
-        *_shrink(tasks, label_scale),
+        *_shrink_transforms(tasks, label_scale),
         IgnoreUnannotated(tasks),
         NormaliseAndPad(tasks, size, label_scale),
     )
 
 
-def _shrink(tasks: tuple[Task, ...], factor: int) -> tuple[Transform, ...]:
+def _shrink_transforms(tasks: tuple[Task, ...], factor: int) -> tuple[Transform, ...]:
     return (Shrink(tasks, factor),) if factor > 1 else ()

@@ -1,4 +1,4 @@
-"""Reading the labels of a folder of one's own (`folder`), each file with its checks."""
+"""Reads and checks the label files of a folder of your own data (`folder/source.py`)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float, Int, Num
 
 from mtmamba_jax.data_pipelines.builders.reading import (
     DataError,
@@ -22,34 +23,40 @@ _LENGTHS = (0.8, 1.2)
 _NO_DIRECTION = 0.5
 
 
-def suffixes_of(task: Task) -> tuple[str, ...]:
-    """Returns those that a task's labels may have."""
+def label_suffixes(task: Task) -> tuple[str, ...]:
+    """Returns the file suffixes that a task's labels may have."""
     return _FORMATS.get(task.name, _CLASSES)[0]
 
 
-def read_label(task: Task, path: pathlib.Path, size: Sequence[int] | None) -> np.ndarray:
-    """Returns a label as in a raw example.
+def read_label(
+    task: Task, path: pathlib.Path, size: Sequence[int] | None
+) -> Num[np.ndarray, "h w c"]:
+    """Reads a label as it is in a raw example (`batch.py`).
 
     Args:
-      task: whose label it is.
-      path: the file.
-      size: height and width of its image; None takes any.
+      task: The label's task.
+      path: The label's file.
+      size: Height and width of its image; None accepts any size.
 
     Raises:
-      DataError: unreadable, of another kind or size, or with values that must not occur.
+      DataError: The file is unreadable, has another format or size, or contains invalid values.
     """
     return _FORMATS.get(task.name, _CLASSES)[1](task, path, size)
 
 
-def _read_classes(task, path, size):
+def _read_classes(
+    task: Task, path: pathlib.Path, size: Sequence[int] | None
+) -> Int[np.ndarray, "h w 1"]:
     count = len(task.class_names) or 2
-    wanted = f"0 to {count - 1}, the numbers of the run's {count} classes, and 255, not labelled"
+    wanted = f"0 to {count - 1}, the IDs of the run's {count} classes, and 255, not labelled"
     if not task.class_names:
         wanted = "0, 1 on boundaries, and 255, not labelled"
     return to_class_ids(class_id_table(count), read_grey(path, size), path, wanted)
 
 
-def _read_depth(task, path, size):
+def _read_depth(
+    task: Task, path: pathlib.Path, size: Sequence[int] | None
+) -> Float[np.ndarray, "h w 1"]:
     if path.suffix.lower() == ".npy":
         return read_depth(path, size)
     levels = read_grey(path, size)
@@ -61,20 +68,22 @@ def _read_depth(task, path, size):
     return np.where(levels == 0, np.float32(task.ignore), metres)[..., None]
 
 
-def _read_normals(task, path, size):
+def _read_normals(
+    task: Task, path: pathlib.Path, size: Sequence[int] | None
+) -> Float[np.ndarray, "h w 3"]:
     normals = read_normals(path, size)
     length = np.linalg.norm(normals, axis=-1)
     drawn = (normals != -1).any(-1)
-    right = (length >= _LENGTHS[0]) & (length <= _LENGTHS[1])
-    if (drawn & right).sum() < 0.5 * drawn.sum():
+    unit = (length >= _LENGTHS[0]) & (length <= _LENGTHS[1])
+    if (drawn & unit).sum() < 0.5 * drawn.sum():
         raise DataError(
-            f"{path} holds no unit vectors: at most pixels their length is not 1. Wanted "
+            f"{path} holds no unit vectors: their length is not 1 at most pixels. Wanted "
             "RGB = (normal + 1) / 2 * 255."
         )
     labelled = drawn & (length >= _NO_DIRECTION)
     if (normals[..., 2][labelled] < 0).sum() > 0.5 * labelled.sum():
         raise DataError(
-            f"{path}: most normals point away from the camera, which sees no such surface. "
+            f"{path}: most normals point away from the camera, which cannot see such surfaces. "
             "Wanted x right, y up, z towards the camera: blue above 127."
         )
     return np.where(labelled[..., None], normals / length[..., None], np.float32(task.ignore))

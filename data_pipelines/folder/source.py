@@ -1,19 +1,19 @@
-"""Your own data: images, and a folder of labels for each task.
+"""Reads your own data: a folder of images, and one folder of labels per task.
 
 my_data/
   images/NAME.jpg     or .jpeg, .png: 8-bit RGB
-  semseg/NAME.png     class numbers 0, 1, ... in the order of `tasks.classes`
-  human_parts/        the same in that of `tasks.HUMAN_PART_CLASSES`, 0 to 6
-  saliency/           the same: 0, and 1 on what is salient
-  edge/               the same: 0, and 1 on boundaries
-  depth/NAME.npy      metres, floating point [h w]; or NAME.png, 16 bits: millimetres
+  semseg/NAME.png     class IDs 0, 1, ... in the order of `tasks.classes`
+  human_parts/        class IDs 0 to 6, in the order of `tasks.HUMAN_PART_CLASSES`
+  saliency/           1 on salient pixels, 0 elsewhere
+  edge/               1 on boundaries, 0 elsewhere
+  depth/NAME.npy      metres, floating point [h w]; or NAME.png, 16-bit millimetres
   normals/NAME.png    RGB = (normal + 1) / 2 * 255; x right, y up, z towards the camera
-  train.txt, val.txt  names of the images to train on and to score, one a line, without suffix
+  train.txt, val.txt  names of the images to train on and to score, one per line, without suffix
 
-Not labelled: 255 in class numbers (edge and saliency too), 0 in depth, black or grey in normals.
-An image without a file in a task's folder is not labelled for that task. NAME may hold subfolders;
-suffixes may be in capitals. A label is of its image's size. Class numbers may be a palette's
-indices, or the 0 and 1 of a PNG of 1 bit.
+Unlabelled pixels are 255 in class IDs (also in edge and saliency), 0 in depth, and black or grey in
+normals. An image without a file in a task's folder is unlabelled for that task. NAME may contain
+subfolders; suffixes may be in capitals. A label has the size of its image. Class IDs may be palette
+indices, or the 0 and 1 of a 1-bit PNG.
 """
 
 from __future__ import annotations
@@ -26,42 +26,41 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from mtmamba_jax.data_pipelines.builders.reading import (
-    DataError,
-    read_list,
-    read_rgb,
-)
-from mtmamba_jax.data_pipelines.folder.labels import read_label, suffixes_of
-from mtmamba_jax.data_pipelines.transforms import Example
-from mtmamba_jax.messages import check_name
+from mtmamba_jax.data_pipelines.batch import Example
+from mtmamba_jax.data_pipelines.builders.reading import DataError, read_list, read_rgb
+from mtmamba_jax.data_pipelines.folder.labels import label_suffixes, read_label
+from mtmamba_jax.messages import check_name, shortened
 from mtmamba_jax.tasks import CUSTOM, IGNORE, Task
 
 LISTS = {"train": "train on", "val": "score"}
-"""The splits, each with a list of names, and what for."""
+"""The splits, each with a list of names, and what its images are used for."""
 
 _IMAGES = "images"
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-_SHOWN = 20  # names in a message
-_LOOKED_AT = 200  # labels of a task, at most
+_LISTED = 20  # names in a message
+_SAMPLED = 200  # labels of a task that opening reads, at most
 
 
 class Folder:
-    """A random-access source (for grain) of raw examples; see `batch` for the labels' values.
+    """A random-access source of the raw examples (see `batch.py`) of a folder as described above.
 
-    Opening checks names, all at once, and looks at some labels of two classes; an example's files
-    are checked when it is read.
+    Opening checks all file names and reports every mistake at once; it also samples labels of
+    two-class tasks. An example's files are checked when it is read.
 
     Args:
-      root: the folder; see above.
-      split: "train" or "val".
-      tasks: whose labels each example holds; an attribute too.
+      root: The folder.
+      split: Either "train" or "val".
+      tasks: Tasks whose labels each example holds.
 
     Attributes:
-      ids: the names in the split's list.
-      labelled: for each task, how many of them have a label.
+      root: The folder.
+      split: The split given above.
+      tasks: The tasks given above.
+      ids: Names in the split's list.
+      labelled: Number of labelled images, by task name.
 
     Raises:
-      DataError: something is missing or wrong; the message names it and the remedy.
+      DataError: Something is missing or wrong; the message names it and the remedy.
     """
 
     def __init__(self, root: str | os.PathLike | None, split: str, tasks: Sequence[Task]):
@@ -74,14 +73,14 @@ class Folder:
                 f"{self.root / _IMAGES} holds no image, NAME{', '.join(_IMAGE_SUFFIXES)}. "
                 "Put the images there."
             )
-        # Training ends with scores: what they lack is said before it starts.
+        # Training ends with an evaluation, so mistakes there are reported before it starts.
         checked = tuple(LISTS) if split == "train" else (split,)
         lists = _read_lists(self.root, images, checked, problems)
         wanted = {name: lists[name] for name in checked if name in lists}
         labels = {
             task.name: _scan_labels(self.root, task, images, wanted, problems) for task in tasks
         }
-        _raise(self.root, problems)
+        _raise_all(self.root, problems)
         self.ids = lists[split]
         self._files = [
             {_IMAGES: images[name]}
@@ -94,7 +93,7 @@ class Folder:
             for task, files in labels.items()
         }
         if split == "train":
-            _raise(self.root, [p for task in self.tasks for p in self._look(task)])
+            _raise_all(self.root, [p for task in self.tasks for p in self._check_values(task)])
 
     def __len__(self) -> int:
         return len(self._files)
@@ -117,7 +116,7 @@ class Folder:
         return f"Folder({str(self.root)!r}, {self.split!r}, {names})"
 
     def summary(self) -> str:
-        """Returns in a line how many images there are, and how many of them have which label."""
+        """Returns one line with the number of images and of labels, plus one per unused folder."""
         counts: dict[int, list[str]] = {}
         for task, count in self.labelled.items():
             counts.setdefault(count, []).append(task)
@@ -131,18 +130,19 @@ class Folder:
                 text += f"\n  labels without an image: {len(files)}, such as {files[0]}"
         return text
 
-    def _look(self, task: Task) -> Iterable[str]:
-        """Reads labels of two classes until one shows the second; says what is wrong if none does.
+    def _check_values(self, task: Task) -> Iterable[str]:
+        """Yields a problem if labels of a two-class task contain no 1, but 255.
 
-        Maps of 0 and 255, as drawing programs write them, would else count as not labelled where
-        they matter. Labels from all over the list are enough to tell that it is right.
+        Drawing programs write such masks as 0 and 255, where 255 would mean unlabelled. A sample
+        spread over the list usually shows that the labels are right.
         """
         if task.label_dtype != "int32" or len(task.class_names) > 2:
             return
         labels = [files[task.name] for files in self._files if task.name in files]
         ignored = False
-        for some in (labels[:: -(-len(labels) // _LOOKED_AT)], labels):  # all if some look wrong
-            for file in some:
+        sample = labels[:: -(-len(labels) // _SAMPLED)]
+        for files in (sample, labels):  # all of them if the sample looks wrong
+            for file in files:
                 label = read_label(task, self.root / file, None)
                 if (label == 1).any():
                     return
@@ -151,46 +151,45 @@ class Folder:
                 return
         yield (
             f"{self.root / task.name} holds no values but 0 and 255 for the images of "
-            f"{self.split}.txt, and 255 means not labelled. Write 1 where now is 255."
+            f"{self.split}.txt, and 255 means not labelled. Write 1 instead of 255."
         )
 
 
 def find_folder(root: str | os.PathLike | None) -> pathlib.Path:
-    """Returns the folder `config.data.dir`.
+    """Returns the folder given as `config.data.dir`.
 
     Raises:
-      DataError: it is not set, not there, or without images.
+      DataError: The folder is not set, does not exist, or contains no folder of images.
     """
     if root is None:
         raise DataError(
             "Config key 'data.dir' is not set: which folder holds your data? "
-            "--config.data.dir=my_data. data_pipelines/folder.py says what it holds."
+            "--config.data.dir=my_data. data_pipelines/folder/source.py describes its files."
         )
     path = pathlib.Path(root).expanduser()
     if not path.is_dir():
-        raise DataError(f"{path} is no folder. Give that of your data: --config.data.dir=my_data.")
+        raise DataError(
+            f"{path} is no folder. Give the one of your data: --config.data.dir=my_data."
+        )
     if not (path / _IMAGES).is_dir():
         raise DataError(
-            f"{path} has no folder {_IMAGES}/. {_held(path)} Put the images in {path / _IMAGES}."
+            f"{path} has no folder {_IMAGES}/. {_list_subfolders(path)} Put the images in "
+            f"{path / _IMAGES}."
         )
     return path
 
 
 def task_folders(root: pathlib.Path) -> list[str]:
-    """Returns the tasks that a folder of data has a folder for."""
+    """Returns the names of the tasks for which the data has a folder of labels."""
     return [task.name for task in CUSTOM if (root / task.name).is_dir()]
 
 
-def _held(path: pathlib.Path) -> str:
+def _list_subfolders(path: pathlib.Path) -> str:
     folders = sorted(f"{p.name}/" for p in path.iterdir() if p.is_dir())
-    return f"It holds {_some(folders)}." if folders else "It holds no folder."
+    return f"It holds {shortened(folders, _LISTED)}." if folders else "It holds no folder."
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-
-
-def _raise(root: pathlib.Path, problems: Sequence[str]) -> None:
+def _raise_all(root: pathlib.Path, problems: Sequence[str]) -> None:
     if len(problems) == 1:
         raise DataError(problems[0])
     if problems:
@@ -198,7 +197,7 @@ def _raise(root: pathlib.Path, problems: Sequence[str]) -> None:
 
 
 def _walk(root: pathlib.Path, folder: str) -> list[pathlib.PurePosixPath]:
-    """Returns the files of a folder and those in it, by name, as seen from the folder."""
+    """Returns the visible files of a folder and its subfolders, relative to the folder."""
     found = []
     for place, folders, files in os.walk(root / folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -210,19 +209,19 @@ def _walk(root: pathlib.Path, folder: str) -> list[pathlib.PurePosixPath]:
 def _scan(
     root: pathlib.Path, folder: str, suffixes: Sequence[str], problems: list[str]
 ) -> dict[str, str]:
-    """Returns {NAME: file, as seen from the root} of those files that have one of the suffixes."""
+    """Returns the files that have one of the suffixes, relative to the root, by NAME."""
     found: dict[str, str] = {}
-    twice = []
+    duplicates = []
     for path in _walk(root, folder):
         if path.suffix.lower() in suffixes:
             name, file = str(path.with_suffix("")), f"{folder}/{path}"
             if name in found:
-                twice.append(f"{found[name]} and {file}")
+                duplicates.append(f"{found[name]} and {file}")
             found[name] = file
-    if twice:
+    if duplicates:
         problems.append(
-            f"{root / folder} has two files of one name: {_some(twice)}. Remove one of each, or "
-            "rename it."
+            f"{root / folder} has two files of one name: {shortened(duplicates, _LISTED)}. Remove "
+            "one of each, or rename it."
         )
     return found
 
@@ -230,7 +229,7 @@ def _scan(
 def _read_lists(
     root: pathlib.Path, images: Mapping[str, str], checked: Sequence[str], problems: list[str]
 ) -> dict[str, tuple[str, ...]]:
-    """Returns the names of each split that has a list; those `checked` must."""
+    """Returns the names in each split's list, if it exists; the splits `checked` need one."""
     lists = {}
     for split in LISTS:
         path = root / f"{split}.txt"
@@ -240,23 +239,24 @@ def _read_lists(
     if missing:
         problems.append(_how_to_list(root, missing, len(images)))
     for split in checked:
-        strangers = [name for name in lists.get(split, ()) if name not in images]
-        if strangers:
+        unknown = [name for name in lists.get(split, ()) if name not in images]
+        if unknown:
             problems.append(
-                f"{root / split}.txt names images that {_IMAGES}/ lacks ({len(strangers)}): "
-                f"{_some(strangers)}. {_remedy(root, strangers[0], images)}"
+                f"{root / split}.txt names images that {_IMAGES}/ lacks ({len(unknown)}): "
+                f"{shortened(unknown, _LISTED)}. {_how_to_name(root, unknown[0], images)}"
             )
     shared = sorted(set(lists.get("train", ())) & set(lists.get("val", ())))
     if shared:
         problems.append(
-            f"{root}: train.txt and val.txt share images ({len(shared)}): {_some(shared)}. "
-            "Remove them from one: scores are to be of images that were not trained on."
+            f"{root}: train.txt and val.txt share images ({len(shared)}): "
+            f"{shortened(shared, _LISTED)}. Remove them from one: scores must be on images that "
+            "were not trained on."
         )
     return lists
 
 
 def _how_to_list(root: pathlib.Path, missing: Sequence[str], count: int) -> str:
-    """Returns a message with the command that writes the missing lists, one or both."""
+    """Returns a message with a command that writes the missing lists, one or both."""
     names = r"find images/ -type f | sed 's|^images/*||; s|\.[^./]*$||'"
     if len(missing) == 2:
         scored = max(1, round(count / 10))
@@ -269,14 +269,14 @@ def _how_to_list(root: pathlib.Path, missing: Sequence[str], count: int) -> str:
         command = f"{names} | grep -vxF -f {other}.txt > {missing[0]}.txt"
     wanted = " and ".join(f"{split}.txt (images to {LISTS[split]})" for split in missing)
     return (
-        f"{root} lacks {wanted}: names, one a line, without suffix. To make "
-        f"{'them' if len(missing) == 2 else 'it'} of the {count} images there:"
+        f"{root} lacks {wanted}: names, one per line, without suffix. To make "
+        f"{'them' if len(missing) == 2 else 'it'} from the {count} images there:"
         f"\n  cd {shlex.quote(str(root))} && {command}"
     )
 
 
-def _remedy(root: pathlib.Path, name: str, images: Mapping[str, str]) -> str:
-    """Returns what to do about a name in a list that no image has."""
+def _how_to_name(root: pathlib.Path, name: str, images: Mapping[str, str]) -> str:
+    """Returns what to do about a name in a list that matches no image."""
     plain = name.removeprefix("./").removeprefix(f"{_IMAGES}/")
     for written in (plain, os.path.splitext(plain)[0]):
         if written in images:
@@ -294,13 +294,13 @@ def _scan_labels(
     lists: Mapping[str, Sequence[str]],
     problems: list[str],
 ) -> dict[str, str]:
-    """Returns {NAME: file} of a task's labels."""
-    folder, suffixes = root / task.name, suffixes_of(task)
+    """Returns the label files of a task, relative to the root, by NAME."""
+    folder, suffixes = root / task.name, label_suffixes(task)
     without = "or leave the task out of --config.tasks.names"
     if not folder.is_dir():
         problems.append(
             f"{root} has no folder {task.name}/ for the labels of task {task.name!r}. "
-            f"{_held(root)} Add it, {without}."
+            f"{_list_subfolders(root)} Add it, {without}."
         )
         return {}
     wrong = [
@@ -310,8 +310,8 @@ def _scan_labels(
     ]
     if wrong:
         problems.append(
-            f"{folder} has labels of another suffix than {' or '.join(suffixes)}: {_some(wrong)}. "
-            "Save them so; JPEG changes the numbers."
+            f"{folder} has labels with another suffix than {' or '.join(suffixes)}: "
+            f"{shortened(wrong, _LISTED)}. Save them in that format; JPEG changes the values."
         )
     found = _scan(root, task.name, suffixes, problems)
     if wrong:

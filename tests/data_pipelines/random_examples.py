@@ -1,10 +1,31 @@
-"""A data source of valid random examples for any tasks, deterministic by index."""
+"""Valid random examples of any task set, deterministic by index."""
 
 import dataclasses
 
 import numpy as np
+import pytest
 
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks import NYUDV2, PASCAL_CONTEXT, Task
+
+each_task_set = pytest.mark.parametrize(
+    "tasks", [NYUDV2, PASCAL_CONTEXT], ids=["nyudv2", "pascal_context"]
+)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def example_of(tasks, size=(20, 28)):
+    return RandomExamples(tasks, 1, size)[0]
+
+
+def freeze(example):
+    """Makes an example's arrays read-only, so that a transform that writes to them raises."""
+    for value in example.values():
+        if isinstance(value, np.ndarray):
+            value.flags.writeable = False
+    return example
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Work spread over processes: order, memory, a killed worker, a killed parent."""
+"""Mapping over worker processes: order, bounded results, a killed worker, a killed parent."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from mtmamba_jax.data_pipelines.parallel import available_cores, in_order
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def test_results_of_workers_are_in_order_and_few_are_made_ahead():
+def test_results_are_in_order_and_few_are_computed_ahead():
     taken = []
 
     def work():
@@ -29,9 +29,11 @@ def test_results_of_workers_are_in_order_and_few_are_made_ahead():
 
 
 @pytest.mark.parametrize("exit_after", [0, 3])
-def test_a_killed_worker_is_told_with_what_to_do(exit_after):
+def test_a_killed_worker_is_reported_with_the_remedy(exit_after):
     work = [(0,)] * exit_after + [(9,)] * 5
-    with pytest.raises(RuntimeError, match=r"One of 2 worker .* was killed.*fewer: --workers=N"):
+    with pytest.raises(
+        RuntimeError, match=r"One of 2 worker .* was killed.*memory ran out.*fewer: --workers=N"
+    ):
         list(in_order(_exit_if, work, 2))
 
 
@@ -63,7 +65,7 @@ def test_workers_end_when_their_program_is_killed(tmp_path):
             os.killpg(killed.pid, signal.SIGKILL)
 
 
-def test_cores_are_those_this_process_may_use(monkeypatch):
+def test_available_cores_are_those_the_process_may_use(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3}, raising=False)
     assert available_cores() == 2
     monkeypatch.delattr(os, "sched_getaffinity")

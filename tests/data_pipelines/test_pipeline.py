@@ -1,3 +1,5 @@
+"""The pipeline: contract, determinism, resuming, shares of processes, named errors."""
+
 import itertools
 import multiprocessing
 import os
@@ -78,7 +80,7 @@ def test_batches_with_labels_on_a_finer_grid_keep_the_contract(tasks):
             check_batch(trained[0], (task,))
 
 
-def test_check_batch_names_the_key_the_wanted_and_the_found():
+def test_check_batch_names_the_key_and_what_was_wanted_and_found():
     batch = take(train(RandomExamples(TASKS, 4)), 1)[0]
     with pytest.raises(ValueError, match=r"depth.*wanted float32 \[4, 16, 16, 1\], got int32"):
         check_batch({**batch, "depth": batch["depth"].astype(np.int32)}, TASKS)
@@ -97,7 +99,7 @@ def test_the_same_seed_gives_the_same_batches_and_another_seed_does_not():
     assert ids(batches) != ids(take(train(source, seed=1), 6))
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_worker_processes_give_the_batches_of_threads(num_workers):
     source = RandomExamples(TASKS, 10)
     assert_equal(
@@ -116,7 +118,7 @@ def test_closing_ends_the_workers_and_the_batches():
     assert list(batches) == []
 
 
-def test_a_program_that_holds_a_batch_of_workers_ends_quietly(tmp_path):
+def test_a_program_that_holds_a_batch_of_a_worker_ends_without_warnings(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "from tests.data_pipelines.test_pipeline import RandomExamples, train\n"
@@ -135,9 +137,10 @@ def test_a_program_that_holds_a_batch_of_workers_ends_quietly(tmp_path):
     assert "leaked" not in found.stderr
 
 
-def test_worker_processes_give_the_evaluation_batches_of_threads():
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_worker_processes_give_the_evaluation_batches_of_threads(num_workers):
     source = RandomExamples(TASKS, 10)
-    assert_equal(evaluate(source), evaluate(source, num_workers=2))
+    assert_equal(evaluate(source), evaluate(source, num_workers=num_workers))
 
 
 def test_every_epoch_holds_each_example_once_in_an_order_of_its_own():
@@ -155,8 +158,8 @@ def test_neighbouring_seeds_do_not_share_the_orders_of_their_epochs():
     assert not orders(0) & orders(1)
 
 
-def test_an_example_is_augmented_anew_in_every_epoch():
-    # One example, so that only the augmentation can differ.
+def test_an_example_is_augmented_differently_in_every_epoch():
+    # A single example, so that only the augmentation can differ.
     batch = take(train(RandomExamples((), 1), (), batch_size=6), 1)[0]
     assert len({image.tobytes() for image in batch["images"]}) == 6
 
@@ -181,7 +184,7 @@ def test_the_shares_of_all_processes_are_the_global_batch(process_count):
     assert_equal(joined, take(train(source, start_step=3), 4))
 
 
-def test_an_epoch_is_shared_out_without_overlap_or_loss():
+def test_shares_of_an_epoch_neither_overlap_nor_lose_examples():
     source = RandomExamples((), 24)
     shares = [ids(take(train(source, (), process_index=p, process_count=4), 6)) for p in range(4)]
     assert all(len(share) == 6 for share in shares)
@@ -218,13 +221,16 @@ def test_evaluation_pads_images_of_different_sizes():
     np.testing.assert_array_equal(batch["size"], [(10, 12), (12, 10)])
 
 
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_unreadable_example_is_named_in_evaluation(num_workers):
+    with pytest.raises(ExampleError, match=r"Example 5 could not be read: OSError.*7\.png"):
+        evaluate(RandomExamples(TASKS, 8, broken=5), num_workers=num_workers)
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_unreadable_example_is_named(num_workers):
-    source = RandomExamples(TASKS, 8, broken=5)
+def test_an_unreadable_example_is_named_in_training(num_workers):
     with pytest.raises(ExampleError, match=r"Example 5 could not be read: OSError.*7\.png"):
-        evaluate(source, num_workers=num_workers)
-    with pytest.raises(ExampleError, match=r"Example 5 could not be read: OSError.*7\.png"):
-        take(train(source, num_workers=num_workers), 4)
+        take(train(RandomExamples(TASKS, 8, broken=5), num_workers=num_workers), 4)
 
 
 def test_an_example_that_cannot_be_transformed_is_named():
@@ -260,7 +266,7 @@ def test_without_augmentation_the_pixels_are_those_of_the_source():
         ({"num_workers": -1}, "num_workers: wanted 0 or more"),
     ],
 )
-def test_arguments_that_cannot_work_are_refused(wrong, message):
+def test_arguments_out_of_range_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         train(RandomExamples(TASKS, 8), **wrong)
 

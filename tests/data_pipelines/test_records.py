@@ -1,4 +1,4 @@
-"""Prepared datasets: from published files through records to the official code's arrays."""
+"""Records of prepared datasets hold the official code's arrays."""
 
 import pathlib
 import shutil
@@ -23,7 +23,7 @@ GOLDEN_FILES = {
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Every dataset, prepared from its dummy data."""
+    """A data_dir with every dataset, prepared from its dummy data."""
     folder = tmp_path_factory.mktemp("datasets")
     for name in DATASETS:
         source = pathlib.Path(builders.__file__).parent / name / "dummy_data"
@@ -47,14 +47,14 @@ def test_records_hold_the_official_arrays(name, data_dir):
         np.testing.assert_array_equal(example["image"], image)
         for task in records.tasks:
             label = arrays[f"{example['id']}/raw/{official_key(task)}"].copy()
-            # The builders mark what is not annotated; the official code does so on transforming.
+            # The builders mark missing labels as ignore; the official code's transforms do.
             if task.name in ("depth", "normals"):
                 label[(label == 0).all(-1)] = IGNORE
             np.testing.assert_array_equal(example[task.name], label)
 
 
 @pytest.mark.parametrize("name", GOLDEN_FILES)
-def test_evaluated_records_are_the_official_arrays(name, data_dir):
+def test_evaluation_transforms_of_records_give_the_official_arrays(name, data_dir):
     arrays = np.load(GOLDEN / GOLDEN_FILES[name])
     records = Records(name, data_dir, "val", TASK_SETS[name])
     for index in range(len(records)):
@@ -70,7 +70,7 @@ def test_evaluated_records_are_the_official_arrays(name, data_dir):
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_a_record_holds_the_tasks_that_were_asked_for(name, data_dir):
+def test_a_record_holds_the_requested_tasks(name, data_dir):
     whole = Records(name, data_dir, "val", TASK_SETS[name])
     for task in TASK_SETS[name]:
         records = Records(name, data_dir, "val", (task,))
@@ -81,7 +81,7 @@ def test_a_record_holds_the_tasks_that_were_asked_for(name, data_dir):
             np.testing.assert_array_equal(value, whole[0][key])
 
 
-def test_a_file_that_is_missing_is_named_with_what_to_do(data_dir, tmp_path):
+def test_a_missing_file_is_named_with_the_remedy(data_dir, tmp_path):
     shutil.copytree(f"{data_dir}/nyudv2", tmp_path / "nyudv2")
     (shard,) = (tmp_path / "nyudv2" / "1.0.0").glob("*-val.*")
     shard.unlink()

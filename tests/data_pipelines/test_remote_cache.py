@@ -1,4 +1,4 @@
-"""Datasets on remote storage: copied once, whole or not at all, and equal to local ones."""
+"""Datasets on remote storage: copied once, completely or not at all, and equal to local ones."""
 
 import collections
 import hashlib
@@ -25,7 +25,7 @@ DUMMY = pathlib.Path(builders.__file__).parent / "nyudv2" / "dummy_data"
 
 
 class Bucket(LocalFileSystem):
-    """gs:// as folders below `root`; counts what is copied and fails where it is told to."""
+    """gs:// as folders below `root`; counts copies, and fails for files named `fail_on`."""
 
     protocol = "gs"
     root: pathlib.Path
@@ -81,19 +81,19 @@ def files(folder):
     return {path.name for path in folder.iterdir()}
 
 
-def mirrored():
+def local_copy():
     (folder,) = (user_cache_folder() / "datasets").glob("*/*/nyudv2/1.0.0")
     return folder
 
 
-def test_a_mirrored_source_equals_the_local_one(bucket, prepared, capsys):
+def test_a_copied_dataset_equals_the_local_one(bucket, prepared, capsys):
     check_equal(open_remote(), prepared)
-    assert files(mirrored()) == files(bucket)
+    assert files(local_copy()) == files(bucket)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 and f"from {PLACE}/nyudv2/1.0.0 to {mirrored()}" in lines[0]
+    assert len(lines) == 1 and f"from {PLACE}/nyudv2/1.0.0 to {local_copy()}" in lines[0]
 
 
-def test_a_second_opening_copies_nothing(bucket, prepared, capsys):
+def test_opening_again_copies_nothing(bucket, prepared, capsys):
     open_remote()
     assert set(Bucket.copied) == files(bucket) and set(Bucket.copied.values()) == {1}
     capsys.readouterr()
@@ -111,30 +111,30 @@ def test_a_worker_opens_the_copy_without_the_bucket(bucket, prepared):
 @pytest.mark.parametrize("file", ["array_record", "features.json", "dataset_info.json"])
 def test_an_interrupted_copy_is_completed(file, bucket, prepared, monkeypatch):
     monkeypatch.setattr(Bucket, "fail_on", file)
-    with pytest.raises(OSError, match=r"could not be copied .*the network is down.* is kept"):
+    with pytest.raises(OSError, match=r"could not be copied .*the network is down.* are kept"):
         open_remote()
-    assert "dataset_info.json" not in files(mirrored())
-    for path in mirrored().iterdir():
+    assert "dataset_info.json" not in files(local_copy())
+    for path in local_copy().iterdir():
         assert path.read_bytes() == (bucket / path.name).read_bytes()
-    (mirrored() / f"{file}.partial").write_bytes(b"of a killed process")
+    (local_copy() / f"{file}.partial").write_bytes(b"of a killed process")
     monkeypatch.setattr(Bucket, "fail_on", "")
     check_equal(open_remote(), prepared)
     assert set(Bucket.copied.values()) == {1}
 
 
-def test_a_file_of_another_size_than_was_listed_is_refused(bucket, monkeypatch):
+def test_a_file_whose_size_differs_from_the_listing_is_refused(bucket, monkeypatch):
     def cut(self, rpath, lpath, **kwargs):
         pathlib.Path(lpath).write_bytes(b"half")
 
     monkeypatch.setattr(Bucket, "get_file", cut)
-    with pytest.raises(OSError, match=r"had \d+ bytes and 4 came"):
+    with pytest.raises(OSError, match=r"had \d+ bytes, but 4 were received"):
         open_remote()
-    assert not files(mirrored())
+    assert not files(local_copy())
 
 
 @pytest.fixture(scope="module")
 def deeper(tmp_path_factory):
-    """The same dataset with every depth a metre larger: files of the same sizes."""
+    """The same dataset with a metre added to every depth; the files have the same sizes."""
     root = tmp_path_factory.mktemp("deeper")
     shutil.copytree(DUMMY, root / "source")
     for path in (root / "source" / "depth").rglob("*.npy"):
@@ -143,30 +143,29 @@ def deeper(tmp_path_factory):
     return root / "prepared"
 
 
-def test_other_contents_of_the_same_size_are_fetched_beside_the_old_copy(
+def test_changed_contents_of_the_same_size_are_copied_beside_the_old_copy(
     bucket, prepared, deeper, capsys
 ):
     before = open_remote()
-    old = mirrored()
+    old = local_copy()
     (shard,) = (deeper / "nyudv2" / "1.0.0").glob("*-val.*")
     assert shard.stat().st_size == (bucket / shard.name).stat().st_size
     shutil.copy2(shard, bucket)
     capsys.readouterr()
     after = open_remote()
     assert set(Bucket.copied.values()) == {2}
-    # What has the old copy open, or opens it now, goes on.
+    # Readers of the old copy are not disturbed.
     check_equal(before, prepared)
     check_equal(pickle.loads(pickle.dumps(before)), prepared)
     check_equal(after, deeper)
     assert (after[0]["depth"] != before[0]["depth"]).any()
     out = capsys.readouterr().out
     assert (
-        f"nyudv2 has changed. What was copied before can be deleted once nothing reads it: {old}"
-        in out
+        f"nyudv2 has changed. The earlier copy can be deleted once nothing reads it: {old}" in out
     )
 
 
-def test_the_same_contents_uploaded_again_are_not_copied(bucket, monkeypatch):
+def test_the_same_contents_uploaded_again_are_not_copied_again(bucket, monkeypatch):
     def with_hashes(self, path, **kwargs):
         return [
             entry | {"md5Hash": hashlib.md5(pathlib.Path(entry["name"]).read_bytes()).hexdigest()}
@@ -181,7 +180,7 @@ def test_the_same_contents_uploaded_again_are_not_copied(bucket, monkeypatch):
     assert set(Bucket.copied.values()) == {1}
 
 
-def test_a_dataset_that_changes_while_it_is_copied_is_refused(bucket, prepared, monkeypatch):
+def test_a_dataset_that_changes_during_the_copy_is_refused(bucket, prepared, monkeypatch):
     def change(self, rpath, lpath, **kwargs):
         os.utime(bucket / "samples.png", (1, 1))
         LocalFileSystem.get_file(self, rpath, lpath, **kwargs)
@@ -195,9 +194,7 @@ def test_a_dataset_that_changes_while_it_is_copied_is_refused(bucket, prepared, 
 
 
 @pytest.mark.parametrize("missing", ["nyudv2-val.array_record-00000-of-00001", "dataset_info.json"])
-def test_an_upload_that_is_not_finished_is_refused_before_anything_is_copied(
-    missing, bucket, prepared
-):
+def test_an_unfinished_upload_is_refused_before_anything_is_copied(missing, bucket, prepared):
     (bucket / missing).rename(bucket.parent / "later")
     with pytest.raises(ValueError, match=f"lacks 1 files, {missing}. Is it still being uploaded"):
         open_remote()
@@ -208,14 +205,14 @@ def test_an_upload_that_is_not_finished_is_refused_before_anything_is_copied(
 
 def test_a_copy_that_lost_a_file_is_completed(bucket, prepared):
     open_remote()
-    (shard,) = mirrored().glob("*-val.*")
+    (shard,) = local_copy().glob("*-val.*")
     shard.unlink()
     check_equal(open_remote(), prepared)
     assert Bucket.copied.pop(shard.name) == 2
     assert set(Bucket.copied.values()) == {1}
 
 
-def test_processes_that_open_it_at_once_copy_it_once(bucket):
+def test_concurrent_openings_copy_once(bucket):
     errors = []
 
     def open_it():
@@ -233,7 +230,7 @@ def test_processes_that_open_it_at_once_copy_it_once(bucket):
     assert set(Bucket.copied) == files(bucket) and set(Bucket.copied.values()) == {1}
 
 
-def test_a_full_disk_is_told_before_anything_is_copied(bucket, monkeypatch):
+def test_a_full_disk_is_reported_before_anything_is_copied(bucket, monkeypatch):
     usage = collections.namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1000))
     with pytest.raises(OSError, match=r"nyudv2 needs .* MB .* are free.*XDG_CACHE_HOME"):
@@ -241,12 +238,12 @@ def test_a_full_disk_is_told_before_anything_is_copied(bucket, monkeypatch):
     assert not Bucket.copied
 
 
-def test_a_place_without_the_dataset_says_how_to_put_it_there(bucket):
+def test_a_missing_dataset_is_answered_with_how_to_upload_it(bucket):
     with pytest.raises(ValueError, match=r"not prepared in gs://bucket/other\. Prepare it on a lo"):
         Records("nyudv2", "gs://bucket/other", "val", NYUDV2)
 
 
-def test_a_place_that_cannot_be_read_is_named(bucket, monkeypatch):
+def test_a_bucket_that_cannot_be_read_is_named(bucket, monkeypatch):
     def refuse(self, path, **kwargs):
         raise RuntimeError("401 Anonymous caller")
 
@@ -255,12 +252,12 @@ def test_a_place_that_cannot_be_read_is_named(bucket, monkeypatch):
         open_remote()
 
 
-def test_tfds_own_place_may_be_remote(bucket, prepared, monkeypatch):
+def test_the_default_folder_of_tfds_may_be_remote(bucket, prepared, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", PLACE)
     check_equal(Records("nyudv2", None, "val", NYUDV2), prepared)
 
 
-def test_preparing_to_a_bucket_is_refused_with_what_to_do(bucket, capsys):
+def test_preparing_into_a_bucket_is_refused_with_the_remedy(bucket, capsys):
     arguments = ["prepare", "--dataset=nyudv2", "--source=x", f"--data_dir={PLACE}"]
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
