@@ -39,8 +39,8 @@ _THREADS = 2
 # A batch that is still referenced when the program ends (jax may use its memory) is freed by
 # Python's resource tracker, which would warn about it. It takes its filters from here.
 _QUIET_TRACKER = "ignore:resource_tracker:UserWarning"
-# Number of examples that stands for endless; grain's own endless repeat overflows for batches of
-# one example.
+# Number of examples in an endless run: grain's own endless repeat overflows for batches of one
+# example.
 _ENDLESS = 2**40
 # Caught from an example's code: grain would wait forever for a worker that called sys.exit().
 _ERRORS = (Exception, SystemExit)
@@ -122,7 +122,7 @@ def train_batches(
       batch_size: Number of examples in a global batch, over all processes.
       seed: Seed of the order and the augmentation, in 0..2**32 - 1.
       augment: Settings of the augmentation.
-      label_scale: How many times as high and wide the labels are as the images.
+      label_scale: Label pixels per image pixel along each axis.
       start_step: Number of the first batch.
       num_workers: Number of worker processes that prepare batches; 0 uses two threads of this
         process. Workers are spawned, so a script that uses them needs the

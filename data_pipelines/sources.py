@@ -32,7 +32,7 @@ class DataSettings:
       dir: Folder of the data. For "folder" the one that `folder/source.py` describes; for prepared
         datasets TFDS's data_dir, a folder or gs://..., None for TFDS's default; unused otherwise.
       size: Height and width, in pixels, of training crops and of padded evaluation images.
-      label_scale: How many times as high and wide labels are as the images.
+      label_scale: Label pixels per image pixel along each axis.
       train_examples: Size of the synthetic training set.
       test_examples: Size of the synthetic test set.
       num_workers: Worker processes that prepare batches; 0 uses threads of this process.

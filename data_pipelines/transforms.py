@@ -258,7 +258,7 @@ def normalise(levels: Num[Array, "*b 3"]) -> Float[Array, "*b 3"]:
 
 
 # A table of all uint8 values: exact, and faster than arithmetic on pixels.
-_NORMALISED = normalise(np.arange(256, dtype=np.float32)[:, None])[None]
+_NORMALISED = np.asarray(normalise(np.arange(256, dtype=np.float32)[:, None]))[None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,14 +318,14 @@ def train_transforms(
     crop_size: tuple[int, int],
     augment: AugmentSettings,
     label_scale: int = 1,
-) -> tuple[Transform, ...]:
+) -> tuple[*tuple[Transform, ...], NormaliseAndPad]:
     """Returns the training transforms.
 
     Args:
       tasks: Tasks whose labels the examples hold.
       crop_size: Height and width of the transformed images, in pixels.
       augment: Settings of the augmentation.
-      label_scale: How many times as high and wide the transformed labels are as the images.
+      label_scale: Label pixels per image pixel along each axis, in the result.
     """
     tasks = tuple(tasks)
     window = (crop_size[0] * label_scale, crop_size[1] * label_scale)
@@ -341,13 +341,13 @@ def train_transforms(
 
 def eval_transforms(
     tasks: Sequence[Task], size: tuple[int, int], label_scale: int = 1
-) -> tuple[Transform, ...]:
+) -> tuple[*tuple[Transform, ...], NormaliseAndPad]:
     """Returns the evaluation transforms, which are deterministic.
 
     Args:
       tasks: Tasks whose labels the examples hold.
       size: Height and width that images are padded to, in pixels.
-      label_scale: How many times as high and wide the transformed labels are as the images.
+      label_scale: Label pixels per image pixel along each axis, in the result.
     """
     tasks = tuple(tasks)
     return (

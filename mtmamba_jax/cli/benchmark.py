@@ -8,9 +8,11 @@ import sys
 
 from mtmamba_jax import config as configuration
 from mtmamba_jax.benchmarks.devices import report_devices
+from mtmamba_jax.benchmarks.input import report_input
 from mtmamba_jax.benchmarks.programs import check_ss2d, model_record
 from mtmamba_jax.benchmarks.report import model_table, report_ss2d, write_json
 from mtmamba_jax.cli.console import announce, describe_program
+from mtmamba_jax.config import Config
 from mtmamba_jax.kernels.ss2d.arg_specs import DECODER
 
 
@@ -24,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
         "step": (_model, ("config",)),
         "inference": (_model, ("config",)),
         "devices": (_model, ("config",)),
-        "input": (_input, ("spec",)),
+        "input": (_input, ("config",)),
     }[options.what]
     for name in ("spec", "implementation", "dtype", "config"):
         if name not in allowed and getattr(options, name) is not None:
@@ -50,12 +52,9 @@ def _ss2d(options: argparse.Namespace, output: pathlib.Path) -> int:
 
 
 def _model(options: argparse.Namespace, output: pathlib.Path) -> int:
-    name = options.config or "synthetic"
-    config = configuration.load(name, options.overrides)
+    config, settings = _load(options)
     what = describe_program(options.what, config, "random ")
     announce(f"Timing {what}, median of {options.repeats}")
-    settings = {"repeats": options.repeats, "config_name": name}
-    settings["config"] = config.flat()
     if options.what == "devices":
         report_devices(config, options.repeats, output, settings)
         return 0
@@ -66,16 +65,18 @@ def _model(options: argparse.Namespace, output: pathlib.Path) -> int:
 
 
 def _input(options: argparse.Namespace, output: pathlib.Path) -> int:
-    # Imported here: only this benchmark needs the packages that create records.
-    from mtmamba_jax.benchmarks.input import EXAMPLES, check_input, report_input
-    from mtmamba_jax.data_pipelines.records import DATASETS
-
-    names = options.spec.split(",") if options.spec else list(DATASETS)
-    check_input(names, options.repeats)
+    config, settings = _load(options)
     print(
-        f"Timing training batches of {', '.join(names)}: {EXAMPLES} generated examples of the "
-        f"published size each, median of {options.repeats}",
+        f"Timing training batches of {options.config or 'synthetic'}, batch size "
+        f"{config.train.batch_size}, {options.repeats} samples",
         flush=True,
     )
-    report_input(names, options.repeats, output)
+    report_input(config, options.repeats, output, settings)
     return 0
+
+
+def _load(options: argparse.Namespace) -> tuple[Config, dict[str, object]]:
+    """Returns the configuration of the flags, and the settings to note in the JSON file."""
+    name = options.config or "synthetic"
+    config = configuration.load(name, options.overrides)
+    return config, {"repeats": options.repeats, "config_name": name, "config": config.flat()}

@@ -21,7 +21,7 @@ def locked(path: pathlib.Path, activity: str, *, wait: bool) -> Iterator[None]:
 
     Args:
       path: The lock file.
-      activity: What the holder of the lock does, such as "trains", for messages.
+      activity: Activity of the lock's holder, such as "trains", for messages.
       wait: Whether to wait while another process holds the lock, or to raise.
 
     Raises:

@@ -133,8 +133,8 @@ def check_free_space(
     Args:
       needed: Required space, in bytes.
       folder: A folder on the disk.
-      what: What needs the space, for the message.
-      remedy: What to do if no space can be freed, for the message.
+      what: Activity that needs the space, for the message.
+      remedy: Advice if no space can be freed, for the message.
 
     Raises:
       OSError: The disk does not have enough free space.

@@ -27,9 +27,10 @@ MISTAKES = [
     (["--what=step", "--config.train.step=3"], "Did you mean 'train.steps'?"),
     (["--what=inference", "--config=synthetc"], "Did you mean 'synthetic'?"),
     (["--what=devices", "--repeats=0"], "--repeats must be at least 1, got 0"),
-    (["--what=input", "--spec=nyudv3"], "Unknown dataset 'nyudv3'. Did you mean 'nyudv2'?"),
+    (["--what=input", "--spec=pixel"], "--spec does not go with --what=input"),
+    (["--what=input", "--config=nyudv3"], "Did you mean 'nyudv2'?"),
     (["--what=input", "--repeats=0"], "--repeats must be at least 1, got 0"),
-    (["--what=input", "--config.seed=1"], "--config.seed does not go with --what=input"),
+    (["--what=input", "--config=custom"], "Config key"),
     (["--what=inference", "--output=missing/a.json"], "there is no folder missing"),
 ]
 
