@@ -116,7 +116,7 @@ class Folder:
         return f"Folder({str(self.root)!r}, {self.split!r}, {names})"
 
     def summary(self) -> str:
-        """Returns one line with the number of images and of labels, plus one per unused folder."""
+        """Returns a line with the numbers of images and labels, and one per task with unused labels."""
         counts: dict[int, list[str]] = {}
         for task, count in self.labelled.items():
             counts.setdefault(count, []).append(task)

@@ -1,3 +1,5 @@
+"""Opening the source of a configuration, and keeping examples in memory."""
+
 import pickle
 import threading
 
@@ -6,13 +8,13 @@ import pytest
 
 from mtmamba_jax.configs import common
 from mtmamba_jax.data_pipelines.batch import check_example
-from mtmamba_jax.data_pipelines.sources import CachedSource, open_source
+from mtmamba_jax.data_pipelines.sources import CachedSource, DataSettings, open_source
 from mtmamba_jax.tasks import DEPTH, NYUDV2
 from tests.data_pipelines.random_examples import RandomExamples
 
 
 class Counting(RandomExamples):
-    """Counts its reads."""
+    """Examples that count how often they are read."""
 
     reads = 0
 
@@ -31,26 +33,29 @@ def bytes_of(example):
     return example["image"].nbytes + example["depth"].nbytes
 
 
-def data_config(**changed):
-    config = common.get_config().data
-    config.update({"size": (48, 64), "train_examples": 2, "test_examples": 3} | changed)
-    return config
+def settings(**changed):
+    small = {"size": (48, 64), "train_examples": 2, "test_examples": 3}
+    return DataSettings(**(small | changed))
+
+
+def test_settings_have_the_keys_and_defaults_of_the_configuration():
+    assert DataSettings(**common.get_config().data) == DataSettings()
 
 
 def test_the_synthetic_source_has_as_many_examples_as_the_configuration_says():
     for split, count in (("train", 2), ("test", 3)):
-        source = open_source(data_config(), NYUDV2, split)
+        source = open_source(settings(), NYUDV2, split)
         assert len(source) == count
         check_example(source[1], NYUDV2)
 
 
 def test_an_unknown_source_is_refused_with_the_nearest_name():
     with pytest.raises(ValueError, match=r"'sinthetic'\. Did you mean 'synthetic'\?"):
-        open_source(data_config(name="sinthetic"), NYUDV2, "train")
+        open_source(settings(name="sinthetic"), NYUDV2, "train")
 
 
-def test_a_source_is_kept_in_memory_as_far_as_the_configuration_says():
-    assert isinstance(open_source(data_config(cache_gib=0.1), NYUDV2, "train"), CachedSource)
+def test_a_source_is_cached_if_the_configuration_gives_memory():
+    assert isinstance(open_source(settings(cache_gib=0.1), NYUDV2, "train"), CachedSource)
 
 
 def test_a_cached_example_is_read_once_and_equal(source):
@@ -65,12 +70,12 @@ def test_a_cached_example_is_read_once_and_equal(source):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_raw_images_are_as_large_as_the_labels_of_the_batch(split):
-    data = data_config(size=(12, 16), label_scale=3)
+def test_raw_images_have_the_resolution_of_the_labels(split):
+    data = settings(size=(12, 16), label_scale=3)
     assert open_source(data, (DEPTH,), split)[0]["image"].shape == (36, 48, 3)
 
 
-def test_the_cache_stops_at_its_bound(source):
+def test_the_cache_respects_its_bound(source):
     cached = CachedSource(source, 2 * bytes_of(source[0]))
     source_reads = Counting.reads
     for _ in range(3):
