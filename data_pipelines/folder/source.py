@@ -116,7 +116,7 @@ class Folder:
         return f"Folder({str(self.root)!r}, {self.split!r}, {names})"
 
     def summary(self) -> str:
-        """Returns a line with the numbers of images and labels, and one per task with unused labels."""
+        """Returns a line with the numbers of images and labels, and lines about unused labels."""
         counts: dict[int, list[str]] = {}
         for task, count in self.labelled.items():
             counts.setdefault(count, []).append(task)

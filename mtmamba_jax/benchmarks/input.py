@@ -47,7 +47,7 @@ def report_input(
     for workers in worker_counts(cores):
         records.append(_measure(config, source, tasks, workers, repeats))
         output.write_text(to_json("input", {"cores": cores}, settings, records, _PACKAGES) + "\n")
-        print(f"{workers} workers: measured", flush=True)
+        print(f"workers={workers}: measured", flush=True)
     print(f"\n{markdown_table(('workers', 'images/s (min to max)'), map(_row, records), left=0)}")
     print(f"\n{_LEGEND}")
 
@@ -79,7 +79,8 @@ def _measure(
         batches.close()
     return {
         "workers": workers,
-        "images_per_second": statistics.median(rates),
+        # Over all samples: batches arrive in bursts, so that a median would mislead.
+        "images_per_second": statistics.harmonic_mean(rates),
         "sample_images_per_second": rates,
     }
 
@@ -92,5 +93,5 @@ def _images_per_second(batches: Iterator[Mapping], count: int) -> float:
 
 def _row(record: dict[str, Any]) -> tuple[str, str]:
     rates = record["sample_images_per_second"]
-    median, low, high = map(short, (record["images_per_second"], min(rates), max(rates)))
-    return str(record["workers"]), f"{median} ({low} to {high})"
+    mean, low, high = map(short, (record["images_per_second"], min(rates), max(rates)))
+    return str(record["workers"]), f"{mean} ({low} to {high})"
