@@ -253,7 +253,7 @@ class IgnoreUnannotated(Transform):
 
 
 def normalise(levels: Num[Array, "*b 3"]) -> Float[Array, "*b 3"]:
-    """Normalises RGB levels in 0..255 with ImageNet's statistics; also takes JAX arrays."""
+    """Returns RGB levels in 0..255 normalised with ImageNet's statistics; also takes JAX arrays."""
     return (levels / 255 - MEAN) / STD
 
 
