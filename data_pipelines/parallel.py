@@ -7,7 +7,7 @@ import concurrent.futures
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -21,7 +21,9 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def in_order(function: Callable, work: Iterable[tuple], num_workers: int) -> Iterator[Any]:
+def in_order(
+    function: Callable, work: Iterable[tuple], num_workers: int
+) -> Generator[Any, None, None]:
     """Yields `function(*arguments)` for all `arguments` in `work`, in order.
 
     At most `num_workers` + 2 results are unconsumed at a time, because they can be large.

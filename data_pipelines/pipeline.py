@@ -21,10 +21,9 @@ import grain
 import numpy as np
 from absl import flags
 
-from mtmamba_jax.data_pipelines.batch import check_example
+from mtmamba_jax.data_pipelines.batch import Example, check_example
 from mtmamba_jax.data_pipelines.transforms import (
     AugmentSettings,
-    Example,
     NormaliseAndPad,
     Transform,
     eval_transforms,

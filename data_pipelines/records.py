@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtmamba_jax.data_pipelines import remote_cache
+from mtmamba_jax.data_pipelines.batch import Example
 from mtmamba_jax.data_pipelines.datasets import DATASETS, default_data_dir
-from mtmamba_jax.data_pipelines.transforms import Example
 from mtmamba_jax.files.paths import is_remote
 from mtmamba_jax.messages import check_name, shortened
 from mtmamba_jax.tasks import Task

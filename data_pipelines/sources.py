@@ -10,12 +10,12 @@ import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 
+from mtmamba_jax.data_pipelines.batch import Example
 from mtmamba_jax.data_pipelines.datasets import DATASETS
 from mtmamba_jax.data_pipelines.folder.source import Folder
 from mtmamba_jax.data_pipelines.pipeline import Source
 from mtmamba_jax.data_pipelines.records import Records
 from mtmamba_jax.data_pipelines.synthetic.source import SyntheticScenes
-from mtmamba_jax.data_pipelines.transforms import Example
 from mtmamba_jax.messages import check_name
 from mtmamba_jax.tasks import Task
 

@@ -10,8 +10,8 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
+from mtmamba_jax.data_pipelines.batch import Example
 from mtmamba_jax.data_pipelines.builders.reading import read_list, read_photo
-from mtmamba_jax.data_pipelines.transforms import Example
 from mtmamba_jax.tasks import Task
 
 

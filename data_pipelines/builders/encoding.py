@@ -21,8 +21,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Float32, UInt8
 
+from mtmamba_jax.data_pipelines.batch import Example
 from mtmamba_jax.data_pipelines.builders.reading import NORMAL_OF_LEVEL
-from mtmamba_jax.data_pipelines.transforms import Example
 from mtmamba_jax.tasks import Task
 
 # PNG settings decide how fast an image is read. Milliseconds and kB for 425x560 pixels: class IDs

@@ -5,20 +5,16 @@ from __future__ import annotations
 import pathlib
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from mtmamba_jax import config as configuration
 from mtmamba_jax.benchmarks.report import to_json
+from mtmamba_jax.config import Config
 from mtmamba_jax.data_pipelines.parallel import available_cores
 from mtmamba_jax.data_pipelines.pipeline import Source, train_batches
-from mtmamba_jax.data_pipelines.sources import DataSettings, open_source
-from mtmamba_jax.data_pipelines.transforms import AugmentSettings
+from mtmamba_jax.data_pipelines.sources import open_source
 from mtmamba_jax.devices.timing import check_repeats
 from mtmamba_jax.messages import markdown_table, short
-from mtmamba_jax.tasks import Task
 
 _PREFETCHED = 2  # batches that each worker prepares ahead
 _PACKAGES = ("grain", "numpy", "opencv-python-headless")
@@ -26,7 +22,7 @@ _LEGEND = "workers: worker processes, data.num_workers; 0 uses threads of the tr
 
 
 def report_input(
-    config: ConfigDict, repeats: int, output: pathlib.Path, settings: Mapping[str, object]
+    config: Config, repeats: int, output: pathlib.Path, settings: Mapping[str, object]
 ) -> None:
     """Times training batches with 0, 1, 2, ... workers, prints a table and writes JSON.
 
@@ -40,12 +36,11 @@ def report_input(
       ValueError: `repeats` is not positive, or the data is missing.
     """
     check_repeats(repeats)
-    tasks = configuration.tasks(config)
-    source = open_source(DataSettings(**config.data), tasks, "train")
+    source = open_source(config.data, config.tasks.selected, "train")
     cores = available_cores()
     records = []
     for workers in worker_counts(cores):
-        records.append(_measure(config, source, tasks, workers, repeats))
+        records.append(_measure(config, source, workers, repeats))
         output.write_text(to_json("input", {"cores": cores}, settings, records, _PACKAGES) + "\n")
         print(f"workers={workers}: measured", flush=True)
     print(f"\n{markdown_table(('workers', 'images/s (min to max)'), map(_row, records), left=0)}")
@@ -57,16 +52,14 @@ def worker_counts(cores: int) -> list[int]:
     return [0, *(2**i for i in range(cores.bit_length()) if 2**i < cores), cores]
 
 
-def _measure(
-    config: ConfigDict, source: Source, tasks: Sequence[Task], workers: int, repeats: int
-) -> dict[str, Any]:
+def _measure(config: Config, source: Source, workers: int, repeats: int) -> dict[str, Any]:
     batches = train_batches(
         source,
-        tasks,
+        config.tasks.selected,
         crop_size=config.data.size,
         batch_size=config.train.batch_size,
         seed=config.seed,
-        augment=AugmentSettings(**config.augment),
+        augment=config.augment,
         label_scale=config.data.label_scale,
         num_workers=workers,
     )

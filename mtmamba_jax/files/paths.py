@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import platformdirs
 from etils import epath
@@ -61,7 +62,7 @@ def wait_until(condition: Callable[[], bool]) -> bool:
 def file_sizes(folder: epath.PathLike) -> dict[str, int]:
     """Returns {relative path: size in bytes} of all files below a folder."""
     if is_remote(folder):
-        found = fsspec_backend.fs(folder).find(os.fspath(folder), detail=True)
+        found: Any = fsspec_backend.fs(folder).find(os.fspath(folder), detail=True)
         root = len(os.fspath(folder).partition("://")[2]) + 1
         return {name[root:]: info["size"] for name, info in found.items()}
     files = (path for path in pathlib.Path(folder).rglob("*") if path.is_file())

@@ -5,13 +5,16 @@ import numpy as np
 import pytest
 
 from mtmamba_jax import losses
+from mtmamba_jax.checkpoints import load
 from mtmamba_jax.checkpoints.run_directory import RunDirectory
 from mtmamba_jax.cli import main as cli
 from mtmamba_jax.data_pipelines.folder.source import Folder
 from mtmamba_jax.data_pipelines.pipeline import eval_batches
+from mtmamba_jax.training import state
 from mtmamba_jax.training.report import read_metrics
 from mtmamba_jax.training.train import train
 from tests.data_pipelines.own_data import CLASSES, NAMES, SIZE, TASKS, UNLABELLED
+from tests.pixel_model import build_pixel_model
 from tests.tiny import tiny_config
 
 
@@ -51,6 +54,7 @@ def test_an_image_without_a_label_adds_nothing_to_the_loss_of_its_task(written, 
 
 @pytest.fixture(scope="module")
 def run(written, tmp_path_factory):
+    """A work directory and the result of a run of the pixel model on the folder."""
     workdir = tmp_path_factory.mktemp("run")
     config = tiny_config(
         tasks__set="custom",
@@ -61,7 +65,10 @@ def run(written, tmp_path_factory):
         train__steps="3",
         train__eval_every="3",
     )
-    return workdir, train(config, workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((state, "build"), (state, "abstract_build"), (load, "abstract_build")):
+            patch.setattr(module, name, build_pixel_model)
+        yield workdir, train(config, workdir)
 
 
 def test_a_folder_is_trained_on_and_scored(run):
