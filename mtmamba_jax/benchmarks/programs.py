@@ -236,7 +236,7 @@ def _train_program(config: Config, tasks: Sequence[Task]) -> _Program:
     size = config.train.batch_size
     mesh = create_mesh(size // config.train.microbatches, **vars(config.mesh))
     optimizer = create_optimizer(config.optimizer, config.train.steps)
-    graph, state, layout = create_state(config, tasks, optimizer, mesh)
+    graph, state, layout = create_state(config.model, tasks, config.seed, optimizer, mesh)
     batch = put_batch(random_batch(tasks, size, config.data.size, config.data.label_scale), mesh)
     step = create_train_step(config, graph, tasks, optimizer, mesh, layout)
     compiled, compiling = compile_timed(step.lower, state, batch)
