@@ -15,7 +15,6 @@ import tensorflow_datasets as tfds
 
 from mtmamba_jax.data_pipelines.batch import check_example
 from mtmamba_jax.data_pipelines.builders.reading import DataError
-from mtmamba_jax.data_pipelines.builders.sample_trees import WRITERS
 from mtmamba_jax.data_pipelines.datasets import DATASETS
 from mtmamba_jax.data_pipelines.pipeline import train_batches
 from mtmamba_jax.data_pipelines.records import Records, create_builder
@@ -30,6 +29,7 @@ from tests.data_pipelines.dummy_trees import (
     records_of,
     visible,
 )
+from tests.data_pipelines.sample_trees import WRITERS
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -304,7 +304,7 @@ def test_a_data_dir_inside_the_right_one_is_refused_with_the_right_one(prepared,
 
 def test_an_unprepared_split_is_refused(tmp_path):
     prepare("pascal_context", copy_tree("pascal_context", tmp_path / "tree"), tmp_path / "data")
-    with pytest.raises(ValueError, match=r"without the split 'train': it holds val"):
+    with pytest.raises(ValueError, match=r"without the split 'train': it has val"):
         Records("pascal_context", tmp_path / "data", "train", PASCAL_CONTEXT)
 
 

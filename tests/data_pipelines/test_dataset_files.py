@@ -11,10 +11,10 @@ from PIL import Image
 from mtmamba_jax.data_pipelines.batch import check_example
 from mtmamba_jax.data_pipelines.builders.locate import locate_folders
 from mtmamba_jax.data_pipelines.builders.pascal_context.classes import NORMALS_CLASSES
-from mtmamba_jax.data_pipelines.builders.sample_trees import WRITERS
 from mtmamba_jax.data_pipelines.datasets import DATASETS
 from mtmamba_jax.data_pipelines.records import create_builder
 from mtmamba_jax.tasks import IGNORE, TASK_SETS
+from tests.data_pipelines.sample_trees import WRITERS
 
 SIZE = (48, 64)
 SPLITS = {"train": 4, "val": 2}
