@@ -26,7 +26,7 @@ class DatasetFiles(abc.ABC):
       COUNTS: Published number of examples of each split, "train" and "val".
       FOLDERS: Names of the folders that hold the dataset; they need not lie side by side.
       SUBFOLDERS: Each of `FOLDERS` has at least one of these subfolders; () if any content will do.
-      SPLIT_PATH: What must exist for a split: its list of IDs or the folder of its images. Starts
+      SPLIT_PATH: Path that a split must have: its list of IDs or the folder of its images. Starts
         with one of `FOLDERS`, as all paths here; {split} is the name of the split.
       PATHS: Paths of an example's files by name, "image" among them; {id} is the example's ID.
       ARCHIVES: Glob patterns of the published archives' names.

@@ -73,7 +73,7 @@ def photograph(
     """Renders an RGB image.
 
     Args:
-      hits: What the camera sees.
+      hits: Hits of the camera rays.
       primitives: Primitives of the scene, which cast the shadows.
       materials: `Material.row` of each primitive.
       camera: The camera, for the footprint of a pixel.
