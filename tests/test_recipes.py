@@ -24,7 +24,7 @@ BLOCKS = blocks_of(DOCS)
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """Writes the Python files shown in the docs, which begin with their name, where commands run."""
+    """Writes the Python files shown in the docs to the folders that commands read them from."""
     folders = (tmp_path, tmp_path / "path" / "to")
     folders[1].mkdir(parents=True)
     for block in blocks_of(DOCS, "python"):
