@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 MODULES = (
     "kernels.ss2d",
     "data_pipelines.synthetic",
-    "data_pipelines.builders.nyudv2.layout",
+    "data_pipelines.builders.nyudv2.files",
     "configs.common",
     "training.loop",
     "cli",
