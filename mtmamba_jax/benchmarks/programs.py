@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ DTYPES = ("bfloat16", "float32")
 FORWARD, BOTH = PASSES = ("forward", "forward + backward")
 MODEL_PROGRAMS = ("step", "inference")
 
-Record = dict[str, object]
+Record = dict[str, Any]
 """The measurements of one program, as written to JSON."""
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 from mtmamba_jax.checkpoints.run_directory import KINDS, Checkpoint, RunDirectory, explain_errors
 from mtmamba_jax.config import InitSettings
 from mtmamba_jax.convert import encoder_from_torch, from_torch
-from mtmamba_jax.convert.weight_files import HUB, is_file_of_weights, read_weights
+from mtmamba_jax.convert.weight_files import HUB, is_weight_file, read_weights
 from mtmamba_jax.messages import bulleted
 
 ENCODER = "encoder"
@@ -44,7 +44,7 @@ def warm_start(init: InitSettings, graph: nnx.GraphDef, parameters: dict) -> dic
     for key, name in _sources(init).items():
         if key == ENCODER and ENCODER not in parameters:
             raise ValueError("init.encoder is set, but the model has no part named 'encoder'.")
-        if is_file_of_weights(name):
+        if is_weight_file(name):
             parameters = _read_file(key, name, graph, parameters)
         else:
             like = {ENCODER: parameters[ENCODER]} if key == ENCODER else parameters
@@ -61,7 +61,7 @@ def check_sources(init: InitSettings) -> None:
     for key, name in _sources(init).items():
         if name.startswith(HUB):
             continue
-        if not is_file_of_weights(name):
+        if not is_weight_file(name):
             _find_checkpoint(f"init.{key}", name)
         elif not pathlib.Path(name).exists():
             raise ValueError(f"config.init.{key}={name}: there is no such file.")

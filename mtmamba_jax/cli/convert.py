@@ -19,7 +19,7 @@ from mtmamba_jax.export.torch_run import (
 
 
 def run(options: argparse.Namespace) -> int:
-    """Turns PyTorch weights into a run, or into a file that needs no PyTorch."""
+    """Converts PyTorch weights to a run or to a safetensors file."""
     check_target(options.to)
     name = public_name(options.source)
     converted = convert(read_weights(options.source), options.config, options.overrides)
@@ -30,18 +30,18 @@ def run(options: argparse.Namespace) -> int:
     if options.to.endswith(SAFETENSORS):
         write_file(converted, options.to, name)
         key = "run" if converted.config else "encoder"
-        following = _train(converted, f"--config.init.{key}={options.to}")
+        next_command = _train_command(converted, f"--config.init.{key}={options.to}")
     else:
         write_run(converted, options.to, name)
-        following = (
+        next_command = (
             f"predict --workdir={options.to} PHOTO_OR_FOLDER...\n"
             f"  {program_name()} eval --workdir={options.to}"
             if converted.config
-            else _train(converted, f"--config.init.encoder={options.to}")
+            else _train_command(converted, f"--config.init.encoder={options.to}")
         )
-    print(f"Wrote {options.to}\nNext:\n  {program_name()} {following}")
+    print(f"Wrote {options.to}\nNext:\n  {program_name()} {next_command}")
     return 0
 
 
-def _train(converted: Converted, *flags: str) -> str:
+def _train_command(converted: Converted, *flags: str) -> str:
     return shlex.join(["train", *converted.arguments, *flags])

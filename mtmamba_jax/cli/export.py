@@ -11,17 +11,17 @@ from flax import nnx
 from mtmamba_jax.checkpoints.load import load_run
 from mtmamba_jax.cli.console import parse_size
 from mtmamba_jax.convert import to_torch
-from mtmamba_jax.convert.weight_files import writer_of
+from mtmamba_jax.convert.weight_files import find_writer
 from mtmamba_jax.export import program as export
 from mtmamba_jax.export.model_card import create_card, describe_run
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes a trained model for elsewhere: to run with jax alone, or for PyTorch."""
+    """Exports a trained model, to run with JAX alone or in PyTorch."""
     if options.format == "torch":
         return _torch(options)
     if options.platform is None:
-        raise ValueError("--platform is missing: cpu, cuda or tpu, where the program is to run.")
+        raise ValueError("--platform is missing: give the platform to run on, cpu, cuda or tpu.")
     output = pathlib.Path(options.output)
     export.check_output(output)
     size = parse_size(options.size) if options.size else None
@@ -44,9 +44,8 @@ def run(options: argparse.Namespace) -> int:
     card = create_card(run, program, checkpoint=options.checkpoint, scan=scan)
     export.write_artifact(output, program, export.name_weights(run.parameters), card)
     print(
-        f"Wrote {output}: program and weights, model_card.md (what goes in, what comes out) and "
-        f"run.py\nNext: python {output / export.SCRIPT} IMAGE.npy, wherever jax and flatbuffers "
-        "are installed"
+        f"Wrote {output}: the program, its weights, model_card.md (inputs and outputs) and run.py\n"
+        f"Next: python {output / export.SCRIPT} IMAGE.npy, on any machine with jax and flatbuffers"
     )
     return 0
 
@@ -54,14 +53,16 @@ def run(options: argparse.Namespace) -> int:
 def _torch(options: argparse.Namespace) -> int:
     for flag in ("platform", "size", "batch", "scan"):
         if getattr(options, flag) is not None:
-            raise ValueError(f"--{flag} does not go with --format=torch, which writes weights.")
-    write = writer_of(options.output)
+            raise ValueError(
+                f"--{flag} does not go with --format=torch, which only writes weights."
+            )
+    write = find_writer(options.output)
     run = load_run(options.workdir, options.checkpoint, batch_size=1)
     tensors = to_torch(nnx.merge(run.graph, run.parameters))
     about = json.dumps(describe_run(run, options.checkpoint))
     write(options.output, tensors, {"model_card": about})
     print(
-        f"Wrote {options.output}: {len(tensors)} tensors of step {run.step}, with the names of the "
+        f"Wrote {options.output}: {len(tensors)} tensors of step {run.step}, named as in the "
         "official code"
     )
     return 0

@@ -1,6 +1,6 @@
-"""Tables of the official PyTorch code's decoders, block by block: MTMamba's and MTMamba++'s.
+"""Conversion rules of the decoders of the official PyTorch code, MTMamba's and MTMamba++'s.
 
-A block's names are relative to it. Blocks that are not in a model have one task.
+Names in the rules of a block are relative to the block. A block outside a model has one task.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from mtmamba_jax.convert.rules import Rule, Table, linear_rules, norm_rules, rule, within
+from mtmamba_jax.convert.rules import Rule, linear_rules, nest, norm_rules, rule
 from mtmamba_jax.models.mtmamba import MTMamba, MTMambaPlus
 
 task_linear_rules = functools.partial(linear_rules, axis="t ")
@@ -16,7 +16,7 @@ task_norm_rules = functools.partial(norm_rules, axis="t ")
 
 
 def conv_rules(path: str, name: str) -> tuple[Rule, ...]:
-    """Returns the rules of a convolution that is not one of several tasks'."""
+    """Returns the rules of a convolution without a task axis."""
     return (
         rule(rf"{path}\.kernel", f"{name}.weight", "o i h w -> h w i o"),
         rule(rf"{path}\.bias", f"{name}.bias", "o -> o"),
@@ -24,7 +24,7 @@ def conv_rules(path: str, name: str) -> tuple[Rule, ...]:
 
 
 def _gated_rules(name: str) -> tuple[Rule, ...]:
-    """Returns the rule of a torch matrix that holds the extractor's half and the gate's."""
+    """Returns the rule of a matrix that concatenates those of the extractor and of the gate."""
     paths = (r"in_proj\.kernel", r"gate\.kernel")
     return (rule(paths, f"{name}.weight", "t (part o) i -> part t i o"),)
 
@@ -42,33 +42,33 @@ MFE_RULES = (
 STM_RULES = (
     *task_norm_rules("norm", "norm"),
     *_gated_rules("op.in_proj"),
-    *within(MFE_RULES, r"mfe\.", "op."),
+    *nest(MFE_RULES, r"mfe\.", "op."),
     *task_linear_rules("out_proj", "op.out_proj", bias=False),
 )
-_NORMS = (  # of the cross-task blocks
+_CROSS_TASK_NORMS = (
     *task_norm_rules("norm", "norm.{task}"),
     rule(r"norm_shared\.scale", "norm_share.weight", "(t c) -> t c"),
     rule(r"norm_shared\.bias", "norm_share.bias", "(t c) -> t c"),
 )
 CTM_RULES = (
-    *_NORMS,
+    *_CROSS_TASK_NORMS,
     *task_linear_rules("in_proj", "op.{task}.in_proj", bias=False),
     rule("in_proj_shared", "op_share.in_proj.weight", "o (t c) -> t c o"),
     *task_linear_rules("gate", "in_proj.{task}", bias=False),
     *(
         dataclasses.replace(each, shared=each.names[0].replace("op.{task}", "op_share"))
-        for each in within(MFE_RULES, r"mfe\.", "op.{task}.")
+        for each in nest(MFE_RULES, r"mfe\.", "op.{task}.")
     ),
     *task_linear_rules("out_proj", "out_proj.{task}", bias=False),
 )
 SCTM_RULES = (
-    *_NORMS,
+    *_CROSS_TASK_NORMS,
     rule("in_proj_shared", "conv_share.0.weight", "o (t c) 1 1 -> t c o"),
     rule("bias_shared", "conv_share.0.bias", "o -> o"),
     *conv_rules("conv_shared", "conv_share.1"),
     *_gated_rules("op.{task}.in_proj"),
     *task_linear_rules("selecting", "op.{task}.in_proj_cross", bias=False),
-    *within(MFE_RULES, r"mfe\.", "op.{task}."),
+    *nest(MFE_RULES, r"mfe\.", "op.{task}."),
     *task_linear_rules("out_proj", "op.{task}.out_proj", bias=False),
 )
 EXPAND_RULES = (
@@ -80,18 +80,18 @@ _STAGE = r"decoder\.stages\.(\d+)\."
 
 
 def _fusion_rules(pattern: str) -> tuple[Rule, ...]:
-    """Returns the rules of a stage's start; one torch matrix reads feature and skip."""
+    """Returns the rules of a stage's input, where one matrix reads feature and skip."""
     fuse, concat = _STAGE + r"fuse\.", r"concat_layers.{task}_\1"
     paths = (fuse + r"feature\.kernel", fuse + r"skip\.kernel")
     return (
-        *within(EXPAND_RULES, _STAGE + r"expand\.", r"expand_layers.{task}_\1."),
+        *nest(EXPAND_RULES, _STAGE + r"expand\.", r"expand_layers.{task}_\1."),
         rule(paths, concat + ".weight", pattern),
         rule(fuse + r"feature\.bias", concat + ".bias", "t o -> t o"),
     )
 
 
 def _projection_rules(path: str) -> tuple[Rule, ...]:
-    """Returns the rules of the heads' 1x1 convolutions; the path has a group for the task."""
+    """Returns the rules of the heads' 1x1 convolutions; `path` has a group for the task."""
     return (
         rule(rf"{path}\.kernel", r"final_project.\1.weight", "o i 1 1 -> i o"),
         rule(rf"{path}\.bias", r"final_project.\1.bias", "o -> o"),
@@ -100,19 +100,19 @@ def _projection_rules(path: str) -> tuple[Rule, ...]:
 
 MTMAMBA_RULES = (
     *_fusion_rules("t o (part i) -> part t i o"),
-    *within(STM_RULES, _STAGE + r"blocks\.0\.", r"block_1.{task}_\1."),
-    *within(STM_RULES, _STAGE + r"blocks\.1\.", r"block_2.{task}_\1."),
-    *within(CTM_RULES, _STAGE + r"blocks\.2\.", r"block_3.\1."),
-    *within(EXPAND_RULES, r"heads\.", "final_expand.{task}."),
+    *nest(STM_RULES, _STAGE + r"blocks\.0\.", r"block_1.{task}_\1."),
+    *nest(STM_RULES, _STAGE + r"blocks\.1\.", r"block_2.{task}_\1."),
+    *nest(CTM_RULES, _STAGE + r"blocks\.2\.", r"block_3.\1."),
+    *nest(EXPAND_RULES, r"heads\.", "final_expand.{task}."),
     *_projection_rules(r"heads\.projections\.(\w+)"),
 )
 _HEAD = r"heads\.heads\.(\w+)\."
 MTMAMBA_PLUS_RULES = (
     *_fusion_rules("t o (part i) 1 1 -> part t i o"),
-    *within(STM_RULES, _STAGE + r"blocks\.0\.", r"block_stm.{task}_\1.0."),
-    *within(STM_RULES, _STAGE + r"blocks\.1\.", r"block_stm.{task}_\1.1."),
-    *within(SCTM_RULES, _STAGE + r"blocks\.2\.", r"block_ctm.\1.0."),
-    *within(conv_rules("conv", "0"), _HEAD, r"final_expand.\1."),
+    *nest(STM_RULES, _STAGE + r"blocks\.0\.", r"block_stm.{task}_\1.0."),
+    *nest(STM_RULES, _STAGE + r"blocks\.1\.", r"block_stm.{task}_\1.1."),
+    *nest(SCTM_RULES, _STAGE + r"blocks\.2\.", r"block_ctm.\1.0."),
+    *nest(conv_rules("conv", "0"), _HEAD, r"final_expand.\1."),
     rule(_HEAD + r"norm\.scale", r"final_expand.\1.1.weight", "c -> c"),
     rule(_HEAD + r"norm\.bias", r"final_expand.\1.1.bias", "c -> c"),
     rule(_HEAD + r"norm\.mean", r"final_expand.\1.1.running_mean", "c -> c"),
@@ -123,26 +123,26 @@ MTMAMBA_PLUS_RULES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Official:
+class OfficialModel:
     """A model of the official code.
 
     Attributes:
-      title: its name.
-      model: its class here.
-      mark: what some of its names, and no other's, begin with.
-      table: of all but the encoder, which is `backbone.` there.
+      title: Name of the model.
+      model: Its class here.
+      mark: Prefix of names that only this model has.
+      decoder_rules: Conversion rules of all but the encoder, which is `backbone.` there.
     """
 
     title: str
     model: type[MTMamba]
     mark: str
-    table: Table
+    decoder_rules: tuple[Rule, ...]
 
 
-ORDER = ("semseg", "depth", "human_parts", "saliency", "normals", "edge")
-"""In which the official code puts tasks side by side (`parse_task_dictionary` of its config.py)."""
+TASK_ORDER = ("semseg", "depth", "human_parts", "saliency", "normals", "edge")
+"""Order in which the official code concatenates tasks (`parse_task_dictionary`, its config.py)."""
 
-OFFICIAL = (
-    Official("MTMamba++", MTMambaPlus, "block_ctm.", MTMAMBA_PLUS_RULES),
-    Official("MTMamba", MTMamba, "block_3.", MTMAMBA_RULES),
+OFFICIAL_MODELS = (
+    OfficialModel("MTMamba++", MTMambaPlus, "block_ctm.", MTMAMBA_PLUS_RULES),
+    OfficialModel("MTMamba", MTMamba, "block_3.", MTMAMBA_RULES),
 )

@@ -1,9 +1,9 @@
-"""What a conversion rule is, and how a table of rules is applied in both directions.
+"""Conversion rules between PyTorch tensors and the parameters of the modules here.
 
-A rule pairs tensors of a PyTorch state dict with parameters here that hold the same numbers in
-another arrangement. The arrangement is an einops pattern, so the way back is the same pattern with
-its sides exchanged: one table serves both directions. Rules of a block are relative to it and are
-put together with `within`, as the modules are.
+A rule relates tensors of a PyTorch state dict to parameters that hold the same numbers in another
+arrangement, given as an einops pattern. The reverse conversion uses the same pattern with its
+sides exchanged, so one list of rules serves both directions. The rules of a block are relative to
+the block and are combined with `nest`, as the modules are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from flax import nnx
 from mtmamba_jax.kernels.ss2d import DIRECTIONS
 
 TASK_NAMES = {"saliency": "sal"}
-"""The official names of tasks, where they differ from ours."""
+"""Official names of tasks that have another name here."""
+
+Path = tuple[object, ...]
+"""Keys of a parameter in a flat NNX state."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +30,18 @@ class Rule:
     """Tensors and parameters that hold the same numbers.
 
     Attributes:
-      paths: regular expressions of parameters' paths here, dots between parts. Several are stacked
-        on an axis `part`, with which the pattern's right side then begins.
-      names: torch names; `\\1`, `\\2` are a path's groups. Several are stacked on an axis `part`,
-        with which the pattern's left side then begins.
-      pattern: einops, torch's arrangement -> ours. Where the left side begins with `t`, `{task}` in
-        the name stands for each task, whose tensors are stacked on that axis.
-      shared: name of a tensor stacked after the tasks' own; "" is none.
-      sizes: of axes that shapes do not tell; t (tasks), k (directions) and `part` are known.
-
-    A tensor `(t c)` holds all tasks side by side, in an order of the file's own: see `pair`.
+      paths: Regular expressions of parameter paths, with dots between the keys. Several parameters
+        are stacked on an axis `part`, the first axis on the right side of the pattern.
+      names: Tensor names; `\\1` and `\\2` are the groups of a path. Several tensors are stacked on
+        an axis `part`, the first axis on the left side of the pattern.
+      pattern: einops pattern from the tensors to the parameters. If the left side starts with `t`,
+        `{task}` in a name is replaced by each task, and the tensors are stacked on that axis. An
+        axis `(t c)` concatenates all tasks in the order of the state dict, see `bind`.
+      shared: Name of a tensor that is stacked after those of the tasks, or "".
+      sizes: Sizes of axes that shapes do not determine, besides t (tasks), k (directions) and
+        `part`.
+      compute: For a buffer that PyTorch saves although it follows from the shape of a parameter:
+        computes it from that shape. The pattern is not used then.
     """
 
     paths: tuple[str, ...]
@@ -44,120 +49,107 @@ class Rule:
     pattern: str
     shared: str = ""
     sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Computed:
-    """A tensor that PyTorch saves although it follows from a parameter's shape.
-
-    Attributes:
-      path: as a rule's, of the parameter.
-      name: as a rule's, of the tensor.
-      compute: from the parameter's shape to the tensor.
-    """
-
-    path: str
-    name: str
-    compute: Callable[[tuple[int, ...]], np.ndarray]
-
-
-Table = Sequence[Rule | Computed]
+    compute: Callable[[tuple[int, ...]], np.ndarray] | None = None
 
 
 def rule(paths: str | Sequence[str], names: str | Sequence[str], pattern: str, **sizes) -> Rule:
-    """Returns a `Rule`; one path or name need not be put in a tuple."""
+    """Returns a `Rule`; a single path or name need not be in a sequence."""
     paths, names = ((x,) if isinstance(x, str) else tuple(x) for x in (paths, names))
     return Rule(paths, names, pattern, sizes=sizes)
 
 
 def linear_rules(path: str, name: str, *, axis: str = "", bias: bool = True) -> tuple[Rule, ...]:
-    """Returns the rules of a linear map: torch keeps [out in], we [in out].
+    """Returns the rules of a linear layer: [out in] in PyTorch, [in out] here.
 
     Args:
-      path: of the module here.
-      name: of the module there.
-      axis: "t " where there is one for each task.
-      bias: it has one.
+      path: Path of the module here.
+      name: Name of the module in PyTorch.
+      axis: "t " if there is one layer per task.
+      bias: Whether the layer has a bias.
     """
     kernel = rule(rf"{path}\.kernel", f"{name}.weight", f"{axis}o i -> {axis}i o")
     return (kernel, rule(rf"{path}\.bias", f"{name}.bias", f"{axis}o -> {axis}o"))[: 1 + bias]
 
 
 def norm_rules(path: str, name: str, *, axis: str = "") -> tuple[Rule, ...]:
-    """Returns the rules of a LayerNorm; the arguments are those of `linear_rules`."""
+    """Returns the rules of a LayerNorm; see `linear_rules` for the arguments."""
     return (
         rule(rf"{path}\.scale", f"{name}.weight", f"{axis}c -> {axis}c"),
         rule(rf"{path}\.bias", f"{name}.bias", f"{axis}c -> {axis}c"),
     )
 
 
-def within(table: Table, path: str, name: str) -> tuple[Rule | Computed, ...]:
-    """Returns the rules of a part as rules of the whole that holds it at `path` and `name`."""
+def nest(rules: Sequence[Rule], path: str, name: str) -> tuple[Rule, ...]:
+    """Returns the rules of a submodule as rules of the module that contains it.
+
+    Args:
+      rules: Sequence[Rule] of the submodule.
+      path: Regular expression that comes before the paths here.
+      name: Text that comes before the names in PyTorch. `\\1` is the first group of `path`.
+    """
     groups = re.compile(path).groups
 
-    def renamed(part: str) -> str:
+    def prefix_name(part: str) -> str:
         return name + re.sub(r"\\(\d)", lambda m: f"\\{int(m[1]) + groups}", part)
 
-    def moved(each: Rule | Computed) -> Rule | Computed:
-        if isinstance(each, Computed):
-            return dataclasses.replace(each, path=path + each.path, name=renamed(each.name))
-        return dataclasses.replace(
+    return tuple(
+        dataclasses.replace(
             each,
             paths=tuple(path + part for part in each.paths),
-            names=tuple(map(renamed, each.names)),
-            shared=each.shared and renamed(each.shared),
+            names=tuple(map(prefix_name, each.names)),
+            shared=each.shared and prefix_name(each.shared),
         )
-
-    return tuple(map(moved, table))
+        for each in rules
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class Pairing:
-    """A rule applied to a model.
+class BoundRule:
+    """A rule with the parameters of a model and the tensors that it converts.
 
     Attributes:
-      rule: the rule.
-      tasks: how many there are.
-      names: the tensors it stands for, in the order they are stacked in.
-      keys: the parameters', likewise.
-      order: of each task its place among those of a tensor that holds them side by side.
+      rule: The rule.
+      tasks: Number of tasks.
+      names: Names of the tensors, in the order in which they are stacked.
+      keys: Paths of the parameters, in the order in which they are stacked.
+      order: Position of each task in a tensor that concatenates all tasks.
     """
 
     rule: Rule
     tasks: int
     names: tuple[str, ...]
-    keys: tuple[tuple, ...]
+    keys: tuple[Path, ...]
     order: tuple[int, ...]
 
     def to_parameters(self, tensors: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Returns the parameters that hold the tensors' numbers."""
+        """Converts tensors to parameters."""
         theirs, ours = self.rule.pattern.split(" -> ")
-        found = self._rearrange(_stacked(tensors, theirs, ("t", "part")), theirs, ours)
-        if self._is_joint:
-            found = found[list(self.order)]
-        return list(found) if ours.startswith("part ") else [found]
+        array = self._rearrange(_stack(tensors, theirs, ("t", "part")), theirs, ours)
+        if self._concatenates_tasks:
+            array = array[list(self.order)]
+        return list(array) if ours.startswith("part ") else [array]
 
     def to_tensors(self, parameters: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Returns the tensors that hold the parameters' numbers."""
-        if self._is_joint:
+        """Converts parameters to tensors."""
+        if self._concatenates_tasks:
             parameters = [array[np.argsort(self.order)] for array in parameters]
         return self._to_tensors(parameters)
 
     def _to_tensors(self, parameters: Sequence[np.ndarray]) -> list[np.ndarray]:
         theirs, ours = self.rule.pattern.split(" -> ")
-        found = self._rearrange(_stacked(parameters, ours, ("part",)), ours, theirs)
-        return list(found) if theirs.startswith(("t ", "part ")) else [found]
+        array = self._rearrange(_stack(parameters, ours, ("part",)), ours, theirs)
+        return list(array) if theirs.startswith(("t ", "part ")) else [array]
 
     @property
-    def _is_joint(self) -> bool:
+    def _concatenates_tasks(self) -> bool:
         return "(t " in self.rule.pattern
 
     def tensor_shapes(self, parameter_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """Returns the shapes of the tensors of parameters of that shape."""
-        empty = np.broadcast_to(np.int8(0), parameter_shape)  # takes no memory
+        """Returns the shapes of the tensors, given the shape of each parameter."""
+        empty = np.broadcast_to(np.int8(0), parameter_shape)  # allocates nothing
         return [tensor.shape for tensor in self._to_tensors([empty] * len(self.keys))]
 
-    def _rearrange(self, array, source, target):
+    def _rearrange(self, array: np.ndarray, source: str, target: str) -> np.ndarray:
         parts = max(len(self.rule.paths), len(self.rule.names))
         known = {"t": self.tasks, "k": len(DIRECTIONS), "part": parts, **self.rule.sizes}
         composed = re.findall(r"\w+", " ".join(re.findall(r"\(.*?\)", source)))
@@ -165,79 +157,82 @@ class Pairing:
         return rearrange(array, f"{source} -> {target}", **sizes)
 
 
-def _stacked(arrays, side: str, axes: Sequence[str]) -> np.ndarray:
+def _stack(arrays: Sequence[np.ndarray], side: str, axes: Sequence[str]) -> np.ndarray:
     return np.stack(arrays) if side.split(" ")[0] in axes else arrays[0]
 
 
-def pair(
-    parameters: Iterable[tuple],
-    table: Table,
+def bind(
+    parameters: Iterable[Path],
+    rules: Sequence[Rule],
     tasks: Sequence[str],
     order: Sequence[str] | None = None,
-) -> tuple[list[Pairing], list[str]]:
-    """Returns the rules that apply, and the paths of parameters that none does.
+) -> tuple[list[BoundRule], list[str]]:
+    """Returns the rules that apply to a model, and the paths of parameters without a rule.
 
     Args:
-      parameters: their paths, as keys.
-      table: the rules.
-      tasks: the names of the stacked tasks, in the model's order.
-      order: the same in that of tensors that hold them side by side; None is the model's.
+      parameters: Paths of the parameters.
+      rules: Sequence[Rule] of the model.
+      tasks: Names of the stacked tasks, in the model's order.
+      order: The same tasks, in the order of tensors that concatenate them. By default the model's.
     """
-    places_of_tasks = tuple(map(list(order or tasks).index, tasks))
-    places: dict[tuple, dict[int, tuple]] = {}
-    unpaired = []
+    positions = tuple(map(list(order or tasks).index, tasks))
+    matches: dict[tuple[int, tuple[str, ...]], dict[int, Path]] = {}
+    unmatched = []
     for keys in parameters:
-        found = _find(dotted(keys), table, tasks)
+        found = _find_rule(join_path(keys), rules, tasks)
         if found is None:
-            unpaired.append(dotted(keys))
+            unmatched.append(join_path(keys))
         else:
-            index, place, names = found
-            places.setdefault((index, names), {})[place] = keys
-    pairings = []
-    for (index, names), found in places.items():
-        whole = len(found) == len(table[index].paths)
-        keys = tuple(found[place] for place in sorted(found))
-        if whole:
-            pairings.append(Pairing(table[index], len(tasks), names, keys, places_of_tasks))
+            index, part, names = found
+            matches.setdefault((index, names), {})[part] = keys
+    bound = []
+    for (index, names), parts in matches.items():
+        keys = tuple(parts[part] for part in sorted(parts))
+        if len(parts) == len(rules[index].paths):
+            bound.append(BoundRule(rules[index], len(tasks), names, keys, positions))
         else:
-            unpaired += [f"{dotted(each)}, without its other half" for each in keys]
-    return pairings, unpaired
+            unmatched += [f"{join_path(each)}, without its other half" for each in keys]
+    return bound, unmatched
 
 
-def _find(path: str, table: Table, tasks: Sequence[str]) -> tuple[int, int, tuple[str, ...]] | None:
-    """Returns which rule a parameter has, which of its paths it is, and the tensors' names."""
-    for index, each in enumerate(table):
-        for place, pattern in enumerate(each.paths if isinstance(each, Rule) else ()):
+def _find_rule(
+    path: str, rules: Sequence[Rule], tasks: Sequence[str]
+) -> tuple[int, int, tuple[str, ...]] | None:
+    """Returns the index of a parameter's rule, the index in its paths, and the tensor names."""
+    for index, each in enumerate(rules):
+        for part, pattern in enumerate(() if each.compute else each.paths):
             match = re.fullmatch(pattern, path)
             if match:
                 names = [
-                    _torch_name(name, match, task)
+                    _expand_name(name, match, task)
                     for name in each.names
                     for task in (tasks if "{task}" in name else ("",))
                 ]
                 if each.shared:
-                    names.append(_torch_name(each.shared, match))
-                return index, place, tuple(names)
+                    names.append(_expand_name(each.shared, match))
+                return index, part, tuple(names)
     return None
 
 
-def _torch_name(template: str, match: re.Match, task: str = "") -> str:
-    groups = [TASK_NAMES.get(group, group) for group in match.groups()]
+def _expand_name(template: str, match: re.Match, task: str = "") -> str:
+    groups = [TASK_NAMES.get(group, group) for group in match.groups("")]
     name = re.sub(r"\\(\d)", lambda m: groups[int(m[1]) - 1], template)
     return name.replace("{task}", TASK_NAMES.get(task, task))
 
 
-def computed(parameters: Mapping[tuple, nnx.Variable], table: Table) -> dict[str, np.ndarray]:
-    """Returns the tensors that follow from the parameters' shapes."""
-    found = {}
-    for each in table:
-        for keys, variable in parameters.items() if isinstance(each, Computed) else ():
-            match = re.fullmatch(each.path, dotted(keys))
-            if match:
-                found[_torch_name(each.name, match)] = each.compute(variable.shape)
-    return found
+def compute_buffers(
+    parameters: Mapping[Path, nnx.Variable], rules: Sequence[Rule]
+) -> dict[str, np.ndarray]:
+    """Returns the buffers that follow from the shapes of the parameters."""
+    return {
+        _expand_name(each.names[0], match): each.compute(variable.shape)
+        for each in rules
+        if each.compute
+        for keys, variable in parameters.items()
+        if (match := re.fullmatch(each.paths[0], join_path(keys)))
+    }
 
 
-def dotted(keys: tuple) -> str:
-    """Returns a parameter's path as rules have it."""
+def join_path(keys: Path) -> str:
+    """Returns the path of a parameter as rules match it, with dots between the keys."""
     return ".".join(map(str, keys))

@@ -1,116 +1,117 @@
-"""Finding out what a state dict holds, by its names and shapes."""
+"""Identifies the model in a PyTorch state dict by the names and shapes of its tensors."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from mtmamba_jax.convert.official import OFFICIAL, ORDER, Official
-from mtmamba_jax.convert.rules import TASK_NAMES, Computed, Rule
-from mtmamba_jax.convert.swin import FAMILIES, swin_rules, window_of_table
-from mtmamba_jax.messages import check_name
+from mtmamba_jax.convert.official import OFFICIAL_MODELS, TASK_ORDER, OfficialModel
+from mtmamba_jax.convert.rules import TASK_NAMES, Rule
+from mtmamba_jax.convert.swin import FAMILIES, swin_rules, table_window
+from mtmamba_jax.messages import check_name, shortened
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin, SwinSize
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """Which tensors stand for a Swin encoder.
+class Naming:
+    """Names of the tensors of a Swin encoder in a state dict.
 
     Attributes:
-      family: key of `FAMILIES`.
-      norms: names of the LayerNorms of the four outputs, None where there is none.
-      prefix: of all other names.
-      index: relative position indices are saved.
+      family: Key of `FAMILIES`.
+      norms: Full names of the LayerNorms of the four outputs, None for outputs without one.
+      prefix: Prefix of all other names.
+      has_index: Whether relative position indices are saved.
     """
 
     family: str
     norms: tuple[str | None, ...]
     prefix: str = ""
-    index: bool = True
+    has_index: bool = True
 
     @property
-    def table(self) -> tuple[Rule | Computed, ...]:
-        """The rules."""
-        return swin_rules(FAMILIES[self.family], self.norms, prefix=self.prefix, index=self.index)
+    def rules(self) -> tuple[Rule, ...]:
+        """Conversion rules of the encoder."""
+        family = FAMILIES[self.family]
+        return swin_rules(family, self.norms, prefix=self.prefix, has_index=self.has_index)
 
     @property
-    def left_out(self) -> tuple[str, ...]:
-        """Regular expressions of tensors that have no place in an encoder of features.
+    def skipped_tensors(self) -> tuple[str, ...]:
+        """Regular expressions of tensors that are not part of a feature encoder.
 
-        All that lies outside the prefix: with one, the encoder is a part of something else.
+        Everything outside a prefix is skipped, because the encoder is then a part of another model.
         """
         family, prefix = FAMILIES[self.family], re.escape(self.prefix)
-        inside = family.left_out
-        if self.norms[0]:  # an encoder with a norm for each output does not use a classifier's
+        inside = family.skipped
+        if self.norms[0]:  # an encoder with a norm for each output does not use a classifier's norm
             inside += (rf"{re.escape(family.last_norm)}\.(weight|bias)",)
         outside = (rf"(?!{prefix}).*",) if prefix else ()
         return (*(prefix + each for each in inside), *outside)
 
     @property
-    def kept(self) -> tuple[str, ...]:
-        """Regular expressions of the encoder's parameters that no tensor stands for."""
+    def skipped_parameters(self) -> tuple[str, ...]:
+        """Regular expressions of the encoder's parameters that have no tensor."""
         return tuple(rf"norms\.{i}\..*" for i, name in enumerate(self.norms) if name is None)
 
-    def tables(self, names: Iterable[str]) -> dict[str, tuple[int, int]]:
-        """Returns those of `names` that are position bias tables, and their stage and block."""
-        return _tables(self.family, names, self.prefix)
+    def find_tables(self, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+        """Returns the stage and block of each name that is a position bias table."""
+        return _find_tables(self.family, names, self.prefix)
 
 
-def layout_of(family: str) -> Layout:
-    """Returns the layout that files of a family have.
+def default_naming(family: str) -> Naming:
+    """Returns the naming of published files of a family.
 
     Raises:
-      ValueError: an unknown family; the message gives the valid ones.
+      ValueError: The family is unknown; the message lists the valid ones.
     """
     check_name("family of Swin encoders", family, FAMILIES)
     names = FAMILIES[family]
     if names.classifier:
-        return Layout(family, (None, None, None, names.last_norm))
-    return Layout(family, names.output_norms)
+        return Naming(family, (None, None, None, names.last_norm))
+    return Naming(family, names.output_norms)
 
 
-def find_layout(tensors: Iterable[str]) -> Layout:
-    """Returns the layout of the Swin encoder that a state dict holds, by its names.
+def find_naming(tensors: Iterable[str]) -> Naming:
+    """Returns the naming of the Swin encoder in a state dict, found by the names in it.
 
     Raises:
-      ValueError: it holds none, or several; the message says what was looked for.
+      ValueError: The state dict has no Swin encoder or several. The message lists the names that
+        were searched for.
     """
     names = set(tensors)
     found = [
         (family, prefix)
         for family, each in FAMILIES.items()
-        for prefix in _prefixes(f"{each.embedding}.weight", names)
-        if _tables(family, names, prefix) and _merges_there(family, names, prefix)
+        for prefix in _find_prefixes(f"{each.embedding}.weight", names)
+        if _find_tables(family, names, prefix) and _has_mergings(family, names, prefix)
     ]
     if len(found) != 1:
-        looked = "\n  ".join(
+        searched = "\n  ".join(
             f"{family}: {each.embedding}.weight, {each.block}{each.position}".replace(
                 r"\1", "0"
             ).replace(r"\2", "0")
             for family, each in FAMILIES.items()
         )
-        came = " and ".join(f"{family} at {prefix!r}" for family, prefix in found) or (
-            f"{len(names)} names" + "".join(f", {name}" for name in sorted(names)[:3])
-        )
+        got = " and ".join(f"{family} at {prefix!r}" for family, prefix in found)
+        got = got or shortened(sorted(names), 3) or "no names"
         raise ValueError(
-            "A state dict with one Swin encoder was wanted. Looked for, after any prefix:\n  "
-            f"{looked}\nGot {came}."
+            "Expected a state dict with one Swin encoder, whose names after any prefix are those of"
+            f"\n  {searched}\nGot {got}."
         )
     family, prefix = found[0]
-    index = any(name.endswith(FAMILIES[family].index) for name in names)
-    return Layout(family, _find_norms(family, names, prefix), prefix, index)
+    has_index = any(name.endswith(FAMILIES[family].index) for name in names)
+    return Naming(family, _find_norms(family, names, prefix), prefix, has_index)
 
 
-def _prefixes(end: str, names: Iterable[str]) -> list[str]:
+def _find_prefixes(end: str, names: Iterable[str]) -> list[str]:
     matches = (re.fullmatch(rf"(.*\.|){re.escape(end)}", name) for name in names)
     return sorted(m[1] for m in matches if m)
 
 
-def _merges_there(family: str, names: Iterable[str], prefix: str) -> bool:
-    """Tells timm's names from Microsoft's, which differ in where the mergings are."""
+def _has_mergings(family: str, names: Iterable[str], prefix: str) -> bool:
+    """Distinguishes timm from Microsoft, whose names differ only in the place of the mergings."""
     last = prefix + FAMILIES["timm"].mergings[-1]
     return {"timm": True, "microsoft": False}.get(family) in (
         None,
@@ -119,8 +120,8 @@ def _merges_there(family: str, names: Iterable[str], prefix: str) -> bool:
 
 
 def _find_norms(family: str, names: set[str], prefix: str) -> tuple[str | None, ...]:
-    """Returns which LayerNorm each output has, by its whole name."""
-    # Since transformers 5 those of Hugging Face's SwinBackbone stand beside its `swin.`.
+    """Returns the full name of the LayerNorm of each output."""
+    # Since transformers 5 those of Hugging Face's SwinBackbone are beside its `swin.`.
     for start in (prefix, prefix.removesuffix("swin.")):
         norms = tuple(start + name for name in FAMILIES[family].output_norms)
         present = [f"{name}.weight" in names or f"{name}.bias" in names for name in norms]
@@ -131,7 +132,7 @@ def _find_norms(family: str, names: set[str], prefix: str) -> tuple[str | None, 
     return (None, None, None, prefix + FAMILIES[family].last_norm)
 
 
-def _tables(family: str, names: Iterable[str], prefix: str) -> dict[str, tuple[int, int]]:
+def _find_tables(family: str, names: Iterable[str], prefix: str) -> dict[str, tuple[int, int]]:
     each = FAMILIES[family]
     pattern = _block_pattern(prefix + each.block) + re.escape(each.position)
     matches = ((name, re.fullmatch(pattern, name)) for name in names)
@@ -145,143 +146,149 @@ def _block_pattern(block: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What a state dict holds.
+    """The model in a state dict.
 
     Attributes:
-      official: the model of the official code; None where it is an encoder alone.
-      tasks: that model's, in the order in which its cross-task blocks put them side by side.
-      layout: of the encoder; None where none was found.
-      size: of the encoder; None where shapes do not tell.
-      blocks: expansion and state size of the decoder's blocks; None where shapes do not tell.
+      official: Model of the official code, or None for an encoder alone.
+      tasks: Tasks of that model, in the order in which its cross-task blocks concatenate them.
+      naming: Names of the encoder's tensors, or None if there is no encoder.
+      size: Size of the encoder, or None if the shapes do not determine it.
+      blocks: Expansion and state size of the decoder blocks, or None if the shapes do not determine
+        them.
     """
 
-    official: Official | None
+    official: OfficialModel | None
     tasks: tuple[str, ...]
-    layout: Layout | None
+    naming: Naming | None
     size: SwinSize | None
     blocks: tuple[int, int] | None = None
 
     def __str__(self) -> str:
-        """Says it in words."""
+        """Describes the model in words."""
         encoder = describe_size(self.size) if self.size else "an encoder of unknown size"
-        if self.official is None:
-            return f"{encoder}, with the names of {self.layout.family}"
-        return describe_model(self.official, encoder, self.blocks, self.tasks)
+        if self.official is not None:
+            return describe_model(self.official, encoder, self.blocks, self.tasks)
+        return f"{encoder}, with the names of {self.naming.family}" if self.naming else encoder
 
 
 def describe_model(
-    official: Official, encoder: str, blocks: tuple[int, int] | None, tasks: Iterable[str]
+    official: OfficialModel, encoder: str, blocks: tuple[int, int] | None, tasks: Iterable[str]
 ) -> str:
-    """Returns a whole model in words; arguments are those of `Contents`, the encoder in words."""
+    """Describes a model in words; see `Contents` for the arguments, of which `encoder` is text."""
     inner = "" if blocks is None else f", expansion {blocks[0]}, state size {blocks[1]}"
     return f"{official.title} with {encoder}{inner} and tasks {', '.join(sorted(tasks))}"
 
 
-def contents_of(tensors: Mapping[str, np.ndarray]) -> Contents:
-    """Returns what a state dict holds.
+def identify(tensors: Mapping[str, np.ndarray]) -> Contents:
+    """Identifies the model in a state dict.
 
     Raises:
-      ValueError: no model of the official code, and not one Swin encoder either.
+      ValueError: The state dict has neither a model of the official code nor one Swin encoder.
     """
     official = next(
-        (each for each in OFFICIAL if any(name.startswith(each.mark) for name in tensors)), None
+        (each for each in OFFICIAL_MODELS if any(name.startswith(each.mark) for name in tensors)),
+        None,
     )
     try:
-        layout = find_layout(tensors)
+        naming = find_naming(tensors)
     except ValueError as error:
         if official is None:
-            marks = " or ".join(f"{each.title} ({each.mark}*)" for each in OFFICIAL)
+            marks = " or ".join(f"{each.title} ({each.mark}*)" for each in OFFICIAL_MODELS)
             raise ValueError(f"These are not the names of {marks}. {error}") from None
-        return Contents(official, _tasks_of(tensors), None, None)
-    size, blocks = find_size(tensors, layout), official and _find_blocks(tensors)
-    return Contents(official, _tasks_of(tensors), layout, size, blocks)
+        return Contents(official, _find_tasks(tensors), None, None)
+    size, blocks = find_size(tensors, naming), _find_blocks(tensors) if official else None
+    return Contents(official, _find_tasks(tensors), naming, size, blocks)
 
 
-def check_not_whole(names: Iterable[str]) -> None:
-    """Checks that what looks like an encoder alone is not the part of a whole model.
+def check_no_prefix(names: Iterable[str]) -> None:
+    """Checks that a state dict without a known model is not a whole model below a prefix.
 
     Raises:
-      ValueError: it is one of the official code, with something before its names.
+      ValueError: It is a model of the official code, but its names have a prefix.
     """
-    marks = "|".join(re.escape(each.mark) for each in OFFICIAL)
+    marks = "|".join(re.escape(each.mark) for each in OFFICIAL_MODELS)
     matches = (re.match(rf"(.*?\.)(?:{marks})", name) for name in names)
     prefix = next((m[1] for m in matches if m), "")
     if prefix:
         raise ValueError(
-            f"The state dict holds a whole model, with {prefix!r} before its names. Take that away "
-            "from them."
+            f"The state dict holds a whole model, but its names have the prefix {prefix!r}. Remove "
+            "the prefix."
         )
 
 
 def _find_blocks(tensors: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
-    """Returns expansion and state size of a decoder's blocks; None where shapes do not tell."""
+    """Returns expansion and state size of the decoder blocks, or None if they cannot be found."""
     for name, tensor in tensors.items():
         start, _, end = name.rpartition(".op.")
         if end != "out_proj.weight":
             continue
-        outward, states = np.shape(tensor), np.shape(tensors.get(f"{start}.op.A_logs"))
-        if len(outward) == len(states) == 2 and outward[0] and states[1]:
-            return outward[1] // outward[0], states[1]
+        projection, log_a = np.shape(tensor), np.shape(tensors.get(f"{start}.op.A_logs", ()))
+        if len(projection) == len(log_a) == 2 and projection[0] and log_a[1]:
+            return projection[1] // projection[0], log_a[1]
     return None
 
 
-def _tasks_of(names: Iterable[str]) -> tuple[str, ...]:
-    """Returns the tasks of a model of the official code, in its order.
+def _find_tasks(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns the tasks of a model of the official code, in the model's order.
 
-    That is the order of the names in a state dict. Files that sort names do not keep it: then it
-    is the one that the code has for its datasets.
+    That is the order of the names in the state dict. If the file has sorted its names, the order
+    is lost, and that of the official code for its datasets is used.
     """
     ours = {theirs: task for task, theirs in TASK_NAMES.items()}
     matches = (re.fullmatch(r"final_project\.(\w+)\.weight", name) for name in names)
     theirs = [m[1] for m in matches if m]
     tasks = tuple(ours.get(name, name) for name in theirs)
-    return in_official_order(tasks) if theirs == sorted(theirs) else tasks
+    return sort_tasks(tasks) if theirs == sorted(theirs) else tasks
 
 
-def in_official_order(tasks: Iterable[str]) -> tuple[str, ...]:
-    """Returns tasks in the official code's order; those that it does not know come last."""
-    return tuple(sorted(tasks, key=lambda task: [*ORDER, task].index(task)))
+def sort_tasks(tasks: Iterable[str]) -> tuple[str, ...]:
+    """Returns tasks in the order of the official code, with tasks unknown to it at the end."""
+    return tuple(sorted(tasks, key=lambda task: [*TASK_ORDER, task].index(task)))
 
 
-def find_size(tensors: Mapping[str, np.ndarray], layout: Layout) -> SwinSize | None:
-    """Returns the size of the encoder that a state dict holds; None where shapes do not tell."""
-    family = FAMILIES[layout.family]
-    places = {place: np.shape(tensors[name]) for name, place in layout.tables(tensors).items()}
-    embedding = np.shape(tensors[f"{layout.prefix}{family.embedding}.weight"])
-    firsts = [places.get((stage, 0), ()) for stage in range(4)]
+def find_size(tensors: Mapping[str, np.ndarray], naming: Naming) -> SwinSize | None:
+    """Returns the size of the encoder in a state dict, or None if shapes do not determine it."""
+    family = FAMILIES[naming.family]
+    tables = {place: np.shape(tensors[n]) for n, place in naming.find_tables(tensors).items()}
+    embedding = np.shape(tensors[f"{naming.prefix}{family.embedding}.weight"])
+    firsts = [tables.get((stage, 0), ()) for stage in range(4)]
     if not embedding or any(len(shape) != 2 for shape in firsts):
         return None
-    pattern = _block_pattern(layout.prefix + family.block)
+    pattern = _block_pattern(naming.prefix + family.block)
     blocks = {(int(m[1]), int(m[2])) for m in (re.match(pattern, name) for name in tensors) if m}
     size = SwinSize(
         embedding[0],
-        # Blocks that there are: a number in a name may be any.
-        tuple(sum(at == stage for at, _ in blocks) for stage in range(4)),
-        tuple(shape[1] for shape in firsts),
-        window_of_table(firsts[0]),
+        # The number of blocks, not the largest index: a name may have any number in it.
+        _per_stage(lambda stage: sum(at == stage for at, _ in blocks)),
+        _per_stage(lambda stage: firsts[stage][1]),
+        table_window(firsts[0]),
     )
     return size if min(size.width, size.window, *size.heads) > 0 else None
 
 
-def size_of(encoder: Swin) -> SwinSize:
+def encoder_size(encoder: Swin) -> SwinSize:
     """Returns the size of an encoder."""
-    firsts = [blocks[0].attention for blocks in encoder.stages]
+    stages = encoder.stages
     return SwinSize(
         encoder.widths[0],
-        tuple(len(blocks) for blocks in encoder.stages),
-        tuple(attention.heads for attention in firsts),
-        firsts[0].window,
+        _per_stage(lambda stage: len(stages[stage])),
+        _per_stage(lambda stage: stages[stage][0].attention.heads),
+        stages[0][0].attention.window,
     )
 
 
+def _per_stage(number: Callable[[int], int]) -> tuple[int, int, int, int]:
+    return number(0), number(1), number(2), number(3)
+
+
 def size_name(size: SwinSize) -> str | None:
-    """Returns the key of `SWIN_SIZES` of a size, windows aside; None where there is none."""
-    of_any_window = {dataclasses.replace(s, window=0): name for name, s in SWIN_SIZES.items()}
-    return of_any_window.get(dataclasses.replace(size, window=0))
+    """Returns the key of `SWIN_SIZES` of a size with any window, or None if there is none."""
+    without_window = {dataclasses.replace(s, window=0): name for name, s in SWIN_SIZES.items()}
+    return without_window.get(dataclasses.replace(size, window=0))
 
 
 def describe_size(size: SwinSize) -> str:
-    """Returns a size in words, with its name if it has one."""
+    """Describes a size in words, with its name if it has one."""
     name = size_name(size) or "a Swin"
     depths, heads = (",".join(map(str, each)) for each in (size.depths, size.heads))
     return f"{name} (width {size.width}, depths {depths}, heads {heads}, window {size.window})"

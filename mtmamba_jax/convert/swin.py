@@ -1,4 +1,4 @@
-"""Tables of Swin encoders: how four code bases name and arrange the same weights."""
+"""Conversion rules of Swin encoders, whose weights four code bases name and arrange differently."""
 
 from __future__ import annotations
 
@@ -8,37 +8,38 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mtmamba_jax.convert.rules import Computed, Rule, linear_rules, norm_rules, rule
+from mtmamba_jax.convert.rules import Rule, linear_rules, norm_rules, rule
 from mtmamba_jax.models.windows import relative_position_index
 
 UNFOLD = ("(c p)", "(p c)", {"p": 4})
 COLUMNS = ("(w h c)", "(h w c)", {"h": 2, "w": 2})
-"""Orders of the 4c channels that merging gathers, theirs and ours, which goes by rows: nn.Unfold's,
-each channel's four pixels; and pixels (0,0) (1,0) (0,1) (1,1), each with its channels."""
+"""Orders of the 4c channels that a patch merging gathers: in PyTorch and here, where pixels are
+row by row. `UNFOLD` is that of nn.Unfold, the four pixels of each channel; `COLUMNS` has the
+channels of pixels (0,0) (1,0) (0,1) (1,1)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """How one code base names a Swin encoder. Names in a block are relative to it.
+    """Names of a code base for the parts of a Swin encoder. Those in a block are relative to it.
 
     Attributes:
-      embedding: the convolution of patches.
-      embedding_norm: its LayerNorm.
-      block: `\\1` is the stage, `\\2` the block.
-      norm_1: before attention.
-      norm_2: before the perceptron.
-      qkv: one matrix, or three for query, key and value.
-      projection: attention's output.
-      position: the relative position bias table.
-      index: the relative position index, which some versions save.
-      mlp_in: the perceptron's first matrix.
-      mlp_out: its second.
-      mergings: the three patch mergings, in order.
-      merged: order of their 4c channels, `UNFOLD` or `COLUMNS`.
-      output_norms: of the four outputs.
-      last_norm: of the last output, in classifiers.
-      classifier: published files are a classifier's.
-      left_out: regular expressions of tensors that have no place in an encoder of features.
+      embedding: Convolution of the patch embedding.
+      embedding_norm: LayerNorm of the patch embedding.
+      block: A block, where `\\1` is the stage and `\\2` the index of the block.
+      norm_1: LayerNorm before the attention.
+      norm_2: LayerNorm before the MLP.
+      qkv: Query, key and value: one matrix or three.
+      projection: Output projection of the attention.
+      position: Relative position bias table.
+      index: Relative position index, which some versions save.
+      mlp_in: First layer of the MLP.
+      mlp_out: Second layer of the MLP.
+      mergings: The three patch mergings, in order.
+      merged: Order of their 4c channels, `UNFOLD` or `COLUMNS`.
+      output_norms: LayerNorms of the four outputs.
+      last_norm: LayerNorm of the last output, in classifiers.
+      classifier: Whether the published files are classifiers.
+      skipped: Regular expressions of tensors that are not part of a feature encoder.
     """
 
     embedding: str
@@ -57,7 +58,7 @@ class Family:
     output_norms: tuple[str, ...]
     last_norm: str
     classifier: bool
-    left_out: tuple[str, ...]
+    skipped: tuple[str, ...]
 
 
 _MMSEGMENTATION = Family(
@@ -77,8 +78,8 @@ _MMSEGMENTATION = Family(
     output_norms=tuple(f"norm{i}" for i in range(4)),
     last_norm="norm",
     classifier=False,
-    # The mask, of files that its converter made from Microsoft's, is that of one image size.
-    left_out=(r"head\..*", r"stages\.\d+\.blocks\.\d+\.attn_mask"),
+    # Masks, in files that its converter made from Microsoft's, are for one image size.
+    skipped=(r"head\..*", r"stages\.\d+\.blocks\.\d+\.attn_mask"),
 )
 _MICROSOFT = Family(
     embedding="patch_embed.proj",
@@ -94,11 +95,11 @@ _MICROSOFT = Family(
     mlp_out="mlp.fc2",
     mergings=tuple(f"layers.{i}.downsample" for i in range(3)),
     merged=COLUMNS,
-    output_norms=tuple(f"norm{i}" for i in range(4)),  # of its detection repository
+    output_norms=tuple(f"norm{i}" for i in range(4)),  # in its detection repository
     last_norm="norm",
     classifier=True,
-    # The mask is that of the one image size that the network was built for.
-    left_out=(r"head\..*", r"layers\.\d+\.blocks\.\d+\.attn_mask"),
+    # Masks are for the one image size that the network was built for.
+    skipped=(r"head\..*", r"layers\.\d+\.blocks\.\d+\.attn_mask"),
 )
 _HUGGINGFACE = Family(
     embedding="embeddings.patch_embeddings.projection",
@@ -117,18 +118,18 @@ _HUGGINGFACE = Family(
     output_norms=tuple(f"hidden_states_norms.stage{i}" for i in range(1, 5)),
     last_norm="layernorm",
     classifier=False,
-    # A SwinBackbone's `save_pretrained` (transformers 5) has `swin.` before its unused last norm.
-    left_out=(r"classifier\..*", r"embeddings\.mask_token", r"swin\.layernorm\.(weight|bias)"),
+    # `SwinBackbone.save_pretrained` (transformers 5) writes its unused last norm below `swin.`.
+    skipped=(r"classifier\..*", r"embeddings\.mask_token", r"swin\.layernorm\.(weight|bias)"),
 )
 
 FAMILIES: Mapping[str, Family] = {
     "mmsegmentation": _MMSEGMENTATION,
-    "microsoft": _MICROSOFT,  # and timm before its version 0.8
+    "microsoft": _MICROSOFT,  # also timm before version 0.8
     "timm": dataclasses.replace(
         _MICROSOFT, mergings=tuple(f"layers.{i}.downsample" for i in range(1, 4))
     ),
     "huggingface": _HUGGINGFACE,
-    # The names in memory since transformers 5; its files keep those above.
+    # Names of modules since transformers 5; files keep those above.
     "huggingface_5": dataclasses.replace(
         _HUGGINGFACE,
         qkv=("attention.q_proj", "attention.k_proj", "attention.v_proj"),
@@ -139,22 +140,22 @@ FAMILIES: Mapping[str, Family] = {
         mlp_out="mlp.fc2",
     ),
 }
-"""Code bases of Swin encoders."""
+"""Names of the code bases' Swin encoders."""
 
 
 def swin_rules(
-    family: Family, norms: Sequence[str | None], *, prefix: str = "", index: bool = True
-) -> tuple[Rule | Computed, ...]:
-    """Returns the table of a whole encoder.
+    family: Family, norms: Sequence[str | None], *, prefix: str = "", has_index: bool = True
+) -> tuple[Rule, ...]:
+    """Returns the rules of an encoder.
 
     Args:
-      family: whose names.
-      norms: whole names of the LayerNorms of the four outputs, None where there is none.
-      prefix: of all other names.
-      index: relative position indices are among the tensors.
+      family: Names of the parts.
+      norms: Full names of the LayerNorms of the four outputs, None for outputs without one.
+      prefix: Prefix of all other names.
+      has_index: Whether the state dict has relative position indices.
     """
     channels, ours, sizes = family.merged
-    table = [
+    rules = [
         rule(
             r"patch_embed\.projection\.kernel",
             f"{prefix}{family.embedding}.weight",
@@ -164,11 +165,11 @@ def swin_rules(
         ),
         rule(r"patch_embed\.projection\.bias", f"{prefix}{family.embedding}.bias", "o -> o"),
         *norm_rules(r"patch_embed\.norm", prefix + family.embedding_norm),
-        *_block_rules(family, prefix + family.block, index=index),
+        *_block_rules(family, prefix + family.block, has_index=has_index),
     ]
     for i, merging in enumerate(family.mergings):
         path, name = rf"mergings\.{i}\.", prefix + merging
-        table += [
+        rules += [
             rule(path + r"norm\.scale", f"{name}.norm.weight", f"{channels} -> {ours}", **sizes),
             rule(path + r"norm\.bias", f"{name}.norm.bias", f"{channels} -> {ours}", **sizes),
             rule(
@@ -179,16 +180,16 @@ def swin_rules(
             ),
         ]
     for i, name in enumerate(norms):
-        table += norm_rules(rf"norms\.{i}", name) if name else ()
-    return tuple(table)
+        rules += norm_rules(rf"norms\.{i}", name) if name else ()
+    return tuple(rules)
 
 
-def _block_rules(family: Family, name: str, *, index: bool) -> tuple[Rule | Computed, ...]:
+def _block_rules(family: Family, name: str, *, has_index: bool) -> tuple[Rule, ...]:
     path = r"stages\.(\d+)\.(\d+)\."
     position = path + r"attention\.position_bias"
     parts = "(part o)" if len(family.qkv) == 1 else "part o"
     qkv = [name + part for part in family.qkv]
-    computed = Computed(position, name + family.index, index_of_table)
+    index = Rule((position,), (name + family.index,), "", compute=table_index)
     return (
         *norm_rules(path + "norm_1", name + family.norm_1),
         *norm_rules(path + "norm_2", name + family.norm_2),
@@ -208,15 +209,15 @@ def _block_rules(family: Family, name: str, *, index: bool) -> tuple[Rule | Comp
         rule(position, name + family.position, "index heads -> index heads"),
         *linear_rules(path + "mlp_in", name + family.mlp_in),
         *linear_rules(path + "mlp_out", name + family.mlp_out),
-        *((computed,) if index else ()),
+        *((index,) if has_index else ()),
     )
 
 
-def window_of_table(shape: Sequence[int]) -> int:
-    """Returns the side of the window that a table of [(2 * side - 1)^2 heads] is for."""
+def table_window(shape: Sequence[int]) -> int:
+    """Returns the side of the window of a position bias table [(2 * side - 1)^2 heads]."""
     return (math.isqrt(shape[0]) + 1) // 2
 
 
-def index_of_table(shape: Sequence[int]) -> np.ndarray:
-    """Returns the relative position index that belongs to a table of that shape."""
-    return relative_position_index(window_of_table(shape))
+def table_index(shape: Sequence[int]) -> np.ndarray:
+    """Returns the relative position index of a position bias table of that shape."""
+    return relative_position_index(table_window(shape))

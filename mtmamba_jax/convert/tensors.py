@@ -1,137 +1,142 @@
-"""Applying a table of rules: torch tensors to parameters, parameters to torch tensors."""
+"""Converts PyTorch tensors to parameters and back, given a list of rules."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mtmamba_jax.convert.rules import Pairing, Table, computed, dotted, pair
+from mtmamba_jax.convert.rules import BoundRule, Path, Rule, bind, compute_buffers, join_path
 from mtmamba_jax.messages import bulleted
 from mtmamba_jax.models.weights import WEIGHTS
 
 NO_RULE = "parameters without a rule"
-NO_PLACE = "tensors that have no place in the model"
-MISSING = "missing"
-SHAPE = "other shapes"
-KIND = "other kinds of numbers"
+UNEXPECTED = "unexpected tensors, which the model has no place for"
+MISSING = "missing tensors"
+SHAPE = "wrong shapes"
+DTYPE = "wrong dtypes"
 VALUE = "NaN or infinite values"
-INDEX = "other values than the model's size gives"
-PROBLEMS = (NO_RULE, NO_PLACE, MISSING, SHAPE, KIND, VALUE, INDEX)  # in the order they are told
+BUFFER = "wrong buffers, whose values follow from the model's size"
+PROBLEMS = (NO_RULE, UNEXPECTED, MISSING, SHAPE, DTYPE, VALUE, BUFFER)  # in the order of messages
 
 
 def from_tensors(
     tensors: Mapping[str, np.ndarray],
     model: nnx.Module | nnx.State,
-    table: Table,
+    rules: Sequence[Rule],
     tasks: Sequence[str] = (),
     *,
     order: Sequence[str] | None = None,
-    left_out: Sequence[str] = (),
-    kept: Sequence[str] = (),
-    about: str = "",
+    skipped_tensors: Sequence[str] = (),
+    skipped_parameters: Sequence[str] = (),
+    context: str = "",
 ) -> nnx.State:
-    """Returns the parameters of `model` from torch tensors; `nnx.update` puts them in.
+    """Converts PyTorch tensors to the parameters of a model, which `nnx.update` then loads.
 
-    Gradients are converted as well as weights are. Floating-point numbers of any width become the
-    parameters' (float32).
+    Weights and gradients are converted alike. Floating-point tensors of any width are cast to the
+    dtype of the parameters (float32).
 
     Args:
-      tensors: torch names to arrays in torch's arrangement.
-      model: the module to fill, or its state; may be abstract (`nnx.eval_shape`). Not changed.
-      table: its rules.
-      tasks: the names of the stacked tasks, in order.
-      order: the same in the order of tensors that hold them side by side; None is that of `tasks`.
-      left_out: regular expressions of names that have no place in the model.
-      kept: regular expressions of parameters' paths that no tensor is asked for.
-      about: what is said of tensors and model at the error's end.
+      tensors: Arrays by tensor name, in PyTorch's arrangement.
+      model: The module or its state. It may be abstract (`nnx.eval_shape`) and is not modified.
+      rules: Conversion rules of the model.
+      tasks: Names of the stacked tasks, in the model's order.
+      order: The same tasks, in the order of tensors that concatenate them. By default `tasks`.
+      skipped_tensors: Regular expressions of tensor names to ignore.
+      skipped_parameters: Regular expressions of paths of parameters that have no tensor. They are
+        not part of the result.
+      context: Text to append to the error message.
 
     Raises:
-      ValueError: lists parameters without a rule, missing tensors, those left over, those of
-        another shape or kind of number, NaN and infinite values; the first names of each and how
-        many more there are.
+      ValueError: Parameters have no rule, or tensors are missing, unexpected, not finite or of a
+        wrong shape or dtype. The message lists the first names of each problem and the number of
+        the others.
     """
-    parameters = _without(kept, _weights(model))
-    pairings, no_rule = pair(parameters, table, tasks, order)
+    parameters = _flatten(model, skipped_parameters)
+    bound, no_rule = bind(parameters, rules, tasks, order)
     problems: dict[str, list[str]] = {problem: [] for problem in PROBLEMS} | {NO_RULE: no_rule}
     converted = {}
-    for pairing in pairings:
-        like = [parameters[keys] for keys in pairing.keys]
-        for problem, found in _faults(pairing, tensors, like):
-            problems[problem].append(found)
-        if not any(problems.values()):  # nothing is returned in the end otherwise
-            arrays = pairing.to_parameters([_read(tensors[n], like[0]) for n in pairing.names])
-            for keys, variable, array in zip(pairing.keys, like, arrays, strict=True):
-                # A copy: jax may otherwise go on using the caller's memory, or torch's.
+    for each in bound:
+        variables = [parameters[keys] for keys in each.keys]
+        for problem, text in _find_problems(each, tensors, variables[0]):
+            problems[problem].append(text)
+        if not any(problems.values()):  # otherwise nothing is returned
+            arrays = each.to_parameters([_cast(tensors[n], variables[0]) for n in each.names])
+            for keys, variable, array in zip(each.keys, variables, arrays, strict=True):
+                # A copy, because JAX may otherwise keep using the memory of the caller or of torch.
                 converted[keys] = variable.replace(jnp.array(array, variable.dtype))
-    follows = computed(parameters, table)
-    problems[INDEX] = [
+    buffers = compute_buffers(parameters, rules)
+    problems[BUFFER] = [
         name
-        for name, wanted in follows.items()
-        if name in tensors and not np.array_equal(tensors[name], wanted)
+        for name, expected in buffers.items()
+        if name in tensors and not np.array_equal(tensors[name], expected)
     ]
-    known = {name for pairing in pairings for name in pairing.names} | follows.keys()
-    problems[NO_PLACE] = [
-        name for name in tensors if name not in known and not _matches(left_out, name)
+    known = {name for each in bound for name in each.names} | buffers.keys()
+    problems[UNEXPECTED] = [
+        name for name in tensors if name not in known and not _matches(skipped_tensors, name)
     ]
-    _refuse("The state dict does not fit the model", problems, about)
+    _raise_problems("The state dict does not fit the model", problems, context)
     return nnx.from_flat_state(converted)
 
 
 def to_tensors(
     model: nnx.Module | nnx.State,
-    table: Table,
+    rules: Sequence[Rule],
     tasks: Sequence[str] = (),
     *,
     order: Sequence[str] | None = None,
-    kept: Sequence[str] = (),
+    skipped_parameters: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
-    """Returns the torch tensors of a model's parameters, the inverse of `from_tensors`.
+    """Converts the parameters of a model to PyTorch tensors, the inverse of `from_tensors`.
 
     Args:
-      model: a module, or a state of it: weights or gradients.
-      table: its rules.
-      tasks: the names of the stacked tasks, in order.
-      order: as in `from_tensors`.
-      kept: regular expressions of parameters' paths that are not written.
+      model: The module, or its state of weights or gradients.
+      rules: Conversion rules of the model.
+      tasks: Names of the stacked tasks, in the model's order.
+      order: See `from_tensors`.
+      skipped_parameters: Regular expressions of paths of parameters to leave out.
 
     Returns:
-      Torch names to arrays in torch's arrangement, float32; counters int64, as torch has them.
+      Arrays by tensor name, in PyTorch's arrangement. Floating-point arrays are float32 and
+      counters int64, as in PyTorch.
 
     Raises:
-      ValueError: lists parameters without a rule.
+      ValueError: Parameters have no rule. The message lists them.
     """
-    parameters = _without(kept, _weights(model))
-    pairings, no_rule = pair(parameters, table, tasks, order)
-    _refuse("The model cannot be written", {NO_RULE: no_rule})
-    tensors = computed(parameters, table)
-    for pairing in pairings:
-        arrays = pairing.to_tensors([np.asarray(parameters[keys][...]) for keys in pairing.keys])
-        for name, array in zip(pairing.names, arrays, strict=True):
-            counts = np.issubdtype(array.dtype, np.integer)
-            tensors[name] = np.array(array, np.int64 if counts else array.dtype, order="C")
+    parameters = _flatten(model, skipped_parameters)
+    bound, no_rule = bind(parameters, rules, tasks, order)
+    _raise_problems("The model cannot be converted", {NO_RULE: no_rule})
+    tensors = compute_buffers(parameters, rules)
+    for each in bound:
+        arrays = each.to_tensors([np.asarray(parameters[keys][...]) for keys in each.keys])
+        for name, array in zip(each.names, arrays, strict=True):
+            is_counter = np.issubdtype(array.dtype, np.integer)
+            tensors[name] = np.array(array, np.int64 if is_counter else array.dtype, order="C")
     return tensors
 
 
-def _faults(pairing: Pairing, tensors, like) -> Iterable[tuple[str, str]]:
-    """Yields what is wrong with a pairing's tensors: which of `PROBLEMS`, and the tensor."""
-    wanted = pairing.tensor_shapes(like[0].shape)
-    if len(wanted) != len(pairing.names):
-        yield SHAPE, f"{dotted(pairing.keys[0])}: of {len(wanted)}, but named {pairing.names}"
+def _find_problems(
+    bound: BoundRule, tensors: Mapping[str, np.ndarray], variable: nnx.Variable
+) -> Iterator[tuple[str, str]]:
+    """Yields the problems of the tensors of a rule: one of `PROBLEMS` and the tensor."""
+    shapes = bound.tensor_shapes(variable.shape)
+    if len(shapes) != len(bound.names):
+        path = join_path(bound.keys[0])
+        yield SHAPE, f"{path}: {len(shapes)} tensors, but the names are {bound.names}"
         return
-    for name, shape in zip(pairing.names, wanted, strict=True):
+    for name, shape in zip(bound.names, shapes, strict=True):
         if name not in tensors:
             yield MISSING, name
             continue
         tensor = np.asarray(tensors[name])
         if tensor.shape != shape:
-            yield SHAPE, f"{name}: wanted {list(shape)}, got {list(tensor.shape)}"
-        elif not jnp.issubdtype(tensor.dtype, _kind(like[0])):
-            yield KIND, f"{name}: wanted {_kind(like[0]).__name__}, got {tensor.dtype}"
-        elif not np.isfinite(_read(tensor, like[0])).all():
+            yield SHAPE, f"{name}: expected {list(shape)}, got {list(tensor.shape)}"
+        elif not jnp.issubdtype(tensor.dtype, _kind(variable)):
+            yield DTYPE, f"{name}: expected {_kind(variable).__name__}, got {tensor.dtype}"
+        elif not np.isfinite(_cast(tensor, variable)).all():
             yield VALUE, name
 
 
@@ -139,26 +144,23 @@ def _kind(variable: nnx.Variable) -> type:
     return jnp.floating if jnp.issubdtype(variable.dtype, jnp.floating) else jnp.integer
 
 
-def _read(tensor: np.ndarray, like: nnx.Variable) -> np.ndarray:
-    with np.errstate(over="ignore"):  # infinite then, which is looked for
-        return np.asarray(tensor).astype(like.dtype, copy=False)
+def _cast(tensor: np.ndarray, variable: nnx.Variable) -> np.ndarray:
+    with np.errstate(over="ignore"):  # a value that overflows is reported as infinite
+        return np.asarray(tensor).astype(variable.dtype, copy=False)
 
 
-def _refuse(summary: str, problems: Mapping[str, Sequence[str]], about: str = "") -> None:
-    """Raises a ValueError that lists problems by their kind, if there are any."""
+def _raise_problems(summary: str, problems: Mapping[str, Sequence[str]], context: str = "") -> None:
     found = {kind: names for kind, names in problems.items() if names}
     if found:
         lists = "\n  ".join(f"{kind} ({len(n)}):{bulleted(sorted(n))}" for kind, n in found.items())
-        raise ValueError(f"{summary}:\n  {lists}" + (about and f"\n{about}"))
+        raise ValueError(f"{summary}:\n  {lists}" + (context and f"\n{context}"))
 
 
-def _weights(model: nnx.Module | nnx.State) -> dict[tuple, nnx.Variable]:
+def _flatten(model: nnx.Module | nnx.State, skipped: Sequence[str]) -> dict[Path, nnx.Variable]:
+    """Returns the weights of a model by path, without those that match a pattern."""
     state = model if isinstance(model, nnx.State) else nnx.state(model, WEIGHTS)
-    return dict(nnx.to_flat_state(state))
-
-
-def _without(patterns: Sequence[str], parameters: Mapping[tuple, nnx.Variable]) -> dict:
-    return {k: v for k, v in parameters.items() if not _matches(patterns, dotted(k))}
+    flat = dict(nnx.to_flat_state(state))
+    return {keys: v for keys, v in flat.items() if not _matches(skipped, join_path(keys))}
 
 
 def _matches(patterns: Iterable[str], name: str) -> bool:

@@ -1,1 +1,1 @@
-"""Trained models for use elsewhere: with jax alone, or in PyTorch."""
+"""Export of trained models, to run with JAX alone or in PyTorch."""

@@ -1,9 +1,9 @@
-"""A trained model as an artifact: a folder with all that predicting takes but jax itself.
+"""Writes a trained model as an artifact: a folder with all that prediction needs besides JAX.
 
-The program is that of `jax.export`: StableHLO, lowered for one platform. Its weights lie beside it
-and are an argument. Swin-Large's as constants: writing takes 31 s and 8.2 GiB in place of 9 s and
-1.7 GiB (2026-11-26, two CPU cores, jax 0.10.2), and 2 GB, where the file format (FlatBuffers) ends,
-is near.
+The program is exported by `jax.export`: StableHLO, lowered for one platform. The weights are in a
+separate file and an argument of the program. As constants of the program, those of Swin-Large take
+31 s and 8.2 GiB to write instead of 9 s and 1.7 GiB (2026-11-26, two CPU cores, jax 0.10.2), and
+come near the limit of the file format (FlatBuffers), 2 GB.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from flax import nnx
 from jax import export
 
+from mtmamba_jax.array_types import Array
 from mtmamba_jax.config import Config
 from mtmamba_jax.data_pipelines.transforms import normalise
 from mtmamba_jax.export.model_card import to_markdown
@@ -33,37 +34,37 @@ PROGRAM, WEIGHTS, SCRIPT = "program.jax_export", "weights.npz", "run.py"
 CARD, CARD_TEXT = "model_card.json", "model_card.md"
 
 FUSED = {"cuda": "pallas_gpu", "tpu": "pallas_tpu"}
-"""Platforms with a fused scan, a name of `kernels.ss2d.IMPLEMENTATIONS`."""
+"""Backend of the fused scan (a key of `kernels.ss2d.IMPLEMENTATIONS`) by platform."""
 SCANS = ("fused", "xla")
 
 
 def parse_batch(text: str) -> int | None:
-    """Returns how many images a program takes at once; None is any number.
+    """Parses the number of images that a program takes; None means any number.
 
     Raises:
-      ValueError: `text` is neither a number from 1 on nor "any".
+      ValueError: `text` is neither a positive number nor "any".
     """
     if text == "any":
         return None
     if not (text.isdigit() and int(text)):
-        raise ValueError(f"--batch wants a number of images from 1 on, or any; got {text!r}.")
+        raise ValueError(f"--batch must be a positive number of images or any, got {text!r}.")
     return int(text)
 
 
 def choose_scan(platform: str, scan: str | None, batch: int | None) -> str:
-    """Returns which of `SCANS` an artifact has.
+    """Returns the scan of an artifact, one of `SCANS`.
 
     Args:
       platform: "cpu", "cuda" or "tpu".
-      scan: that was asked for; None is fused where the platform has such a kernel.
-      batch: images at once; None is any number.
+      scan: The requested scan. None chooses the fused scan if the platform has one.
+      batch: Number of images per call; None means any number.
 
     Raises:
-      ValueError: the platform or the batch goes without a fused scan.
+      ValueError: The fused scan is not available for the platform or for any number of images.
     """
     scan = scan or ("fused" if platform in FUSED else "xla")
     if scan == "fused" and platform not in FUSED:
-        raise ValueError(f"--scan=fused: {platform} has no fused scan; leave the flag out.")
+        raise ValueError(f"--scan=fused: {platform} has no fused scan. Omit the flag.")
     if scan == "fused" and batch is None:
         raise ValueError(
             "--batch=any: the fused scan is compiled for one number of images. Give that number, "
@@ -81,29 +82,31 @@ def export_program(
     batch: int | None,
     scan: str,
 ) -> export.Exported:
-    """Returns the program (weights, images) -> {task: `readout.to_value` of its logits}.
+    """Exports the program (weights, images) -> {task: `readout.to_value` of its logits}.
 
-    Weights are {name: array}, as `name_weights` gives them; images uint8 RGB [b h w 3].
+    Weights are arrays by name, see `name_weights`. Images are uint8 RGB [b h w 3].
 
     Args:
-      config: of the run.
-      tasks: what it predicts.
-      platform: "cpu", "cuda" or "tpu"; it need not be here.
-      size: height and width of images.
-      batch: images at once; None is any number.
-      scan: of `choose_scan`.
+      config: The run's configuration.
+      tasks: Tasks to predict.
+      platform: "cpu", "cuda" or "tpu". This machine need not have such a device.
+      size: Height and width of the images.
+      batch: Number of images per call; None means any number.
+      scan: Result of `choose_scan`.
 
     Raises:
-      NotImplementedError: the fused scan cannot do this model.
+      NotImplementedError: The fused scan does not support this model.
     """
     implementation = FUSED[platform] if scan == "fused" else "xla"
     config = config.replace(model={"scan_implementation": implementation})
     graph, abstract = abstract_build(config.model, tasks)
     names, structure = list(name_weights(abstract)), jax.tree.structure(abstract)
 
-    def predict(weights: Mapping[str, jax.Array], images: jax.Array) -> dict[str, jax.Array]:
+    def predict(weights: Mapping[str, jax.Array], images: jax.Array) -> dict[str, Array]:
         parameters = jax.tree.unflatten(structure, [weights[name] for name in names])
-        logits = nnx.merge(graph, parameters)(normalise(images.astype(jnp.float32)))
+        # `normalise` is arithmetic that also takes JAX arrays.
+        normalised = normalise(images.astype(jnp.float32))  # pyright: ignore[reportArgumentType]
+        logits = nnx.merge(graph, parameters)(normalised)
         return {task.name: to_value(task, logits[task.name], jnp) for task in tasks}
 
     count = export.symbolic_shape("b")[0] if batch is None else batch
@@ -116,12 +119,12 @@ def export_program(
         if scan == "xla":
             raise
         raise NotImplementedError(
-            f"The fused scan cannot do this: {refusal}. Add --scan=xla."
+            f"The fused scan does not support this model: {refusal}. Add --scan=xla."
         ) from refusal
 
 
 def name_weights(weights: dict) -> dict[str, jax.Array]:
-    """Returns {path, with slashes: array} of a nested dict, in the order of its leaves."""
+    """Returns the arrays of a nested dict by path, with slashes, in the order of its leaves."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(weights)
@@ -130,13 +133,13 @@ def name_weights(weights: dict) -> dict[str, jax.Array]:
 
 @contextlib.contextmanager
 def _without_paths() -> Iterator[None]:
-    """Has JAX leave out of programs where the files lie whose lines they come from.
+    """Keeps the paths of source files out of programs.
 
-    An artifact is given away, and those folders are nobody's business.
+    An artifact is given to others, who should not see the folders of this machine.
     """
     settings = {
         "jax_traceback_in_locations_limit": 0,
-        # Mosaic's GPU kernels keep names of files even so (jax 0.12); folders are taken off them.
+        # Mosaic's GPU kernels still contain file names (jax 0.12); this removes their folders.
         "jax_hlo_source_file_canonicalization_regex": ".*/",
     }
     before = {key: getattr(jax.config, key) for key in settings}
@@ -150,17 +153,17 @@ def _without_paths() -> Iterator[None]:
 
 
 def check_output(folder: pathlib.Path) -> None:
-    """Checks that a folder can become an artifact: it is none yet, empty, or an older artifact.
+    """Checks that a folder can be written as an artifact: it is new, empty or an older artifact.
 
     Raises:
-      ValueError: it is something else, which is left as it is.
+      ValueError: The folder is something else. It is not changed.
     """
     if not folder.exists() and not folder.is_symlink():
         return
     if not folder.is_dir() or (any(folder.iterdir()) and not (folder / PROGRAM).exists()):
         raise ValueError(
-            f"--output={folder} exists and is no artifact of this command; it is left as it is. "
-            "Give another name."
+            f"--output={folder} exists and is not an artifact, so it is not overwritten. Give "
+            "another name."
         )
 
 
@@ -170,16 +173,16 @@ def write_artifact(
     weights: Mapping[str, jax.Array],
     card: Mapping[str, object],
 ) -> None:
-    """Writes an artifact, whole or not at all, in place of an older one.
+    """Writes an artifact atomically, replacing an older one.
 
     Args:
-      folder: to become the artifact; see `check_output`.
-      program: of `export_program`.
-      weights: that it takes.
-      card: of `model_card.create_card`.
+      folder: Folder of the artifact, see `check_output`.
+      program: Result of `export_program`.
+      weights: Weights of the program, by name.
+      card: Result of `model_card.create_card`.
 
     Raises:
-      OSError: it cannot be written, or the disk has no room.
+      OSError: The artifact cannot be written, or the disk is full.
     """
     check_output(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -189,7 +192,9 @@ def write_artifact(
         new = pathlib.Path(temporary) / "new"
         new.mkdir()
         (new / PROGRAM).write_bytes(program.serialize())
-        np.savez(new / WEIGHTS, **{name: np.asarray(array) for name, array in weights.items()})
+        arrays = {name: np.asarray(array) for name, array in weights.items()}
+        # The type checker takes any name for an option of savez.
+        np.savez(new / WEIGHTS, **arrays)  # pyright: ignore[reportArgumentType]
         (new / CARD).write_text(json.dumps(card, indent=2) + "\n")
         (new / CARD_TEXT).write_text(to_markdown(card))
         shutil.copyfile(pathlib.Path(__file__).with_name("run_artifact.py"), new / SCRIPT)

@@ -1,4 +1,4 @@
-"""Weights of PyTorch as a run here: what a state dict holds, and a work directory or file of it."""
+"""Converts PyTorch weights to a run or a weight file, for the command `convert`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from mtmamba_jax import config as configuration
 from mtmamba_jax.checkpoints.run_directory import RunDirectory
 from mtmamba_jax.checkpoints.save import CheckpointWriter
 from mtmamba_jax.config import Config
-from mtmamba_jax.convert import Contents, contents_of, encoder_from_torch, from_torch, to_torch
-from mtmamba_jax.convert.state_dicts import check_not_whole, size_name
+from mtmamba_jax.convert import Contents, encoder_from_torch, from_torch, identify, to_torch
+from mtmamba_jax.convert.state_dicts import check_no_prefix, size_name
 from mtmamba_jax.convert.weight_files import SAFETENSORS, TORCH, write_safetensors
 from mtmamba_jax.files.paths import is_remote
 from mtmamba_jax.models.mtmamba import MODELS, abstract_model
@@ -28,18 +28,18 @@ from mtmamba_jax.models.weights import WEIGHTS, split_model
 from mtmamba_jax.tasks import TASK_SETS
 
 RECIPES = ("nyudv2", "pascal_context", "cityscapes")
-"""Configurations that a model is recognised as by its tasks."""
+"""Configurations of the published models, each with its own tasks."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """What a state dict became.
+    """A model converted from a state dict.
 
     Attributes:
-      contents: what it holds.
-      model: with its weights; a `Swin` where it is an encoder alone.
-      config: of the run that the model is of; None of an encoder.
-      arguments: of the command line, for that configuration or for a model with that encoder.
+      contents: Contents of the state dict.
+      model: The model with its weights; a `Swin` if the state dict is an encoder alone.
+      config: The model's configuration, or None for an encoder alone.
+      arguments: Command-line arguments that select this model or this encoder.
     """
 
     contents: Contents
@@ -51,27 +51,30 @@ class Converted:
 def convert(
     tensors: Mapping[str, np.ndarray], name: str | None, overrides: Mapping[str, str]
 ) -> Converted:
-    """Returns the model that a state dict holds.
+    """Converts the model in a state dict.
 
     Args:
-      tensors: torch names to arrays.
-      name: of its configuration; None recognises the published ones by their tasks.
-      overrides: {key: text} of the configuration.
+      tensors: Arrays by tensor name.
+      name: Name of the model's configuration. None finds that of a published model by its tasks.
+      overrides: Values of configuration keys as text, by key.
 
     Raises:
-      ValueError: it is no model or encoder that is known, or does not fit its configuration.
+      ValueError: The model or the encoder is unknown, or does not fit the configuration.
     """
-    contents = contents_of(tensors)
+    contents = identify(tensors)
     if contents.official is None:
-        check_not_whole(tensors)
+        check_no_prefix(tensors)
         if name or overrides:
-            raise ValueError(f"--config does not go with an encoder alone: it holds {contents}.")
-        encoder = _encoder(tensors, contents)
-        chosen = size_name(contents.size)
+            raise ValueError(
+                f"--config does not go with an encoder alone. The file holds {contents}."
+            )
+        encoder = _convert_encoder(tensors, contents)
+        chosen = contents.size and size_name(contents.size)
         chosen = (f"--config.model.encoder={chosen}",) if chosen else ()
         return Converted(contents, encoder, None, chosen)
-    name = name or recognise(contents)
-    overrides = _sizes(contents, overrides, configuration.load(name, overrides)) | overrides
+    name = name or find_recipe(contents)
+    base = configuration.load(name, overrides)
+    overrides = _find_sizes(contents, overrides, base) | dict(overrides)
     config = configuration.load(name, overrides)
     model = abstract_model(config.model, config.tasks.selected)
     nnx.update(model, from_torch(tensors, model))
@@ -79,68 +82,72 @@ def convert(
     return Converted(contents, model, config, chosen)
 
 
-def _sizes(contents: Contents, overrides: Mapping[str, str], config: Config) -> dict[str, str]:
-    """Returns {key: text} of a model's sizes that shapes tell and a configuration lacks."""
+def _find_sizes(
+    contents: Contents, overrides: Mapping[str, str], config: Config
+) -> dict[str, str]:
+    """Returns the sizes in a state dict that differ from the configuration, as overrides."""
     found: dict[str, object] = {}
     if "model.encoder" not in overrides:
-        found["model.encoder"] = encoder_name(contents.size)
+        found["model.encoder"] = find_encoder_name(contents.size)
     if contents.blocks:
         found["model.expansion"], found["model.state_size"] = contents.blocks
     own = config.flat()
     return {key: str(value) for key, value in found.items() if value != own[key]}
 
 
-def recognise(contents: Contents) -> str:
-    """Returns the configuration of a published model, by its tasks.
+def find_recipe(contents: Contents) -> str:
+    """Returns the name of the configuration of a published model, found by the model's tasks.
 
     Raises:
-      ValueError: none has those.
+      ValueError: No published model has these tasks.
     """
-    plus = MODELS["mtmamba_plus"] is contents.official.model
+    plus = contents.official is not None and MODELS["mtmamba_plus"] is contents.official.model
     for recipe in RECIPES:
         if {task.name for task in TASK_SETS[recipe]} == set(contents.tasks):
             return f"{recipe}:plus" if plus else recipe
     raise ValueError(
-        f"The state dict holds {contents}: no published configuration has those tasks. Say which "
-        "one it is: --config=NAME, with --config.tasks.names=... or --config.tasks.classes=..."
+        f"The state dict holds {contents}, and no published configuration has those tasks. Give "
+        "one: --config=NAME, with --config.tasks.names=... or --config.tasks.classes=..."
     )
 
 
-def encoder_name(size: SwinSize | None) -> str:
+def find_encoder_name(size: SwinSize | None) -> str:
     """Returns the key of `SWIN_SIZES` of a size.
 
     Raises:
-      ValueError: there is none.
+      ValueError: There is none.
     """
     for name, known in SWIN_SIZES.items():
         if known == size:
             return name
     raise ValueError(
-        f"The state dict's encoder is of no size in models.swin.SWIN_SIZES: {size}. Add a row "
-        "there, and name it: --config=NAME --config.model.encoder=ROW."
+        f"The size of the encoder in the state dict is not in models.swin.SWIN_SIZES: {size}. Add "
+        "a row there, and give its name: --config=NAME --config.model.encoder=ROW."
     )
 
 
-def _encoder(tensors: Mapping[str, np.ndarray], contents: Contents) -> Swin:
-    if contents.size is None:
-        raise ValueError(f"The state dict holds {contents}: its shapes are no Swin's.")
-    encoder = nnx.eval_shape(lambda: Swin(contents.size, rngs=nnx.Rngs(0)))
+def _convert_encoder(tensors: Mapping[str, np.ndarray], contents: Contents) -> Swin:
+    size, naming = contents.size, contents.naming
+    if size is None or naming is None:
+        raise ValueError(f"The state dict holds {contents}; its shapes are not those of a Swin.")
+    encoder = nnx.eval_shape(lambda: Swin(size, rngs=nnx.Rngs(0)))
     nnx.update(encoder, encoder_from_torch(tensors, encoder))
     for i, width in enumerate(encoder.widths):
-        if contents.layout.norms[i] is None:  # a classifier's, which starts as the identity
+        if naming.norms[i] is None:  # a classifier does not have this norm; it is the identity
             encoder.norms[i] = LayerNorm(width, dtype=encoder.norms[i].dtype)
     return encoder
 
 
 def describe_weights(model: nnx.Module) -> str:
-    """Returns how many numbers weights are, their means, and a hash that tells them from others.
+    """Returns the number of weights, their mean and mean magnitude, and a hash, as text.
 
-    The same weights give the same text, whichever file they came from.
+    The same weights give the same text, whatever file they are from.
     """
     digest, count, total, magnitude = hashlib.sha256(), 0, 0.0, 0.0
-    for keys, variable in sorted(nnx.to_flat_state(nnx.state(model, WEIGHTS)), key=_path):
+    weights = {"/".join(map(str, k)): v for k, v in nnx.to_flat_state(nnx.state(model, WEIGHTS))}
+    for path, variable in sorted(weights.items()):
         array = np.asarray(variable[...])
-        digest.update(_path((keys, variable)).encode())
+        digest.update(path.encode())
         digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
         count += array.size
         total += array.sum(dtype=np.float64)
@@ -151,29 +158,24 @@ def describe_weights(model: nnx.Module) -> str:
     )
 
 
-def _path(entry: tuple) -> str:
-    return "/".join(map(str, entry[0]))
-
-
 def check_target(place: str) -> None:
     """Checks that weights can be written to a place, before they are read.
 
     Raises:
-      ValueError: it is a run already, or of a kind that is not written to.
+      ValueError: The place is a run already, or has an ending that is not supported.
     """
     if place.endswith(TORCH):
         raise ValueError(
             f"--to={place}: convert writes a work directory or a file that ends in {SAFETENSORS}. "
-            "PyTorch's own files are written by export --format=torch."
+            "PyTorch files are written by export --format=torch."
         )
     if place.endswith(SAFETENSORS):
         if is_remote(place):
-            raise ValueError(f"--to={place}: a file is written to a disk. Give its path there.")
+            raise ValueError(f"--to={place}: a file can only be written to a local disk.")
         return
     if not is_remote(place) and pathlib.Path(place).is_file():
         raise ValueError(
-            f"--to={place} is a file. Give a folder, or the name of a file that ends in "
-            f"{SAFETENSORS}."
+            f"--to={place} is a file. Give a folder, or a file name that ends in {SAFETENSORS}."
         )
     directory = RunDirectory(place, "--to")
     if directory.has_checkpoints() or directory.config_file.exists():
@@ -183,15 +185,16 @@ def check_target(place: str) -> None:
 def write_run(converted: Converted, workdir: epath.PathLike, source: str) -> None:
     """Writes a model as the best checkpoint of a run that was not trained here.
 
-    `eval`, `predict`, `export` and `config.init` read it; of an encoder, `config.init.encoder`.
+    `eval`, `predict`, `export` and `config.init` read it; an encoder alone is only read by
+    `config.init.encoder`.
 
     Args:
-      converted: what to write.
-      workdir: of `check_target`.
-      source: where it is from.
+      converted: The model.
+      workdir: The work directory, see `check_target`.
+      source: Name of the file that the weights are from.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: The run cannot be written.
     """
     directory = RunDirectory(workdir)
     weights = jax.tree.map(np.asarray, split_model(converted.model)[1])
@@ -205,10 +208,10 @@ def write_run(converted: Converted, workdir: epath.PathLike, source: str) -> Non
 
 
 def write_file(converted: Converted, path: epath.PathLike, source: str) -> None:
-    """Writes weights as a safetensors file, with the names of the official code.
+    """Writes weights as a safetensors file with the names of the official code.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: The file cannot be written.
     """
     about = {"source": source, "holds": str(converted.contents)}
     write_safetensors(path, to_torch(converted.model), about)

@@ -181,10 +181,11 @@ def _numbers(program: jax.stages.Compiled, topology: Topology) -> Record:
     # 0.0.42 only refuses arguments and temporaries beyond the limit). For GPUs the size is 0.
     code = program.memory_analysis().generated_code_size_in_bytes
     memory = program_memory(program)
+    assert memory is not None  # compilers of TPUs, GPUs and CPUs report it
     memory |= {"code": code, "peak": memory["peak"] + code}
     cost = program.cost_analysis() or {}  # there is none for a GPU that is not present
     flops, moved = cost.get("flops"), cost.get("bytes accessed")
-    text = program.as_text()
+    text = program.as_text() or ""
     return {
         "fits": memory["peak"] <= topology.memory,
         "memory_bytes": memory,

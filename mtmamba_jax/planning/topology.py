@@ -92,7 +92,8 @@ class Topology:
     """
 
     name: str
-    devices: Sequence[jax.Device]
+    # JAX assigns the class to a variable, which a type checker does not take for a type.
+    devices: Sequence[jax.Device]  # pyright: ignore[reportInvalidTypeForm]
     chip: Chip
     memory: float
     compiler_options: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -155,6 +156,7 @@ def _find_tpu(name: str, kind: str, shape: str) -> Topology:
 
 def _find_gpu(name: str, kind: str, shape: str) -> Topology:
     chip = CHIPS[GPUS[kind]]
+    assert chip.clock is not None  # every GPU has one in `CHIPS`
     target = _GPU_TARGET.format(name=GPUS[kind], chip=chip, ghz=chip.clock / 1e9)
     try:
         # Slices x hosts x GPUs per host.

@@ -1,4 +1,4 @@
-"""Reads and writes a whole official model of full size; prints the memory that took.
+"""Converts a full-size official model in both directions and prints the memory used.
 
 python -m tests.convert.full_size mtmamba
 """
@@ -17,7 +17,7 @@ from tests.convert.state_dicts import assert_same_bits, ones
 
 
 def main(name: str) -> None:
-    """Runs it; the last line printed is the peak in GiB."""
+    """Converts the model `name`; the last line printed is the peak memory in GiB."""
     model = abstract_model(ModelSettings(name), PASCAL_CONTEXT)
     graph, shapes = nnx.split(model)
     placeholders = jax.tree.map(lambda x: ones(x.shape).astype(x.dtype, copy=False), shapes)
@@ -27,8 +27,8 @@ def main(name: str) -> None:
             random.random(dtype=np.float32, out=array)
     written = to_torch(nnx.merge(graph, from_torch(state_dict, model)))
     assert_same_bits(written, state_dict)
-    held = sum(array.nbytes for array in state_dict.values())
-    print(f"{name}: a state dict of {held / 2**30:.2f} GiB; peak of the process in GiB:")
+    size = sum(array.nbytes for array in state_dict.values())
+    print(f"{name}: a state dict of {size / 2**30:.2f} GiB; peak of the process in GiB:")
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 

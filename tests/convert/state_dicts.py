@@ -1,4 +1,4 @@
-"""State dicts with random numbers: names and shapes as code bases have them, written out here."""
+"""State dicts with random numbers and the names and shapes of each code base, written out."""
 
 import numpy as np
 
@@ -65,12 +65,12 @@ FAMILIES = tuple(BLOCK_NAMES)
 
 
 def ones(shape):
-    """Numbers that take no memory, for full sizes."""
+    """Returns an array that takes no memory, for full sizes."""
     return np.broadcast_to(np.float32(1), shape)
 
 
 def swin_state_dict(family, size=TINY, *, classifier=False, prefix="", numbers=None):
-    """Returns a state dict of an encoder: of features, or a classifier's without its head."""
+    """Returns a state dict of a feature encoder, or of a classifier without its head."""
     random = np.random.default_rng(0)
     numbers = numbers or (lambda shape: random.normal(size=shape).astype(np.float32))
     found = {}
@@ -114,7 +114,7 @@ def swin_state_dict(family, size=TINY, *, classifier=False, prefix="", numbers=N
 
 
 def microsoft_index(window):
-    """Returns the relative position index as the Swin authors' code computes it."""
+    """Computes the relative position index like the code of Swin's authors."""
     coordinates = np.stack(np.meshgrid(*[np.arange(window)] * 2, indexing="ij")).reshape(2, -1)
     relative = coordinates[:, :, None] - coordinates[:, None, :] + window - 1
     return relative[0] * (2 * window - 1) + relative[1]

@@ -1,4 +1,4 @@
-"""Official models go out as they came in; what does not fit is listed in one error."""
+"""Official state dicts are converted in both directions; one error lists all that does not fit."""
 
 import subprocess
 import sys
@@ -36,7 +36,7 @@ def create(model=MTMamba, tasks=NYUDV2):
 
 
 def random_state_dict(golden):
-    """Returns random numbers under the official code's names, its buffers among them."""
+    """Returns random arrays with the official code's names, including its buffers."""
     random, found = np.random.default_rng(0), {}
     for name, array in group(load(golden), "param").items():
         if name.endswith("num_batches_tracked"):
@@ -45,7 +45,7 @@ def random_state_dict(golden):
             found[name] = random.normal(size=array.shape).astype(np.float32)
         if name.endswith("bias_table"):
             found[name.replace("bias_table", "index")] = microsoft_index(SMALL.window)
-    return dict(sorted(found.items()))  # which stands for the official order of tasks
+    return dict(sorted(found.items()))  # sorted names mean the official order of tasks
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def abstract():
 
 
 @pytest.mark.parametrize("golden", MODELS)
-def test_a_model_goes_out_as_it_came_in(models, golden):
+def test_a_model_is_converted_back_to_the_same_state_dict(models, golden):
     state_dict, model = random_state_dict(golden), models[golden]
     nnx.update(model, convert.from_torch(state_dict, model))
     assert_same_bits(convert.to_torch(model), state_dict)
@@ -70,10 +70,10 @@ JOINT |= {"conv_share.0.weight": 1}
 
 
 @pytest.mark.parametrize("golden", MODELS)
-def test_tasks_side_by_side_are_read_in_the_order_of_the_file(models, golden):
+def test_concatenated_tasks_are_read_in_the_order_of_the_file(models, golden):
     model, arrays = models[golden], group(load(golden), "param")
     wanted = convert.from_torch(arrays, model)
-    tasks = convert.contents_of(arrays).tasks
+    tasks = convert.identify(arrays).tasks
     assert tasks[-2:] == ("edge", "normals"), "the golden file's order is not the official one"
     official = [*tasks[:-2], "normals", "edge"]
     for order in (official, tasks[::-1]):
@@ -90,7 +90,7 @@ def test_tasks_side_by_side_are_read_in_the_order_of_the_file(models, golden):
             moved |= {name: heads[name] for name in heads if name.split(".")[1] == theirs}
         found = convert.from_torch(moved, model)
         jax.tree.map(np.testing.assert_array_equal, found, wanted)
-        if order == official:  # a file that sorts names says nothing of the order
+        if order == official:  # sorted names do not tell the order
             found = convert.from_torch(dict(sorted(moved.items())), model)
             jax.tree.map(np.testing.assert_array_equal, found, wanted)
             nnx.update(model, wanted)
@@ -100,7 +100,7 @@ def test_tasks_side_by_side_are_read_in_the_order_of_the_file(models, golden):
 
 
 @pytest.mark.parametrize("golden", MODELS)
-def test_the_encoder_of_a_model_is_read_by_itself(golden):
+def test_the_encoder_of_a_model_is_converted_alone(golden):
     state_dict = random_state_dict(golden)
     encoder = Swin(SMALL, rngs=nnx.Rngs(0))
     nnx.update(encoder, convert.encoder_from_torch(state_dict, encoder))
@@ -108,15 +108,15 @@ def test_the_encoder_of_a_model_is_read_by_itself(golden):
     assert_same_bits(convert.encoder_to_torch(encoder), wanted)
 
 
-def test_contents_are_told_in_words():
-    told = str(convert.contents_of(random_state_dict("mtmamba_plus_pascal")))
-    assert told == (
+def test_the_contents_of_a_state_dict_are_described_in_words():
+    description = str(convert.identify(random_state_dict("mtmamba_plus_pascal")))
+    assert description == (
         "MTMamba++ with a Swin (width 4, depths 2,2,2,2, heads 1,1,2,2, window 4), expansion 2, "
         "state size 16 and tasks edge, human_parts, normals, saliency, semseg"
     )
 
 
-def test_gradients_of_a_block_go_out_as_they_came_in():
+def test_gradients_of_a_block_are_converted_back_to_the_same_tensors():
     tasks = ("semseg", "depth", "normals")
     for name, build, table in (
         ("ctm", lambda rngs: CTM(3, 8, MambaSettings(), rngs=rngs), CTM_RULES),
@@ -128,7 +128,7 @@ def test_gradients_of_a_block_go_out_as_they_came_in():
         assert_same_bits(convert.to_tensors(state, table, tasks), gradients)
 
 
-def test_linen_parameters_have_the_same_places():
+def test_linen_parameters_have_the_same_paths_and_shapes():
     tasks = (DEPTH, EDGE)
     model = abstract_model(ModelSettings(encoder="swin_nano"), tasks)
     linen = to_linen(encoder="swin_nano", tasks=tasks)
@@ -164,19 +164,19 @@ def test_everything_that_does_not_fit_is_in_one_error(abstract):
     state_dict[table.replace("bias_table", "index")] = microsoft_index(4)[::-1]
     assert error(state_dict, abstract) == (
         "The state dict does not fit the model:\n"
-        "  tensors that have no place in the model (1):\n"
+        "  unexpected tensors, which the model has no place for (1):\n"
         "    block_2.sal_0.norm.weight\n"
-        "  missing (2):\n"
+        "  missing tensors (2):\n"
         "    block_3.1.op_share.Ds\n"
         "    final_project.edge.bias\n"
-        "  other shapes (1):\n"
-        "    block_1.depth_0.op.A_logs: wanted [128, 16], got [3, 16]\n"
-        "  other kinds of numbers (1):\n"
-        "    backbone.norm3.bias: wanted floating, got int8\n"
+        "  wrong shapes (1):\n"
+        "    block_1.depth_0.op.A_logs: expected [128, 16], got [3, 16]\n"
+        "  wrong dtypes (1):\n"
+        "    backbone.norm3.bias: expected floating, got int8\n"
         "  NaN or infinite values (2):\n"
         "    backbone.norm2.bias\n"
         "    concat_layers.depth_1.bias\n"
-        "  other values than the model's size gives (1):\n"
+        "  wrong buffers, whose values follow from the model's size (1):\n"
         f"    {table.replace('bias_table', 'index')}\n"
         "It holds MTMamba with a Swin (width 4, depths 2,2,2,2, heads 1,1,2,2, window 4), "
         "expansion 2, state size 16 and tasks depth, edge, normals, semseg; the model is MTMamba "
@@ -185,10 +185,10 @@ def test_everything_that_does_not_fit_is_in_one_error(abstract):
     )
 
 
-def test_of_many_names_the_first_and_their_number_are_listed():
+def test_long_lists_show_the_first_names_and_the_number_of_the_others():
     model = nnx.eval_shape(lambda: create(tasks=CITYSCAPES))
     message = error(random_state_dict("mtmamba_nyudv2"), model)
-    assert "tensors that have no place in the model (" in message
+    assert "unexpected tensors, which the model has no place for (" in message
     assert message.count("\n    block_1.edge_") + message.count("\n    block_2.edge_") <= 20
     assert " more\n" in message
     assert "tasks depth, edge, normals, semseg; the model is" in message
@@ -200,7 +200,7 @@ def test_of_many_names_the_first_and_their_number_are_listed():
         (
             lambda: random_state_dict("mtmamba_plus_pascal"),
             MTMamba,
-            r"holds MTMamba\+\+ with .*; the model is MTMamba\. Take a configuration of",
+            r"holds MTMamba\+\+ with .*; the model is MTMamba\. Use a configuration of",
         ),
         (
             lambda: random_state_dict("mtmamba_nyudv2"),
@@ -215,10 +215,10 @@ def test_of_many_names_the_first_and_their_number_are_listed():
         (
             lambda: {"fc.weight": np.zeros(3, np.float32)},
             MTMamba,
-            r"(?s)Looked for.*timm: patch_embed\.proj\.weight, layers\.0\.blocks\.0\.attn\.rel"
-            r".*Got 1 names, fc\.weight",
+            r"(?s)Expected.*timm: patch_embed\.proj\.weight, layers\.0\.blocks\.0\.attn\.rel"
+            r".*Got fc\.weight\.",
         ),
-        (dict, MTMamba, r"not the names of MTMamba\+\+ \(block_ctm\.\*\)(?s:.*)Got 0 names\."),
+        (dict, MTMamba, r"not the names of MTMamba\+\+ \(block_ctm\.\*\)(?s:.*)Got no names\."),
     ],
 )
 def test_another_model_is_refused(state_dict, model, message):
@@ -232,7 +232,7 @@ def test_an_encoder_of_another_size_is_refused_with_both_described(abstract):
     whole = decoder | {f"backbone.{name}": array for name, array in other.items()}
     assert error(whole, abstract) == (
         "The state dict holds a Swin (width 8, depths 2,2,2,2, heads 1,1,2,2, window 4); the model "
-        "has a Swin (width 4, depths 2,2,2,2, heads 1,1,2,2, window 4). Take a model with that "
+        "has a Swin (width 4, depths 2,2,2,2, heads 1,1,2,2, window 4). Use a model with that "
         "encoder, or another file."
     )
 
@@ -242,7 +242,7 @@ def test_a_decoder_alone_is_refused():
     encoder = nnx.eval_shape(lambda: Swin(SMALL, rngs=nnx.Rngs(0)))
     with pytest.raises(ValueError, match=r"holds MTMamba with an encoder of unknown size and task"):
         convert.encoder_from_torch(decoder, encoder)
-    with pytest.raises(ValueError, match=r"missing \(\d+\):\n    backbone\.norm0\.bias"):
+    with pytest.raises(ValueError, match=r"missing tensors \(\d+\):\n    backbone\.norm0\.bias"):
         convert.from_torch(decoder, nnx.eval_shape(create))
 
 
@@ -251,24 +251,26 @@ def test_two_encoders_are_refused():
         "timm", classifier=True, prefix="b."
     )
     with pytest.raises(ValueError, match=r"Got timm at 'a\.' and timm at 'b\.'"):
-        convert.find_layout(both)
+        convert.find_naming(both)
 
 
-def test_a_model_of_ones_own_is_refused_with_what_there_is_for_it():
+def test_a_model_of_another_class_is_refused_with_the_functions_for_it():
     with pytest.raises(TypeError, match=r"got LayerNorm.*`from_tensors`"):
         convert.to_torch(nnx.LayerNorm(3, rngs=nnx.Rngs(0)))
 
 
-def test_another_number_of_tasks_than_a_block_has_is_refused():
+def test_a_wrong_number_of_tasks_is_refused():
     module = CTM(2, 8, MambaSettings(), rngs=nnx.Rngs(0))
     gradients = group(load("ctm"), "grad")
-    with pytest.raises(ValueError, match=r"of 2, but named \('norm\.semseg\.weight', "):
+    with pytest.raises(
+        ValueError, match=r"norm\.scale: 2 tensors, but the names are \('norm\.semseg\.weight', "
+    ):
         convert.from_tensors(gradients, module, CTM_RULES, ("semseg", "depth", "normals"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mtmamba", "mtmamba_plus"])
-def test_a_full_size_model_goes_out_as_it_came_in_within_12_gib(name):
+def test_a_full_size_model_is_converted_in_both_directions_within_12_gib(name):
     done = subprocess.run(
         [sys.executable, "-m", "tests.convert.full_size", name],
         check=True,

@@ -1,13 +1,14 @@
-"""Encoders of other code bases, alive: the same features from their weights.
+"""Encoders give the same features as those of other code bases with the same weights.
 
-Random weights, the peers on PyTorch's CPU. They are in the extra `peers`.
+The weights are random, and the other code bases run on PyTorch's CPU backend. They are installed
+with the extra `peers`.
 """
 
 import numpy as np
 import pytest
 from flax import nnx
 
-from mtmamba_jax.convert import contents_of, encoder_from_torch, encoder_to_torch
+from mtmamba_jax.convert import encoder_from_torch, encoder_to_torch, identify
 from mtmamba_jax.convert.encoder import resample_table
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin, SwinSize
 from tests.convert.state_dicts import assert_same_bits, swin_state_dict
@@ -19,12 +20,12 @@ SIZES = {
     "tiny": SWIN_SIZES["swin_tiny"],
     "window_12": SwinSize(32, (2, 2, 2, 2), (1, 2, 4, 8), 12),
 }
-# Sides that patches, windows and mergings all leave a rest of.
+# Sizes that are no multiples of patches, windows or mergings.
 IMAGES = {"tiny": (75, 109), "window_12": (131, 85)}
 
 
 def random_state_dict(module):
-    """Fills a module with random weights of a trained network's scale; returns its state dict."""
+    """Fills a module with random weights of a realistic scale and returns its state dict."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -36,7 +37,7 @@ def random_state_dict(module):
     return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
 
 
-def filled(size, state_dict):
+def create_encoder(size, state_dict):
     encoder = Swin(size, rngs=nnx.Rngs(0))
     nnx.update(encoder, encoder_from_torch(state_dict, encoder))
     return encoder
@@ -47,7 +48,7 @@ def draw_images(height, width):
 
 
 def assert_same_features(encoder, images, wanted):
-    """Compares maps that the peer gives as [b h w c]."""
+    """Compares the outputs of an encoder with maps [b h w c]."""
     for i, (found, feature) in enumerate(zip(run(encoder, images), wanted, strict=True)):
         feature = feature.numpy()
         bound = 1e-4 * np.abs(feature).max()  # float32 on both sides, over up to 12 blocks
@@ -68,24 +69,27 @@ def hugging_face_config(transformers, size):
     )
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_hugging_face_backbone_gives_the_same_features(name):
+SIZES_WITH_SLOW = ["window_12", pytest.param("tiny", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("name", SIZES_WITH_SLOW)
+def test_features_agree_with_hugging_face(name):
     transformers = pytest.importorskip("transformers", reason="the extra `peers` is not installed")
     size = SIZES[name]
     backbone = transformers.SwinBackbone(hugging_face_config(transformers, size)).eval()
     state_dict = random_state_dict(backbone)
-    encoder = filled(size, state_dict)
+    encoder = create_encoder(size, state_dict)
     images = draw_images(*IMAGES[name])
     with torch.no_grad():
         maps = backbone(channels_first(images)).feature_maps
     assert_same_features(encoder, images, [x.permute(0, 2, 3, 1) for x in maps])
-    layout = contents_of(state_dict).layout
+    naming = identify(state_dict).naming
     unused = ("swin.layernorm.weight", "swin.layernorm.bias")  # since transformers 5
     wanted = {name: x for name, x in state_dict.items() if name not in unused}
-    assert_same_bits(encoder_to_torch(encoder, layout), wanted)
+    assert_same_bits(encoder_to_torch(encoder, naming), wanted)
 
 
-def test_hugging_face_saves_the_names_that_are_written_here(tmp_path):
+def test_hugging_face_saves_the_expected_names(tmp_path):
     transformers = pytest.importorskip("transformers", reason="the extra `peers` is not installed")
     numpy = pytest.importorskip("safetensors.numpy", reason="the extra `peers` is not installed")
     size = SIZES["window_12"]
@@ -97,16 +101,16 @@ def test_hugging_face_saves_the_names_that_are_written_here(tmp_path):
     indices = {name for name in written if name.endswith("index")}  # until transformers 5
     assert saved.keys() in (written.keys(), written.keys() - indices)
     for found in (state_dict, saved):
-        encoder = filled(size, found)
-        layout = contents_of(found).layout
-        assert_same_bits(encoder_to_torch(encoder, layout), found)
+        encoder = create_encoder(size, found)
+        naming = identify(found).naming
+        assert_same_bits(encoder_to_torch(encoder, naming), found)
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_timm_gives_the_same_features(name):
+@pytest.mark.parametrize("name", SIZES_WITH_SLOW)
+def test_features_agree_with_timm(name):
     timm = pytest.importorskip("timm", reason="the extra `peers` is not installed")
     size = SIZES[name]
-    # timm shifts a map before it pads it, mmsegmentation after: maps here are whole windows.
+    # timm shifts a map before padding it, mmsegmentation after, so maps here are whole windows.
     side = 32 * size.window
     model = timm.create_model(
         "swin_tiny_patch4_window7_224",
@@ -119,23 +123,23 @@ def test_timm_gives_the_same_features(name):
         always_partition=True,
     ).eval()
     state_dict = random_state_dict(model)
-    encoder = filled(size, state_dict)
+    encoder = create_encoder(size, state_dict)
     images = draw_images(side, side)
     with torch.no_grad():
         maps = model.forward_intermediates(channels_first(images), intermediates_only=True)
         maps = [x.permute(0, 2, 3, 1) for x in maps]
-        # A classifier normalises its last output only; ours are the identity on the others.
+        # A classifier normalises only its last output; our other norms have scale 1 and bias 0.
         maps = [torch.nn.functional.layer_norm(x, x.shape[-1:]) for x in maps[:3]] + [
             model.norm(maps[3])
         ]
     assert_same_features(encoder, images, maps)
-    written = encoder_to_torch(encoder, contents_of(state_dict).layout)
+    written = encoder_to_torch(encoder, identify(state_dict).naming)
     assert_same_bits(written, {k: v for k, v in state_dict.items() if "head" not in k})
     assert written.keys() == swin_state_dict("timm", size, classifier=True).keys()
 
 
 @pytest.mark.parametrize(("before", "after"), [(7, 12), (12, 7), (7, 8), (3, 2)])
-def test_position_tables_are_resampled_as_by_pytorch(before, after):
+def test_position_tables_are_resampled_like_in_pytorch(before, after):
     table = np.random.default_rng(0).normal(size=((2 * before - 1) ** 2, 4)).astype(np.float32)
     maps = torch.from_numpy(table).T.reshape(1, 4, 2 * before - 1, 2 * before - 1)
     wanted = torch.nn.functional.interpolate(

@@ -1,4 +1,4 @@
-"""Swin encoders of every code base come in and go out again, bit for bit."""
+"""Swin encoders of every code base are converted in both directions, bit for bit."""
 
 import dataclasses
 
@@ -8,11 +8,11 @@ import pytest
 from flax import nnx
 
 from mtmamba_jax.convert import (
-    contents_of,
     encoder_from_torch,
     encoder_to_torch,
-    find_layout,
+    find_naming,
     from_torch,
+    identify,
 )
 from mtmamba_jax.convert.encoder import resample_table
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin
@@ -31,9 +31,14 @@ CASES = [
 ]
 
 
-@pytest.fixture
-def encoder():
+@pytest.fixture(scope="module")
+def initial():
     return Swin(TINY, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture
+def encoder(initial):
+    return nnx.clone(initial)
 
 
 def leaves(state):
@@ -42,14 +47,14 @@ def leaves(state):
 
 @pytest.mark.parametrize(("family", "classifier"), CASES)
 @pytest.mark.parametrize("prefix", ["", "backbone."])
-def test_an_encoder_goes_out_as_it_came_in(encoder, family, classifier, prefix):
+def test_an_encoder_is_converted_back_to_the_same_state_dict(encoder, family, classifier, prefix):
     state_dict = swin_state_dict(family, classifier=classifier, prefix=prefix)
     nnx.update(encoder, encoder_from_torch(state_dict, encoder))
-    assert_same_bits(encoder_to_torch(encoder, find_layout(state_dict)), state_dict)
+    assert_same_bits(encoder_to_torch(encoder, find_naming(state_dict)), state_dict)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_files_of_a_family_have_its_usual_layout(encoder, family):
+def test_a_family_names_tensors_like_its_published_files(encoder, family):
     classifier = family in ("microsoft", "timm")
     state_dict = swin_state_dict(family, classifier=classifier)
     nnx.update(encoder, encoder_from_torch(state_dict, encoder))
@@ -58,7 +63,7 @@ def test_files_of_a_family_have_its_usual_layout(encoder, family):
     assert_same_bits({k: v for k, v in found.items() if k not in indices}, state_dict)
 
 
-def test_one_encoder_reads_the_same_from_every_family(encoder):
+def test_every_family_gives_the_same_encoder(encoder):
     state = encoder_from_torch(swin_state_dict("mmsegmentation"), encoder)
     nnx.update(encoder, state)
     for family in ("mmsegmentation", "huggingface", "huggingface_5"):
@@ -66,24 +71,24 @@ def test_one_encoder_reads_the_same_from_every_family(encoder):
         assert_same_bits(*(jax.tree.map(np.asarray, leaves(x)) for x in (again, state)))
 
 
-def test_a_whole_state_dict_gives_its_encoder(encoder):
+def test_the_encoder_is_found_in_a_larger_model(encoder):
     backbone = swin_state_dict("mmsegmentation", prefix="backbone.")
     whole = backbone | {"decode_head.conv_seg.weight": np.zeros((2, 3), np.float32)}
     nnx.update(encoder, encoder_from_torch(whole, encoder))
-    assert_same_bits(encoder_to_torch(encoder, find_layout(whole)), backbone)
+    assert_same_bits(encoder_to_torch(encoder, find_naming(whole)), backbone)
 
 
 @pytest.mark.parametrize(
     ("family", "extra"),
     [
         ("microsoft", {"head.weight": (5, 64), "layers.0.blocks.1.attn_mask": (4, 16, 16)}),
-        # Without norms for each output: a file that mmsegmentation's converter made.
+        # A file from mmsegmentation's converter, which has no norms for each output.
         ("mmsegmentation", {"head.bias": (5,), "stages.0.blocks.1.attn_mask": (4, 16, 16)}),
         ("timm", {"head.fc.bias": (5,)}),
         ("huggingface", {"embeddings.mask_token": (1, 1, 8)}),
     ],
 )
-def test_heads_and_masks_are_left_out_and_the_first_norms_stay(encoder, family, extra):
+def test_heads_and_masks_are_ignored_and_the_first_norms_keep_their_values(encoder, family, extra):
     state_dict = swin_state_dict(family, classifier=True)
     whole = state_dict | {name: np.ones(shape, np.float32) for name, shape in extra.items()}
     state = leaves(encoder_from_torch(whole, encoder))
@@ -93,7 +98,7 @@ def test_heads_and_masks_are_left_out_and_the_first_norms_stay(encoder, family, 
     }
     nnx.update(encoder, encoder_from_torch(whole, encoder))
     assert all((norm.scale[...] == 1).all() for norm in list(encoder.norms)[:3])
-    assert_same_bits(encoder_to_torch(encoder, find_layout(whole)), state_dict)
+    assert_same_bits(encoder_to_torch(encoder, find_naming(whole)), state_dict)
 
 
 def test_a_backbone_of_transformers_5_has_its_norms_beside_it(encoder):
@@ -101,24 +106,24 @@ def test_a_backbone_of_transformers_5_has_its_norms_beside_it(encoder):
     state_dict = {name.replace("swin.hidden", "hidden"): x for name, x in inside.items()}
     unused = {"swin.layernorm.weight": np.zeros(64, np.float32)}
     nnx.update(encoder, encoder_from_torch(state_dict | unused, encoder))
-    assert_same_bits(encoder_to_torch(encoder, find_layout(state_dict)), state_dict)
+    assert_same_bits(encoder_to_torch(encoder, find_naming(state_dict)), state_dict)
 
 
 def test_a_saved_backbone_of_transformers_5_keeps_a_prefix_for_its_unused_norm(encoder):
     state_dict = swin_state_dict("huggingface_5")
     unused = {f"swin.layernorm.{name}": np.zeros(64, np.float32) for name in ("weight", "bias")}
     nnx.update(encoder, encoder_from_torch(state_dict | unused, encoder))
-    assert_same_bits(encoder_to_torch(encoder, find_layout(state_dict)), state_dict)
+    assert_same_bits(encoder_to_torch(encoder, find_naming(state_dict)), state_dict)
 
 
-def test_learned_norms_do_not_go_where_there_is_no_place_for_them(encoder):
+def test_learned_norms_are_refused_by_a_family_without_names_for_them(encoder):
     nnx.update(encoder, encoder_from_torch(swin_state_dict("mmsegmentation"), encoder))
-    with pytest.raises(ValueError, match=r"no place for norms\.0, norms\.1, norms\.2"):
+    with pytest.raises(ValueError, match=r"no names for norms\.0, norms\.1, norms\.2"):
         encoder_to_torch(encoder, "timm")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64", jax.numpy.bfloat16])
-def test_other_widths_of_numbers_become_float32(encoder, dtype):
+def test_floating_point_arrays_of_other_widths_become_float32(encoder, dtype):
     given = {
         name: x if x.dtype == np.int64 else x.astype(dtype)
         for name, x in swin_state_dict("mmsegmentation").items()
@@ -131,7 +136,7 @@ def test_other_widths_of_numbers_become_float32(encoder, dtype):
     )
 
 
-def test_the_result_does_not_share_memory_with_what_was_read(encoder):
+def test_the_result_does_not_share_memory_with_the_state_dict(encoder):
     state_dict = swin_state_dict("mmsegmentation")
     state = encoder_from_torch(state_dict, encoder)
     before = jax.tree.map(np.array, leaves(state))
@@ -141,8 +146,8 @@ def test_the_result_does_not_share_memory_with_what_was_read(encoder):
 
 
 @pytest.mark.parametrize("name", [name for name in SWIN_SIZES if name != "swin_test"])
-def test_the_size_is_told_by_names_and_shapes(name):
-    found = contents_of(swin_state_dict("timm", SWIN_SIZES[name], classifier=True, numbers=ones))
+def test_the_size_is_found_from_names_and_shapes(name):
+    found = identify(swin_state_dict("timm", SWIN_SIZES[name], classifier=True, numbers=ones))
     assert found.size == SWIN_SIZES[name]
     assert str(found).startswith(f"{name} (width {found.size.width}, depths ")
 
@@ -157,34 +162,39 @@ def test_tables_of_another_window_are_resampled(encoder):
     )
 
 
-def test_a_block_far_beyond_the_others_is_told(encoder):
+def test_a_block_with_a_huge_index_is_refused_quickly(encoder):
     state_dict = swin_state_dict("timm", classifier=True)
-    state_dict["layers.0.blocks.5000.norm1.weight"] = np.zeros(8, np.float32)  # built, it took days
+    state_dict["layers.0.blocks.5000.norm1.weight"] = np.zeros(
+        8, np.float32
+    )  # building such a model would take days
     with pytest.raises(ValueError, match=r"depths 3,2,4,2.* the model has .*depths 2,2,4,2"):
         encoder_from_torch(state_dict, encoder)
 
 
 @pytest.mark.parametrize(
-    ("shape", "told"),
+    ("shape", "message"),
     [
-        ((25, 3), r"attn\.relative_position_bias_table: wanted \[49, 1\], got \[25, 3\]"),
-        ((26, 1), r"attn\.relative_position_bias_table: wanted \[49, 1\], got \[26, 1\]"),
-        ((49,), r"attn\.relative_position_bias_table: wanted \[49, 1\], got \[49\]"),
-        (None, r"missing \(1\):\n    layers\.1\.blocks\.1\.attn\.relative_position_bias_table"),
+        ((25, 3), r"attn\.relative_position_bias_table: expected \[49, 1\], got \[25, 3\]"),
+        ((26, 1), r"attn\.relative_position_bias_table: expected \[49, 1\], got \[26, 1\]"),
+        ((49,), r"attn\.relative_position_bias_table: expected \[49, 1\], got \[49\]"),
+        (
+            None,
+            r"missing tensors \(1\):\n    layers\.1\.blocks\.1\.attn\.relative_position_bias_table",
+        ),
     ],
 )
-def test_a_table_for_no_window_of_this_encoder_is_told(encoder, shape, told):
+def test_a_table_that_does_not_fit_the_encoder_is_refused(encoder, shape, message):
     state_dict = swin_state_dict("timm", classifier=True)
     name = "layers.1.blocks.1.attn.relative_position_bias_table"
     del state_dict[name]
     if shape:
         state_dict[name] = np.zeros(shape, np.float32)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         encoder_from_torch(state_dict, encoder)
 
 
 def bicubic(values, size):
-    """Resamples a line by the definition: a = -0.75, half-pixel centres, edges repeated."""
+    """Resamples the first axis by definition: a = -0.75, half-pixel centres, repeated edges."""
     a, found = -0.75, []
     for i in range(size):
         place = (i + 0.5) * len(values) / size - 0.5
@@ -210,7 +220,7 @@ def test_resampling_is_bicubic(before, after):
     np.testing.assert_allclose(found, wanted, atol=1e-5)  # float32 of values up to 4
 
 
-def test_from_torch_reads_an_encoder_too(encoder):
+def test_from_torch_also_converts_an_encoder(encoder):
     state_dict = swin_state_dict("huggingface")
     assert_same_bits(
         *(

@@ -1,4 +1,4 @@
-"""Files of weights: what is read comes back bit for bit; what is hostile or broken is named."""
+"""Weight files are read bit for bit; malicious and broken files are refused by name."""
 
 import builtins
 import json
@@ -39,7 +39,7 @@ def assert_same(found, expected=WEIGHTS):
 
 
 def tensors(torch, prefix=""):
-    """`WEIGHTS` as torch's."""
+    """Returns `WEIGHTS` as torch tensors."""
     as_torch = {
         name: torch.from_numpy(array.astype(np.float32)).to(torch.bfloat16)
         if array.dtype == ml_dtypes.bfloat16
@@ -50,7 +50,7 @@ def tensors(torch, prefix=""):
 
 
 class Bomb:
-    """What runs a command when it is unpickled."""
+    """An object that runs a command when it is unpickled."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -59,7 +59,7 @@ class Bomb:
         return os.system, (f"touch {self.marker}",)
 
 
-def test_safetensors_come_back_bit_for_bit_with_their_metadata(tmp_path):
+def test_safetensors_are_read_back_bit_for_bit_with_their_metadata(tmp_path):
     path = tmp_path / "deep" / "weights.safetensors"
     write_safetensors(path, WEIGHTS, {"source": "a test"})
     assert_same(read_weights(path))
@@ -68,13 +68,14 @@ def test_safetensors_come_back_bit_for_bit_with_their_metadata(tmp_path):
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
-def test_arrays_that_do_not_lie_in_order_are_written_in_order(tmp_path):
-    turned = {"turned": np.arange(6, dtype=np.float32).reshape(2, 3).T, "slice": np.arange(9)[::2]}
-    write_safetensors(tmp_path / "w.safetensors", turned, {})
-    assert_same(read_weights(tmp_path / "w.safetensors"), turned)
+def test_arrays_that_are_not_contiguous_are_written_correctly(tmp_path):
+    strided = {"transposed": np.arange(6, dtype=np.float32).reshape(2, 3).T}
+    strided["slice"] = np.arange(9)[::2]
+    write_safetensors(tmp_path / "w.safetensors", strided, {})
+    assert_same(read_weights(tmp_path / "w.safetensors"), strided)
 
 
-def test_failed_write_leaves_the_older_file(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_existing_file(tmp_path, monkeypatch):
     path = tmp_path / "w.safetensors"
     write_safetensors(path, WEIGHTS, {})
 
@@ -100,21 +101,21 @@ def write_parts(folder, places=None):
     return index
 
 
-def test_parts_that_an_index_names_are_read_together(tmp_path):
+def test_all_parts_in_an_index_are_read(tmp_path):
     assert_same(read_weights(write_parts(tmp_path)))
 
 
 @pytest.mark.parametrize(
     ("places", "message"),
     [
-        ({"a": "../model-1-of-2.safetensors"}, "no safetensors file beside it"),
-        ({"a": "/etc/passwd"}, "no safetensors file beside it"),
-        ({"a": "model-3-of-3.safetensors"}, "which is not beside it"),
-        ({"a": "model-1-of-2.safetensors"}, "lack a"),
-        (["a"], "no index of safetensors files"),
+        ({"a": "../model-1-of-2.safetensors"}, "not a safetensors file beside it"),
+        ({"a": "/etc/passwd"}, "not a safetensors file beside it"),
+        ({"a": "model-3-of-3.safetensors"}, "which does not exist beside it"),
+        ({"a": "model-1-of-2.safetensors"}, "do not contain a\\."),
+        (["a"], "not an index of safetensors files"),
     ],
 )
-def test_index_that_names_what_is_not_there_is_refused(places, message, tmp_path):
+def test_an_index_with_missing_or_foreign_files_is_refused(places, message, tmp_path):
     index = write_parts(tmp_path, places)
     with pytest.raises(ValueError, match=message) as caught:
         read_weights(index)
@@ -131,7 +132,7 @@ def entry(shape, start, stop, dtype="F32"):
 
 
 GOOD = safetensors_bytes({"a": entry([6], 0, 24)})
-HOSTILE_SAFETENSORS = {
+BROKEN_SAFETENSORS = {
     "empty": b"",
     "truncated in its arrays": GOOD[:-5],
     "truncated in its header": GOOD[:20],
@@ -141,17 +142,17 @@ HOSTILE_SAFETENSORS = {
     "a shape larger than the file": safetensors_bytes({"a": entry([10**12], 0, 24)}),
     "a shape that overflows": safetensors_bytes({"a": entry([2**40, 2**40], 0, 24)}),
     "a negative size": safetensors_bytes({"a": entry([-6], 0, 24)}),
-    "numbers that numpy lacks": safetensors_bytes({"a": entry([24], 0, 24, "F8_E5M2")}),
+    "a dtype that NumPy does not have": safetensors_bytes({"a": entry([24], 0, 24, "F8_E5M2")}),
     "no arrays": safetensors_bytes({}, b""),
 }
 
 
-@pytest.mark.parametrize("kind", HOSTILE_SAFETENSORS)
-def test_hostile_safetensors_is_named_in_one_line(kind, tmp_path):
+@pytest.mark.parametrize("kind", BROKEN_SAFETENSORS)
+def test_a_broken_safetensors_file_is_reported_in_one_line(kind, tmp_path):
     path = tmp_path / "w.safetensors"
-    path.write_bytes(HOSTILE_SAFETENSORS[kind])
+    path.write_bytes(BROKEN_SAFETENSORS[kind])
     with pytest.raises(
-        ValueError, match=r"w\.safetensors (is no safetensors file|holds)"
+        ValueError, match=r"w\.safetensors (is not a safetensors file|holds)"
     ) as caught:
         read_weights(path)
     assert "\n" not in str(caught.value)
@@ -165,19 +166,19 @@ def test_hostile_safetensors_is_named_in_one_line(kind, tmp_path):
         (b"PK\x03\x04", "a name that ends in .pth"),
     ],
 )
-def test_what_is_no_safetensors_file_is_guessed_by_its_first_bytes(start, message, tmp_path):
+def test_the_format_of_an_unreadable_file_is_guessed_from_its_first_bytes(start, message, tmp_path):
     path = tmp_path / "w.safetensors"
     path.write_bytes(start + bytes(64) if start else start)
     with pytest.raises(ValueError, match=message):
         read_weights(path)
 
 
-def test_folder_missing_file_and_unknown_suffix_are_named(tmp_path):
+def test_folders_missing_files_and_unknown_suffixes_are_refused(tmp_path):
     (tmp_path / "weights.npz").write_bytes(b"")
     for name, message in (
-        ("", r"is a folder; give the file of weights in it \(of several parts their index"),
+        ("", r"is a folder. Give the weight file in it, or the index of a file in several parts"),
         ("none.safetensors", "does not exist"),
-        ("weights.npz", "that end in .safetensors,"),
+        ("weights.npz", "The name must end in one of .safetensors,"),
     ):
         with pytest.raises(ValueError, match=message):
             read_weights(tmp_path / name)
@@ -185,7 +186,7 @@ def test_folder_missing_file_and_unknown_suffix_are_named(tmp_path):
 
 @pytest.mark.parametrize("suffix", weight_files.TORCH)
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
-def test_torch_file_comes_back_bit_for_bit(suffix, zipped, torch, tmp_path):
+def test_a_torch_file_is_read_back_bit_for_bit(suffix, zipped, torch, tmp_path):
     path = tmp_path / f"weights{suffix}"
     torch.save(tensors(torch), path, _use_new_zipfile_serialization=zipped)
     assert_same(read_weights(path))
@@ -193,7 +194,7 @@ def test_torch_file_comes_back_bit_for_bit(suffix, zipped, torch, tmp_path):
 
 @pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
 @pytest.mark.parametrize("prefix", ["", "module.", "module.module."])
-def test_wrappers_and_the_prefix_of_distributed_training_are_taken_off(
+def test_wrappers_and_the_prefix_of_distributed_training_are_removed(
     wrapper, prefix, torch, tmp_path
 ):
     state = tensors(torch, prefix)
@@ -202,7 +203,7 @@ def test_wrappers_and_the_prefix_of_distributed_training_are_taken_off(
     assert_same(read_weights(tmp_path / "w.pth"))
 
 
-def test_prefix_that_only_some_names_have_stays(torch, tmp_path):
+def test_a_prefix_of_only_some_names_is_kept(torch, tmp_path):
     torch.save({"module.a": torch.ones(2), "b": torch.ones(2)}, tmp_path / "w.pth")
     assert set(read_weights(tmp_path / "w.pth")) == {"module.a", "b"}
 
@@ -214,26 +215,26 @@ def test_parameters_and_transposed_tensors_are_read(torch, tmp_path):
     np.testing.assert_array_equal(found["turned"], found["weight"].T)
 
 
-def test_state_dict_with_other_things_in_it_is_refused_by_name(torch, tmp_path):
+def test_a_state_dict_with_other_entries_is_refused_with_their_names(torch, tmp_path):
     torch.save({"a": torch.ones(2), "epoch": 3, "best": None}, tmp_path / "w.pth")
     with pytest.raises(ValueError, match="holds more than arrays: epoch, best"):
         read_weights(tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize("kind", ["to_sparse", "on no device", "list"])
-def test_what_is_no_plain_array_is_refused(kind, torch, tmp_path):
+@pytest.mark.parametrize("kind", ["to_sparse", "meta", "list"])
+def test_sparse_and_meta_tensors_and_lists_are_refused(kind, torch, tmp_path):
     saved = {
         "to_sparse": {"a": torch.eye(3).to_sparse()},
-        "on no device": {"a": torch.empty(3, device="meta")},
+        "meta": {"a": torch.empty(3, device="meta")},
         "list": [torch.ones(3)],
     }[kind]
     torch.save(saved, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"a is no plain array|holds a list, not a state dict"):
+    with pytest.raises(ValueError, match=r"a is not a dense array|holds a list, not a state dict"):
         read_weights(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("format", ["zip", "before torch 1.6", "plain pickle", "in a wrapper"])
-def test_pickled_code_is_not_run(format, torch, tmp_path):
+def test_pickled_code_is_not_executed(format, torch, tmp_path):
     path, marker = tmp_path / "w.pth", tmp_path / "marker"
     bomb = Bomb(marker)
     if format == "plain pickle":
@@ -246,14 +247,14 @@ def test_pickled_code_is_not_run(format, torch, tmp_path):
         read_weights(path)
     assert not marker.exists()
     assert "\n" not in str(caught.value)
-    pickle.loads(pickle.dumps(bomb))  # were it run, it would leave its mark
+    pickle.loads(pickle.dumps(bomb))  # executed, it does create the marker
     assert marker.exists()
 
 
 @pytest.mark.parametrize(
     "kind", ["empty", "web page", "zip of something else", "half", "without its end", "bytes"]
 )
-def test_broken_torch_file_is_named_in_one_line(kind, torch, tmp_path):
+def test_a_broken_torch_file_is_reported_in_one_line(kind, torch, tmp_path):
     path = tmp_path / "w.pth"
     torch.save(tensors(torch), path)
     whole = path.read_bytes()
@@ -270,7 +271,7 @@ def test_broken_torch_file_is_named_in_one_line(kind, torch, tmp_path):
         }
         path.write_bytes(content[kind])
     with pytest.raises(
-        ValueError, match=r"w\.pth is no PyTorch checkpoint.*fetch (it again|the file)"
+        ValueError, match=r"w\.pth is not a PyTorch checkpoint.*fetch (it again|the file)"
     ) as caught:
         read_weights(path)
     assert "\n" not in str(caught.value)
@@ -288,7 +289,7 @@ def refuse_import(monkeypatch, package):
     monkeypatch.setattr(builtins, "__import__", importing)
 
 
-def test_missing_packages_are_named_with_the_remedy(tmp_path, monkeypatch):
+def test_missing_packages_are_reported_with_the_command_to_install_them(tmp_path, monkeypatch):
     (tmp_path / "w.pth").write_bytes(b"")
     refuse_import(monkeypatch, "torch")
     with pytest.raises(RuntimeError, match=r'pip install -e "\.\[convert\]"'):
@@ -305,7 +306,7 @@ def test_safetensors_are_read_without_torch(tmp_path, monkeypatch):
 
 
 def serve(monkeypatch, folder, asked):
-    """Has huggingface_hub find what is in a folder, and only what it is asked for."""
+    """Makes huggingface_hub serve the files of a folder that match the requested patterns."""
 
     def snapshot_download(repo, *, revision, allow_patterns):
         asked.append((repo, revision))
@@ -313,13 +314,13 @@ def serve(monkeypatch, folder, asked):
         snapshot.mkdir()
         for pattern in allow_patterns:
             for path in folder.glob(pattern):
-                (snapshot / path.name).symlink_to(path)  # as the real one does
+                (snapshot / path.name).symlink_to(path)  # as in the cache of huggingface_hub
         return str(snapshot)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
 
 
-def test_repo_gives_its_safetensors_before_its_parts_before_its_pickle(
+def test_safetensors_of_a_repository_are_preferred_to_parts_and_parts_to_a_pickle(
     torch, tmp_path, monkeypatch
 ):
     repo, asked = tmp_path / "repo", []
@@ -333,11 +334,11 @@ def test_repo_gives_its_safetensors_before_its_parts_before_its_pickle(
     other = {"b": np.ones(3, np.float32)}
     write_safetensors(repo / "model.safetensors", other, {})
     assert_same(read_weights("hf:owner/name"), other)
-    # The first had to ask twice.
+    # The first download needs two requests.
     assert asked == [("owner/name", revision) for revision in (None, None, "v1.0", None)]
 
 
-def test_repo_without_weights_is_named(tmp_path, monkeypatch):
+def test_a_repository_without_weights_is_refused(tmp_path, monkeypatch):
     (tmp_path / "repo").mkdir()
     serve(monkeypatch, tmp_path / "repo", [])
     with pytest.raises(ValueError, match=r"hf:a/b has none of model\.safetensors, .*_model\.bin"):
@@ -349,13 +350,13 @@ def test_repo_without_weights_is_named(tmp_path, monkeypatch):
     [
         (errors.RepositoryNotFoundError, "no such repository, or it is private"),
         (errors.RevisionNotFoundError, "no such revision"),
-        (errors.GatedRepoError, "wants conditions accepted"),
-        (errors.HFValidationError, "wanted hf:OWNER/NAME or"),
+        (errors.GatedRepoError, "requires accepting its owner's conditions"),
+        (errors.HFValidationError, "expected hf:OWNER/NAME or"),
     ],
 )
-def test_refusals_of_the_hub_say_what_to_do(kind, message, monkeypatch):
+def test_errors_of_the_hub_are_reported_with_a_remedy(kind, message, monkeypatch):
     def refuse(*args, **kwargs):
-        raise kind.__new__(kind, "Long\ntext")  # its constructor wants an HTTP response
+        raise kind.__new__(kind, "Long\ntext")  # its constructor needs an HTTP response
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(ValueError, match=message):
@@ -367,7 +368,7 @@ def test_refusals_of_the_hub_say_what_to_do(kind, message, monkeypatch):
     [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}],
     ids=["offline mode", "host that does not answer"],
 )
-def test_hub_that_cannot_be_reached_says_what_to_do_instead(environment, tmp_path):
+def test_an_unreachable_hub_is_reported_with_an_alternative(environment, tmp_path):
     code = "from mtmamba_jax.convert.weight_files import read_weights; read_weights('hf:a/b')"
     ran = subprocess.run(
         [sys.executable, "-c", code],

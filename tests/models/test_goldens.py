@@ -66,7 +66,7 @@ SINGLE_TASK_BLOCKS = {
         lambda rngs: ExtractorWithLinear(8, rngs),
         (
             *tables.task_linear_rules("in_proj", "in_proj", bias=False),
-            *convert.within(tables.MFE_RULES, r"mfe\.", ""),
+            *convert.nest(tables.MFE_RULES, r"mfe\.", ""),
         ),
     ),
     "stm": (lambda rngs: STM(1, 8, MambaSettings(), rngs=rngs), tables.STM_RULES),
@@ -213,7 +213,7 @@ def test_model_reproduces_the_official_losses_and_gradient_norms(official):
 
 
 def gradient_norms_by_torch_name(model, gradients):
-    table = convert.model.official_table(convert.model.official_model(model))
-    table = [rule for rule in table if isinstance(rule, convert.Rule)]
-    tensors = convert.to_tensors(gradients, table, model.heads.names)
+    rules = convert.model.model_rules(convert.model.find_official_model(model))
+    rules = [rule for rule in rules if rule.compute is None]
+    tensors = convert.to_tensors(gradients, rules, model.heads.names)
     return {name: np.sqrt(np.square(tensor).sum()) for name, tensor in tensors.items()}
