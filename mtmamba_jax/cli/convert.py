@@ -9,7 +9,6 @@ from mtmamba_jax.cli.console import program_name
 from mtmamba_jax.convert.weight_files import SAFETENSORS, read_weights
 from mtmamba_jax.export.model_card import public_name
 from mtmamba_jax.export.torch_run import (
-    Converted,
     check_target,
     convert,
     describe_weights,
@@ -27,21 +26,16 @@ def run(options: argparse.Namespace) -> int:
         f"{options.source} holds {converted.contents}\n{describe_weights(converted.model)}",
         flush=True,
     )
-    if options.to.endswith(SAFETENSORS):
-        write_file(converted, options.to, name)
-        key = "run" if converted.config else "encoder"
-        next_command = _train_command(converted, f"--config.init.{key}={options.to}")
-    else:
-        write_run(converted, options.to, name)
+    is_file = options.to.endswith(SAFETENSORS)
+    (write_file if is_file else write_run)(converted, options.to, name)
+    if converted.config and not is_file:
         next_command = (
             f"predict --workdir={options.to} PHOTO_OR_FOLDER...\n"
             f"  {program_name()} eval --workdir={options.to}"
-            if converted.config
-            else _train_command(converted, f"--config.init.encoder={options.to}")
         )
+    else:
+        key = "run" if converted.config else "encoder"
+        flag = f"--config.init.{key}={options.to}"
+        next_command = shlex.join(["train", *converted.arguments, flag])
     print(f"Wrote {options.to}\nNext:\n  {program_name()} {next_command}")
     return 0
-
-
-def _train_command(converted: Converted, *flags: str) -> str:
-    return shlex.join(["train", *converted.arguments, *flags])

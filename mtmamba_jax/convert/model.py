@@ -11,10 +11,9 @@ from mtmamba_jax.convert.encoder import check_size, encoder_from_torch, encoder_
 from mtmamba_jax.convert.official import OFFICIAL_MODELS, OfficialModel
 from mtmamba_jax.convert.rules import Rule, nest
 from mtmamba_jax.convert.state_dicts import (
+    Contents,
     Naming,
     check_no_prefix,
-    describe_model,
-    describe_size,
     encoder_size,
     identify,
     sort_tasks,
@@ -65,8 +64,8 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nnx.Module) -> nnx.S
         )
     assert isinstance(model.encoder, Swin)
     check_size(contents, model.encoder)
-    encoder, names = describe_size(encoder_size(model.encoder)), model.heads.names
-    ours = describe_model(official, encoder, _find_blocks(model), names)
+    names = model.heads.names
+    ours = Contents(official, names, None, encoder_size(model.encoder), _find_blocks(model))
     return from_tensors(
         state_dict,
         model,

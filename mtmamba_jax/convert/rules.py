@@ -40,8 +40,8 @@ class Rule:
       shared: Name of a tensor that is stacked after those of the tasks, or "".
       sizes: Sizes of axes that shapes do not determine, besides t (tasks), k (directions) and
         `part`.
-      compute: For a buffer that PyTorch saves although it follows from the shape of a parameter:
-        computes it from that shape. The pattern is not used then.
+      compute: Function that computes a buffer, which PyTorch saves although it follows from the
+        shape of a parameter, from that shape. The pattern is not used then.
     """
 
     paths: tuple[str, ...]

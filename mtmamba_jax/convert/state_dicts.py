@@ -113,10 +113,8 @@ def _find_prefixes(end: str, names: Iterable[str]) -> list[str]:
 def _has_mergings(family: str, names: Iterable[str], prefix: str) -> bool:
     """Distinguishes timm from Microsoft, whose names differ only in the place of the mergings."""
     last = prefix + FAMILIES["timm"].mergings[-1]
-    return {"timm": True, "microsoft": False}.get(family) in (
-        None,
-        any(name.startswith(last) for name in names),
-    )
+    is_timm = any(name.startswith(last) for name in names)
+    return family not in ("timm", "microsoft") or is_timm == (family == "timm")
 
 
 def _find_norms(family: str, names: set[str], prefix: str) -> tuple[str | None, ...]:
@@ -166,17 +164,12 @@ class Contents:
     def __str__(self) -> str:
         """Describes the model in words."""
         encoder = describe_size(self.size) if self.size else "an encoder of unknown size"
-        if self.official is not None:
-            return describe_model(self.official, encoder, self.blocks, self.tasks)
-        return f"{encoder}, with the names of {self.naming.family}" if self.naming else encoder
-
-
-def describe_model(
-    official: OfficialModel, encoder: str, blocks: tuple[int, int] | None, tasks: Iterable[str]
-) -> str:
-    """Describes a model in words; see `Contents` for the arguments, of which `encoder` is text."""
-    inner = "" if blocks is None else f", expansion {blocks[0]}, state size {blocks[1]}"
-    return f"{official.title} with {encoder}{inner} and tasks {', '.join(sorted(tasks))}"
+        if self.official is None:
+            return f"{encoder}, with the names of {self.naming.family}" if self.naming else encoder
+        sizes = ", expansion {}, state size {}".format(*self.blocks) if self.blocks else ""
+        return (
+            f"{self.official.title} with {encoder}{sizes} and tasks {', '.join(sorted(self.tasks))}"
+        )
 
 
 def identify(tensors: Mapping[str, np.ndarray]) -> Contents:

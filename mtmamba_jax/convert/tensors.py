@@ -36,7 +36,7 @@ def from_tensors(
 ) -> nnx.State:
     """Converts PyTorch tensors to the parameters of a model, which `nnx.update` then loads.
 
-    Weights and gradients are converted alike. Floating-point tensors of any width are cast to the
+    The tensors may be weights or gradients. Floating-point tensors of any width are cast to the
     dtype of the parameters (float32).
 
     Args:
