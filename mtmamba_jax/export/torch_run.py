@@ -82,9 +82,7 @@ def convert(
     return Converted(contents, model, config, chosen)
 
 
-def _find_sizes(
-    contents: Contents, overrides: Mapping[str, str], config: Config
-) -> dict[str, str]:
+def _find_sizes(contents: Contents, overrides: Mapping[str, str], config: Config) -> dict[str, str]:
     """Returns the sizes in a state dict that differ from the configuration, as overrides."""
     found: dict[str, object] = {}
     if "model.encoder" not in overrides:

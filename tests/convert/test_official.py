@@ -1,5 +1,6 @@
 """Official state dicts are converted in both directions; one error lists all that does not fit."""
 
+import functools
 import subprocess
 import sys
 
@@ -48,19 +49,24 @@ def random_state_dict(golden):
     return dict(sorted(found.items()))  # sorted names mean the official order of tasks
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {golden: create(*settings) for golden, settings in MODELS.items()}
+@functools.cache
+def _abstract(model, tasks):
+    return nnx.eval_shape(lambda: create(model, tasks))
 
 
-@pytest.fixture(scope="module")
+def create_abstract(model=MTMamba, tasks=NYUDV2):
+    """Returns a model without weights, which a test may fill."""
+    return nnx.clone(_abstract(model, tasks))
+
+
+@pytest.fixture
 def abstract():
-    return nnx.eval_shape(create)
+    return create_abstract()
 
 
 @pytest.mark.parametrize("golden", MODELS)
-def test_a_model_is_converted_back_to_the_same_state_dict(models, golden):
-    state_dict, model = random_state_dict(golden), models[golden]
+def test_a_model_is_converted_back_to_the_same_state_dict(golden):
+    state_dict, model = random_state_dict(golden), create_abstract(*MODELS[golden])
     nnx.update(model, convert.from_torch(state_dict, model))
     assert_same_bits(convert.to_torch(model), state_dict)
 
@@ -70,8 +76,8 @@ JOINT |= {"conv_share.0.weight": 1}
 
 
 @pytest.mark.parametrize("golden", MODELS)
-def test_concatenated_tasks_are_read_in_the_order_of_the_file(models, golden):
-    model, arrays = models[golden], group(load(golden), "param")
+def test_concatenated_tasks_are_read_in_the_order_of_the_file(golden):
+    model, arrays = create_abstract(*MODELS[golden]), group(load(golden), "param")
     wanted = convert.from_torch(arrays, model)
     tasks = convert.identify(arrays).tasks
     assert tasks[-2:] == ("edge", "normals"), "the golden file's order is not the official one"
@@ -102,7 +108,7 @@ def test_concatenated_tasks_are_read_in_the_order_of_the_file(models, golden):
 @pytest.mark.parametrize("golden", MODELS)
 def test_the_encoder_of_a_model_is_converted_alone(golden):
     state_dict = random_state_dict(golden)
-    encoder = Swin(SMALL, rngs=nnx.Rngs(0))
+    encoder = nnx.eval_shape(lambda: Swin(SMALL, rngs=nnx.Rngs(0)))
     nnx.update(encoder, convert.encoder_from_torch(state_dict, encoder))
     wanted = {k.removeprefix("backbone."): v for k, v in state_dict.items() if "backbone." in k}
     assert_same_bits(convert.encoder_to_torch(encoder), wanted)
@@ -186,7 +192,7 @@ def test_everything_that_does_not_fit_is_in_one_error(abstract):
 
 
 def test_long_lists_show_the_first_names_and_the_number_of_the_others():
-    model = nnx.eval_shape(lambda: create(tasks=CITYSCAPES))
+    model = create_abstract(tasks=CITYSCAPES)
     message = error(random_state_dict("mtmamba_nyudv2"), model)
     assert "unexpected tensors, which the model has no place for (" in message
     assert message.count("\n    block_1.edge_") + message.count("\n    block_2.edge_") <= 20
@@ -223,7 +229,7 @@ def test_long_lists_show_the_first_names_and_the_number_of_the_others():
 )
 def test_another_model_is_refused(state_dict, model, message):
     with pytest.raises(ValueError, match=message):
-        convert.from_torch(state_dict(), nnx.eval_shape(lambda: create(model)))
+        convert.from_torch(state_dict(), create_abstract(model))
 
 
 def test_an_encoder_of_another_size_is_refused_with_both_described(abstract):
@@ -243,7 +249,7 @@ def test_a_decoder_alone_is_refused():
     with pytest.raises(ValueError, match=r"holds MTMamba with an encoder of unknown size and task"):
         convert.encoder_from_torch(decoder, encoder)
     with pytest.raises(ValueError, match=r"missing tensors \(\d+\):\n    backbone\.norm0\.bias"):
-        convert.from_torch(decoder, nnx.eval_shape(create))
+        convert.from_torch(decoder, create_abstract())
 
 
 def test_two_encoders_are_refused():

@@ -210,7 +210,7 @@ def test_a_model_that_the_fused_scan_does_not_support_is_refused_with_the_altern
 ):
     output = tmp_path / "artifact"
     assert call_export(tiny_run[0], output, "--size=65536x32", platform="tpu") == 1
-    assert "MiB of vector memory. Add --scan=xla." in capsys.readouterr().err
+    assert "MiB of VMEM. Add --scan=xla." in capsys.readouterr().err
     assert not output.exists()
 
 

@@ -40,8 +40,7 @@ def golden_size(monkeypatch):
 def official_state_dict(name):
     """Returns the state dict of an official model and the golden arrays."""
     arrays = load(OFFICIAL[name])
-    config = configuration.load(name)
-    config.model.encoder = "swin_golden"
+    config = configuration.load(name, {"model.encoder": "swin_golden"})
     model = abstract_model(config.model, config.tasks.selected)
     nnx.update(model, convert.from_torch(group(arrays, "param"), model))
     return convert.to_torch(model), arrays
@@ -122,8 +121,8 @@ def test_a_run_starts_from_an_encoder_of_each_family(family, tmp_path, capsys):
         assert main(["convert", f"--from={path}", f"--to={to}"]) == 0
         encoder = "--config.model.encoder=swin_random"
         assert f"train {encoder} --config.init.encoder={to}" in capsys.readouterr().out
-        config.init.encoder = str(to)
-        jax.tree.map(np.testing.assert_array_equal, warm_start(config.init, graph, own), wanted)
+        init = config.replace(init={"encoder": str(to)}).init
+        jax.tree.map(np.testing.assert_array_equal, warm_start(init, graph, own), wanted)
     assert main(["eval", f"--workdir={tmp_path / 'run'}"]) == 2
     assert "--config.init.encoder=" in capsys.readouterr().err
 
@@ -139,8 +138,8 @@ def test_the_sizes_of_blocks_are_found_from_shapes(name, tmp_path, capsys):
     assert "expansion 1, state size 3" in output
     arguments = [f"--config={name}", *(f"--config.{key}={text}" for key, text in keys.items())]
     assert f"train {' '.join(arguments)} --config.init.run=" in output
-    config.model.expansion = 2
-    model = abstract_model(config.model, config.tasks.selected)
+    wider = config.replace(model={"expansion": 2})
+    model = abstract_model(wider.model, wider.tasks.selected)
     with pytest.raises(ValueError, match=r"expansion 1, .*the model is .*expansion 2, state size"):
         convert.from_torch(read_weights(path), model)
 
@@ -168,9 +167,8 @@ def test_a_run_starts_from_an_official_model(name, tmp_path):
     graph, own = random_model(config)
     found = nnx.merge(graph, warm_start(config.init, graph, own))
     assert_same_bits(convert.to_torch(found), read_weights(path))
-    config.init.run = None
-    config.init.encoder = str(path)
-    found = warm_start(config.init, graph, own)
+    init = config.replace(init={"run": None, "encoder": str(path)}).init
+    found = warm_start(init, graph, own)
     jax.tree.map(np.testing.assert_array_equal, found["decoder"], own["decoder"])
 
 
