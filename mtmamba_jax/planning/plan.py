@@ -179,9 +179,9 @@ def _refusal(message: str) -> str:
 def _numbers(program: jax.stages.Compiled, topology: Topology) -> Record:
     # A TPU's program code is in the same memory, but the compiler's own check ignores it (libtpu
     # 0.0.42 only refuses arguments and temporaries beyond the limit). For GPUs the size is 0.
-    code = program.memory_analysis().generated_code_size_in_bytes
-    memory = program_memory(program)
-    assert memory is not None  # compilers of TPUs, GPUs and CPUs report it
+    memory, analysis = program_memory(program), program.memory_analysis()
+    assert memory is not None and analysis is not None  # compilers of TPUs, GPUs and CPUs report it
+    code = analysis.generated_code_size_in_bytes
     memory |= {"code": code, "peak": memory["peak"] + code}
     cost = program.cost_analysis() or {}  # there is none for a GPU that is not present
     flops, moved = cost.get("flops"), cost.get("bytes accessed")
