@@ -119,7 +119,7 @@ def _has_mergings(family: str, names: Iterable[str], prefix: str) -> bool:
 
 def _find_norms(family: str, names: set[str], prefix: str) -> tuple[str | None, ...]:
     """Returns the full name of the LayerNorm of each output."""
-    # Since transformers 5 those of Hugging Face's SwinBackbone are beside its `swin.`.
+    # Since transformers 5 Hugging Face's SwinBackbone has them outside its `swin.`.
     for start in (prefix, prefix.removesuffix("swin.")):
         norms = tuple(start + name for name in FAMILIES[family].output_norms)
         present = [f"{name}.weight" in names or f"{name}.bias" in names for name in norms]

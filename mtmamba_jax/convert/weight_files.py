@@ -45,8 +45,8 @@ def read_weights(source: str | os.PathLike) -> dict[str, np.ndarray]:
     allows it.
 
     Args:
-      source: A file that ends in `SAFETENSORS`, `SAFETENSORS_INDEX` (with its parts beside it) or
-        one of `TORCH`; or `hf:REPO` or `hf:REPO@REVISION`, see `download`.
+      source: A file that ends in `SAFETENSORS`, `SAFETENSORS_INDEX` (with its parts in the same
+        folder) or one of `TORCH`; or `hf:REPO` or `hf:REPO@REVISION`, see `download`.
 
     Returns:
       Arrays by name.
@@ -177,10 +177,12 @@ def _read_parts(index: pathlib.Path) -> dict[str, np.ndarray]:
     found = {}
     for part in parts:
         if part != pathlib.Path(part).name or not part.endswith(SAFETENSORS):
-            raise ValueError(f"{index} names {part!r}, which is not a safetensors file beside it.")
+            raise ValueError(
+                f"{index} names {part!r}, which is not a safetensors file in the same folder."
+            )
         if not (index.parent / part).exists():
             raise ValueError(
-                f"{index} names {part!r}, which does not exist beside it. Fetch it too."
+                f"{index} names {part!r}, which does not exist in its folder. Fetch it too."
             )
         found |= _read_safetensors(index.parent / part)
     missing = [name for name in places if name not in found]

@@ -126,8 +126,8 @@ def _peak(record: Record) -> float:
 
 def _check_batch(what: str, config: Config, topology: Topology) -> None:
     count, mesh = len(topology.devices), config.mesh
-    wanted = mesh.fsdp * (count // mesh.fsdp if mesh.data == -1 else mesh.data)
-    if wanted != count:
+    product = mesh.fsdp * (count // mesh.fsdp if mesh.data == -1 else mesh.data)
+    if product != count:
         raise ValueError(
             f"mesh.data={mesh.data} and mesh.fsdp={mesh.fsdp} do not match the {count} devices of "
             f"{topology.name}. Their product must be {count}; mesh.data=-1 takes all devices."

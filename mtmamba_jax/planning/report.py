@@ -21,13 +21,13 @@ def report_plan(what: str, config: Config, topology: Topology) -> bool:
       Whether the program fits as configured.
     """
     records = plan_records(what, config, topology)
-    wanted = next(records)
-    print(f"\n{plan_table(what, config, topology, wanted)}")
-    print("".join(f"\n{note}" for note in _notes(what, config, topology, wanted)))
-    print(f"\n{_verdict(wanted)}", flush=True)
-    if not wanted["fits"]:
+    record = next(records)
+    print(f"\n{plan_table(what, config, topology, record)}")
+    print("".join(f"\n{note}" for note in _notes(what, config, topology, record)))
+    print(f"\n{_verdict(record)}", flush=True)
+    if not record["fits"]:
         _report_options(records)
-    return wanted["fits"]
+    return record["fits"]
 
 
 def _report_options(records: Iterator[Record]) -> None:

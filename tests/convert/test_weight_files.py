@@ -108,9 +108,9 @@ def test_all_parts_in_an_index_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("places", "message"),
     [
-        ({"a": "../model-1-of-2.safetensors"}, "not a safetensors file beside it"),
-        ({"a": "/etc/passwd"}, "not a safetensors file beside it"),
-        ({"a": "model-3-of-3.safetensors"}, "which does not exist beside it"),
+        ({"a": "../model-1-of-2.safetensors"}, "not a safetensors file in the same folder"),
+        ({"a": "/etc/passwd"}, "not a safetensors file in the same folder"),
+        ({"a": "model-3-of-3.safetensors"}, "which does not exist in its folder"),
         ({"a": "model-1-of-2.safetensors"}, "do not contain a\\."),
         (["a"], "not an index of safetensors files"),
     ],
