@@ -28,8 +28,6 @@ pixel goes to the bottom or the right (`pad_offset`); labels have s times the im
 label's channels, dtype and ignore value come from its row of the task table.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The published datasets that have a TFDS builder (`builders/NAME`), and where they are kept."""
 
-from __future__ import annotations
-
 import os
 
 LICENSES = {

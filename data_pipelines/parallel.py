@@ -1,7 +1,5 @@
 """Maps a function over work in worker processes, with results in order."""
 
-from __future__ import annotations
-
 import collections
 import concurrent.futures
 import multiprocessing

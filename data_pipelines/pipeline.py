@@ -8,8 +8,6 @@ the concatenation of the processes' shares, in order. Batches continue across th
 an epoch is `len(source)` examples, each once, in its own order.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import sys

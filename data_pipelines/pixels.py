@@ -1,7 +1,5 @@
 """Fast pixel operations on one image or label, for the transforms."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 

@@ -3,8 +3,6 @@
 Needs the extra "data" (tensorflow-datasets, array_record), not TensorFlow.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import pathlib

@@ -4,8 +4,6 @@ ArrayRecord can read gs:// itself in some of its builds, but one request per rec
 slower than a local read, and training on NYUDv2 would download 0.6 TB instead of 2 GB.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import dataclasses

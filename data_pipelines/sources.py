@@ -4,8 +4,6 @@ To add a source, write a picklable class with `len(source)` and `source[i]` (a r
 `batch.py`), and a function in `SOURCES` that creates it from `config.data`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import threading
 from collections.abc import Callable, Sequence

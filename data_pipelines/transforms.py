@@ -6,8 +6,6 @@ label is transformed follows from its row of the task table. The recipe is that 
 MTMamba code.
 """
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Sets up data worker processes, and explains how one of them died."""
 
-from __future__ import annotations
-
 import ctypes
 import faulthandler
 import re

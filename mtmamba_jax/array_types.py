@@ -14,8 +14,6 @@
 Arrays are channels-last: [b h w c], or [t b h w c] in the decoder.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import jax

@@ -1,7 +1,5 @@
 """Rules that losses and metrics share: logits on the labels' grid, and which pixels count."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import jax

@@ -4,8 +4,6 @@ A loss function returns a value for each pixel; `reduce_pixels` alone takes the 
 pixels, for each image or over the batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Wording shared by messages and reports: suggestions, shortened lists, numbers with units."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Sequence
 

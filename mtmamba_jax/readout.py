@@ -1,7 +1,5 @@
 """Predictions and labels as quantities: class IDs, metres, unit vectors and probabilities."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from types import ModuleType
 
@@ -32,7 +30,7 @@ VALUES: Mapping[str, Callable[[Array, ModuleType], Array]] = {
 
 def to_value(
     task: Task, logits: Float[Array, "*lead h w channels"], xp: ModuleType = np
-) -> Shaped[Array, "*lead h w *channels"]:
+) -> Shaped[Array, "..."]:
     """Returns the quantity that logits predict, in the task's unit.
 
     Args:
@@ -48,7 +46,7 @@ def to_value(
     return value if value.dtype == np.uint8 else value.astype(np.float32)
 
 
-def label_value(task: Task, label: Shaped[Array, "h w channels"]) -> Shaped[np.ndarray, "h w *3"]:
+def label_value(task: Task, label: Shaped[Array, "h w channels"]) -> Shaped[np.ndarray, "h w *channels"]:
     """Returns a label in the form of `to_value`; ignored pixels keep the ignore value."""
     label = np.asarray(label)
     return label if label.shape[-1] > 1 else label[..., 0]
@@ -64,7 +62,7 @@ def normal_levels(normals: Float[np.ndarray, "*shape 3"]) -> UInt8[np.ndarray, "
     return to_levels((normals + 1.0) / 2.0)
 
 
-def is_ignored(task: Task, value: Shaped[np.ndarray, "h w *3"]) -> Bool[np.ndarray, "h w"]:
+def is_ignored(task: Task, value: Shaped[np.ndarray, "h w *channels"]) -> Bool[np.ndarray, "h w"]:
     """Returns which pixels of a label's value (`label_value`) are ignored."""
     per_pixel = value if value.ndim == 3 else value[..., None]
     return (per_pixel == task.ignore).all(-1)

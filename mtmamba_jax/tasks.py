@@ -4,8 +4,6 @@ Losses, metrics, transforms, heads and pictures read these fields, never the nam
 a task, add a `Task` and put it in a task set.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

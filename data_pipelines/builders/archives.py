@@ -1,7 +1,5 @@
 """Extracts published archives, completely or not at all, and refuses unsafe or damaged ones."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fnmatch

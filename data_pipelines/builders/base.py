@@ -6,8 +6,6 @@ final name, and only then is the staging folder deleted. So a run that is killed
 its finished shards, and an error leaves nothing in the dataset's folder.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os

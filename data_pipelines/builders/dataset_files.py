@@ -1,7 +1,5 @@
 """The base class of a published dataset's files: what an example is read from, and how."""
 
-from __future__ import annotations
-
 import abc
 import pathlib
 from collections.abc import Mapping

@@ -11,8 +11,6 @@ would be decoded to different pixels or where a builder asks for a faster format
 all features too, but takes longer than `decode`, which the input pipeline uses.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

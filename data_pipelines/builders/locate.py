@@ -1,7 +1,5 @@
 """Locates a dataset's published files in folders and archives and opens its splits."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Reads and checks single files of a dataset; errors name the file, the problem and the remedy."""
 
-from __future__ import annotations
-
 import io
 import pathlib
 import struct

@@ -4,8 +4,6 @@ A shard's file name contains a hash of everything that its records depend on. A 
 therefore finds the finished shards, and writes those whose source files have changed again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """Reads and checks the label files of a folder of your own data (`folder/source.py`)."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 

@@ -16,8 +16,6 @@ subfolders; suffixes may be in capitals. A label has the size of its image. Clas
 indices, or the 0 and 1 of a 1-bit PNG.
 """
 
-from __future__ import annotations
-
 import glob
 import os
 import pathlib

@@ -1,7 +1,5 @@
 """Arranges scenes and their cameras: whole furnished rooms, and close views of people."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -4,8 +4,6 @@ Every function draws random sizes and materials. In its frame a piece faces -y, 
 and the ground at z = 0; lengths are in metres.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from mtmamba_jax.data_pipelines.synthetic.materials import glowing, random_material

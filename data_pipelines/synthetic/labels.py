@@ -1,7 +1,5 @@
 """Computes exact labels from what the camera sees, one function per task."""
 
-from __future__ import annotations
-
 import numpy as np
 from jaxtyping import Float32, Int, Int32
 

@@ -5,8 +5,6 @@ and the ground is at z = 0. An object for a wall has its back at y = 0 and its l
 z = 0. Lengths are in metres.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from mtmamba_jax.data_pipelines.synthetic.materials import glowing, random_material

@@ -1,7 +1,5 @@
 """People with labelled body parts, built from capsules and ellipsoids: standing or sitting."""
 
-from __future__ import annotations
-
 import numpy as np
 from jaxtyping import Float
 

@@ -1,7 +1,5 @@
 """Pieces, objects built from primitives in their own frame, and the scene they are added to."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A room with methods that place pieces in it: against or on a wall, on the floor, on a piece."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Renders what the camera sees as an 8-bit photograph: light, shadows, exposure and noise."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 from jaxtyping import Float, Float32, UInt8

@@ -3,8 +3,6 @@
 It needs no files, and example i is the same on every machine.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

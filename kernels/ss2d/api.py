@@ -4,8 +4,6 @@ Letters: t task, b batch, h w height and width, d inner channels, k directions, 
 the step-size projection, l length of a sequence.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import math

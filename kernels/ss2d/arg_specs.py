@@ -1,7 +1,5 @@
 """Named sizes of `ss2d` calls for tests and benchmarks, with random arguments."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

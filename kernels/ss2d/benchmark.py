@@ -9,8 +9,6 @@ maximum. Memory is the process's peak resident size after the runs, less that be
 gradients are included.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import json

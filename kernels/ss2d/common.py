@@ -1,7 +1,5 @@
 """Everything the backends of SS2D share: names, reading orders, D's skip connection, softplus."""
 
-from __future__ import annotations
-
 import difflib
 import functools
 import math

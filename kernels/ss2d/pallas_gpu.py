@@ -1,7 +1,5 @@
 """Runs SS2D on Hopper GPUs: prepares arrays for the kernels of `mosaic_gpu`, sums their results."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

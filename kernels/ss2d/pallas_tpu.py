@@ -1,7 +1,5 @@
 """Runs SS2D on TPUs: prepares the arrays for the kernels of `mosaic_tpu` and sums their results."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import jax

@@ -1,7 +1,5 @@
 """The definition of SS2D, which other backends are tested against: pixel by pixel, in float32."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import jax

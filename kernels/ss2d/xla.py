@@ -5,8 +5,6 @@ time-major, [c k t b n d] with c the steps of a chunk: slices along time are con
 long axis, is the vector axis. m counts chunks.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Compares a training step on one device with all devices, for `benchmark --what=devices`."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Measures `benchmark --what=input`: how fast a configuration's training batches are prepared."""
 
-from __future__ import annotations
-
 import pathlib
 import statistics
 import time

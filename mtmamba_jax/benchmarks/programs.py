@@ -1,7 +1,5 @@
 """Measures SS2D on named shapes, a training step and inference for the command `benchmark`."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence

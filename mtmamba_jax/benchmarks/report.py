@@ -1,7 +1,5 @@
 """Prints the measurements of the command `benchmark` as tables and writes them as JSON."""
 
-from __future__ import annotations
-
 import datetime
 import importlib.metadata
 import json

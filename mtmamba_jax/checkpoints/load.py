@@ -1,7 +1,5 @@
 """Loads the trained model of a work directory."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, Literal
 

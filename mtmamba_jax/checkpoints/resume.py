@@ -4,8 +4,6 @@ Call `resume` before anything is saved. All processes of a run call it together;
 and deletes files.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar

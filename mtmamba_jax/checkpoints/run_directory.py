@@ -11,8 +11,6 @@
 It is a folder, or a place in a Google Cloud bucket (gs://BUCKET/NAME).
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import errno

@@ -1,7 +1,5 @@
 """Exclusive access to a work directory: one run writes there at a time."""
 
-from __future__ import annotations
-
 import contextlib
 import pathlib
 import secrets

@@ -1,7 +1,5 @@
 """Writes the checkpoints of a run while it trains."""
 
-from __future__ import annotations
-
 import contextlib
 import pathlib
 from collections.abc import Iterator, Mapping

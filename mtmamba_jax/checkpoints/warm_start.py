@@ -1,7 +1,5 @@
 """Initial weights from another run or from PyTorch: of the whole model, or of its encoder."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Mapping
 

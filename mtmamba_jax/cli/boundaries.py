@@ -1,7 +1,5 @@
 """The command `boundaries`."""
 
-from __future__ import annotations
-
 import argparse
 import pathlib
 

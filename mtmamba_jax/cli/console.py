@@ -1,7 +1,5 @@
 """Output and flags that several commands share."""
 
-from __future__ import annotations
-
 import argparse
 import pathlib
 import sys

@@ -1,7 +1,5 @@
 """The command `eval`."""
 
-from __future__ import annotations
-
 import argparse
 import collections
 import pathlib

@@ -1,7 +1,5 @@
 """The command `export`."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import pathlib

@@ -1,7 +1,5 @@
 """The commands and their flags."""
 
-from __future__ import annotations
-
 import argparse
 
 import mtmamba_jax

@@ -1,7 +1,5 @@
 """The command line: `python launch.py COMMAND`, installed as `mtmamba COMMAND`."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import logging

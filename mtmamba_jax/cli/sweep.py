@@ -1,7 +1,5 @@
 """The command `sweep`: trains the variants of a configuration."""
 
-from __future__ import annotations
-
 import argparse
 import shlex
 import signal

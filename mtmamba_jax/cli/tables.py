@@ -1,7 +1,5 @@
 """The command `tables`: prints the paper's tables."""
 
-from __future__ import annotations
-
 import argparse
 import pathlib
 import sys

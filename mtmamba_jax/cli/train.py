@@ -1,7 +1,5 @@
 """The command `train`."""
 
-from __future__ import annotations
-
 import argparse
 import signal
 import time

@@ -1,7 +1,5 @@
 """Loads a configuration by name or path and applies overrides of single keys."""
 
-from __future__ import annotations
-
 import ast
 import importlib.util
 import pathlib

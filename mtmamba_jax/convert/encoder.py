@@ -1,7 +1,5 @@
 """Conversion of a Swin encoder's weights from the state dicts of other code bases, and back."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 

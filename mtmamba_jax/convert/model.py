@@ -1,7 +1,5 @@
 """Conversion of a whole model's weights from the official PyTorch code, and back."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

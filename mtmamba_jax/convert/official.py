@@ -3,8 +3,6 @@
 Names in the rules of a block are relative to the block. A block outside a model has one task.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

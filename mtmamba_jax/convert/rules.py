@@ -6,8 +6,6 @@ sides exchanged, so one list of rules serves both directions. The rules of a blo
 the block and are combined with `nest`, as the modules are.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence

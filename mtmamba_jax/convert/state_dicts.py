@@ -1,7 +1,5 @@
 """Identifies the model in a PyTorch state dict by the names and shapes of its tensors."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping

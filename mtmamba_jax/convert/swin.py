@@ -1,7 +1,5 @@
 """Conversion rules of Swin encoders, whose weights four code bases name and arrange differently."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence

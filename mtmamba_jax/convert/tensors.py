@@ -1,7 +1,5 @@
 """Converts PyTorch tensors to parameters and back, given a list of rules."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 

@@ -3,8 +3,6 @@
 Code in a file is never executed: only the arrays of PyTorch's pickles are read.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

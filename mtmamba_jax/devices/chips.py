@@ -1,7 +1,5 @@
 """Peak rates and memory of accelerators, each as the device that JAX shows."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from mtmamba_jax.messages import GIB

@@ -1,7 +1,5 @@
 """Cache of compiled programs, so that a command starts at once the next time."""
 
-from __future__ import annotations
-
 import logging
 import os
 from typing import Any

@@ -1,7 +1,5 @@
 """Floating-point operations of a function: those of its matrix products and convolutions."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Runs of several processes: how they find each other, agree on values and fail together."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

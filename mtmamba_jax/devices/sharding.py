@@ -1,7 +1,5 @@
 """Sharding: the batch is split over all devices, large arrays of the state over some."""
 
-from __future__ import annotations
-
 import logging
 import math
 import re

@@ -1,7 +1,5 @@
 """Time and memory of compiled programs."""
 
-from __future__ import annotations
-
 import dataclasses
 import statistics
 import time

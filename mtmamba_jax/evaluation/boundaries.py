@@ -1,7 +1,5 @@
 """Scores the contours that a model predicts for its test set with the boundary benchmark."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence

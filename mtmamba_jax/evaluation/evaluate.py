@@ -1,7 +1,5 @@
 """Evaluates a model on the test set, and compares it with the best constant predictions."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 

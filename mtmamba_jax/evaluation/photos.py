@@ -1,7 +1,5 @@
 """Predicts files of photos: finds and reads them, and writes one folder for each."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence

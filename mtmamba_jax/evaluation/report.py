@@ -1,7 +1,5 @@
 """Formats what `eval` prints below its table of scores, and writes confusion matrices."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

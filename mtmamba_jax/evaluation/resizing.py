@@ -1,7 +1,5 @@
 """Resizes photos for the network, and its logits back to the size of the photo."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8

@@ -10,8 +10,6 @@ and the MATLAB tools for odsF are computed. (The official code truncates levels;
 rounded.)
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """Describes an artifact: its inputs and outputs, its scores and its origin."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Mapping
 

@@ -6,8 +6,6 @@ separate file and an argument of the program. As constants of the program, those
 come near the limit of the file format (FlatBuffers), 2 GB.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import pathlib

@@ -1,7 +1,5 @@
 """Converts PyTorch weights to a run or a weight file, for the command `convert`."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

@@ -1,7 +1,5 @@
 """Lock files that keep other processes out; freed when the process ends, however it ends."""
 
-from __future__ import annotations
-
 import contextlib
 import pathlib
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Helpers for local folders and Google Cloud buckets: atomic writes, free space, caches."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

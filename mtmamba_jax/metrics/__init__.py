@@ -1,7 +1,5 @@
 """Metrics of every kind of task; `base` explains how they are summed over a test set."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 from mtmamba_jax.messages import check_name

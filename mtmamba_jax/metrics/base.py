@@ -5,8 +5,6 @@ bits; `compute` turns sums into scores. Only sums are merged, so scores do not d
 test set is split into batches.
 """
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Mapping
 

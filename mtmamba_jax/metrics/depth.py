@@ -1,7 +1,5 @@
 """Metric of depth and disparity: absolute and relative errors over all pixels of the test set."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 import numpy as np
 

@@ -4,8 +4,6 @@ A contour that is one pixel off counts as wrong. The boundary benchmark's odsF, 
 contours within a distance, is in `mtmamba_jax.metrics.boundaries`.
 """
 
-from __future__ import annotations
-
 import jax
 import numpy as np
 

@@ -1,7 +1,5 @@
 """Scores across tasks: the main score of each task, and delta_m, their mean relative gain."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Metric of surface normals: angles between prediction and ground truth, in degrees."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 import numpy as np
 

@@ -1,7 +1,5 @@
 """Metric of saliency: the best F with beta^2 = 0.3 over 19 thresholds."""
 
-from __future__ import annotations
-
 import jax
 import numpy as np
 

@@ -1,7 +1,5 @@
 """Scores of a model on the test set, over all its tasks."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from mtmamba_jax.metrics import create_metric

@@ -1,7 +1,5 @@
 """Metric of segmentation: intersection over union, from the confusion matrix of the test set."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 import numpy as np
 

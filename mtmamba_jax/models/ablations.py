@@ -4,8 +4,6 @@ Details that the paper does not give (heads, windows, what remains beside a repl
 from its columns of parameters and FLOPs: see `tests/paper/test_tables.py`.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Mapping

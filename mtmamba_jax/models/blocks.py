@@ -3,8 +3,6 @@
 Every block runs all tasks at once: features are [t b h w c] and weights carry the axis t.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

@@ -1,7 +1,5 @@
 """The decoder: three stages, each doubling the resolution and mixing the tasks (Fig. 1)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import jax

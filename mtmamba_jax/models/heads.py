@@ -1,7 +1,5 @@
 """MTMamba's output heads: from decoder features to maps four times as fine (Section 3.5)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import jax.numpy as jnp

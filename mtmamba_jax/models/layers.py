@@ -1,7 +1,5 @@
 """Layers with one set of weights per task, stacked on a leading axis t."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

@@ -1,7 +1,5 @@
 """MTMamba and MTMamba++: an encoder, three decoder stages and a head for each task (Fig. 1)."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol

@@ -1,7 +1,5 @@
 """LayerNorm over channels, for one feature map and for all tasks' maps at once."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float

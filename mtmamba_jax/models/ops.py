@@ -3,8 +3,6 @@
 Each operation also registers how the paper counts its arithmetic; `paper.cost` reads the rules.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Sequence

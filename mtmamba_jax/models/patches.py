@@ -1,7 +1,5 @@
 """Changes of resolution: patch embedding, merging and expansion."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx

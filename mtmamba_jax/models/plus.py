@@ -1,7 +1,5 @@
 """MTMamba++'s cross-task block and heads, instead of MTMamba's (Lin et al., TPAMI 2025)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import jax

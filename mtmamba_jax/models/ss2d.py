@@ -1,7 +1,5 @@
 """SS2D: the selective scan of a feature map in four directions, and its projections."""
 
-from __future__ import annotations
-
 import math
 
 import jax

@@ -1,7 +1,5 @@
 """Swin Transformer encoder (Liu et al., ICCV 2021), as mmsegmentation builds it."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

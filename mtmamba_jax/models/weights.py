@@ -1,7 +1,5 @@
 """A model's weights: learned parameters, and the statistics that BatchNorm gathers."""
 
-from __future__ import annotations
-
 from flax import nnx
 
 WEIGHTS = nnx.Any(nnx.Param, nnx.BatchStat)

@@ -1,7 +1,5 @@
 """Attention windows of Swin: cutting maps into them, and which pixels of one belong together."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -14,8 +14,6 @@ so nothing is allocated or compiled. Products of weights alone are not counted: 
 multiply some weights with each other to avoid larger products with features.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

@@ -1,7 +1,5 @@
 """Tabulates the models' parameters and FLOPs beside the figures that the paper prints."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 

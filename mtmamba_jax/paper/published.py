@@ -1,7 +1,5 @@
 """The paper's Tables 2 to 6 as printed (Lin et al., ECCV 2024, section 4.3), all on NYUDv2."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 

@@ -6,8 +6,6 @@ lines, with four runs (two tasks, two seeds), two and two. The same sweep with a
 forms a second table, and then both titles show `optimizer.learning_rate`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence

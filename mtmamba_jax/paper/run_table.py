@@ -1,7 +1,5 @@
 """Fills in one of the paper's tables with the scores of finished runs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 from mtmamba_jax.messages import short

@@ -1,7 +1,5 @@
 """Finds the runs in a folder, and the scores of the finished ones."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -1,7 +1,5 @@
 """Lists the runs of a sweep: variants of a configuration, each trained with every seed."""
 
-from __future__ import annotations
-
 import dataclasses
 import fnmatch
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Formats tables of text and of means with standard deviations as Markdown, CSV or LaTeX."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import io

@@ -1,7 +1,5 @@
 """Counts the communication between devices in the text (HLO) of a compiled program."""
 
-from __future__ import annotations
-
 import math
 import re
 

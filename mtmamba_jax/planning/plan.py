@@ -3,8 +3,6 @@
 The training step or the prediction is lowered from shapes and compiled for the topology.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import time

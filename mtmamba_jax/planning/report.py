@@ -1,7 +1,5 @@
 """Prints the results of the command `plan` as text or JSON."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from mtmamba_jax.benchmarks.programs import Record

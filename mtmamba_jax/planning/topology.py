@@ -1,7 +1,5 @@
 """Devices to compile for that this machine does not have, such as `v5e:4x4` or `h200:8`."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import re

@@ -1,7 +1,5 @@
 """Measures the speed of a run: time per step, waiting for input, utilisation of the devices."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import time
 

@@ -1,7 +1,5 @@
 """Gradient norms of the parts of a model: the encoder, each task's decoder and what tasks share."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The training loop: steps, and the logging, evaluation and saving between them."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 

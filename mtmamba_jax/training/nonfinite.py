@@ -1,7 +1,5 @@
 """Losses and gradients that are not finite: reports them and stops the run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 

@@ -1,7 +1,5 @@
 """AdamW with the polynomial learning-rate schedule of the published recipe."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

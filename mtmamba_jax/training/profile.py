@@ -1,7 +1,5 @@
 """Traces some steps of a run, for TensorBoard's profiler or Perfetto."""
 
-from __future__ import annotations
-
 import pathlib
 import re
 

@@ -1,7 +1,5 @@
 """Reports a run's numbers: on the terminal, to TensorBoard and as JSON lines."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """One training step as a single jitted function."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 

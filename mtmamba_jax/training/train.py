@@ -1,7 +1,5 @@
 """Assembles a training run, from its configuration to its best checkpoint."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import signal

@@ -4,8 +4,6 @@ White is correct, darker red is worse, and ignored pixels keep the colour they h
 title that comes with an error map explains its colours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import numpy as np

@@ -4,8 +4,6 @@ A feature has many channels; what is drawn is their mean absolute value at each 
 principal component it has no arbitrary sign, and it does not depend on the other images of a batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 import cv2

@@ -1,7 +1,5 @@
 """Draws panels: one image with the prediction, label and error of every task."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Renders task maps as RGB images, and arranges images in titled grids."""
 
-from __future__ import annotations
-
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence

@@ -4,8 +4,6 @@ File formats, value ranges and the entropy of photos and labels match the publis
 images show random regions with texture and noise.
 """
 
-from __future__ import annotations
-
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence

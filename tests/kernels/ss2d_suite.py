@@ -1,7 +1,5 @@
 """Tests that every backend of SS2D must pass: its test class inherits `SS2DSuite`."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

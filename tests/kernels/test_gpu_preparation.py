@@ -1,7 +1,5 @@
 """What the GPU backend does in plain JAX before and after its kernels; runs on any machine."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """The GPU backend: results on a Hopper GPU, and lowering for CUDA on any machine."""
 
-from __future__ import annotations
-
 import functools
 import logging
 

@@ -1,7 +1,5 @@
 """The TPU backend: results in the interpreter or on a TPU, and how it cuts images into tiles."""
 
-from __future__ import annotations
-
 import jax
 import pytest
 from jax.experimental.pallas import tpu as pltpu

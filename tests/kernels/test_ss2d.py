@@ -1,7 +1,5 @@
 """The XLA backend, and the dispatch and argument checks of `ss2d`."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

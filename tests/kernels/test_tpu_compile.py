@@ -3,8 +3,6 @@
 A sample runs with the suite; `python -m pytest -m tpu_compile` runs everything.
 """
 
-from __future__ import annotations
-
 import collections
 import functools
 import importlib.util

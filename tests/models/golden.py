@@ -1,7 +1,5 @@
 """Golden arrays of the official model on small random cases, and helpers to run modules."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Callable
 

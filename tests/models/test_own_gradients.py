@@ -1,7 +1,5 @@
 """Hand-written gradients agree with JAX's gradients of the plain formulas."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -6,8 +6,6 @@ Trains the tiny model once without interruption and once with `kill -9`; every s
 command. The seed repeats the moments, as far as the machine's pace is the same.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import itertools

@@ -1,7 +1,5 @@
 """The processes of one run, each killed at a moment of its own."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import os

@@ -5,8 +5,6 @@ gtFine/{train,val}/CITY/ID_gtFine_labelIds.png     label IDs, of which 19 are tr
 disparity/{train,val}/CITY/ID_disparity.png        16 bits: 256 d + 1; 0: not measured
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import numpy as np

@@ -8,8 +8,6 @@ depth/ID.npy          metres, float32; 0: not measured
 gt_sets/{train,val}.txt
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import numpy as np

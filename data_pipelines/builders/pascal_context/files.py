@@ -12,8 +12,6 @@ ImageSets/Parts/{train,val}.txt        JSON, {ID: classes of the objects in the 
                                        as are its entries: the annotation is read instead
 """
 
-from __future__ import annotations
-
 import json
 import pathlib
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """Lowers SS2D and its gradients for a TPU that need not be attached."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import os

@@ -7,8 +7,6 @@ TPU is needed. The whole-image `associative_scan` has an advantage: it runs one 
 others run all.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 import sys

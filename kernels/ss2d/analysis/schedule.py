@@ -8,8 +8,6 @@ for rows and for columns, the larger figures are shown. Spills are registers tha
 inner loop writes to memory or reads back.
 """
 
-from __future__ import annotations
-
 import os
 import pathlib
 import re

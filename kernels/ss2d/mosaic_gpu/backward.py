@@ -1,7 +1,5 @@
 """The backward GPU kernel; shape letters are those of `program.py`."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Iterable

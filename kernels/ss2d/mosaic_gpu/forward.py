@@ -1,7 +1,5 @@
 """The forward GPU kernel; shape letters are those of `program.py`."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

@@ -10,8 +10,6 @@ whole reading order, c channels of a block. A block's channels have the shape [w
 group_channels], its states [warps 16 groups group_channels].
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence

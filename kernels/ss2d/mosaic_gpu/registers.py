@@ -7,8 +7,6 @@ a row, and a right matrix of ones and zeros adds them: one instruction for four 
 eight exchanges between lanes and eight additions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import cast
 

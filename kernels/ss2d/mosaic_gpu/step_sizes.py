@@ -7,8 +7,6 @@ float32, so a float32 array is split into a sum of bfloat16 parts, whose product
 columns of the same matrix product; so is the bias.
 """
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl

@@ -3,8 +3,6 @@
 Shape letters are those of `program.py`.
 """
 
-from __future__ import annotations
-
 import functools
 
 import jax

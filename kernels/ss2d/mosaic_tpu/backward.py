@@ -1,7 +1,5 @@
 """The backward TPU kernel; shape letters are those of `tiling.py`."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

@@ -5,8 +5,6 @@ channels, tiles m). An image's tiles are read in sequence; the other axes may be
 counts the tiling's directions in results, the call's directions in arguments.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import jax

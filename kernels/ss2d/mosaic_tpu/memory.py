@@ -1,7 +1,5 @@
 """Computes how much VMEM the TPU kernels need; shape letters are those of `tiling.py`."""
 
-from __future__ import annotations
-
 import math
 
 import jax.numpy as jnp

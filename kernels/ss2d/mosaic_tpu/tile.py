@@ -7,8 +7,6 @@ row with all lanes but one set to zero, times a matrix of ones, has that lane's 
 (`spread_columns`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 
 import jax.numpy as jnp

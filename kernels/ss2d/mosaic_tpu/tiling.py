@@ -9,8 +9,6 @@ Letters: m tiles of an image, c lanes of a pixel's maps, p pixels of a tile, f b
 channels, e groups of 8 states.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

@@ -11,8 +11,6 @@ set and `folders` scores saved predictions (the command `boundaries`).
 `mtmamba_jax.evaluation.boundaries` scores a model (the command `eval`).
 """
 
-from __future__ import annotations
-
 from mtmamba_jax.metrics.boundaries.contours import contour_of_regions, suppress, thin
 from mtmamba_jax.metrics.boundaries.counts import MAX_DISTANCE, THRESHOLDS, count_matches
 from mtmamba_jax.metrics.boundaries.scores import (

@@ -1,7 +1,5 @@
 """Prepares maps for contour matching: non-maximum suppression, thinning, contours of regions."""
 
-from __future__ import annotations
-
 import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt8
 from scipy import ndimage

@@ -1,7 +1,5 @@
 """Counts how many contour pixels of one image match at each threshold."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

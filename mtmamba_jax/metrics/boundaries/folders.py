@@ -1,7 +1,5 @@
 """Scores folders of predictions: which images count, and their counts from worker processes."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 

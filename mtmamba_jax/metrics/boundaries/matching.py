@@ -21,8 +21,6 @@ after 240 s of wall-clock time:
 | noise, noise predicted: the worst case  |             4,853,578 | 36.5 |         stopped |
 """
 
-from __future__ import annotations
-
 import numpy as np
 from jaxtyping import Bool
 from scipy import sparse

@@ -1,7 +1,5 @@
 """Writes a test set's boundary scores and precision-recall curve to files."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Mapping

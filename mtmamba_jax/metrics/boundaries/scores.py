@@ -4,8 +4,6 @@ As in `mtmamba_jax.metrics`, sums over single images are merged and scores are c
 sums, so they do not depend on the order of images or on how the work was divided.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
