@@ -17,7 +17,7 @@ from mtmamba_jax.convert.state_dicts import (
     identify,
     size_name,
 )
-from mtmamba_jax.convert.swin import FAMILIES, table_window
+from mtmamba_jax.convert.swin import FAMILIES, INDEX, TABLE, table_window
 from mtmamba_jax.convert.tensors import from_tensors, to_tensors
 from mtmamba_jax.models.norm import LayerNorm
 from mtmamba_jax.models.swin import Swin
@@ -34,15 +34,14 @@ def encoder_from_torch(state_dict: Mapping[str, np.ndarray], encoder: Swin) -> n
 
     Args:
       state_dict: Arrays by tensor name; float16, bfloat16 and float64 are cast to float32.
-      encoder: The encoder. It may be abstract (`nnx.eval_shape`) and is not modified.
+      encoder: It may be abstract (`nnx.eval_shape`) and is not modified.
 
     Raises:
       ValueError: There is no encoder, the encoder has another size, or names, shapes or values do
         not fit. The message lists them.
     """
     contents = identify(state_dict)
-    naming = contents.naming
-    if naming is None:
+    if (naming := contents.naming) is None:
         raise ValueError(f"The state dict holds {contents}; expected a Swin encoder.")
     check_size(contents, encoder)
     return from_tensors(
@@ -61,7 +60,6 @@ def encoder_to_torch(
     """Returns an encoder's weights as a state dict of another code base.
 
     Args:
-      encoder: The encoder.
       naming: Key of `FAMILIES`, or the result of `find_naming` for a state dict. Those of
         classifiers ("timm", "microsoft") have no LayerNorm for the first three outputs.
 
@@ -69,11 +67,8 @@ def encoder_to_torch(
       ValueError: The family is unknown, or it has no names for norms that are not the identity.
     """
     naming = default_naming(naming) if isinstance(naming, str) else naming
-    lost = [
-        f"norms.{i}"
-        for i, name in enumerate(naming.norms)
-        if name is None and not _is_identity(encoder.norms[i])
-    ]
+    nameless = [i for i, name in enumerate(naming.norms) if name is None]
+    lost = [f"norms.{i}" for i in nameless if not _is_identity(encoder.norms[i])]
     if lost:
         raise ValueError(
             f"{naming.family} has no names for {', '.join(lost)} of the encoder, which are not the "
@@ -106,7 +101,7 @@ def resample_positions(
     tensors: Mapping[str, np.ndarray], encoder: Swin, naming: Naming
 ) -> dict[str, np.ndarray]:
     """Returns the tensors with position bias tables resampled for the windows of an encoder."""
-    family = FAMILIES[naming.family]
+    positions = FAMILIES[naming.family].positions
     resampled = dict(tensors)
     shapes = {
         (i, j): block.attention.position_bias.shape
@@ -120,30 +115,22 @@ def resample_positions(
         same_heads = (side**2, *shapes.get(place, ())[1:])
         if table.shape == same_heads != shapes[place]:
             resampled[name] = resample_table(table, table_window(shapes[place]))
-            resampled.pop(name.removesuffix(family.position) + family.index, None)
+            resampled.pop(name.removesuffix(positions + TABLE) + positions + INDEX, None)
     return resampled
 
 
 def resample_table(
     table: Float[np.ndarray, "offsets heads"], window: int
 ) -> Float[np.ndarray, "resampled heads"]:
-    """Resamples a relative position bias table [(2 * side - 1)^2 heads] to another window.
+    """Resamples a relative position bias table [(2 * side - 1)^2 heads] to a window, in float32.
 
     The interpolation is bicubic between offsets at the same relative place in the window, as in
     PyTorch's `F.interpolate` (a = -0.75, half-pixel centres), with which the authors of Swin
     transfer tables.
-
-    Args:
-      table: The table.
-      window: Side of the new window.
-
-    Returns:
-      The table of the new window, float32.
     """
     old, new = 2 * table_window(table.shape) - 1, 2 * window - 1
     maps = table.astype(np.float32).reshape(old, old, -1)
-    by_head = [
-        cv2.resize(maps[..., head], (new, new), interpolation=cv2.INTER_CUBIC)
-        for head in range(maps.shape[-1])
+    heads = [
+        cv2.resize(m, (new, new), interpolation=cv2.INTER_CUBIC) for m in np.moveaxis(maps, -1, 0)
     ]
-    return np.stack(by_head, -1).reshape(new**2, -1)
+    return np.stack(heads, -1).reshape(new**2, -1)

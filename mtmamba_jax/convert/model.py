@@ -22,8 +22,6 @@ from mtmamba_jax.models.blocks import STM
 from mtmamba_jax.models.mtmamba import MTMamba
 from mtmamba_jax.models.swin import Swin
 
-BACKBONE = "backbone."
-
 
 def from_torch(state_dict: Mapping[str, np.ndarray], model: nnx.Module) -> nnx.State:
     """Converts a PyTorch state dict to a model's weights; `nnx.update` loads the result.
@@ -79,13 +77,11 @@ def to_torch(model: nnx.Module, naming: str | Naming = "mmsegmentation") -> dict
 
     Tasks are concatenated in the official order, and names are sorted. The state dict includes the
     buffers that PyTorch saves, except for attention masks, which follow from the image size.
+    Arrays are in PyTorch's arrangement: float32, and int64 for indices and counters.
 
     Args:
       model: An `MTMamba` or `MTMambaPlus` with a `Swin`, or a `Swin` alone.
       naming: Names for a `Swin` alone, see `encoder_to_torch`.
-
-    Returns:
-      Arrays by tensor name, in PyTorch's arrangement: float32, and int64 for indices and counters.
 
     Raises:
       ValueError: There are no names for some weights of a `Swin`.
@@ -130,6 +126,6 @@ def find_official_model(model: nnx.Module) -> OfficialModel:
 def model_rules(official: OfficialModel) -> tuple[Rule, ...]:
     """Returns the rules of a whole model of the official code."""
     family = FAMILIES["mmsegmentation"]
-    norms = [BACKBONE + name for name in family.output_norms]
-    encoder = swin_rules(family, norms, prefix=BACKBONE)
+    norms = [f"backbone.{name}" for name in family.output_norms]
+    encoder = swin_rules(family, norms, prefix="backbone.")
     return (*nest(encoder, r"encoder\.", ""), *official.decoder_rules)

@@ -81,7 +81,7 @@ def nest(rules: Sequence[Rule], path: str, name: str) -> tuple[Rule, ...]:
     """Returns the rules of a submodule as rules of the module that contains it.
 
     Args:
-      rules: Sequence[Rule] of the submodule.
+      rules: Rules of the submodule.
       path: Regular expression that comes before the paths here.
       name: Text that comes before the names in PyTorch. `\\1` is the first group of `path`.
     """
@@ -108,8 +108,8 @@ class BoundRule:
     Attributes:
       rule: The rule.
       tasks: Number of tasks.
-      names: Names of the tensors, in the order in which they are stacked.
-      keys: Paths of the parameters, in the order in which they are stacked.
+      names: Tensor names, in the order of stacking.
+      keys: Paths of the parameters, in the order of stacking.
       order: Position of each task in a tensor that concatenates all tasks.
     """
 
@@ -122,7 +122,8 @@ class BoundRule:
     def to_parameters(self, tensors: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Converts tensors to parameters."""
         theirs, ours = self.rule.pattern.split(" -> ")
-        array = self._rearrange(_stack(tensors, theirs, ("t", "part")), theirs, ours)
+        stacks = theirs.startswith(("t ", "part "))
+        array = self._rearrange(np.stack(tensors) if stacks else tensors[0], theirs, ours)
         if self._concatenates_tasks:
             array = array[list(self.order)]
         return list(array) if ours.startswith("part ") else [array]
@@ -135,7 +136,8 @@ class BoundRule:
 
     def _to_tensors(self, parameters: Sequence[np.ndarray]) -> list[np.ndarray]:
         theirs, ours = self.rule.pattern.split(" -> ")
-        array = self._rearrange(_stack(parameters, ours, ("part",)), ours, theirs)
+        stacks = ours.startswith("part ")
+        array = self._rearrange(np.stack(parameters) if stacks else parameters[0], ours, theirs)
         return list(array) if theirs.startswith(("t ", "part ")) else [array]
 
     @property
@@ -155,21 +157,17 @@ class BoundRule:
         return rearrange(array, f"{source} -> {target}", **sizes)
 
 
-def _stack(arrays: Sequence[np.ndarray], side: str, axes: Sequence[str]) -> np.ndarray:
-    return np.stack(arrays) if side.split(" ")[0] in axes else arrays[0]
-
-
 def bind(
     parameters: Iterable[Path],
     rules: Sequence[Rule],
     tasks: Sequence[str],
     order: Sequence[str] | None = None,
 ) -> tuple[list[BoundRule], list[str]]:
-    """Returns the rules that apply to a model, and the paths of parameters without a rule.
+    """Returns the rules that apply to parameters, and the paths of parameters without a rule.
 
     Args:
-      parameters: Paths of the parameters.
-      rules: Sequence[Rule] of the model.
+      parameters: Paths of a model's parameters.
+      rules: The model's rules.
       tasks: Names of the stacked tasks, in the model's order.
       order: The same tasks, in the order of tensors that concatenate them. By default the model's.
     """
@@ -177,12 +175,11 @@ def bind(
     matches: dict[tuple[int, tuple[str, ...]], dict[int, Path]] = {}
     unmatched = []
     for keys in parameters:
-        found = _find_rule(join_path(keys), rules, tasks)
-        if found is None:
-            unmatched.append(join_path(keys))
-        else:
+        if found := _find_rule(join_path(keys), rules, tasks):
             index, part, names = found
             matches.setdefault((index, names), {})[part] = keys
+        else:
+            unmatched.append(join_path(keys))
     bound = []
     for (index, names), parts in matches.items():
         keys = tuple(parts[part] for part in sorted(parts))
@@ -199,8 +196,7 @@ def _find_rule(
     """Returns the index of a parameter's rule, the index in its paths, and the tensor names."""
     for index, each in enumerate(rules):
         for part, pattern in enumerate(() if each.compute else each.paths):
-            match = re.fullmatch(pattern, path)
-            if match:
+            if match := re.fullmatch(pattern, path):
                 names = [
                     _expand_name(name, match, task)
                     for name in each.names

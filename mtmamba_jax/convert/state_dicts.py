@@ -2,13 +2,13 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
 from mtmamba_jax.convert.official import OFFICIAL_MODELS, TASK_ORDER, OfficialModel
 from mtmamba_jax.convert.rules import TASK_NAMES, Rule
-from mtmamba_jax.convert.swin import FAMILIES, swin_rules, table_window
+from mtmamba_jax.convert.swin import FAMILIES, INDEX, TABLE, swin_rules, table_window
 from mtmamba_jax.messages import check_name, shortened
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin, SwinSize
 
@@ -32,8 +32,9 @@ class Naming:
     @property
     def rules(self) -> tuple[Rule, ...]:
         """Conversion rules of the encoder."""
-        family = FAMILIES[self.family]
-        return swin_rules(family, self.norms, prefix=self.prefix, has_index=self.has_index)
+        return swin_rules(
+            FAMILIES[self.family], self.norms, prefix=self.prefix, has_index=self.has_index
+        )
 
     @property
     def skipped_tensors(self) -> tuple[str, ...]:
@@ -53,9 +54,16 @@ class Naming:
         """Regular expressions of the encoder's parameters that have no tensor."""
         return tuple(rf"norms\.{i}\..*" for i, name in enumerate(self.norms) if name is None)
 
+    @property
+    def block_pattern(self) -> str:
+        """Regular expression of the beginning of a block's names, with groups for the indices."""
+        return re.escape(self.prefix + FAMILIES[self.family].stages) + r"\.(\d+)\.blocks\.(\d+)\."
+
     def find_tables(self, names: Iterable[str]) -> dict[str, tuple[int, int]]:
         """Returns the stage and block of each name that is a position bias table."""
-        return _find_tables(self.family, names, self.prefix)
+        pattern = self.block_pattern + re.escape(FAMILIES[self.family].positions + TABLE)
+        matches = ((name, re.fullmatch(pattern, name)) for name in names)
+        return {name: (int(m[1]), int(m[2])) for name, m in matches if m}
 
 
 def default_naming(family: str) -> Naming:
@@ -66,9 +74,9 @@ def default_naming(family: str) -> Naming:
     """
     check_name("family of Swin encoders", family, FAMILIES)
     names = FAMILIES[family]
-    if names.classifier:
-        return Naming(family, (None, None, None, names.last_norm))
-    return Naming(family, names.output_norms)
+    return Naming(
+        family, (None, None, None, names.last_norm) if names.classifier else names.output_norms
+    )
 
 
 def find_naming(tensors: Iterable[str]) -> Naming:
@@ -79,40 +87,35 @@ def find_naming(tensors: Iterable[str]) -> Naming:
         were searched for.
     """
     names = set(tensors)
-    found = [
-        (family, prefix)
+    found = [naming for family in FAMILIES for naming in _find_family(family, names)]
+    if len(found) == 1:
+        return found[0]
+    searched = "\n  ".join(
+        f"{family}: {each.embedding[0]}.weight, {each.stages}.0.blocks.0.{each.positions}{TABLE}"
         for family, each in FAMILIES.items()
-        for prefix in _find_prefixes(f"{each.embedding}.weight", names)
-        if _find_tables(family, names, prefix) and _has_mergings(family, names, prefix)
-    ]
-    if len(found) != 1:
-        searched = "\n  ".join(
-            f"{family}: {each.embedding}.weight, {each.block}{each.position}".replace(
-                r"\1", "0"
-            ).replace(r"\2", "0")
-            for family, each in FAMILIES.items()
-        )
-        got = " and ".join(f"{family} at {prefix!r}" for family, prefix in found)
-        got = got or shortened(sorted(names), 3) or "no names"
-        raise ValueError(
-            "Expected a state dict with one Swin encoder, whose names after any prefix are those of"
-            f"\n  {searched}\nGot {got}."
-        )
-    family, prefix = found[0]
-    has_index = any(name.endswith(FAMILIES[family].index) for name in names)
-    return Naming(family, _find_norms(family, names, prefix), prefix, has_index)
+    )
+    got = " and ".join(f"{each.family} at {each.prefix!r}" for each in found)
+    got = got or shortened(sorted(names), 3) or "no names"
+    raise ValueError(
+        "Expected a state dict with one Swin encoder, whose names after any prefix are those of"
+        f"\n  {searched}\nGot {got}."
+    )
 
 
-def _find_prefixes(end: str, names: Iterable[str]) -> list[str]:
-    matches = (re.fullmatch(rf"(.*\.|){re.escape(end)}", name) for name in names)
-    return sorted(m[1] for m in matches if m)
-
-
-def _has_mergings(family: str, names: Iterable[str], prefix: str) -> bool:
-    """Distinguishes timm from Microsoft, whose names differ only in the place of the mergings."""
-    last = prefix + FAMILIES["timm"].mergings[-1]
-    is_timm = any(name.startswith(last) for name in names)
-    return family not in ("timm", "microsoft") or is_timm == (family == "timm")
+def _find_family(family: str, names: set[str]) -> Iterator[Naming]:
+    """Yields the naming of each encoder with the names of a family."""
+    names_of = FAMILIES[family]
+    embedding = re.escape(names_of.embedding[0])
+    matches = (re.fullmatch(rf"(.*\.|){embedding}\.weight", name) for name in names)
+    for prefix in sorted(m[1] for m in matches if m):
+        # Timm differs from Microsoft only in the place of the mergings.
+        is_timm = any(name.startswith(f"{prefix}layers.3.downsample") for name in names)
+        if family in ("timm", "microsoft") and is_timm != (family == "timm"):
+            continue
+        has_index = any(name.endswith(names_of.positions + INDEX) for name in names)
+        naming = Naming(family, _find_norms(family, names, prefix), prefix, has_index)
+        if naming.find_tables(names):
+            yield naming
 
 
 def _find_norms(family: str, names: set[str], prefix: str) -> tuple[str | None, ...]:
@@ -126,18 +129,6 @@ def _find_norms(family: str, names: set[str], prefix: str) -> tuple[str | None, 
         if present[3]:
             return (None, None, None, norms[3])
     return (None, None, None, prefix + FAMILIES[family].last_norm)
-
-
-def _find_tables(family: str, names: Iterable[str], prefix: str) -> dict[str, tuple[int, int]]:
-    each = FAMILIES[family]
-    pattern = _block_pattern(prefix + each.block) + re.escape(each.position)
-    matches = ((name, re.fullmatch(pattern, name)) for name in names)
-    return {name: (int(m[1]), int(m[2])) for name, m in matches if m}
-
-
-def _block_pattern(block: str) -> str:
-    """Returns a regular expression with groups for the stage and the block."""
-    return re.escape(block).replace(r"\\1", r"(\d+)").replace(r"\\2", r"(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,10 +167,8 @@ def identify(tensors: Mapping[str, np.ndarray]) -> Contents:
     Raises:
       ValueError: The state dict has neither a model of the official code nor one Swin encoder.
     """
-    official = next(
-        (each for each in OFFICIAL_MODELS if any(name.startswith(each.mark) for name in tensors)),
-        None,
-    )
+    found = (each for each in OFFICIAL_MODELS if any(n.startswith(each.mark) for n in tensors))
+    official = next(found, None)
     try:
         naming = find_naming(tensors)
     except ValueError as error:
@@ -239,14 +228,13 @@ def sort_tasks(tasks: Iterable[str]) -> tuple[str, ...]:
 
 def find_size(tensors: Mapping[str, np.ndarray], naming: Naming) -> SwinSize | None:
     """Returns the size of the encoder in a state dict, or None if shapes do not determine it."""
-    family = FAMILIES[naming.family]
     tables = {place: np.shape(tensors[n]) for n, place in naming.find_tables(tensors).items()}
-    embedding = np.shape(tensors[f"{naming.prefix}{family.embedding}.weight"])
+    embedding = np.shape(tensors[f"{naming.prefix}{FAMILIES[naming.family].embedding[0]}.weight"])
     firsts = [tables.get((stage, 0), ()) for stage in range(4)]
     if not embedding or any(len(shape) != 2 for shape in firsts):
         return None
-    pattern = _block_pattern(naming.prefix + family.block)
-    blocks = {(int(m[1]), int(m[2])) for m in (re.match(pattern, name) for name in tensors) if m}
+    matches = (re.match(naming.block_pattern, name) for name in tensors)
+    blocks = {(int(m[1]), int(m[2])) for m in matches if m}
     size = SwinSize(
         embedding[0],
         # The number of blocks, not the largest index: a name may have any number in it.

@@ -15,127 +15,81 @@ COLUMNS = ("(w h c)", "(h w c)", {"h": 2, "w": 2})
 row by row. `UNFOLD` is that of nn.Unfold, the four pixels of each channel; `COLUMNS` has the
 channels of pixels (0,0) (1,0) (0,1) (1,1)."""
 
+TABLE, INDEX = "relative_position_bias_table", "relative_position_index"
+
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Names of a code base for the parts of a Swin encoder. Those in a block are relative to it.
+    """Names of a code base for the parts of a Swin encoder, by default Microsoft's.
 
     Attributes:
-      embedding: Convolution of the patch embedding.
-      embedding_norm: LayerNorm of the patch embedding.
-      block: A block, where `\\1` is the stage and `\\2` the index of the block.
-      norm_1: LayerNorm before the attention.
-      norm_2: LayerNorm before the MLP.
+      embedding: Convolution and LayerNorm of the patch embedding.
+      stages: Folder of the stages. Names in a block are relative to `STAGES.i.blocks.j.`.
+      norms: LayerNorms of a block, before the attention and before the MLP.
       qkv: Query, key and value: one matrix or three.
       projection: Output projection of the attention.
-      position: Relative position bias table.
-      index: Relative position index, which some versions save.
-      mlp_in: First layer of the MLP.
-      mlp_out: Second layer of the MLP.
-      mergings: The three patch mergings, in order.
-      merged: Order of their 4c channels, `UNFOLD` or `COLUMNS`.
+      positions: Prefix of `TABLE` and of `INDEX`, which some versions save.
+      mlp: Both layers of the MLP.
+      merging: Index of the first of three stages with a patch merging, `STAGES.i.downsample`.
+      merged: Order of the 4c channels of patch mergings, `UNFOLD` or `COLUMNS`.
       output_norms: LayerNorms of the four outputs.
       last_norm: LayerNorm of the last output, in classifiers.
       classifier: Whether the published files are classifiers.
       skipped: Regular expressions of tensors that are not part of a feature encoder.
     """
 
-    embedding: str
-    embedding_norm: str
-    block: str
-    norm_1: str
-    norm_2: str
-    qkv: tuple[str, ...]
-    projection: str
-    position: str
-    index: str
-    mlp_in: str
-    mlp_out: str
-    mergings: tuple[str, ...]
-    merged: tuple[str, str, Mapping[str, int]]
-    output_norms: tuple[str, ...]
-    last_norm: str
-    classifier: bool
-    skipped: tuple[str, ...]
-
-
-_MMSEGMENTATION = Family(
-    embedding="patch_embed.projection",
-    embedding_norm="patch_embed.norm",
-    block=r"stages.\1.blocks.\2.",
-    norm_1="norm1",
-    norm_2="norm2",
-    qkv=("attn.w_msa.qkv",),
-    projection="attn.w_msa.proj",
-    position="attn.w_msa.relative_position_bias_table",
-    index="attn.w_msa.relative_position_index",
-    mlp_in="ffn.layers.0.0",
-    mlp_out="ffn.layers.1",
-    mergings=tuple(f"stages.{i}.downsample" for i in range(3)),
-    merged=UNFOLD,
-    output_norms=tuple(f"norm{i}" for i in range(4)),
-    last_norm="norm",
-    classifier=False,
-    # Masks, in files that its converter made from Microsoft's, are for one image size.
-    skipped=(r"head\..*", r"stages\.\d+\.blocks\.\d+\.attn_mask"),
-)
-_MICROSOFT = Family(
-    embedding="patch_embed.proj",
-    embedding_norm="patch_embed.norm",
-    block=r"layers.\1.blocks.\2.",
-    norm_1="norm1",
-    norm_2="norm2",
-    qkv=("attn.qkv",),
-    projection="attn.proj",
-    position="attn.relative_position_bias_table",
-    index="attn.relative_position_index",
-    mlp_in="mlp.fc1",
-    mlp_out="mlp.fc2",
-    mergings=tuple(f"layers.{i}.downsample" for i in range(3)),
-    merged=COLUMNS,
-    output_norms=tuple(f"norm{i}" for i in range(4)),  # in its detection repository
-    last_norm="norm",
-    classifier=True,
+    embedding: tuple[str, str] = ("patch_embed.proj", "patch_embed.norm")
+    stages: str = "layers"
+    norms: tuple[str, str] = ("norm1", "norm2")
+    qkv: tuple[str, ...] = ("attn.qkv",)
+    projection: str = "attn.proj"
+    positions: str = "attn."
+    mlp: tuple[str, str] = ("mlp.fc1", "mlp.fc2")
+    merging: int = 0
+    merged: tuple[str, str, Mapping[str, int]] = COLUMNS
+    output_norms: tuple[str, ...] = ("norm0", "norm1", "norm2", "norm3")  # its detection repository
+    last_norm: str = "norm"
+    classifier: bool = False
     # Masks are for the one image size that the network was built for.
-    skipped=(r"head\..*", r"layers\.\d+\.blocks\.\d+\.attn_mask"),
-)
+    skipped: tuple[str, ...] = (r"head\..*", r"layers\.\d+\.blocks\.\d+\.attn_mask")
+
+
 _HUGGINGFACE = Family(
-    embedding="embeddings.patch_embeddings.projection",
-    embedding_norm="embeddings.norm",
-    block=r"encoder.layers.\1.blocks.\2.",
-    norm_1="layernorm_before",
-    norm_2="layernorm_after",
+    embedding=("embeddings.patch_embeddings.projection", "embeddings.norm"),
+    stages="encoder.layers",
+    norms=("layernorm_before", "layernorm_after"),
     qkv=("attention.self.query", "attention.self.key", "attention.self.value"),
     projection="attention.output.dense",
-    position="attention.self.relative_position_bias_table",
-    index="attention.self.relative_position_index",
-    mlp_in="intermediate.dense",
-    mlp_out="output.dense",
-    mergings=tuple(f"encoder.layers.{i}.downsample" for i in range(3)),
-    merged=COLUMNS,
+    positions="attention.self.",
+    mlp=("intermediate.dense", "output.dense"),
     output_norms=tuple(f"hidden_states_norms.stage{i}" for i in range(1, 5)),
     last_norm="layernorm",
-    classifier=False,
     # `SwinBackbone.save_pretrained` (transformers 5) writes its unused last norm below `swin.`.
     skipped=(r"classifier\..*", r"embeddings\.mask_token", r"swin\.layernorm\.(weight|bias)"),
 )
 
 FAMILIES: Mapping[str, Family] = {
-    "mmsegmentation": _MMSEGMENTATION,
-    "microsoft": _MICROSOFT,  # also timm before version 0.8
-    "timm": dataclasses.replace(
-        _MICROSOFT, mergings=tuple(f"layers.{i}.downsample" for i in range(1, 4))
+    "mmsegmentation": Family(
+        embedding=("patch_embed.projection", "patch_embed.norm"),
+        stages="stages",
+        qkv=("attn.w_msa.qkv",),
+        projection="attn.w_msa.proj",
+        positions="attn.w_msa.",
+        mlp=("ffn.layers.0.0", "ffn.layers.1"),
+        merged=UNFOLD,
+        # Masks, in files that its converter made from Microsoft's, are for one image size.
+        skipped=(r"head\..*", r"stages\.\d+\.blocks\.\d+\.attn_mask"),
     ),
+    "microsoft": Family(classifier=True),  # also timm before version 0.8
+    "timm": Family(classifier=True, merging=1),
     "huggingface": _HUGGINGFACE,
     # Names of modules since transformers 5; files keep those above.
     "huggingface_5": dataclasses.replace(
         _HUGGINGFACE,
         qkv=("attention.q_proj", "attention.k_proj", "attention.v_proj"),
         projection="attention.o_proj",
-        position="attention.relative_position_bias.relative_position_bias_table",
-        index="attention.relative_position_bias.relative_position_index",
-        mlp_in="mlp.fc1",
-        mlp_out="mlp.fc2",
+        positions="attention.relative_position_bias.",
+        mlp=("mlp.fc1", "mlp.fc2"),
     ),
 }
 """Names of the code bases' Swin encoders."""
@@ -152,63 +106,43 @@ def swin_rules(
       prefix: Prefix of all other names.
       has_index: Whether the state dict has relative position indices.
     """
-    channels, ours, sizes = family.merged
+    embedding, embedding_norm = (prefix + name for name in family.embedding)
+    pixels = "o i h w -> (h w i) o"
     rules = [
-        rule(
-            r"patch_embed\.projection\.kernel",
-            f"{prefix}{family.embedding}.weight",
-            "o i h w -> (h w i) o",
-            h=4,
-            w=4,
-        ),
-        rule(r"patch_embed\.projection\.bias", f"{prefix}{family.embedding}.bias", "o -> o"),
-        *norm_rules(r"patch_embed\.norm", prefix + family.embedding_norm),
-        *_block_rules(family, prefix + family.block, has_index=has_index),
+        rule(r"patch_embed\.projection\.kernel", f"{embedding}.weight", pixels, h=4, w=4),
+        rule(r"patch_embed\.projection\.bias", f"{embedding}.bias", "o -> o"),
+        *norm_rules(r"patch_embed\.norm", embedding_norm),
     ]
-    for i, merging in enumerate(family.mergings):
-        path, name = rf"mergings\.{i}\.", prefix + merging
-        rules += [
-            rule(path + r"norm\.scale", f"{name}.norm.weight", f"{channels} -> {ours}", **sizes),
-            rule(path + r"norm\.bias", f"{name}.norm.bias", f"{channels} -> {ours}", **sizes),
-            rule(
-                path + r"reduction\.kernel",
-                f"{name}.reduction.weight",
-                f"o {channels} -> {ours} o",
-                **sizes,
-            ),
-        ]
-    for i, name in enumerate(norms):
-        rules += norm_rules(rf"norms\.{i}", name) if name else ()
-    return tuple(rules)
 
-
-def _block_rules(family: Family, name: str, *, has_index: bool) -> tuple[Rule, ...]:
-    path = r"stages\.(\d+)\.(\d+)\."
-    position = path + r"attention\.position_bias"
-    parts = "(part o)" if len(family.qkv) == 1 else "part o"
-    qkv = [name + part for part in family.qkv]
-    index = Rule((position,), (name + family.index,), "", compute=table_index)
-    return (
-        *norm_rules(path + "norm_1", name + family.norm_1),
-        *norm_rules(path + "norm_2", name + family.norm_2),
-        rule(
-            path + r"attention\.qkv\.kernel",
-            [f"{each}.weight" for each in qkv],
-            f"{parts} i -> i (part o)",
-            part=3,
-        ),
-        rule(
-            path + r"attention\.qkv\.bias",
-            [f"{each}.bias" for each in qkv],
-            f"{parts} -> (part o)",
-            part=3,
-        ),
+    path, name = r"stages\.(\d+)\.(\d+)\.", rf"{prefix}{family.stages}.\1.blocks.\2."
+    qkv, parts = path + r"attention\.qkv", "(part o)" if len(family.qkv) == 1 else "part o"
+    weights, biases = ([f"{name}{x}.{end}" for x in family.qkv] for end in ("weight", "bias"))
+    table = path + r"attention\.position_bias"
+    index = Rule((table,), (name + family.positions + INDEX,), "", compute=table_index)
+    rules += [
+        *norm_rules(path + "norm_1", name + family.norms[0]),
+        *norm_rules(path + "norm_2", name + family.norms[1]),
+        rule(qkv + r"\.kernel", weights, f"{parts} i -> i (part o)", part=3),
+        rule(qkv + r"\.bias", biases, f"{parts} -> (part o)", part=3),
         *linear_rules(path + r"attention\.projection", name + family.projection),
-        rule(position, name + family.position, "index heads -> index heads"),
-        *linear_rules(path + "mlp_in", name + family.mlp_in),
-        *linear_rules(path + "mlp_out", name + family.mlp_out),
+        rule(table, name + family.positions + TABLE, "index heads -> index heads"),
+        *linear_rules(path + "mlp_in", name + family.mlp[0]),
+        *linear_rules(path + "mlp_out", name + family.mlp[1]),
         *((index,) if has_index else ()),
-    )
+    ]
+
+    theirs, ours, sizes = family.merged
+    for i in range(3):
+        path, name = rf"mergings\.{i}\.", f"{prefix}{family.stages}.{family.merging + i}.downsample"
+        kernel, reduction = path + r"reduction\.kernel", f"{name}.reduction.weight"
+        rules += [
+            rule(path + r"norm\.scale", f"{name}.norm.weight", f"{theirs} -> {ours}", **sizes),
+            rule(path + r"norm\.bias", f"{name}.norm.bias", f"{theirs} -> {ours}", **sizes),
+            rule(kernel, reduction, f"o {theirs} -> {ours} o", **sizes),
+        ]
+    for i, norm in enumerate(norms):
+        rules += norm_rules(rf"norms\.{i}", norm) if norm else ()
+    return tuple(rules)
 
 
 def table_window(shape: Sequence[int]) -> int:

@@ -67,15 +67,11 @@ def from_tensors(
                 # A copy, because JAX may otherwise keep using the memory of the caller or of torch.
                 converted[keys] = variable.replace(jnp.array(array, variable.dtype))
     buffers = compute_buffers(parameters, rules)
-    problems[BUFFER] = [
-        name
-        for name, expected in buffers.items()
-        if name in tensors and not np.array_equal(tensors[name], expected)
-    ]
+    saved = (name for name in buffers if name in tensors)
+    problems[BUFFER] = [n for n in saved if not np.array_equal(tensors[n], buffers[n])]
     known = {name for each in bound for name in each.names} | buffers.keys()
-    problems[UNEXPECTED] = [
-        name for name in tensors if name not in known and not _matches(skipped_tensors, name)
-    ]
+    unknown = (name for name in tensors if name not in known)
+    problems[UNEXPECTED] = [name for name in unknown if not _matches(skipped_tensors, name)]
     _raise_problems("The state dict does not fit the model", problems, context)
     return nnx.from_flat_state(converted)
 
@@ -90,16 +86,8 @@ def to_tensors(
 ) -> dict[str, np.ndarray]:
     """Converts the parameters of a model to PyTorch tensors, the inverse of `from_tensors`.
 
-    Args:
-      model: The module, or its state of weights or gradients.
-      rules: Conversion rules of the model.
-      tasks: Names of the stacked tasks, in the model's order.
-      order: See `from_tensors`.
-      skipped_parameters: Regular expressions of paths of parameters to leave out.
-
-    Returns:
-      Arrays by tensor name, in PyTorch's arrangement. Floating-point arrays are float32 and
-      counters int64, as in PyTorch.
+    Floating-point arrays are float32 and counters int64, as in PyTorch. The arguments are those of
+    `from_tensors`; a state may hold weights or gradients.
 
     Raises:
       ValueError: Parameters have no rule. The message lists them.
@@ -157,8 +145,7 @@ def _raise_problems(summary: str, problems: Mapping[str, Sequence[str]], context
 def _flatten(model: nnx.Module | nnx.State, skipped: Sequence[str]) -> dict[Path, nnx.Variable]:
     """Returns the weights of a model by path, without those that match a pattern."""
     state = model if isinstance(model, nnx.State) else nnx.state(model, WEIGHTS)
-    flat = dict(nnx.to_flat_state(state))
-    return {keys: v for keys, v in flat.items() if not _matches(skipped, join_path(keys))}
+    return {k: v for k, v in nnx.to_flat_state(state) if not _matches(skipped, join_path(k))}
 
 
 def _matches(patterns: Iterable[str], name: str) -> bool:

@@ -36,7 +36,7 @@ _BROKEN = "It may be truncated or of another format: fetch it again."
 
 
 def read_weights(source: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads the arrays of a weight file.
+    """Returns the arrays of a weight file, by name.
 
     The state dict may be in {"model": ...} or {"state_dict": ...}, whose other entries are ignored.
     A prefix `module.` of all names is removed. PyTorch files are memory-mapped if their format
@@ -45,9 +45,6 @@ def read_weights(source: str | os.PathLike) -> dict[str, np.ndarray]:
     Args:
       source: A file that ends in `SAFETENSORS`, `SAFETENSORS_INDEX` (with its parts in the same
         folder) or one of `TORCH`; or `hf:REPO` or `hf:REPO@REVISION`, see `download`.
-
-    Returns:
-      Arrays by name.
 
     Raises:
       ValueError: The file or repository does not exist, or does not contain weights. The message
@@ -71,8 +68,7 @@ def read_weights(source: str | os.PathLike) -> dict[str, np.ndarray]:
     elif path.name.endswith(TORCH):
         weights = _read_torch(path)
     else:
-        known = ", ".join((SAFETENSORS, SAFETENSORS_INDEX, *TORCH))
-        raise ValueError(f"{path} is not a weight file. The name must end in one of {known}.")
+        raise _unknown_ending(path, SAFETENSORS, SAFETENSORS_INDEX, *TORCH)
     if not weights:
         raise ValueError(f"{path} holds no arrays. Give a weight file.")
     while all(name.startswith(_DISTRIBUTED) for name in weights):  # wrappers may be nested
@@ -83,12 +79,7 @@ def read_weights(source: str | os.PathLike) -> dict[str, np.ndarray]:
 def write_safetensors(
     path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Writes a safetensors file atomically, replacing an existing one.
-
-    Args:
-      path: The file.
-      arrays: Arrays by name.
-      metadata: Texts for the header of the file.
+    """Writes a safetensors file with `metadata` in its header, atomically over an existing one.
 
     Raises:
       OSError: The file cannot be written, or the disk is full.
@@ -127,8 +118,12 @@ def find_writer(path: str | os.PathLike) -> Callable:
         return write_safetensors
     if name.endswith(TORCH):
         return write_torch
-    known = ", ".join((SAFETENSORS, *TORCH))
-    raise ValueError(f"{name} is not a weight file. The name must end in one of {known}.")
+    raise _unknown_ending(path, SAFETENSORS, *TORCH)
+
+
+def _unknown_ending(path: str | os.PathLike, *known: str) -> ValueError:
+    names = ", ".join(known)
+    return ValueError(f"{path} is not a weight file. The name must end in one of {names}.")
 
 
 @contextlib.contextmanager
@@ -174,14 +169,11 @@ def _read_parts(index: pathlib.Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{index} is not an index of safetensors files. {_BROKEN}") from error
     found = {}
     for part in parts:
+        named = f"{index} names {part!r}, which"
         if part != pathlib.Path(part).name or not part.endswith(SAFETENSORS):
-            raise ValueError(
-                f"{index} names {part!r}, which is not a safetensors file in the same folder."
-            )
+            raise ValueError(f"{named} is not a safetensors file in the same folder.")
         if not (index.parent / part).exists():
-            raise ValueError(
-                f"{index} names {part!r}, which does not exist in its folder. Fetch it too."
-            )
+            raise ValueError(f"{named} does not exist in its folder. Fetch it too.")
         found |= _read_safetensors(index.parent / part)
     missing = [name for name in places if name not in found]
     if missing:
@@ -214,7 +206,12 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
             f"{path} is not a PyTorch checkpoint ({first_line(error) or type(error).__name__}). "
             + _guess(path)
         ) from error
-    state = _unwrap(path, loaded)
+    if not isinstance(loaded, Mapping):
+        raise ValueError(
+            f"{path} holds a {type(loaded).__name__}, not a state dict. Save model.state_dict()."
+        )
+    inner = (loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping))
+    state = next(inner, loaded)
     others = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise ValueError(
@@ -254,16 +251,6 @@ def _guess(path: pathlib.Path) -> str:
     return _BROKEN
 
 
-def _unwrap(path: pathlib.Path, loaded: object) -> Mapping:
-    """Returns the state dict in a checkpoint."""
-    if isinstance(loaded, Mapping):
-        inner = [loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)]
-        return inner[0] if inner else loaded
-    raise ValueError(
-        f"{path} holds a {type(loaded).__name__}, not a state dict. Save model.state_dict()."
-    )
-
-
 def _to_numpy(path: pathlib.Path, name: str, tensor) -> np.ndarray:
     import torch
 
@@ -282,13 +269,8 @@ def download(source: str) -> pathlib.Path:
     """Downloads the weight file of a Hugging Face repository, unless huggingface_hub has cached it.
 
     The file is the first that exists of `model.safetensors`, its index with all parts, and
-    `pytorch_model.bin`.
-
-    Args:
-      source: `hf:REPO` or `hf:REPO@REVISION`, where the revision is a branch, tag or commit.
-
-    Returns:
-      Path of the file or the index.
+    `pytorch_model.bin`. `source` is `hf:REPO` or `hf:REPO@REVISION`, where the revision is a
+    branch, tag or commit. Returns the path of the file or the index.
 
     Raises:
       ValueError: The repository, the revision or the file does not exist.
@@ -307,9 +289,9 @@ def download(source: str) -> pathlib.Path:
             )
         except Exception as error:  # any type: from huggingface_hub, its HTTP client or the disk
             raise _hub_error(error, source, repo) from error
-        for name in patterns:
-            if (pathlib.Path(folder) / name).exists():
-                return pathlib.Path(folder) / name
+        for path in (pathlib.Path(folder) / name for name in patterns):
+            if path.exists():
+                return path
     names = ", ".join(name for patterns in _HUB_FILES for name in patterns if "*" not in name)
     raise ValueError(f"{source} has none of {names}. Download a weight file and give its path.")
 
