@@ -6,20 +6,13 @@ from collections.abc import Iterator
 import jax
 
 from mtmamba_jax.benchmarks.programs import Record, model_record
-from mtmamba_jax.benchmarks.report import milliseconds, write_json
+from mtmamba_jax.benchmarks.report import compile_seconds, milliseconds, write_json
 from mtmamba_jax.config import Config
 from mtmamba_jax.messages import gib, markdown_table, short
 
 _COLUMNS = (
-    "data x fsdp",
-    "batch",
-    "ms a step (min to max)",
-    "images/s",
-    "of one",
-    "state GiB",
-    "of one's",
-    "peak GiB",
-    "compile s",
+    *("data x fsdp", "batch", "ms a step (min to max)", "images/s", "of one"),
+    *("state GiB", "of one's", "peak GiB", "compile s"),
 )
 
 
@@ -27,7 +20,7 @@ def report_devices(config: Config, repeats: int, output: pathlib.Path, settings:
     """Measures a training step on each mesh, prints the table and writes the records as JSON.
 
     Args:
-      config: The configuration, which sets the model, the image size and the batch size per device.
+      config: Sets the model, the image size and the batch size per device.
       repeats: Number of timing samples.
       output: JSON file, rewritten after each measurement.
       settings: Settings to write to the JSON file.
@@ -63,17 +56,15 @@ def _records(config: Config, repeats: int, count: int) -> Iterator[Record]:
 
 
 def _row(record: Record, one: Record) -> tuple[str, ...]:
-    def rate(found: Record) -> float:
-        return found["images_per_second"] / found["devices"]
-
+    rate, rate_of_one = (r["images_per_second"] / r["devices"] for r in (record, one))
     return (
         f"{record['data']} x {record['fsdp']}",
         str(record["batch_size"]),
         milliseconds(record),
         short(record["images_per_second"]),
-        f"{rate(record) / rate(one):.1%}",
+        f"{rate / rate_of_one:.1%}",
         gib(record["state_bytes"]),
         f"{record['state_bytes'] / one['state_bytes']:.1%}",
         gib((record["memory_bytes"] or {}).get("peak")),
-        f"{record['compile_seconds']:.1f}{'*' if record['compile_cached'] else ''}",
+        compile_seconds(record),
     )

@@ -25,7 +25,7 @@ def report_input(
     """Times training batches with 0, 1, 2, ... workers, prints a table and writes JSON.
 
     Args:
-      config: The configuration; its data must exist. `data.num_workers` is ignored.
+      config: Its data must exist. `data.num_workers` is ignored.
       repeats: Number of timing samples per number of workers.
       output: JSON file, rewritten after each measurement.
       settings: Settings to note in the JSON file.

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -45,17 +46,14 @@ def count_exponentials(spec: ArgSpec, passes: str) -> int:
 
     The decays exp(step A) do not fit in memory, so the backward pass recomputes them.
     """
-    s = spec
-    return (1 + (passes == BOTH)) * s.n * s.k * s.t * s.b * s.h * s.w * s.d
+    return (1 + (passes == BOTH)) * math.prod(getattr(spec, axis) for axis in "nktbhwd")
 
 
 def count_bytes(inputs: object, passes: str) -> int:
     """Returns the size of all inputs and outputs in bytes, each moved once per pass.
 
-    Args:
-      inputs: The op's arrays and the parameters of LayerNorm. y has the size of the first, x.
-      passes: One of `PASSES`. The backward pass reads the inputs and dy again and writes a
-        gradient for each input.
+    The inputs are the op's arrays, first x, and the parameters of LayerNorm; y has the size of x.
+    The backward pass reads the inputs and dy again and writes a gradient for each input.
     """
     read = sum(v.nbytes for v in jax.tree.leaves(inputs))
     y = jax.tree.leaves(inputs)[0].nbytes
@@ -189,8 +187,8 @@ def model_record(what: str, config: Config, repeats: int) -> Record:
 
     Args:
       what: One of `MODEL_PROGRAMS`.
-      config: The configuration, which sets the model, the image size and the batch size
-        (`train.batch_size` or `eval.batch_size`).
+      config: Sets the model, the image size and the batch size (`train.batch_size` or
+        `eval.batch_size`).
       repeats: Number of timing samples.
 
     Raises:
@@ -198,70 +196,45 @@ def model_record(what: str, config: Config, repeats: int) -> Record:
     """
     check_name("program", what, MODEL_PROGRAMS)
     check_repeats(repeats)
-    tasks = config.tasks.selected
-    program = {"step": _train_program, "inference": _predict_program}[what](config, tasks)
-    timing = time_calls(program.call, repeats)
+    create = {"step": _train_program, "inference": _predict_program}[what]
+    size, mesh, step, state, batch = create(config, config.tasks.selected)
+    program, compiling = compile_timed(step.lower, state, batch)
+    state_bytes = _bytes_on_first(state)
+
+    def call():
+        nonlocal state
+        result = program(state, batch)
+        if what == "step":  # the memory of the state is donated to the next state
+            state = result[0]
+        return result
+
+    timing = time_calls(call, repeats)
     return {
-        "batch_size": program.batch_size,
-        "devices": program.devices,
-        "state_bytes": program.state_bytes,
-        "images_per_second": program.batch_size / timing.median,
-    } | _numbers(timing, program.compiling, program.compiled)
+        "batch_size": size,
+        "devices": mesh.size,
+        "state_bytes": state_bytes,
+        "images_per_second": size / timing.median,
+    } | _numbers(timing, compiling, program)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Program:
-    """A compiled program and its arguments.
-
-    Attributes:
-      batch_size: Number of images per call.
-      devices: Number of devices that it runs on.
-      state_bytes: Size of the weights, in training with the optimizer state, on the first device.
-      compiled: The program.
-      compiling: Time and cache use of the compilation, from `compile_timed`.
-      call: Runs the program once.
-    """
-
-    batch_size: int
-    devices: int
-    state_bytes: int
-    compiled: jax.stages.Compiled
-    compiling: Record
-    call: Callable[[], object]
-
-
-def _train_program(config: Config, tasks: Sequence[Task]) -> _Program:
-    """Returns the training step; each call continues from the state of the previous one."""
+def _train_program(config: Config, tasks: Sequence[Task]) -> tuple:
     size = config.train.batch_size
     mesh = create_mesh(size // config.train.microbatches, **vars(config.mesh))
     optimizer = create_optimizer(config.optimizer, config.train.steps)
     graph, state, layout = create_state(config.model, tasks, config.seed, optimizer, mesh)
     batch = put_batch(random_batch(tasks, size, config.data.size, config.data.label_scale), mesh)
     step = create_train_step(config, graph, tasks, optimizer, mesh, layout)
-    compiled, compiling = compile_timed(step.lower, state, batch)
-    state_bytes = _bytes_on_first(state)
-
-    def call():
-        nonlocal state  # its memory is donated to the next state
-        state, numbers = compiled(state, batch)
-        return state, numbers
-
-    return _Program(size, mesh.size, state_bytes, compiled, compiling, call)
+    return size, mesh, step, state, batch
 
 
-def _predict_program(config: Config, tasks: Sequence[Task]) -> _Program:
+def _predict_program(config: Config, tasks: Sequence[Task]) -> tuple:
     size = config.eval.batch_size
     mesh = create_mesh(size, **vars(config.mesh))
     graph, parameters = build(config.model, tasks, config.seed)
     layout = state_sharding(parameters, mesh)
-    parameters = jax.device_put(parameters, layout)
     images = put_batch(random_batch((), size, config.data.size), mesh)["images"]
     step = create_predict_step(graph, mesh, layout)
-    compiled, compiling = compile_timed(step.lower, parameters, images)
-    state_bytes = _bytes_on_first(parameters)
-    return _Program(
-        size, mesh.size, state_bytes, compiled, compiling, lambda: compiled(parameters, images)
-    )
+    return size, mesh, step, jax.device_put(parameters, layout), images
 
 
 def _bytes_on_first(arrays: object) -> int:
@@ -274,11 +247,7 @@ def random_batch(
 ) -> dict[str, np.ndarray]:
     """Returns a host batch (`data_pipelines.batch`) of random images and labels, all valid.
 
-    Args:
-      tasks: Tasks to create labels for.
-      batch_size: Number of images.
-      size: Height and width of the images.
-      label_scale: Factor by which labels are larger than the images along each side.
+    `size` is the height and width of the images; labels are `label_scale` times as high and wide.
     """
     rng = np.random.default_rng(0)
     batch = {

@@ -6,6 +6,7 @@ import json
 import pathlib
 import platform
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 
@@ -32,20 +33,13 @@ def report_ss2d(
     repeats: int,
     output: pathlib.Path,
 ) -> list[str]:
-    """Measures SS2D (`ss2d_records`), prints the table and writes the records as JSON.
+    """Measures SS2D (see `ss2d_records`), prints the table and writes the records as JSON.
 
-    Args:
-      specs: See `ss2d_records`.
-      implementations: See `ss2d_records`.
-      dtype: See `ss2d_records`.
-      repeats: See `ss2d_records`.
-      output: JSON file, rewritten after each measurement.
-
-    Returns:
-      A message for each program that could not run.
+    The file is rewritten after each measurement. Returns a message for each program that could not
+    run.
     """
-    settings = {"specs": specs, "implementations": implementations, "dtype": dtype}
-    settings["repeats"] = repeats
+    arguments = {"specs": specs, "implementations": implementations, "dtype": dtype}
+    settings = arguments | {"repeats": repeats}
     records, errors = [], []
     for record in ss2d_records(specs, implementations, dtype, repeats):
         records.append(record)
@@ -70,7 +64,7 @@ def _ss2d_row(record: Record) -> list[str]:
         percent(record["exponential_fraction"]),
         percent(record["byte_fraction"]),
         gib((record["memory_bytes"] or {}).get("peak")),
-        f"{record['compile_seconds']:.1f}{'*' if record['compile_cached'] else ''}",
+        compile_seconds(record),
     ]
 
 
@@ -98,16 +92,21 @@ def milliseconds(record: Record) -> str:
     return "{} ({} to {})".format(*map(short, numbers))
 
 
+def compile_seconds(record: Record) -> str:
+    """Returns the time of a compilation as text, marked if the program was in the cache."""
+    return f"{record['compile_seconds']:.1f}{'*' if record['compile_cached'] else ''}"
+
+
 def write_json(path: pathlib.Path, what: str, settings: Mapping, records: Sequence[Record]) -> None:
     """Writes the records as JSON, with the date, devices, package versions and settings."""
-    devices = jax.devices()
-    device = {
-        "kind": devices[0].device_kind,
-        "platform": devices[0].platform,
-        "count": len(devices),
-        "peak_bytes": peak_device_memory(),
-    }
+    device = {**describe_devices(jax.devices()), "peak_bytes": peak_device_memory()}
     path.write_text(to_json(what, device, {"warm_ups": WARM_UPS, **settings}, records) + "\n")
+
+
+def describe_devices(devices: Sequence[Any]) -> dict[str, object]:
+    """Returns kind, platform and number of devices."""
+    first = devices[0]
+    return {"kind": first.device_kind, "platform": first.platform, "count": len(devices)}
 
 
 def to_json(

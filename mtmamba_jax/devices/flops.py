@@ -11,11 +11,8 @@ from jax.extend import core
 def count_flops(function: Callable, *arguments) -> int:
     """Returns the floating-point operations of a function's matrix products and convolutions.
 
-    A multiplication and an addition count as two. Nothing is compiled or run.
-
-    Args:
-      function: Function of arrays that `jax.jit` accepts.
-      *arguments: Arrays or their shapes.
+    A multiplication and an addition count as two. Nothing is compiled or run: the arguments may be
+    shapes.
 
     Raises:
       NotImplementedError: If the function has a loop of unknown length.

@@ -1,5 +1,6 @@
 """Sharding: the batch is split over all devices, large arrays of the state over some."""
 
+import functools
 import logging
 import math
 import re
@@ -16,37 +17,35 @@ FSDP_AXIS = "fsdp"
 BATCH_AXES = ("data", FSDP_AXIS)
 """Axes of a mesh: the batch is split over both, the state over the second."""
 
-GPU_OPTIONS = {
+_GPU_OPTIONS = {
     # Stores a bfloat16 result that is read twice as bfloat16, not as float32.
     "xla_allow_excess_precision": False,
     # Buffers move between calls, and a CUDA graph would be updated each time: launching the kernels
     # one by one is faster.
     "xla_gpu_enable_command_buffer": "",
 }
-"""XLA options for GPUs."""
 
+# For several GPUs of one process, each with a copy of the whole state.
 _REPLICATED_OPTIONS = {
     # This scheduler delays all weight updates, hundreds of small kernels, to the end of the step,
     # where the GPUs wait for them. All-reduces within one host leave little latency to hide.
     "xla_gpu_enable_latency_hiding_scheduler": False,
 }
-"""XLA options for several GPUs of one process, each with a copy of the whole state."""
 
 
 def compiler_options(platform: str) -> dict[str, bool | str]:
     """Returns the XLA options to compile the model with, for "cpu", "gpu" or "tpu"."""
-    return GPU_OPTIONS if platform == "gpu" else {}
+    return _GPU_OPTIONS if platform == "gpu" else {}
 
 
 def mesh_compiler_options(mesh: Mesh) -> dict[str, bool | str]:
     """Returns the XLA options to compile the model with, for the devices of a mesh."""
     devices = list(mesh.devices.flat)
-    options = compiler_options(devices[0].platform)
+    platform = devices[0].platform
     one_process = len({device.process_index for device in devices}) == 1
     copies = len(devices) > 1 and mesh.shape[FSDP_AXIS] == 1
-    if devices[0].platform == "gpu" and one_process and copies:
-        return options | _REPLICATED_OPTIONS
-    return options
+    replicated_options = _REPLICATED_OPTIONS if platform == "gpu" and one_process and copies else {}
+    return compiler_options(platform) | replicated_options
 
 
 def create_mesh(
@@ -80,11 +79,11 @@ def create_mesh(
             f"of {sizes}: data x fsdp must not exceed the devices and must divide the batch sizes."
         )
     if count < len(devices):
-        left = (
-            f"{count} of {len(devices)} devices: batches of {sizes} split over no more"
-            if data == -1
-            else f"{count} of {len(devices)} devices, as set by mesh.data and mesh.fsdp"
+        free, fixed = (
+            f": batches of {sizes} split over no more",
+            ", as set by mesh.data and mesh.fsdp",
         )
+        left = f"{count} of {len(devices)} devices{free if data == -1 else fixed}"
         if jax.process_count() > 1:
             raise ValueError(f"{jax.process_count()} processes would use {left}. All must be used.")
         logging.getLogger(__name__).warning("Using %s.", left)
@@ -110,31 +109,20 @@ def split_longest(shape: Sequence[int], parts: int) -> PartitionSpec:
     return PartitionSpec(*[None] * longest, FSDP_AXIS)
 
 
-def keep_whole(shape: Sequence[int], parts: int) -> PartitionSpec:
-    """Splits nothing: sharing small arrays costs more communication than it saves memory."""
-    del shape, parts
-    return PartitionSpec()
+SPLIT = re.compile(r"(^|/)(kernel|projection|in_proj_shared|step_weight|log_a)$")
+"""Names of the arrays of the state that are split over FSDP_AXIS, by `split_longest`.
 
-
-STATE_RULES: tuple[tuple[str, Callable[[Sequence[int], int], PartitionSpec]], ...] = (
-    (r"(^|/)(kernel|projection|in_proj_shared|step_weight|log_a)$", split_longest),
-    (r"", keep_whole),
-)
-"""How arrays of the state are split over FSDP_AXIS: the first pattern found in their name."""
+Sharing the others, which are small, would cost more communication than it saves memory.
+"""
 
 
 def state_sharding(tree, mesh: Mesh):
-    """Returns the sharding of each array of a state, of parameters or of an optimizer's state.
-
-    Args:
-      tree: Arrays or their shapes.
-      mesh: Mesh of `create_mesh`.
-    """
+    """Returns the sharding of each array of a state, given the arrays or their shapes."""
 
     def place(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        rule = next(rule for pattern, rule in STATE_RULES if re.search(pattern, name))
-        return NamedSharding(mesh, rule(leaf.shape, mesh.shape[FSDP_AXIS]))
+        parts = mesh.shape[FSDP_AXIS] if SPLIT.search(name) else 1
+        return NamedSharding(mesh, split_longest(leaf.shape, parts))
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
@@ -177,17 +165,10 @@ def jit_on(mesh: Mesh, function: Callable, **options) -> MeshFunction:
 
 def put_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
     """Returns this process's part of a batch as global arrays, without text."""
-    sharding = batch_sharding(mesh)
-    return {
-        key: jax.make_array_from_process_local_data(sharding, value)
-        for key, value in device_arrays(batch).items()
-    }
+    put = functools.partial(jax.make_array_from_process_local_data, batch_sharding(mesh))
+    return {key: put(value) for key, value in device_arrays(batch).items()}
 
 
 def device_arrays(batch: Batch) -> Batch:
     """Returns the arrays of a batch that belong on devices: all but text."""
-    return {
-        key: value
-        for key, value in batch.items()
-        if np.issubdtype(value.dtype, np.number) or value.dtype == bool
-    }
+    return {k: v for k, v in batch.items() if np.issubdtype(v.dtype, np.number) or v.dtype == bool}

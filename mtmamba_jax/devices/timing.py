@@ -15,12 +15,7 @@ CACHE_HIT = "/jax/compilation_cache/cache_hits"  # event of jax.monitoring
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Times of one program.
-
-    Attributes:
-      seconds: Seconds per call, for each sample.
-      calls: Calls in a sample, back to back.
-    """
+    """Seconds per call of a program, for each sample of `calls` calls back to back."""
 
     seconds: tuple[float, ...]
     calls: int
@@ -45,11 +40,7 @@ def time_calls(call: Callable[[], object], repeats: int) -> Timing:
     """Times `call()` until its result is ready, after `WARM_UPS` calls.
 
     On an accelerator a sample is up to `BACK_TO_BACK` calls with one wait at the end, so that the
-    host launches a call while the device runs another.
-
-    Args:
-      call: Function that returns the arrays it computes.
-      repeats: Number of samples, at least one.
+    host launches a call while the device runs another. `call` returns the arrays it computes.
     """
     once = min(_sample(call, 1) for _ in range(WARM_UPS))
     calls = 1 if jax.default_backend() == "cpu" else min(BACK_TO_BACK, 1 + int(SAMPLE / once))

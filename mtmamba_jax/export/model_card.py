@@ -47,11 +47,7 @@ _IMPORTS = {("cuda", "fused"): ["jax.experimental.mosaic.gpu"]}
 def create_card(run: Run, program: Exported, *, checkpoint: str, scan: str) -> dict[str, object]:
     """Returns the model card of an artifact, as written to JSON.
 
-    Args:
-      run: The exported run.
-      program: Result of `program.export_program`.
-      checkpoint: "best" or "latest".
-      scan: Result of `program.choose_scan`.
+    `program` and `scan` are results of `export_program` and `choose_scan`.
     """
     (platform,) = program.platforms
     outputs = jax.tree.unflatten(program.out_tree, program.out_avals)
@@ -71,12 +67,7 @@ def create_card(run: Run, program: Exported, *, checkpoint: str, scan: str) -> d
 
 
 def describe_run(run: Run, checkpoint: str) -> dict[str, object]:
-    """Returns the part of a model card about the run and its weights, whatever their format.
-
-    Args:
-      run: The run.
-      checkpoint: "best" or "latest".
-    """
+    """Returns the part of a model card about a run and its "best" or "latest" checkpoint."""
     config = run.config
     return {
         "model": {
@@ -132,8 +123,9 @@ def _output(task: Task, value: ShapedArray) -> dict[str, object]:
 
 def to_markdown(card: Mapping) -> str:
     """Returns a model card as Markdown."""
-    model, source, program = card["model"], card["source"], card["program"]
-    outputs = card["outputs"]
+    model, source, program, outputs = (card[k] for k in ("model", "source", "program", "outputs"))
+    initial = ", ".join(filter(None, (source["config"][k] for k in ("init.run", "init.encoder"))))
+    started = f"- Training started from the weights of {initial}. Their terms of use apply too."
     lines = [
         f"# {model['name']} with {model['encoder']}: {', '.join(outputs)}",
         "",
@@ -154,7 +146,7 @@ def to_markdown(card: Mapping) -> str:
         f"- Weights: {model['weights']:,} numbers; computes in {model['dtype']}.",
         _origin(source),
         f"- Terms of use of that data: {source['terms']}",
-        *_initial(source["config"]),
+        *([started] if initial else []),
         f"- Requires: {program['needs']}; flatbuffers; jax {program['exported_with']['jax']} or "
         "newer (jax.export guarantees compatibility for six months).",
         f"- Exported with: {_versions(program['exported_with'])}; scan: {program['scan']}.",
@@ -166,22 +158,12 @@ def to_markdown(card: Mapping) -> str:
 
 
 def _origin(source: Mapping) -> str:
-    if source["converted_from"]:
-        return (
-            f"- Converted from {source['converted_from']}, with the tasks of {source['dataset']}, "
-            f"by {_versions(source['trained_with'])}. Its terms of use apply too."
-        )
-    return (
-        f"- Trained on: {source['dataset']}; {source['checkpoint']} checkpoint, step "
-        f"{source['step']}, {_versions(source['trained_with'])}."
-    )
-
-
-def _initial(config: Mapping) -> list[str]:
-    found = [config[key] for key in ("init.run", "init.encoder") if config[key]]
-    return [
-        f"- Training started from the weights of {', '.join(found)}. Their terms of use apply too."
-    ] * bool(found)
+    dataset, versions = source["dataset"], _versions(source["trained_with"])
+    if found := source["converted_from"]:
+        by = f"with the tasks of {dataset}, by {versions}. Its terms of use apply too."
+        return f"- Converted from {found}, {by}"
+    checkpoint = f"{source['checkpoint']} checkpoint, step {source['step']}"
+    return f"- Trained on: {dataset}; {checkpoint}, {versions}."
 
 
 def _array(spec: Mapping) -> str:

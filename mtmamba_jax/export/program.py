@@ -50,12 +50,7 @@ def parse_batch(text: str) -> int | None:
 
 
 def choose_scan(platform: str, scan: str | None, batch: int | None) -> str:
-    """Returns the scan of an artifact, one of `SCANS`.
-
-    Args:
-      platform: "cpu", "cuda" or "tpu".
-      scan: The requested scan. None chooses the fused scan if the platform has one.
-      batch: Number of images per call; None means any number.
+    """Returns the scan of an artifact: `scan`, one of `SCANS`, or by default the best available.
 
     Raises:
       ValueError: The fused scan is not available for the platform or for any number of images.
@@ -171,13 +166,9 @@ def write_artifact(
     weights: Mapping[str, jax.Array],
     card: Mapping[str, object],
 ) -> None:
-    """Writes an artifact atomically, replacing an older one.
+    """Writes an artifact atomically, replacing an older one (see `check_output`).
 
-    Args:
-      folder: Folder of the artifact, see `check_output`.
-      program: Result of `export_program`.
-      weights: Weights of the program, by name.
-      card: Result of `model_card.create_card`.
+    `weights` are those of `name_weights`, `card` is the result of `create_card`.
 
     Raises:
       OSError: The artifact cannot be written, or the disk is full.

@@ -67,28 +67,24 @@ def convert(
                 f"--config does not go with an encoder alone. The file holds {contents}."
             )
         encoder = _convert_encoder(tensors, contents)
-        chosen = contents.size and size_name(contents.size)
-        chosen = (f"--config.model.encoder={chosen}",) if chosen else ()
-        return Converted(contents, encoder, None, chosen)
+        known = contents.size and size_name(contents.size)
+        return Converted(
+            contents, encoder, None, (f"--config.model.encoder={known}",) if known else ()
+        )
     name = name or find_recipe(contents)
-    base = configuration.load(name, overrides)
-    overrides = _find_sizes(contents, overrides, base) | dict(overrides)
+    own = configuration.load(name, overrides).flat()
+    sizes: dict[str, object] = {}
+    if "model.encoder" not in overrides:
+        sizes["model.encoder"] = find_encoder_name(contents.size)
+    if contents.blocks:
+        sizes["model.expansion"], sizes["model.state_size"] = contents.blocks
+    found = {key: str(value) for key, value in sizes.items() if value != own[key]}
+    overrides = found | dict(overrides)
     config = configuration.load(name, overrides)
     model = abstract_model(config.model, config.tasks.selected)
     nnx.update(model, from_torch(tensors, model))
     chosen = (f"--config={name}", *(f"--config.{key}={text}" for key, text in overrides.items()))
     return Converted(contents, model, config, chosen)
-
-
-def _find_sizes(contents: Contents, overrides: Mapping[str, str], config: Config) -> dict[str, str]:
-    """Returns the sizes in a state dict that differ from the configuration, as overrides."""
-    found: dict[str, object] = {}
-    if "model.encoder" not in overrides:
-        found["model.encoder"] = find_encoder_name(contents.size)
-    if contents.blocks:
-        found["model.expansion"], found["model.state_size"] = contents.blocks
-    own = config.flat()
-    return {key: str(value) for key, value in found.items() if value != own[key]}
 
 
 def find_recipe(contents: Contents) -> str:
@@ -108,11 +104,7 @@ def find_recipe(contents: Contents) -> str:
 
 
 def find_encoder_name(size: SwinSize | None) -> str:
-    """Returns the key of `SWIN_SIZES` of a size.
-
-    Raises:
-      ValueError: There is none.
-    """
+    """Returns the key of `SWIN_SIZES` of a size, or raises ValueError if there is none."""
     for name, known in SWIN_SIZES.items():
         if known == size:
             return name
@@ -182,25 +174,20 @@ def write_run(converted: Converted, workdir: epath.PathLike, source: str) -> Non
     """Writes a model as the best checkpoint of a run that was not trained here.
 
     `eval`, `predict`, `export` and `config.init` read it; an encoder alone is only read by
-    `config.init.encoder`.
-
-    Args:
-      converted: The model.
-      workdir: The work directory, see `check_target`.
-      source: Name of the file that the weights are from.
+    `config.init.encoder`. `source` is the name of the file that the weights are from.
 
     Raises:
       OSError: The run cannot be written.
     """
-    directory = RunDirectory(workdir)
+    directory, config = RunDirectory(workdir), converted.config
     weights = jax.tree.map(np.asarray, split_model(converted.model)[1])
-    weights = {"encoder": weights} if converted.config is None else weights
-    config = {} if converted.config is None else converted.config.flat()
+    weights = {"encoder": weights} if config is None else weights
     details = {"delta_m": float("nan"), "scores": None, "source": source}
-    with contextlib.closing(CheckpointWriter(directory, config=config)) as checkpoints:
+    writer = CheckpointWriter(directory, config={} if config is None else config.flat())
+    with contextlib.closing(writer) as checkpoints:
         checkpoints.save_best({"parameters": weights}, 0, details)
-    if converted.config is not None:
-        directory.write_config(converted.config)
+    if config is not None:
+        directory.write_config(config)
 
 
 def write_file(converted: Converted, path: epath.PathLike, source: str) -> None:

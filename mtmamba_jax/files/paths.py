@@ -42,12 +42,9 @@ def clear_listing_cache(path: str | os.PathLike) -> None:
 
 
 def wait_until(condition: Callable[[], bool]) -> bool:
-    """Polls until a condition on a shared file system holds, for at most 90 seconds.
+    """Polls a condition on a shared file system; returns whether it held within 90 seconds.
 
     Changes that another host made on NFS take up to a minute to become visible.
-
-    Returns:
-      Whether the condition held in time.
     """
     deadline = time.monotonic() + _VISIBILITY_TIMEOUT
     while not condition():
@@ -89,12 +86,7 @@ def write_atomically(path: epath.PathLike, contents: bytes) -> None:
 
 
 def to_json(record: object, *, indent: int | None = None) -> str:
-    """Returns a record as JSON, with null for NaN and infinity, which JSON does not have.
-
-    Args:
-      record: Numbers, strings, None, and mappings and sequences of them.
-      indent: Spaces per level; None writes a single line.
-    """
+    """Returns a record as JSON, with null for NaN and infinity, which JSON does not have."""
     return json.dumps(_finite(record), indent=indent, allow_nan=False)
 
 
@@ -109,12 +101,8 @@ def _finite(value: object) -> object:
 def check_writable_scheme(path: str | os.PathLike, flag: str) -> None:
     """Checks that a path is a local folder or a gs:// URL, which runs can be written to.
 
-    Args:
-      path: The path that the user gave.
-      flag: The flag it was given by, for the message.
-
     Raises:
-      ValueError: The path has another URL scheme.
+      ValueError: The path has another URL scheme. The message names the `flag` that gave it.
     """
     scheme, found, _ = os.fspath(path).partition("://")
     if found and scheme != "gs":
@@ -127,16 +115,10 @@ def check_writable_scheme(path: str | os.PathLike, flag: str) -> None:
 def check_free_space(
     needed: int, folder: pathlib.Path, what: str, remedy: str = "give another --data_dir"
 ) -> None:
-    """Checks that a disk has enough free space.
-
-    Args:
-      needed: Required space, in bytes.
-      folder: A folder on the disk.
-      what: Activity that needs the space, for the message.
-      remedy: Advice if no space can be freed, for the message.
+    """Checks that the disk of a folder has `needed` bytes of free space for `what`.
 
     Raises:
-      OSError: The disk does not have enough free space.
+      OSError: It does not. The message also gives the `remedy`.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:

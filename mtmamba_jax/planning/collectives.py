@@ -15,16 +15,10 @@ _ARRAY = re.compile(r"\b([a-z]+)(\d*)\w*\[([\d,]*)\]")  # bf16[4,64], f8e4m3fn[2
 
 
 def count_collectives(text: str) -> dict[str, dict[str, int]]:
-    """Returns the number of collectives and the size of their results, by kind.
+    """Returns {kind: {"count": number, "bytes": size of the results on one device}}.
 
-    Collectives in a loop count once.
-
-    Args:
-      text: Text of the compiled program, `jax.stages.Compiled.as_text()`.
-
-    Returns:
-      {kind: {"count": number, "bytes": size of the results on one device}} for those of `KINDS`
-      that the program has.
+    These are the collectives in the text of a compiled program, `jax.stages.Compiled.as_text()`;
+    those in a loop count once.
     """
     found: dict[str, dict[str, int]] = {}
     for shape, kind, start in _COLLECTIVE.findall(text):

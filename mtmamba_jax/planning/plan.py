@@ -51,11 +51,9 @@ def _microbatches(parts: int) -> MemoryOption:
     """Splits the batch; needs whole images on each device and a loss averaged over images."""
 
     def applies(config, devices):
-        return (
-            config.train.microbatches < parts
-            and config.train.batch_size % (devices * parts) == 0
-            and config.loss.reduction == "image"
-        )
+        train = config.train
+        whole = train.microbatches < parts and train.batch_size % (devices * parts) == 0
+        return whole and config.loss.reduction == "image"
 
     return MemoryOption("train.microbatches", parts, applies)
 
@@ -64,8 +62,7 @@ def _fsdp(parts: int) -> MemoryOption:
     """Shards the state, unless the user has fixed the mesh."""
 
     def applies(config, devices):
-        free = config.mesh.data == -1
-        return free and config.mesh.fsdp < parts and devices % parts == 0
+        return config.mesh.data == -1 and config.mesh.fsdp < parts and devices % parts == 0
 
     return MemoryOption("mesh.fsdp", parts, applies, MODEL_PROGRAMS)
 
@@ -91,27 +88,25 @@ def plan_records(what: str, config: Config, topology: Topology) -> Iterator[Reco
 
     Args:
       what: One of `MODEL_PROGRAMS`: the training step or the prediction of a batch.
-      config: The configuration, which sets the model, the image size and the batch size
-        (`train.batch_size` or `eval.batch_size`).
+      config: Sets the model, the image size and the batch size (`train.batch_size` or
+        `eval.batch_size`).
       topology: Devices to compile for.
 
     Raises:
       ValueError: The configuration is invalid, or the batch does not split over the devices.
     """
     check_name("program", what, MODEL_PROGRAMS)
-    tasks = config.tasks.selected
-    count = len(topology.devices)
     _check_batch(what, config, topology)
-    record = _record(what, config, tasks, topology, {})
+    record = _record(what, config, topology, {})
     yield record
     for option in MEMORY_OPTIONS:
         if record["fits"]:
             return
-        if what in option.programs and option.applies(config, count):
+        if what in option.programs and option.applies(config, len(topology.devices)):
             section, name = option.key.split(".")
             tried = config.replace(**{section: {name: option.value}})
             settings = record["settings"] | {option.key: option.value}
-            found = _record(what, tried, tasks, topology, settings)
+            found = _record(what, tried, topology, settings)
             yield found
             if _peak(found) <= _peak(record):
                 config, record = tried, found
@@ -147,11 +142,11 @@ def batch_of(what: str, config: Config) -> tuple[str, int]:
     return "eval.batch_size", config.eval.batch_size
 
 
-def _record(what, config, tasks, topology, settings) -> Record:
+def _record(what, config, topology, settings) -> Record:
     start = time.perf_counter()
     lower = {"step": _lower_step, "inference": _lower_prediction}[what]
     mesh = create_mesh(batch_of(what, config)[1], devices=topology.devices, **vars(config.mesh))
-    lowered = lower(config, tasks, mesh)
+    lowered = lower(config, config.tasks.selected, mesh)
     try:
         program, refusal = lowered.compile(compiler_options=topology.compiler_options), None
     except jax.errors.JaxRuntimeError as error:
@@ -215,14 +210,7 @@ def _lower_prediction(config, tasks, mesh) -> jax.stages.Lowered:
 def abstract_batch(
     tasks: Sequence[Task], batch_size: int, size: Sequence[int], label_scale: int = 1
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes and dtypes of a batch on the devices (`sharding.put_batch`).
-
-    Args:
-      tasks: Tasks with labels in the batch.
-      batch_size: Number of images.
-      size: Height and width of the images.
-      label_scale: Factor by which labels are larger than the images along each side.
-    """
+    """Returns shapes and dtypes of a `random_batch` on the devices (`sharding.put_batch`)."""
     example = device_arrays(random_batch(tasks, 1, size, label_scale))
     return {
         key: jax.ShapeDtypeStruct((batch_size, *value.shape[1:]), value.dtype)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from mtmamba_jax.benchmarks.programs import Record
-from mtmamba_jax.benchmarks.report import to_json
+from mtmamba_jax.benchmarks.report import describe_devices, to_json
 from mtmamba_jax.config import Config
 from mtmamba_jax.messages import gib, markdown_table, percent, short
 from mtmamba_jax.planning.plan import batch_of, plan_records
@@ -13,11 +13,7 @@ PARTS = ("arguments", "temporaries", "outputs", "aliased", "code")
 
 
 def report_plan(what: str, config: Config, topology: Topology) -> bool:
-    """Prints the records of `plan_records` as soon as they are known.
-
-    Returns:
-      Whether the program fits as configured.
-    """
+    """Prints each record of `plan_records` at once; returns whether the program fits as it is."""
     records = plan_records(what, config, topology)
     record = next(records)
     print(f"\n{plan_table(what, config, topology, record)}")
@@ -33,7 +29,8 @@ def _report_options(records: Iterator[Record]) -> None:
     record, before = None, {}
     for record in records:
         new = {k: v for k, v in record["settings"].items() if before.get(k) != v}
-        print(f"  {_flags(new)}: {_verdict(record)} {_compiled(record)}", flush=True)
+        compiled = f"(compiled in {record['compile_seconds']:.0f} s)"
+        print(f"  {_flags(new)}: {_verdict(record)} {compiled}", flush=True)
         before = record["settings"]
     if record is None:
         print("  none that are not already set")
@@ -47,25 +44,18 @@ def _flags(settings: dict[str, object]) -> str:
     return " ".join(f"--config.{key}={value}" for key, value in settings.items())
 
 
-def _compiled(record: Record) -> str:
-    return f"(compiled in {record['compile_seconds']:.0f} s)"
-
-
 def _verdict(record: Record) -> str:
     """Returns a sentence that says whether the program fits."""
     if record["refusal"]:
         return f"Does not fit. The compiler reports: {record['refusal']}"
     peak, available = record["memory_bytes"]["peak"], record["available_bytes"]
-    does = "Fits" if record["fits"] else "Does not fit"
-    return (
-        f"{does}: {gib(peak)} of {gib(available)} GiB on each device, {percent(peak / available)}."
-    )
+    does, share = "Fits" if record["fits"] else "Does not fit", percent(peak / available)
+    return f"{does}: {gib(peak)} of {gib(available)} GiB on each device, {share}."
 
 
 def plan_table(what: str, config: Config, topology: Topology, record: Record) -> str:
     """Returns the table of a record, one quantity of one device per row."""
-    memory, chip = record.get("memory_bytes", {}), topology.chip
-    devices = topology.devices
+    memory, chip, devices = record.get("memory_bytes", {}), topology.chip, topology.devices
     values = {
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         **{f"{part}, GiB": gib(memory.get(part)) for part in PARTS},
@@ -109,12 +99,5 @@ def _notes(what: str, config: Config, topology: Topology, record: Record) -> Ite
 def plan_json(what: str, config: Config, topology: Topology) -> tuple[str, bool]:
     """Returns the records of `plan_records` as JSON, and whether the program fits as configured."""
     records = list(plan_records(what, config, topology))
-    device = {
-        "topology": topology.name,
-        "kind": topology.devices[0].device_kind,
-        "platform": topology.devices[0].platform,
-        "count": len(topology.devices),
-    }
-    fits = records[0]["fits"]
-    settings = {"config": config.flat()}
-    return to_json(what, device, settings, records), fits
+    device = {"topology": topology.name, **describe_devices(topology.devices)}
+    return to_json(what, device, {"config": config.flat()}, records), records[0]["fits"]

@@ -83,7 +83,7 @@ class Topology:
 
     Attributes:
       name: Name that the user gave.
-      devices: The devices; they cannot run programs or hold arrays.
+      devices: They cannot run programs or hold arrays.
       chip: Limits of each device.
       memory: Memory in bytes that a program may use on each device.
       compiler_options: XLA options in addition to those of every program on the platform.
@@ -111,11 +111,11 @@ def find(name: str) -> Topology:
     """
     kind, _, shape = name.partition(":")
     check_name("topology", kind, [*TPUS, *GPUS])
-    _check_shape(name, kind, shape)
+    dimensions = 1 if kind in GPUS else TPUS[kind].shapes.partition(",")[0].count("x") + 1
+    if not re.fullmatch("x".join([r"[1-9]\d*"] * dimensions), shape):
+        raise _unknown_shape(name, kind)
     stay_on_cpu()
-    if kind in GPUS:
-        return _find_gpu(name, kind, shape)
-    return _find_tpu(name, kind, shape)
+    return (_find_gpu if kind in GPUS else _find_tpu)(name, kind, shape)
 
 
 def stay_on_cpu() -> None:
@@ -148,8 +148,7 @@ def _find_tpu(name: str, kind: str, shape: str) -> Topology:
             f'--topology={name} needs the TPU compiler, libtpu: pip install -e ".[tpu]". '
             "No TPU is needed."
         ) from error
-    chip = CHIPS[tpu.chip]
-    return Topology(name, found.devices, chip, chip.hbm)
+    return Topology(name, found.devices, CHIPS[tpu.chip], CHIPS[tpu.chip].hbm)
 
 
 def _find_gpu(name: str, kind: str, shape: str) -> Topology:
@@ -176,16 +175,8 @@ def gpu_memory_fraction() -> float:
     return float(next((os.environ[name] for name in names if os.environ.get(name)), 0.75))
 
 
-def _check_shape(name: str, kind: str, shape: str) -> None:
-    dimensions = 1 if kind in GPUS else TPUS[kind].shapes.partition(",")[0].count("x") + 1
-    if not re.fullmatch("x".join([r"[1-9]\d*"] * dimensions), shape):
-        raise _unknown_shape(name, kind)
-
-
 def _unknown_shape(name: str, kind: str) -> ValueError:
     if kind in GPUS:
         return ValueError(f"--topology={name}: expected {kind}:NUMBER, GPUs of one host.")
-    return ValueError(
-        f"--topology={name}: expected {kind}:SHAPE, a shape in chips. Valid shapes: "
-        f"{TPUS[kind].shapes}."
-    )
+    expected = f"{kind}:SHAPE, a shape in chips. Valid shapes: {TPUS[kind].shapes}."
+    return ValueError(f"--topology={name}: expected {expected}")
