@@ -17,7 +17,7 @@ from mtmamba_jax.convert.state_dicts import (
     identify,
     size_name,
 )
-from mtmamba_jax.convert.swin import FAMILIES, INDEX, TABLE, table_window
+from mtmamba_jax.convert.swin import INDEX, TABLE, table_window
 from mtmamba_jax.convert.tensors import from_tensors, to_tensors
 from mtmamba_jax.models.norm import LayerNorm
 from mtmamba_jax.models.swin import Swin
@@ -101,7 +101,6 @@ def resample_positions(
     tensors: Mapping[str, np.ndarray], encoder: Swin, naming: Naming
 ) -> dict[str, np.ndarray]:
     """Returns the tensors with position bias tables resampled for the windows of an encoder."""
-    positions = FAMILIES[naming.family].positions
     resampled = dict(tensors)
     shapes = {
         (i, j): block.attention.position_bias.shape
@@ -115,7 +114,7 @@ def resample_positions(
         same_heads = (side**2, *shapes.get(place, ())[1:])
         if table.shape == same_heads != shapes[place]:
             resampled[name] = resample_table(table, table_window(shapes[place]))
-            resampled.pop(name.removesuffix(positions + TABLE) + positions + INDEX, None)
+            resampled.pop(name.removesuffix(TABLE) + INDEX, None)
     return resampled
 
 

@@ -74,9 +74,8 @@ def default_naming(family: str) -> Naming:
     """
     check_name("family of Swin encoders", family, FAMILIES)
     names = FAMILIES[family]
-    return Naming(
-        family, (None, None, None, names.last_norm) if names.classifier else names.output_norms
-    )
+    last = (None, None, None, names.last_norm)
+    return Naming(family, last if names.classifier else names.output_norms)
 
 
 def find_naming(tensors: Iterable[str]) -> Naming:
