@@ -46,7 +46,9 @@ def to_value(
     return value if value.dtype == np.uint8 else value.astype(np.float32)
 
 
-def label_value(task: Task, label: Shaped[Array, "h w channels"]) -> Shaped[np.ndarray, "h w *channels"]:
+def label_value(
+    task: Task, label: Shaped[Array, "h w channels"]
+) -> Shaped[np.ndarray, "h w *channels"]:
     """Returns a label in the form of `to_value`; ignored pixels keep the ignore value."""
     label = np.asarray(label)
     return label if label.shape[-1] > 1 else label[..., 0]
