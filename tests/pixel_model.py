@@ -4,7 +4,7 @@ from flax import nnx
 
 
 class PixelModel(nnx.Module):
-    """Stands for MTMamba, which takes long to compile: a linear map of each pixel."""
+    """Replaces MTMamba, which compiles slowly, by a linear map of each pixel."""
 
     def __init__(self, tasks):
         rngs = nnx.Rngs(0)

@@ -1,4 +1,4 @@
-"""What a run goes on from."""
+"""What a run resumes from."""
 
 import os
 import pathlib

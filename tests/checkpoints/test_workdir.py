@@ -33,7 +33,7 @@ def test_a_system_without_locks_is_warned_of(tmp_path, monkeypatch, capsys):
 
 
 class Bucket:
-    """Stands for a folder in a bucket whose network fails for a while."""
+    """A folder in a bucket whose network fails for a while."""
 
     def __init__(self, folder):
         self.folder, self.fails = epath.Path(folder), False

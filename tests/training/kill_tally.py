@@ -1,9 +1,9 @@
-"""Kills a training run at random times; tallies how it went on and whether its end is the same.
+"""Kills a training run at random times; tallies how it resumed and whether its result is the same.
 
     python -m tests.training.kill_tally [--kills=20] [--seed=N] [--workdir=DIR] [key=value ...]
 
 Trains the tiny model once without interruption and once with `kill -9`; every start is the same
-command. The seed repeats the moments, as far as the machine's pace is the same.
+command. The seed repeats the times, as far as the machine is equally fast.
 """
 
 import argparse
@@ -35,14 +35,14 @@ ALIGNMENT = ("right", "right", "left", "right", "left", "left", "left")
 
 @dataclasses.dataclass(frozen=True)
 class Tally:
-    """What came of a run that was killed.
+    """The outcome of a run that was killed repeatedly.
 
     Attributes:
-      seed: of the moments of its kills.
-      kills: how many there were to be.
+      seed: Seed of the times of the kills.
+      kills: Number of kills that were planned.
       settings: {key: text} of the run's configuration.
-      lives: its processes; the last one ended by itself.
-      same: things that a run leaves, and whether they are those of an uninterrupted one.
+      lives: The run's processes; the last one ended by itself.
+      same: {result of a run: whether it equals that of an uninterrupted run}.
     """
 
     seed: int
@@ -52,7 +52,7 @@ class Tally:
     same: Mapping[str, bool]
 
     def problems(self) -> list[str]:
-        """Returns what is not as it should be."""
+        """Returns everything that is wrong."""
         found = [f"{name}: not the same" for name, same in self.same.items() if not same]
         if self._killed() < self.kills:
             found.append(f"the run ended after {self._killed()} of {self.kills} kills")
@@ -67,7 +67,7 @@ class Tally:
         return found
 
     def report(self) -> str:
-        """Returns all that there is to say; the last line is a summary."""
+        """Returns a table of the kills, the problems and a summary."""
         problems = [f"error: {problem}" for problem in self.problems()]
         return "\n".join((self._table(), "", *problems, self._summary()))
 
@@ -81,7 +81,9 @@ class Tally:
                 str(life.steps[-1]) if life.steps else "-",
                 " ".join(map(str, life.latest)) or "-",
                 " ".join(map(str, life.best)) or "-",
-                {None: "killed before it said", 0: "anew"}.get(after.began, f"from {after.began}"),
+                {None: "killed too early", 0: "from scratch"}.get(
+                    after.began, f"from {after.began}"
+                ),
             )
             rows.append(cells)
         return tabulate(rows, COLUMNS, tablefmt="pipe", colalign=ALIGNMENT, disable_numparse=True)
@@ -92,9 +94,9 @@ class Tally:
         same = (f"{name} {'the same' if same else 'DIFFER'}" for name, same in self.same.items())
         return (
             f"seed {self.seed}, {self._killed()} kills, {len(began)} restarts: "
-            f"{sum(map(bool, began))} went on from the newest checkpoint, {began.count(0)} began "
-            f"anew (there was none), {began.count(None)} killed before either; "
-            f"{len(steps) - len(set(steps))} steps done twice; "
+            f"{sum(map(bool, began))} resumed from the newest checkpoint, {began.count(0)} "
+            f"started from scratch (there was none), {began.count(None)} killed before either; "
+            f"{len(steps) - len(set(steps))} steps trained twice; "
             f"{', '.join(same) or 'NOT FINISHED'}."
         )
 
@@ -111,17 +113,18 @@ def kill_often(
     *,
     pixel_model: bool = False,
 ) -> Tally:
-    """Trains in `folder` with kills, and compares what is left with an uninterrupted run's.
+    """Trains with kills and compares the result with that of an uninterrupted run.
 
     Args:
-      whole: work directory of that run.
-      folder: for the work directory and all that the processes print.
-      settings: {key: text} of the configuration, of both runs.
-      kills: how many.
-      seed: of their moments.
+      whole: Work directory of the uninterrupted run.
+      folder: Folder for the killed run's work directory and the output of its processes.
+      settings: {key: text} of the configuration of both runs.
+      kills: Number of kills.
+      seed: Seed of their times.
+      pixel_model: Whether to train the model that compiles at once.
 
     Raises:
-      TimeoutError: a process does not end.
+      TimeoutError: If a process does not end.
     """
     moments = draw_moments(kills, int(settings["train.steps"]), random.Random(seed))
     lives = []
@@ -142,7 +145,7 @@ def kill_often(
 
 
 def compare(whole: pathlib.Path, killed: pathlib.Path) -> dict[str, bool]:
-    """Says of what two finished runs leave whether it is the same, bit for bit."""
+    """Returns which results of two finished runs are the same, bit for bit."""
     found = {
         f"{kind} parameters": _parameters(whole, kind) == _parameters(killed, kind)
         for kind in ("latest", "best")
@@ -175,7 +178,7 @@ def _files(workdir: pathlib.Path) -> set[pathlib.Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints a tally; returns 1 if anything is not as it should be."""
+    """Prints a tally; returns 1 if anything is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))

@@ -1,4 +1,4 @@
-"""The processes of one run, each killed at a moment of its own."""
+"""The processes of one run, each killed at a different time."""
 
 import dataclasses
 import math
@@ -27,9 +27,9 @@ class Moment:
     """When a process is killed: whichever comes first.
 
     Attributes:
-      step: it has logged this step, or a later one, ...
-      after: ... and so many seconds have passed since.
-      within: seconds since its start.
+      step: The step that it must have logged, and
+      after: Seconds since then.
+      within: Seconds since its start.
     """
 
     step: float
@@ -41,7 +41,7 @@ NEVER = Moment(math.inf, 0, math.inf)
 
 
 def draw_moments(kills: int, steps: int, generator: random.Random) -> list[Moment]:
-    """Draws moments all over a run of so many steps, and all over a process's life."""
+    """Draws times spread over the steps of a run and over the life of a process."""
     last = steps - STEPS_A_KILL  # so that no process ends before it is killed
     return [
         Moment(
@@ -58,12 +58,12 @@ class Life:
     """A process of a run, from its start to its end.
 
     Attributes:
-      code: that it ended with.
-      seconds: that it took.
-      output: all that it printed.
-      found: the newest checkpoint when it started, 0 for none.
-      latest: steps of the checkpoints that it left; `best` as well.
-      saving: checkpoints that it was writing when it ended.
+      code: Exit code.
+      seconds: Seconds from start to end.
+      output: Everything that it printed.
+      found: Step of the newest checkpoint when it started, 0 if there was none.
+      latest: Steps of the latest checkpoints at its end; `best` of the best ones.
+      saving: Checkpoints that it was writing when it ended.
     """
 
     code: int
@@ -80,19 +80,19 @@ class Life:
 
     @property
     def steps(self) -> list[int]:
-        """The steps that it logged."""
+        """Steps that it logged."""
         return logged(self.output)
 
     @property
     def began(self) -> int | None:
-        """The step that it went on from, 0 if it started anew, None if it did not get there."""
+        """The step that it resumed from, 0 from scratch, None if it was killed before."""
         told = re.search(r"^Resuming from step (\d+) in", self.output, re.M)
         if told:
             return int(told[1])
         return 0 if self.steps else None
 
     def doing(self, eval_every: int) -> str:
-        """Says what it did when it ended."""
+        """Returns what it was doing when it ended."""
         if not self.steps:
             return "starting"
         step = self.steps[-1]
