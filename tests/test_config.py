@@ -99,7 +99,7 @@ def get_config(variant=""):
 """
 
 
-def test_a_config_file_of_ones_own_is_loaded_by_its_path(tmp_path):
+def test_a_users_config_file_is_loaded_by_its_path(tmp_path):
     path = tmp_path / "synthetic.py"  # a name that configs/ has too
     path.write_text(OWN)
     assert configuration.load(str(path)).train.steps == 9
@@ -160,7 +160,7 @@ def test_every_config_key_is_read_somewhere():
 
 
 @pytest.mark.parametrize("task_set", ["nyudv2", "pascal_context", "cityscapes", "custom"])
-def test_classes_of_ones_own_take_the_place_of_the_sets(task_set, tmp_path):
+def test_given_classes_replace_those_of_the_set(task_set, tmp_path):
     config = configuration.load(
         "synthetic",
         {"tasks.set": task_set, "tasks.names": "semseg", "tasks.classes": "floor,crack"},
@@ -191,7 +191,7 @@ def test_palette_has_a_colour_for_each_class():
         (("crack", 3), "must be names, such as background,crack; got 3"),
     ],
 )
-def test_classes_that_cannot_be_are_refused(classes, message):
+def test_invalid_classes_are_refused(classes, message):
     with pytest.raises(ValueError, match=message):
         select("custom", ["semseg"], classes)
 
@@ -205,7 +205,7 @@ def test_classes_that_cannot_be_are_refused(classes, message):
         ('{"train.stps": 1}', "Did you mean 'train.steps'"),
     ],
 )
-def test_damaged_file_is_named_with_what_is_wrong(tmp_path, text, message):
+def test_a_damaged_config_file_is_named_with_the_fault(tmp_path, text, message):
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=message) as error:

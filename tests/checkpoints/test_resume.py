@@ -92,7 +92,7 @@ def test_nothing_is_found_where_no_run_was(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_of_a_damaged_checkpoint_one_line_is_said_and_not_one_for_each_array(tmp_path):
+def test_a_damaged_checkpoint_prints_one_line_and_no_tracebacks(tmp_path):
     found = subprocess.run(
         [sys.executable, "-c", DAMAGE, str(tmp_path)],
         cwd=ROOT,

@@ -307,9 +307,7 @@ def test_scores_of_a_task_without_labels_are_null_as_json_has_no_nan(workdir, mo
     assert written["scores"]["depth"]["RMSE"] > 0
 
 
-def test_without_an_image_to_score_all_but_odsf_is_written_before_it_is_said(
-    tmp_path, monkeypatch, capsys
-):
+def test_everything_but_odsf_is_written_if_no_image_can_be_scored(tmp_path, monkeypatch, capsys):
     trained(tmp_path)
     monkeypatch.setattr(evaluate, "open_source", open_without_edges)
     assert cli.main(["eval", f"--workdir={tmp_path}", "--odsf", "--workers=0"]) == 2
