@@ -147,7 +147,7 @@ def multitask_loss(
       tasks: Tasks to sum over.
       logits: Logits [b h w channels] by task name, of any float dtype, at the label's size.
       batch: Labels [b h w label_channels] by task name, and `mask`, bool [b].
-      weights: Weight w_t by task name.
+      weights: w_t by task name.
       scheme: "log" or "sum".
       reduction: "image" or "batch".
 
@@ -172,17 +172,13 @@ def multitask_loss(
     total = jnp.zeros((), jnp.float32)
     losses = {}
     for task in tasks:
-        loss, present = _task_loss(task, logits[task.name], batch[task.name], mask, axes)
+        check_name("loss", task.loss, LOSSES)
+        check_shapes(task, logits[task.name], batch[task.name])
+        valid = valid_pixels(task, batch[task.name], mask)
+        raw, label = jnp.asarray(logits[task.name], jnp.float32), jnp.asarray(batch[task.name])
+        loss, present = reduce_pixels(LOSSES[task.loss](raw, label, valid, axes), valid, axes)
         # log(1) = 0 where there is no label, so that no 1 / 1e-8 enters the gradient.
         term = jnp.log(jnp.where(present, loss + LOG_EPSILON, 1.0)) if scheme == "log" else loss
         total += weights[task.name] * jnp.sum(term) / groups
         losses[task.name] = TaskLoss(jnp.sum(loss), jnp.sum(present, dtype=jnp.float32))
     return total, losses
-
-
-def _task_loss(task, logits, label, mask, axes):
-    check_name("loss", task.loss, LOSSES)
-    check_shapes(task, logits, label)
-    valid = valid_pixels(task, label, mask)
-    values = LOSSES[task.loss](jnp.asarray(logits, jnp.float32), jnp.asarray(label), valid, axes)
-    return reduce_pixels(values, valid, axes)

@@ -10,10 +10,6 @@ from mtmamba_jax.array_types import Array
 from mtmamba_jax.tasks import Task
 
 
-def _last_class_probability(logits: Array, xp: ModuleType) -> Array:
-    return 1.0 / (1.0 + xp.exp(logits[..., 0] - logits[..., 1]))
-
-
 def _unit_length(logits: Array, xp: ModuleType) -> Array:
     return logits / xp.maximum(xp.linalg.norm(logits, axis=-1, keepdims=True), 1e-6)
 
@@ -23,7 +19,7 @@ VALUES: Mapping[str, Callable[[Array, ModuleType], Array]] = {
     "depth": lambda logits, xp: logits[..., 0],
     "normals": _unit_length,
     "probability": lambda logits, xp: 1.0 / (1.0 + xp.exp(-logits[..., 0])),
-    "saliency": _last_class_probability,
+    "saliency": lambda logits, xp: 1.0 / (1.0 + xp.exp(logits[..., 0] - logits[..., 1])),
 }
 """Maps logits [... channels] and numpy or jax.numpy to the quantity, for each `Task.display`."""
 
@@ -33,10 +29,7 @@ def to_value(
 ) -> Shaped[Array, "..."]:
     """Returns the quantity that logits predict, in the task's unit.
 
-    Args:
-      task: Task of the logits.
-      logits: Logits of one image or several.
-      xp: numpy, or jax.numpy inside a program.
+    `xp` is numpy, or jax.numpy inside a program.
 
     Returns:
       Class IDs, uint8 [h w]; depth, float32 [h w]; normals of unit length, float32 [h w 3];
@@ -73,14 +66,9 @@ def is_ignored(task: Task, value: Shaped[np.ndarray, "h w *channels"]) -> Bool[n
 def angle(
     a: Float[Array, "*shape 3"], b: Float[Array, "*shape 3"], xp: ModuleType = np
 ) -> Float[Array, "*shape"]:
-    """Returns the angle between unit vectors, in degrees.
+    """Returns the angle between unit vectors, in degrees; `xp` is as in `to_value`.
 
     2 atan2(|a - b|, |a + b|), which is exact at 0 and 180 degrees, unlike arccos.
-
-    Args:
-      a: Unit vectors.
-      b: Unit vectors.
-      xp: numpy, or jax.numpy inside a program.
     """
     difference = xp.linalg.norm(a - b, axis=-1)
     return xp.degrees(2.0 * xp.arctan2(difference, xp.linalg.norm(a + b, axis=-1)))

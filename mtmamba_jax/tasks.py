@@ -60,14 +60,11 @@ class Task:
 
 def _voc_palette(count: int) -> tuple[Colour, ...]:
     """Returns PASCAL VOC's colours: bits 0, 1, 2 (then 3, 4, 5, ...) fill R, G, B from the top."""
-    colours = []
-    for index in range(count):
-        rgb = [0, 0, 0]
-        for bit in range(8):
-            for channel in range(3):
-                rgb[channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
-        colours.append(tuple(rgb))
-    return tuple(colours)
+
+    def channel(index: int) -> int:
+        return sum((index >> 3 * bit & 1) << (7 - bit) for bit in range(8))
+
+    return tuple((channel(i), channel(i >> 1), channel(i >> 2)) for i in range(count))
 
 
 # Silberman et al., ECCV 2012, in the 40 classes of Gupta et al., CVPR 2013 (their label 1 is 0).
@@ -106,16 +103,10 @@ def _segmentation(
     name: str, class_names: tuple[str, ...], palette: tuple[Colour, ...] | None = None
 ) -> Task:
     return Task(
-        name=name,
-        channels=len(class_names),
-        loss="cross_entropy",
-        metric="segmentation",
-        score="mIoU",
-        lower_is_better=False,
-        display="classes",
-        class_names=class_names,
+        name=name, channels=len(class_names), loss="cross_entropy", metric="segmentation",
+        score="mIoU", lower_is_better=False, display="classes", class_names=class_names,
         palette=palette or _class_palette(class_names),
-    )
+    )  # fmt: skip
 
 
 def _class_palette(class_names: Sequence[str]) -> tuple[Colour, ...]:
@@ -132,52 +123,25 @@ HUMAN_PARTS = dataclasses.replace(
     _segmentation("human_parts", HUMAN_PART_CLASSES), ignore_all_background=True
 )
 DEPTH = Task(
-    name="depth",
-    channels=1,
-    loss="l1",
-    metric="depth",
-    score="RMSE",
-    lower_is_better=True,
-    display="depth",
-    unit="m",
-    label_dtype="float32",
-    scale_power=-1,
-)
+    name="depth", channels=1, loss="l1", metric="depth", score="RMSE", lower_is_better=True,
+    display="depth", unit="m", label_dtype="float32", scale_power=-1,
+)  # fmt: skip
 # Cityscapes: (v - 1) / 256 pixels of the raw image, from a file's 16-bit v. 0 is no measurement.
 DISPARITY = dataclasses.replace(DEPTH, unit="px", scale_power=1)
 NORMALS = Task(
-    name="normals",
-    channels=3,
-    loss="normals_l1",
-    metric="normals",
-    score="mErr",
-    lower_is_better=True,
-    display="normals",
-    unit="deg",
-    label_channels=3,
-    label_dtype="float32",
+    name="normals", channels=3, loss="normals_l1", metric="normals", score="mErr",
+    lower_is_better=True, display="normals", unit="deg", label_channels=3, label_dtype="float32",
     negate_x_on_flip=True,
-)
+)  # fmt: skip
 EDGE = Task(
-    name="edge",
-    channels=1,
-    loss="edge_bce",
-    metric="edge",
-    score="maxF",
-    lower_is_better=False,
+    name="edge", channels=1, loss="edge_bce", metric="edge", score="maxF", lower_is_better=False,
     display="probability",
-)
+)  # fmt: skip
 SALIENCY = Task(
-    name="saliency",
-    channels=2,
-    loss="balanced_cross_entropy",
-    metric="saliency",
-    score="maxF",
-    lower_is_better=False,
-    display="saliency",
-    class_names=("background", "salient"),
+    name="saliency", channels=2, loss="balanced_cross_entropy", metric="saliency", score="maxF",
+    lower_is_better=False, display="saliency", class_names=("background", "salient"),
     palette=((0, 0, 0), (255, 255, 255)),
-)
+)  # fmt: skip
 
 # The official code has normals before edge. Cross-task blocks concatenate the tasks, so `convert`
 # reorders the weights of its files.

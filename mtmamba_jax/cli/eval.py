@@ -16,10 +16,10 @@ from mtmamba_jax.evaluation.evaluate import Evaluator, score_table
 from mtmamba_jax.evaluation.report import class_ious, format_details, write_confusions
 from mtmamba_jax.evaluation.saved_predictions import PredictionWriter
 from mtmamba_jax.files.paths import to_json, write_atomically
+from mtmamba_jax.metrics import compute_scores
 from mtmamba_jax.metrics.boundaries import Sums, compute, sum_counts
 from mtmamba_jax.metrics.boundaries.report import score_table as boundary_table
 from mtmamba_jax.metrics.boundaries.report import write_report
-from mtmamba_jax.metrics.scores import compute_scores
 from mtmamba_jax.visualization.figures import write_figure
 from mtmamba_jax.visualization.panels import write_panels
 from mtmamba_jax.visualization.precision_recall import CURVE_FILE, draw_precision_recall

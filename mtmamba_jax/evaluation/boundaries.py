@@ -81,11 +81,10 @@ def choose_benchmark(
     Args:
       dataset: `config.data.name`.
       tasks: The run's tasks.
-      labels: Folder of NAME.png or NAME.mat, where NAME is an example's ID; true contours lie
-        between the regions of these labels, as in published figures on PASCAL-Context's LabelMap.
-        None uses the test set's own labels.
+      labels: As in `Benchmark`. NAME is an example's ID; true contours lie between the regions of
+        these labels, as in published figures on PASCAL-Context's LabelMap.
       include_all: Whether to score images that the published figures exclude.
-      num_workers: Number of worker processes that count; None starts one per core.
+      num_workers: As in `Benchmark`; None starts one worker per core.
 
     Raises:
       ValueError: If no task predicts edges, the folder does not exist or `num_workers` < 0.
@@ -104,16 +103,11 @@ def choose_benchmark(
     if num_workers is not None and num_workers < 0:
         raise ValueError(f"--workers must be 0 or more, got {num_workers}.")
     thin(np.zeros((1, 1), bool))  # fails now, not after the evaluation, if scikit-image is missing
-    own = labels is None
-    return Benchmark(
-        task=edges[0],
-        dataset=dataset,
-        reading=READING_OF_TEST_SET.get(dataset, "contours") if own else "regions",
-        max_distance=MAX_DISTANCE.get(dataset, _DISTANCE),
-        labels=labels,
-        excluded=frozenset() if include_all else excluded_ids(dataset),
-        num_workers=available_cores() if num_workers is None else num_workers,
-    )
+    reading = READING_OF_TEST_SET.get(dataset, "contours") if labels is None else "regions"
+    distance = MAX_DISTANCE.get(dataset, _DISTANCE)
+    excluded = frozenset() if include_all else excluded_ids(dataset)
+    workers = available_cores() if num_workers is None else num_workers
+    return Benchmark(edges[0], dataset, reading, distance, labels, excluded, workers)
 
 
 def count_test_set(benchmark: Benchmark, predictions: Iterable[Prediction]) -> Iterator[np.ndarray]:
@@ -126,26 +120,14 @@ def count_test_set(benchmark: Benchmark, predictions: Iterable[Prediction]) -> I
       ValueError: If a label is missing or invalid (`DataError`).
       RuntimeError: If a worker process was killed.
     """
+    name, ignore = benchmark.task.name, benchmark.task.ignore
     settings = benchmark.reading, benchmark.max_distance
-    scored = _scored_images(benchmark, predictions)
-    if benchmark.labels is None:
-        ignore = benchmark.task.ignore
-        work = (
-            (levels, label, *settings, ignore)
-            for _, levels, label in scored
-            if (label != ignore).any()
-        )
-        return in_order(count_prediction, work, benchmark.num_workers)
-    work = ((name, levels, benchmark.labels, *settings) for name, levels, _ in scored)
-    return in_order(count_against_file, work, benchmark.num_workers)
-
-
-def _scored_images(
-    benchmark: Benchmark, predictions: Iterable[Prediction]
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yields ID, levels and label, both uint8 [h w], of images that are not excluded."""
-    name = benchmark.task.name
-    for prediction in predictions:
-        if prediction.id not in benchmark.excluded:
-            label = prediction.labels[name][..., 0].astype(np.uint8)
-            yield prediction.id, to_levels(prediction.values[name]), label
+    scored = ((p, to_levels(p.values[name])) for p in predictions if p.id not in benchmark.excluded)
+    if benchmark.labels is not None:
+        work = ((p.id, levels, benchmark.labels, *settings) for p, levels in scored)
+        return in_order(count_against_file, work, benchmark.num_workers)
+    labelled = ((p.labels[name][..., 0].astype(np.uint8), levels) for p, levels in scored)
+    work = (
+        (levels, label, *settings, ignore) for label, levels in labelled if (label != ignore).any()
+    )
+    return in_order(count_prediction, work, benchmark.num_workers)

@@ -14,10 +14,9 @@ from mtmamba_jax.data_pipelines.pipeline import eval_batches
 from mtmamba_jax.data_pipelines.sources import DataSettings, open_source
 from mtmamba_jax.devices.sharding import batch_sharding, jit_on, put_batch, replicated
 from mtmamba_jax.labels import resize_logits
-from mtmamba_jax.metrics import create_constant, create_metric
+from mtmamba_jax.metrics import Scores, compute_scores, create_constant, create_metric
 from mtmamba_jax.metrics.base import Accumulator, Counts
 from mtmamba_jax.metrics.multitask import headline
-from mtmamba_jax.metrics.scores import Scores, compute_scores
 from mtmamba_jax.readout import to_value
 from mtmamba_jax.tasks import Task
 
@@ -44,9 +43,9 @@ class Evaluator:
       data: The section `config.data`, which names the test set.
       batch_size: Global batch size.
       graph: The model's structure.
-      tasks: The tasks to evaluate.
-      mesh: The devices that a batch is split over.
-      layout: The shardings of the parameters; None replicates them.
+      tasks: Tasks to evaluate.
+      mesh: Devices that a batch is split over.
+      layout: Shardings of the parameters; None replicates them.
     """
 
     def __init__(
@@ -63,8 +62,8 @@ class Evaluator:
         self._source = open_source(data, tasks, "test")
         self._predict = create_predict_step(graph, mesh, layout)
         self._measure = create_measure_step(tasks, mesh)
-        self._measure_constant = create_constant_step(tasks, mesh)
-        self._read = create_value_step(tasks, mesh)
+        self._measure_constant = _create_constant_step(tasks, mesh)
+        self._read = _create_value_step(tasks, mesh)
 
     def scores(self, parameters: dict) -> dict[str, dict[str, float]]:
         """Returns every score of every task."""
@@ -109,14 +108,12 @@ class Evaluator:
             values = self._read(self._predict(parameters, on_devices["images"]), on_devices)
             values = {name: _local(value) for name, value in values.items()}
             for i in np.flatnonzero(batch["mask"]):
-                inside = [
-                    {
-                        name: remove_padding(maps[name][i], batch["size"][i], scale)
-                        for name in values
-                    }
+                size = batch["size"][i]
+                value, label = (
+                    {name: remove_padding(maps[name][i], size, scale) for name in values}
                     for maps in (values, batch)
-                ]
-                yield Prediction(str(batch["id"][i]), *inside)
+                )
+                yield Prediction(str(batch["id"][i]), value, label)
 
     def __len__(self) -> int:
         """Returns the number of test examples."""
@@ -152,38 +149,35 @@ class Evaluator:
         return total
 
 
+def _resize_to_label(name: str, logits, batch) -> jax.Array:
+    return resize_logits(logits[name], batch[name].shape[1:3])
+
+
 def create_measure_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
-    """Returns `step(logits, batch) -> {task: counts}`, which updates the metrics at label size."""
+    """Returns `step(logits, batch) -> {task: counts}`, the sums of each metric at label size."""
     metrics = {task.name: create_metric(task) for task in tasks}
 
     def step(logits, batch):
         return {
-            name: metric.measure(
-                resize_logits(logits[name], batch[name].shape[1:3]), batch[name], batch["mask"]
-            )
-            for name, metric in metrics.items()
+            name: each.measure(_resize_to_label(name, logits, batch), batch[name], batch["mask"])
+            for name, each in metrics.items()
         }
 
     split = batch_sharding(mesh)
     return jax.jit(step, in_shardings=(split, split), out_shardings=replicated(mesh))
 
 
-def create_value_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
+def _create_value_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
     """Returns `step(logits, batch) -> {task: map}`, which reads logits out at label size."""
 
     def step(logits, batch):
-        return {
-            task.name: to_value(
-                task, resize_logits(logits[task.name], batch[task.name].shape[1:3]), jnp
-            )
-            for task in tasks
-        }
+        return {t.name: to_value(t, _resize_to_label(t.name, logits, batch), jnp) for t in tasks}
 
     split = batch_sharding(mesh)
     return jax.jit(step, in_shardings=(split, split), out_shardings=split)
 
 
-def create_constant_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
+def _create_constant_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
     """Returns `step(batch) -> {task: counts}` for each task's best constant prediction."""
     constants = {task.name: create_constant(task) for task in tasks}
 
@@ -194,12 +188,9 @@ def create_constant_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
 
 
 def create_predict_step(graph: nnx.GraphDef, mesh: Mesh, layout: dict | None = None) -> Callable:
-    """Returns `step(parameters, images [b h w 3]) -> {task: logits}`.
+    """Returns `step(parameters, images [b h w 3]) -> {task: logits}`; the mesh splits the batch.
 
-    Args:
-      graph: The model's structure.
-      mesh: The devices that the images are split over.
-      layout: The shardings of the parameters; None replicates them.
+    `layout` has the shardings of the parameters; None replicates them.
     """
 
     def step(parameters: Mapping, images: jax.Array) -> dict[str, jax.Array]:
@@ -219,8 +210,8 @@ def _local(array: jax.Array) -> np.ndarray:
 def score_table(tasks: Sequence[Task], scores: Scores, constants: Mapping[str, float]) -> str:
     """Returns a table of each task's score and that of the best constant prediction."""
     lines = [f"{'task':<12} {'score':<18} {'MTMamba':>9} {'constant':>9} {'ratio':>7}"]
-    for task, value in zip(tasks, headline(tasks, scores).values(), strict=True):
-        constant = constants[task.name]
+    for task in tasks:
+        value, constant = scores[task.name][task.score], constants[task.name]
         ratio = f"{value / constant:.2f}x" if constant else "-"
         unit = f" ({task.unit})" if task.unit else ""
         name = f"{task.score}{unit}, {'lower' if task.lower_is_better else 'higher'}"

@@ -1,6 +1,7 @@
 """Predicts files of photos: finds and reads them, and writes one folder for each."""
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -31,26 +32,27 @@ def find_photos(
 
     Args:
       paths: Files, and folders to search with their subfolders.
-      skip: The folder of predictions, which are not photos.
+      skip: Folder of predictions, which are not photos.
 
     Returns:
       The photos, and the paths that do not exist, hold no photo or lie in `skip`.
     """
     photos: dict[pathlib.Path, pathlib.Path] = {}
     failures = []
+    skip = skip.resolve()
     for path in paths:
-        if skip.resolve() in (path.resolve(), *path.resolve().parents):
+        found = []
+        if path.resolve().is_relative_to(skip):
             failures.append(Failure(path, "lies in the output folder; choose another --output"))
-            continue
-        found = sorted(path.rglob("*")) if path.is_dir() else [path]
-        if path.is_dir():
-            found = [p for p in found if p.suffix.lower() in SUFFIXES]
-            found = [p for p in found if skip.resolve() not in p.resolve().parents]
+        elif path.is_dir():
+            found = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in SUFFIXES]
+            found = [p for p in found if not p.resolve().is_relative_to(skip)]
             if not found:
                 failures.append(Failure(path, f"holds no photo ({' '.join(SUFFIXES)})"))
-        elif not path.exists():
+        elif path.exists():
+            found = [path]
+        else:
             failures.append(Failure(path, "does not exist"))
-            continue
         photos |= {p.resolve(): p for p in found}
     return list(photos.values()), failures
 
@@ -63,32 +65,23 @@ def predict_photos(
     with_overlay: bool = False,
     with_features: bool = False,
 ) -> Iterator[pathlib.Path | Failure]:
-    """Predicts photos and writes a folder for each.
+    """Predicts photos and writes a folder for each to `folder`.
 
-    A folder holds `<task>.npy` (the map, see `Predictor.__call__`), `<task>.png`, `panel.png` and,
+    It holds `<task>.npy` (the map, see `Predictor.__call__`), `<task>.png`, `panel.png` and,
     if asked for, `overlay.png` (the first task of classes over the photo) and `features.png`.
-
-    Args:
-      photos: Files to read.
-      predictor: Predicts them.
-      folder: The folder to write to.
-      with_overlay: Whether to write `overlay.png`.
-      with_features: Whether to write `features.png`.
 
     Yields:
       The folder of each photo, or why there is none.
     """
-    names = _unique_names(photos)
-    for path in photos:
+    for path, name in zip(photos, _unique_names(photos), strict=True):
         photo = read_photo(path)
         if isinstance(photo, Failure):
             yield photo
             continue
-        if with_features:
-            maps, features = predictor.with_features(photo)
-        else:
-            maps, features = predictor(photo), None
-        written = _write(folder / names[path], photo, predictor.tasks, maps, with_overlay)
+        maps, features = (
+            predictor.with_features(photo) if with_features else (predictor(photo), None)
+        )
+        written = _write(folder / name, photo, predictor.tasks, maps, with_overlay)
         if features is not None:
             write_png(written / "features.png", features)
         yield written
@@ -144,14 +137,10 @@ def _write(
     return folder
 
 
-def _unique_names(photos: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:
+def _unique_names(photos: Sequence[pathlib.Path]) -> list[str]:
     """Returns a folder name for each photo: its stem, with a number for repeated stems."""
-    names: dict[pathlib.Path, str] = {}
-    taken: set[str] = set()
+    names: dict[str, None] = {}  # an ordered set
     for path in photos:
-        name, number = path.stem, 2
-        while name in taken:
-            name, number = f"{path.stem}_{number}", number + 1
-        taken.add(name)
-        names[path] = name
-    return names
+        numbered = (f"{path.stem}_{number}" for number in itertools.count(2))
+        names[next(n for n in itertools.chain([path.stem], numbered) if n not in names)] = None
+    return list(names)

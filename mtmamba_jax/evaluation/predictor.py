@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from etils import epath
 from flax import nnx
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from mtmamba_jax.checkpoints.load import CheckpointKind, load_run
 from mtmamba_jax.data_pipelines.batch import denormalise, remove_padding
@@ -34,7 +34,7 @@ class Predictor:
 
     Args:
       model: A model such as `create_model` returns; its weights are copied to the first device.
-      tasks: The tasks that the model predicts, in its order.
+      tasks: Tasks that the model predicts, in its order.
       size: Height and width that photos are fitted into, in pixels; best that of training.
     """
 
@@ -90,9 +90,7 @@ class Predictor:
         """Returns the maps and an image of how strong each task's final decoder feature is."""
         example = self._fit(photo)
         logits, activations = self._predict_with_features(self._parameters, example["image"][None])
-        activations: Mapping[str, Float[np.ndarray, "h w"]] = {
-            task.name: np.asarray(activations[task.name][0]) for task in self.tasks
-        }
+        activations = {task.name: np.asarray(activations[task.name][0]) for task in self.tasks}
         image = draw_features(denormalise(example["image"]), activations, example["size"])
         return self._read(photo, example, logits), image
 
@@ -108,8 +106,8 @@ class Predictor:
         return example
 
     def _read(self, photo: np.ndarray, example: Mapping, logits: Mapping) -> dict[str, np.ndarray]:
-        maps = {}
-        for task in self.tasks:
+        def read(task: Task) -> np.ndarray:
             inside = remove_padding(np.asarray(logits[task.name][0]), example["size"])
-            maps[task.name] = enlarge(task, inside, photo.shape[:2])
-        return maps
+            return enlarge(task, inside, photo.shape[:2])
+
+        return {task.name: read(task) for task in self.tasks}

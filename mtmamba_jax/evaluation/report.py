@@ -9,10 +9,9 @@ from jaxtyping import Int
 
 from mtmamba_jax.config import Config
 from mtmamba_jax.devices.processes import is_first
-from mtmamba_jax.metrics import create_metric
+from mtmamba_jax.metrics import Scores, compute_scores, create_metric
 from mtmamba_jax.metrics.base import Counts
 from mtmamba_jax.metrics.multitask import delta_m, headline
-from mtmamba_jax.metrics.scores import Scores, compute_scores
 from mtmamba_jax.metrics.segmentation import Segmentation
 from mtmamba_jax.paper.published import DATASET, ROWS, SCORES
 from mtmamba_jax.tasks import Task
@@ -27,11 +26,10 @@ _WIDTH = 100  # characters per line of the table of classes
 
 def class_ious(tasks: Sequence[Task], totals: Mapping[str, Counts]) -> dict[str, dict[str, float]]:
     """Returns {task name: {class name: IoU in percent}}, given `Evaluator.totals`."""
-    metrics = {task.name: create_metric(task) for task in tasks}
     return {
-        name: metric.per_class(totals[name])
-        for name, metric in metrics.items()
-        if isinstance(metric, Segmentation)
+        task.name: metric.per_class(totals[task.name])
+        for task in tasks
+        if isinstance(metric := create_metric(task), Segmentation)
     }
 
 
@@ -44,12 +42,8 @@ def format_details(
 ) -> str:
     """Returns what is printed below `evaluate.score_table`: class IoUs, other scores, delta_m.
 
-    Args:
-      config: The run's configuration.
-      tasks: The tasks that were evaluated.
-      totals: The sums of each task's metric, from `Evaluator.totals`.
-      scores: All scores of each task, possibly more than those computed from `totals`.
-      constants: Scores of the best constant predictions, from `Evaluator.constants`.
+    `totals` and `constants` are from an `Evaluator`; `scores` may have more than those computed
+    from `totals`.
     """
     parts = [
         format_class_ious(name, ious, np.asarray(totals[name]["confusion"]))
@@ -76,21 +70,17 @@ def format_class_ious(
     cells = [f"{c:<{width}} {value}" for c, value in zip(ious, values, strict=True)]
     rows = math.ceil(len(cells) / max(1, _WIDTH // (width + 10)))
     absent = "" if seen.all() else "; -: neither labelled nor predicted, 0 in the mean"
-    lines = [f"{name}, IoU in %{absent}"]
-    lines += ["   ".join(cells[i::rows]) for i in range(rows)]
-    return "\n".join(lines)
+    lines = ("   ".join(cells[i::rows]) for i in range(rows))
+    return "\n".join([f"{name}, IoU in %{absent}", *lines])
 
 
 def format_other_scores(tasks: Sequence[Task], scores: Scores) -> str:
     """Returns a line for each task with scores besides `Task.score`; may be empty."""
     lines = []
     for task in tasks:
-        units = create_metric(task).units()
-        others = [
-            f"{name} {value:.3f} {units.get(name, '')}".rstrip()
-            for name, value in scores[task.name].items()
-            if name != task.score
-        ]
+        units = create_metric(task).units
+        values = {name: v for name, v in scores[task.name].items() if name != task.score}
+        others = [f"{name} {v:.3f} {units.get(name, '')}".rstrip() for name, v in values.items()]
         if others:
             lines.append(f"{task.name:<12} {', '.join(others)}")
     return "\n".join(lines)

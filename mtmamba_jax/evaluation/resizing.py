@@ -17,9 +17,8 @@ def fit(
     height, width = photo.shape[:2]
     scale = min(size[0] / height, size[1] / width)
     fitted = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return cv2.resize(
-        photo, fitted, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    )
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return cv2.resize(photo, fitted, interpolation=interpolation)
 
 
 def enlarge(

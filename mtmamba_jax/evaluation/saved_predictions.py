@@ -49,6 +49,10 @@ def _encode_normals(normals: np.ndarray) -> bytes:
     return _encode_png(normal_levels(normals)[..., ::-1])  # OpenCV takes BGR
 
 
+def _encode_probability(probability: np.ndarray) -> bytes:
+    return _encode_png(to_levels(probability))
+
+
 def _encode_matlab(depth: np.ndarray) -> bytes:
     import scipy.io  # slow to import
 
@@ -63,8 +67,8 @@ FORMATS: Mapping[str, FileFormat] = {
     "classes": FileFormat(".png", _encode_png),
     "depth": FileFormat(".mat", _encode_matlab),
     "normals": FileFormat(".png", _encode_normals),
-    "probability": FileFormat(".png", lambda value: _encode_png(to_levels(value))),
-    "saliency": FileFormat(".png", lambda value: _encode_png(to_levels(value))),
+    "probability": FileFormat(".png", _encode_probability),
+    "saliency": FileFormat(".png", _encode_probability),
 }
 """The file format for each `Task.display`."""
 
@@ -128,9 +132,8 @@ class PredictionWriter:
           OSError: If the record cannot be written.
         """
         with _explain_failure(self.folder):
-            write_atomically(
-                self.folder / RECORD_FILE, (json.dumps(record, indent=2) + "\n").encode()
-            )
+            contents = (json.dumps(record, indent=2) + "\n").encode()
+            write_atomically(self.folder / RECORD_FILE, contents)
 
 
 @contextlib.contextmanager

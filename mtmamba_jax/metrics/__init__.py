@@ -1,12 +1,11 @@
 """Metrics of every kind of task; `base` explains how they are summed over a test set."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from mtmamba_jax.messages import check_name
-from mtmamba_jax.metrics.base import ConstantBaseline, Metric
+from mtmamba_jax.metrics.base import ConstantBaseline, Counts, Metric
 from mtmamba_jax.metrics.depth import Depth, DepthConstant
 from mtmamba_jax.metrics.edges import Edge, EdgeConstant
-from mtmamba_jax.metrics.multitask import delta_m, headline
 from mtmamba_jax.metrics.normals import Normals, NormalsConstant
 from mtmamba_jax.metrics.saliency import Saliency, SaliencyConstant
 from mtmamba_jax.metrics.segmentation import Segmentation, SegmentationConstant
@@ -30,16 +29,8 @@ CONSTANTS: Mapping[str, Callable[[Task], ConstantBaseline]] = {
 }
 """Best constant predictions by `Task.metric`."""
 
-__all__ = [
-    "CONSTANTS",
-    "METRICS",
-    "ConstantBaseline",
-    "Metric",
-    "create_constant",
-    "create_metric",
-    "delta_m",
-    "headline",
-]
+Scores = Mapping[str, Mapping[str, float]]
+"""Every score of every task: {task name: {score name: value}}."""
 
 
 def create_metric(task: Task) -> Metric:
@@ -48,18 +39,18 @@ def create_metric(task: Task) -> Metric:
     Raises:
       ValueError: If `task.metric` is unknown; the message lists the valid names.
     """
-    return _lookup(METRICS, task)(task)
+    check_name(f"metric of task {task.name!r}", task.metric, METRICS)
+    return METRICS[task.metric](task)
 
 
 def create_constant(task: Task) -> ConstantBaseline:
-    """Returns the best constant prediction under a task's metric.
-
-    Raises:
-      ValueError: If `task.metric` is unknown; the message lists the valid names.
-    """
-    return _lookup(CONSTANTS, task)(task)
+    """Returns the best constant prediction under a task's metric; raises like `create_metric`."""
+    check_name(f"metric of task {task.name!r}", task.metric, CONSTANTS)
+    return CONSTANTS[task.metric](task)
 
 
-def _lookup(table, task):
-    check_name(f"metric of task {task.name!r}", task.metric, table)
-    return table[task.metric]
+def compute_scores(
+    tasks: Sequence[Task], totals: Mapping[str, Counts]
+) -> dict[str, dict[str, float]]:
+    """Returns every score of every task, given each metric's sums over a test set."""
+    return {task.name: create_metric(task).compute(totals[task.name]) for task in tasks}

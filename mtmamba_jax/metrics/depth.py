@@ -3,17 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from mtmamba_jax.metrics.base import (
-    PIXELS,
-    TOTAL,
-    ConstantBaseline,
-    Metric,
-    TaskScores,
-    count,
-    percent,
-    ratio,
-    sum_where,
-)
+from mtmamba_jax.metrics import base
 from mtmamba_jax.tasks import Task
 
 SMALLEST_DEPTH = 1e-9
@@ -23,7 +13,7 @@ DELTAS = {"delta1": 1.25, "delta2": 1.25**2, "delta3": 1.25**3}
 """Largest ratio that each score accepts; exact in float32."""
 
 
-class Depth(Metric):
+class Depth(base.Metric):
     """RMSE, log_rmse (natural logarithm), abs_rel |p - g| / g, sq_rel (p - g)^2 / g, delta1 to 3.
 
     With prediction p and ground truth g. RMSE and sq_rel are in the task's unit. delta_k is the
@@ -32,70 +22,64 @@ class Depth(Metric):
     """
 
     def __init__(self, task: Task):
-        counts = dict.fromkeys(("pixels", *DELTAS), PIXELS)
-        errors = dict.fromkeys(("squared", "squared_log", "relative", "squared_relative"), TOTAL)
-        super().__init__(task, counts | errors)
-
-    def units(self):
-        """Returns the units of the scores that have one."""
-        unit = self.task.unit
-        return {"RMSE": unit, "sq_rel": unit, **dict.fromkeys(DELTAS, "%")}
+        errors = ("squared", "squared_log", "relative", "squared_relative")
+        sums = dict.fromkeys(("pixels", *DELTAS), base.PIXELS) | dict.fromkeys(errors, base.TOTAL)
+        units = {"RMSE": task.unit, "sq_rel": task.unit, **dict.fromkeys(DELTAS, "%")}
+        super().__init__(task, sums, units)
 
     def _measure(self, logits, label, valid):
-        predicted = jnp.maximum(logits[..., 0], SMALLEST_DEPTH)
-        true = label[..., 0]
+        raw, true = logits[..., 0], label[..., 0]
+        predicted = jnp.maximum(raw, SMALLEST_DEPTH)
         # A sensor's 0 m has neither a logarithm nor a ratio.
         divisor = jnp.maximum(true, SMALLEST_DEPTH)
         error = predicted - true
         return {
-            "pixels": count(valid),
-            "squared": sum_where(valid, error**2),
-            "squared_log": sum_where(valid, (jnp.log(predicted) - jnp.log(divisor)) ** 2),
-            "relative": sum_where(valid, jnp.abs(error) / divisor),
-            "squared_relative": sum_where(valid, error**2 / divisor),
+            "pixels": base.count(valid),
+            "squared": base.sum_where(valid, error**2),
+            "squared_log": base.sum_where(valid, (jnp.log(predicted) - jnp.log(divisor)) ** 2),
+            "relative": base.sum_where(valid, jnp.abs(error) / divisor),
+            "squared_relative": base.sum_where(valid, error**2 / divisor),
+            # Avoids division. Together they imply p < most^2 p, so only positive numbers pass.
             **{
-                name: count(valid & _within(logits[..., 0], true, most))
+                name: base.count(valid & (raw < most * true) & (true < most * raw))
                 for name, most in DELTAS.items()
             },
         }
 
-    def compute(self, counts) -> TaskScores:
+    def compute(self, counts) -> base.TaskScores:
         """Returns the scores."""
         pixels = counts["pixels"]
         return {
-            "RMSE": ratio(counts["squared"], pixels) ** 0.5,
-            "log_rmse": ratio(counts["squared_log"], pixels) ** 0.5,
-            "abs_rel": ratio(counts["relative"], pixels),
-            "sq_rel": ratio(counts["squared_relative"], pixels),
-            **{name: percent(counts[name], pixels) for name in DELTAS},
+            "RMSE": base.ratio(counts["squared"], pixels) ** 0.5,
+            "log_rmse": base.ratio(counts["squared_log"], pixels) ** 0.5,
+            "abs_rel": base.ratio(counts["relative"], pixels),
+            "sq_rel": base.ratio(counts["squared_relative"], pixels),
+            **{name: base.percent(counts[name], pixels) for name in DELTAS},
         }
 
 
-def _within(predicted, true, most):
-    # Avoids division. Both hold for positive numbers only: together they imply p < most^2 p.
-    return (predicted < most * true) & (true < most * predicted)
-
-
-class DepthConstant(ConstantBaseline):
+class DepthConstant(base.ConstantBaseline):
     """The mean depth, which minimises the RMSE: it is then the standard deviation."""
 
     def __init__(self, task: Task):
-        super().__init__(task, {"pixels": PIXELS, "depth": TOTAL, "squared_depth": TOTAL})
+        totals = dict.fromkeys(("depth", "squared_depth"), base.TOTAL)
+        super().__init__(task, {"pixels": base.PIXELS, **totals})
 
     def _measure(self, label, valid):
         true = label[..., 0]
         return {
-            "pixels": count(valid),
-            "depth": sum_where(valid, true),
-            "squared_depth": sum_where(valid, true**2),
+            "pixels": base.count(valid),
+            "depth": base.sum_where(valid, true),
+            "squared_depth": base.sum_where(valid, true**2),
         }
 
     def logits(self, counts):
         """Returns the mean depth in the task's unit."""
-        return np.array([ratio(counts["depth"], counts["pixels"])])
+        return np.array([base.ratio(counts["depth"], counts["pixels"])])
 
-    def compute(self, counts) -> TaskScores:
+    def compute(self, counts) -> base.TaskScores:
         """Returns the RMSE in the task's unit."""
-        variance = ratio(counts["squared_depth"], counts["pixels"]) - self.logits(counts)[0] ** 2
+        mean_square = base.ratio(counts["squared_depth"], counts["pixels"])
+        variance = mean_square - self.logits(counts)[0] ** 2
         # Rounding can make the variance of equal depths slightly negative; NaN stays NaN.
         return {"RMSE": float(np.sqrt(np.maximum(variance, 0.0)))}

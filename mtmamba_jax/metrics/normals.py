@@ -4,18 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmamba_jax.losses import normalise
-from mtmamba_jax.metrics.base import (
-    PIXELS,
-    TOTAL,
-    ConstantBaseline,
-    Metric,
-    TaskScores,
-    count,
-    histogram,
-    percent,
-    ratio,
-    sum_where,
-)
+from mtmamba_jax.metrics import base
 from mtmamba_jax.readout import angle
 from mtmamba_jax.tasks import Task
 
@@ -26,7 +15,7 @@ LIMITS = {"within_11.25": 11.25, "within_22.5": 22.5, "within_30": 30.0}
 """Upper limit in degrees of the angles that each of these scores counts."""
 
 
-class Normals(Metric):
+class Normals(base.Metric):
     """`mErr` and `median` in degrees, and the percentages of angles below 11.25, 22.5 and 30.
 
     The angle is taken after normalising the prediction; a zero vector is 90 degrees from any
@@ -38,19 +27,10 @@ class Normals(Metric):
     BINS = round(180.0 / BIN_WIDTH)
 
     def __init__(self, task: Task):
-        super().__init__(
-            task,
-            {
-                "pixels": PIXELS,
-                "degrees": TOTAL,
-                "angles": ((self.BINS,), np.int64),
-                **dict.fromkeys(LIMITS, PIXELS),
-            },
-        )
-
-    def units(self):
-        """Returns the units of the scores that have one."""
-        return {"mErr": "deg", "median": "deg", **dict.fromkeys(LIMITS, "%")}
+        sums = dict.fromkeys(("pixels", *LIMITS), base.PIXELS)
+        sums |= {"degrees": base.TOTAL, "angles": ((self.BINS,), np.int64)}
+        units = {"mErr": "deg", "median": "deg", **dict.fromkeys(LIMITS, "%")}
+        super().__init__(task, sums, units)
 
     def _measure(self, logits, label, valid):
         degrees = angle(normalise(logits), label, jnp)
@@ -58,23 +38,23 @@ class Normals(Metric):
         bins = jnp.nan_to_num(degrees, nan=180.0) / BIN_WIDTH
         bins = jnp.minimum(bins, self.BINS - 1).astype(jnp.int32)
         return {
-            "pixels": count(valid),
-            "degrees": sum_where(valid, degrees),
-            "angles": histogram(bins, valid, self.BINS),
-            **{name: count(valid & (degrees < most)) for name, most in LIMITS.items()},
+            "pixels": base.count(valid),
+            "degrees": base.sum_where(valid, degrees),
+            "angles": base.histogram(bins, valid, self.BINS),
+            **{name: base.count(valid & (degrees < most)) for name, most in LIMITS.items()},
         }
 
-    def compute(self, counts) -> TaskScores:
+    def compute(self, counts) -> base.TaskScores:
         """Returns the scores."""
         pixels = counts["pixels"]
         return {
-            "mErr": ratio(counts["degrees"], pixels),
+            "mErr": base.ratio(counts["degrees"], pixels),
             "median": _median(np.asarray(counts["angles"])),
-            **{name: percent(counts[name], pixels) for name in LIMITS},
+            **{name: base.percent(counts[name], pixels) for name in LIMITS},
         }
 
 
-class NormalsConstant(ConstantBaseline):
+class NormalsConstant(base.ConstantBaseline):
     """The direction with the least mean angle to all normals.
 
     It has no closed form, and the labels are seen only once, so they are summed in bins of the
@@ -107,9 +87,21 @@ class NormalsConstant(ConstantBaseline):
 
     def logits(self, counts):
         """Returns the best direction, a unit vector [3]."""
-        directions, weights = self._directions(counts)
-        if not weights.size:
-            return np.full(3, np.nan)
+        return self._search(counts)[0]
+
+    def compute(self, counts) -> base.TaskScores:
+        """Returns mErr in degrees."""
+        return {"mErr": self._search(counts)[1]}
+
+    def _search(self, counts) -> tuple[np.ndarray, float]:
+        """Returns the best direction and its mean angle in degrees; NaN without normals."""
+        weights = np.asarray(counts["normals"])
+        held = weights > 0
+        if not held.any():
+            return np.full(3, np.nan), float("nan")
+        weights = weights[held]
+        means = self._centres[held] + np.asarray(counts["offset"])[held] / weights[:, None]
+        directions = means / np.linalg.norm(means, axis=1, keepdims=True)
         fullest = directions[np.argsort(weights)[-self.CANDIDATES :]]
         candidates = np.concatenate([fullest, _even_directions(self.CANDIDATES)])
         best, error = _best(candidates, directions, weights)
@@ -117,31 +109,15 @@ class NormalsConstant(ConstantBaseline):
         while step > np.radians(0.001):
             around = np.linspace(0.0, 2.0 * np.pi, 8, endpoint=False)[:, None]
             sideways = np.linalg.svd(best[None])[2][1:]
-            moved = best + np.tan(step) * (
-                np.cos(around) * sideways[0] + np.sin(around) * sideways[1]
-            )
+            offset = np.cos(around) * sideways[0] + np.sin(around) * sideways[1]
+            moved = best + np.tan(step) * offset
             moved /= np.linalg.norm(moved, axis=1, keepdims=True)
             moved_best, moved_error = _best(moved, directions, weights)
             if moved_error < error:
                 best, error = moved_best, moved_error
             else:
                 step /= 2.0
-        return best
-
-    def compute(self, counts) -> TaskScores:
-        """Returns mErr in degrees."""
-        directions, weights = self._directions(counts)
-        if not weights.size:
-            return {"mErr": float("nan")}
-        return {"mErr": _mean_angle(self.logits(counts), directions, weights)}
-
-    def _directions(self, counts) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the mean direction [bins 3] and the number of normals of non-empty bins."""
-        weights = np.asarray(counts["normals"])
-        held = weights > 0
-        weights = weights[held]
-        directions = self._centres[held] + np.asarray(counts["offset"])[held] / weights[:, None]
-        return directions / np.linalg.norm(directions, axis=1, keepdims=True), weights
+        return best, error
 
 
 def _median(angles: np.ndarray) -> float:
@@ -152,14 +128,11 @@ def _median(angles: np.ndarray) -> float:
     return BIN_WIDTH * (0.5 + int(np.searchsorted(below, (below[-1] + 1) // 2)))
 
 
-def _mean_angle(direction, directions, weights) -> float:
-    return float(np.average(angle(direction, directions), weights=weights))
-
-
 def _best(candidates, directions, weights) -> tuple[np.ndarray, float]:
-    errors = [_mean_angle(candidate, directions, weights) for candidate in candidates]
+    """Returns the candidate with the least mean angle to the directions, and that angle."""
+    errors = [np.average(angle(each, directions), weights=weights) for each in candidates]
     best = int(np.argmin(errors))
-    return candidates[best], errors[best]
+    return candidates[best], float(errors[best])
 
 
 def _even_directions(number: int) -> np.ndarray:

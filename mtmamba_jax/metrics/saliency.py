@@ -3,15 +3,7 @@
 import jax
 import numpy as np
 
-from mtmamba_jax.metrics.base import (
-    PIXELS,
-    Metric,
-    PositiveEverywhere,
-    TaskScores,
-    best_f,
-    count,
-    threshold_counts,
-)
+from mtmamba_jax.metrics import base
 from mtmamba_jax.tasks import Task
 
 BETA_SQUARED = 0.3
@@ -19,7 +11,7 @@ THRESHOLDS = np.arange(1, 20) / 20.0
 """0.05, 0.10, ... 0.95."""
 
 
-class Saliency(Metric):
+class Saliency(base.Metric):
     """`maxF` as published and `maxF_exact`, in percent.
 
     The official evaluation applies a second sigmoid to the probability of the salient class. Its
@@ -28,54 +20,31 @@ class Saliency(Metric):
     """
 
     def __init__(self, task: Task):
-        shape = THRESHOLDS.shape
-        super().__init__(
-            task,
-            {
-                "pixels": PIXELS,
-                "positives": PIXELS,
-                "predicted": (shape, np.int64),
-                "true_positives": (shape, np.int64),
-                "predicted_exact": (shape, np.int64),
-                "true_positives_exact": (shape, np.int64),
-            },
-        )
-
-    def units(self):
-        """Returns the units of the scores that have one."""
-        return {"maxF": "%", "maxF_exact": "%"}
+        sums: dict[str, base.Sum] = dict.fromkeys(("pixels", "positives"), base.PIXELS)
+        names = ("predicted", "true_positives", "predicted_exact", "true_positives_exact")
+        sums |= dict.fromkeys(names, (THRESHOLDS.shape, np.int64))
+        super().__init__(task, sums, dict.fromkeys(("maxF", "maxF_exact"), "%"))
 
     def _measure(self, logits, label, valid):
         positive = valid & (label[..., 0] == 1)
         probability = jax.nn.softmax(logits, axis=-1)[..., 1]
         published = jax.nn.sigmoid(probability)
-        predicted, hits = threshold_counts(published, positive, valid, THRESHOLDS)
-        predicted_exact, hits_exact = threshold_counts(probability, positive, valid, THRESHOLDS)
         return {
-            "pixels": count(valid),
-            "positives": count(positive),
-            "predicted": predicted,
-            "true_positives": hits,
-            "predicted_exact": predicted_exact,
-            "true_positives_exact": hits_exact,
+            "pixels": base.count(valid),
+            "positives": base.count(positive),
+            **base.threshold_counts(published, positive, valid, THRESHOLDS),
+            **base.threshold_counts(probability, positive, valid, THRESHOLDS, "_exact"),
         }
 
-    def compute(self, counts) -> TaskScores:
+    def compute(self, counts) -> base.TaskScores:
         """Returns the scores."""
-        positives, pixels = counts["positives"], counts["pixels"]
         return {
-            name: best_f(
-                counts["predicted" + which],
-                counts["true_positives" + which],
-                positives,
-                pixels,
-                BETA_SQUARED,
-            )
-            for name, which in (("maxF", ""), ("maxF_exact", "_exact"))
+            "maxF": base.best_f(counts, BETA_SQUARED),
+            "maxF_exact": base.best_f(counts, BETA_SQUARED, "_exact"),
         }
 
 
-class SaliencyConstant(PositiveEverywhere):
+class SaliencyConstant(base.PositiveEverywhere):
     """Everything salient."""
 
     beta_squared = BETA_SQUARED

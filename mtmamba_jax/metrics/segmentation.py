@@ -3,11 +3,11 @@
 import jax.numpy as jnp
 import numpy as np
 
-from mtmamba_jax.metrics.base import ConstantBaseline, Metric, TaskScores, histogram
+from mtmamba_jax.metrics import base
 from mtmamba_jax.tasks import Task
 
 
-class Segmentation(Metric):
+class Segmentation(base.Metric):
     """`mIoU` in percent; a class without a predicted or labelled pixel has IoU 0, as published.
 
     The only sum is `confusion`, pixels by [labelled, predicted] class. Labels that are no class are
@@ -15,45 +15,42 @@ class Segmentation(Metric):
     """
 
     def __init__(self, task: Task):
-        super().__init__(task, {"confusion": ((task.channels, task.channels), np.int64)})
-
-    def units(self):
-        """Returns the units of the scores that have one."""
-        return {"mIoU": "%"}
+        confusion = ((task.channels, task.channels), np.int64)
+        super().__init__(task, {"confusion": confusion}, {"mIoU": "%"})
 
     def _measure(self, logits, label, valid):
         channels, labelled = self.task.channels, label[..., 0]
         known = valid & (labelled >= 0) & (labelled < channels)
         cells = labelled * channels + jnp.argmax(logits, axis=-1)
-        counts = histogram(cells, known, channels**2)
+        counts = base.histogram(cells, known, channels**2)
         return {"confusion": counts.reshape(channels, channels)}
 
-    def compute(self, counts) -> TaskScores:
+    def compute(self, counts) -> base.TaskScores:
         """Returns mIoU in percent."""
         if not np.any(counts["confusion"]):
             return {"mIoU": float("nan")}
         return {"mIoU": 100.0 * float(np.mean(_intersection_over_union(counts)))}
 
-    def per_class(self, counts) -> TaskScores:
+    def per_class(self, counts) -> base.TaskScores:
         """Returns the IoU of each class in percent, by class name."""
         values = 100.0 * _intersection_over_union(counts)
         return dict(zip(self.task.class_names, values.tolist(), strict=True))
 
 
-class SegmentationConstant(ConstantBaseline):
+class SegmentationConstant(base.ConstantBaseline):
     """The most common class: its IoU is its fraction of the pixels, and the others' IoU is 0."""
 
     def __init__(self, task: Task):
         super().__init__(task, {"labelled": ((task.channels,), np.int64)})
 
     def _measure(self, label, valid):
-        return {"labelled": histogram(label[..., 0], valid, self.task.channels)}
+        return {"labelled": base.histogram(label[..., 0], valid, self.task.channels)}
 
     def logits(self, counts):
         """Returns 1 for the most common class and 0 for the others."""
         return np.eye(self.task.channels)[np.argmax(counts["labelled"])]
 
-    def compute(self, counts) -> TaskScores:
+    def compute(self, counts) -> base.TaskScores:
         """Returns mIoU in percent."""
         chosen = self.logits(counts).astype(np.int64)
         confusion = np.outer(counts["labelled"], chosen)

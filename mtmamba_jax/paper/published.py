@@ -41,22 +41,12 @@ class Row:
 
 DATASET = "nyudv2"
 """Dataset of all rows."""
-
 SCORES = {"semseg": "mIoU", "depth": "RMSE", "normals": "mErr", "edge": "odsF"}
 """The score that the paper reports for each task."""
 
 
 def _row(
-    name: str,
-    title: str,
-    tables: tuple[int, ...],
-    model: str,
-    scores: tuple[float, ...],
-    gain: float | None = None,
-    costs: tuple[float | None, float | None] = (None, None),
-    *,
-    encoder: str = "swin_large",
-    variants: tuple[str, ...] = (),
+    name, title, tables, model, scores, gain=None, costs=(), *, encoder="swin_large", variants=()
 ) -> Row:
     by_task = dict(zip(SCORES, scores, strict=True))
     return Row(name, title, tables, model, variants or (name,), encoder, by_task, gain, *costs)

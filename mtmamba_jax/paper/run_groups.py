@@ -20,9 +20,6 @@ from mtmamba_jax.tasks import TASK_SETS, Task
 ROW_KEYS = ("model.name", "model.encoder", "tasks.names", "init.encoder")
 """Config keys in which the lines of one table differ."""
 
-Recipe = tuple[tuple[str, str], ...]
-"""Sorted (config key, value) pairs that all runs of a table share."""
-
 
 class LineKey(NamedTuple):
     """Identifies a line of a table: index of the paper's row, encoder, and encoder weights."""
@@ -55,7 +52,7 @@ class Groups:
 
 def group_runs(runs: Sequence[FinishedRun]) -> Groups:
     """Groups runs into tables: runs that differ only in row and seed share a table."""
-    recipes: dict[Recipe, dict[LineKey, list[FinishedRun]]] = {}
+    recipes: dict[tuple[tuple[str, str], ...], dict[LineKey, list[FinishedRun]]] = {}
     unmatched, duplicates = [], []
     for run in runs:
         key = _line_key(run)
@@ -89,7 +86,8 @@ def _line_key(run: FinishedRun) -> LineKey | None:
     return None
 
 
-def _recipe(run: FinishedRun) -> Recipe:
+def _recipe(run: FinishedRun) -> tuple[tuple[str, str], ...]:
+    """Returns the sorted (config key, value) pairs that all runs of a table share."""
     excluded = {"seed", *FREE_KEYS, *ROW_KEYS}
     return tuple(
         (key, repr(value))

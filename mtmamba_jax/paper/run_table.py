@@ -18,6 +18,9 @@ CONTOURS = "odsF"
 Column = tuple[Task, str]
 """A column of scores: the task and the score's name."""
 
+ScoreChoice = Callable[[FinishedRun], Mapping[str, float]]
+"""Selects the scores of a run that enter delta_m."""
+
 
 def run_table(lines: Lines, title_keys: Sequence[str]) -> Table:
     """Returns a table of runs, with the published lines below ours on the paper's dataset.
@@ -30,17 +33,15 @@ def run_table(lines: Lines, title_keys: Sequence[str]) -> Table:
       ValueError: If odsF was computed with different settings for different runs.
     """
     runs = [run for line in lines.values() for run in line]
-    config = runs[0].config
-    tasks, flat = all_tasks(runs[0]), config.flat()
-    height, width = config.data.size
+    config, tasks = runs[0].config, all_tasks(runs[0])
+    flat, (height, width) = config.flat(), config.data.size
     title = f"{config.data.name}, {height}x{width}, {config.train.steps} steps"
     title += "".join(f", {key}={flat.get(key)}" for key in title_keys)
     _check_contour_settings(runs)
     scores, (gain_title, main_scores) = _score_columns(tasks, runs), _choose_scores(tasks, runs)
     columns = ["row", "encoder", "runs", *(_score_title(*column) for column in scores)]
     columns += [gain_title, "#Param, M", "FLOPs, G"]
-    rows = []
-    order = list(SWIN_SIZES)
+    rows, order = [], list(SWIN_SIZES)
     for key in sorted(lines, key=lambda k: (k.row, order.index(k.encoder), k.weights or "")):
         rows.append(_cells(key, lines[key], scores, _gain(key, lines, tasks, main_scores)))
         if config.data.name == DATASET:
@@ -53,13 +54,11 @@ def _check_contour_settings(runs: Sequence[FinishedRun]) -> None:
     found = {}
     for run in runs:
         if run.contours:
-            settings = [
-                f"{key}={run.benchmark.get(key)}" for key in ("reading", "max_distance", "images")
-            ]
+            used = run.benchmark
+            settings = [f"{key}={used.get(key)}" for key in ("reading", "max_distance", "images")]
             # The folder's path is left out, because it differs between machines.
-            own = run.benchmark.get("labels") is None
-            settings.append(f"labels of {'the test set' if own else 'a folder'}")
-            found.setdefault(", ".join(settings), run.workdir)
+            labels = "the test set" if used.get("labels") is None else "a folder"
+            found.setdefault(", ".join([*settings, f"labels of {labels}"]), run.workdir)
     if len(found) > 1:
         listed = "".join(f"\n    {settings}: {workdir}" for settings, workdir in found.items())
         raise ValueError(
@@ -78,9 +77,7 @@ def _score_columns(tasks: Sequence[Task], runs: Sequence[FinishedRun]) -> list[C
     ]
 
 
-def _choose_scores(
-    tasks: Sequence[Task], runs: Sequence[FinishedRun]
-) -> tuple[str, Callable[[FinishedRun], Mapping[str, float]]]:
+def _choose_scores(tasks: Sequence[Task], runs: Sequence[FinishedRun]) -> tuple[str, ScoreChoice]:
     """Returns the title of delta_m and the function that selects a run's scores for it.
 
     delta_m includes odsF, as in the paper, once every run with that task has it.
@@ -102,10 +99,7 @@ def _score_title(task: Task, score: str) -> str:
 
 
 def _gain(
-    key: LineKey,
-    lines: Lines,
-    tasks: Sequence[Task],
-    main_scores: Callable[[FinishedRun], Mapping[str, float]],
+    key: LineKey, lines: Lines, tasks: Sequence[Task], main_scores: ScoreChoice
 ) -> str | Spread:
     """Returns a line's delta_m over single-task models with its encoder, "-" if one is missing."""
     index = next(i for i, row in enumerate(ROWS) if row.single_task)
@@ -127,24 +121,20 @@ def _cells(
 ) -> list[str | Spread]:
     row = ROWS[key.row]
     encoder = f"{key.encoder}, given weights" if key.weights else key.encoder
-    cells: list[str | Spread] = [row.title, encoder, str(len(runs))]
-    cells += [_score_cell(task, score, runs) for task, score in scores]
-    cells.append(gain)
+    measured = [_score_cell(task, score, runs) for task, score in scores]
     models = {run.tasks: run.config for run in runs}.values()  # in the single-task row one per task
     complete = not row.single_task or len(models) == len({task for task, _ in scores})
-    costs = [count_cost(config) for config in models] if complete else []
-    cells.append(short(sum(cost.parameters for cost in costs)) if complete else "-")
-    cells.append(short(sum(cost.flops for cost in costs)) if complete else "-")
-    return cells
+    totals = ["-", "-"]
+    if complete:
+        costs = [count_cost(config) for config in models]
+        totals = [short(sum(c.parameters for c in costs)), short(sum(c.flops for c in costs))]
+    return [row.title, encoder, str(len(runs)), *measured, gain, *totals]
 
 
 def _score_cell(task: Task, score: str, runs: Sequence[FinishedRun]) -> str | Spread:
     """Returns the scores of a line's runs, "-" if there are none or a run has no odsF."""
-    found = [
-        run.scores if score == task.score else run.contours
-        for run in runs
-        if task.name in run.scores
-    ]
+    scored = [run for run in runs if task.name in run.scores]
+    found = [run.scores if score == task.score else run.contours for run in scored]
     values = tuple(scores[task.name] for scores in found if task.name in scores)
     return Spread(values, _digits(task)) if values and len(values) == len(found) else "-"
 
@@ -155,19 +145,15 @@ def _digits(task: Task) -> int:
 
 def _published_rows(key: LineKey, scores: Sequence[Column]) -> list[list[str]]:
     """Returns the paper's lines for a line of ours, if it has any."""
-    row = ROWS[key.row]
-    same = [
-        each
-        for each in ROWS
-        if (each.model, each.single_task, each.encoder) == (row.model, row.single_task, key.encoder)
-    ]
+    model = ROWS[key.row].model, ROWS[key.row].single_task, key.encoder
     return [
         [
             *("the paper's", key.encoder, ""),
-            *(_published_score(column, each, scores) for column in scores),
-            *("-" if v is None else f"{v:.2f}" for v in (each.gain, each.parameters, each.flops)),
+            *(_published_score(column, row, scores) for column in scores),
+            *("-" if v is None else f"{v:.2f}" for v in (row.gain, row.parameters, row.flops)),
         ]
-        for each in same
+        for row in ROWS
+        if (row.model, row.single_task, row.encoder) == model
     ]
 
 

@@ -29,8 +29,8 @@ class FinishedRun:
     config: Config
     tasks: tuple[Task, ...]
     scores: Mapping[str, float]
-    contours: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    benchmark: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    contours: Mapping[str, float]
+    benchmark: Mapping[str, object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +40,7 @@ class FoundRuns:
     Attributes:
       finished: Runs that were trained to their last step.
       unfinished: Work directories of the other runs.
-      outdated: Files whose odsF is ignored, because it is from another step than the best
-        checkpoint.
+      outdated: Files whose odsF is not from the step of the best checkpoint and thus ignored.
     """
 
     finished: Sequence[FinishedRun]
@@ -66,52 +65,50 @@ def find_runs(folder: pathlib.Path) -> FoundRuns:
             workdir = pathlib.Path(place)
             directory = RunDirectory(workdir)
             config = directory.read_config()
-            if directory.is_finished(config.train.steps):
-                run = _read_run(workdir, directory, config)
-                file = pathlib.Path(directory.scores_file("best"))
-                boundaries = _read_boundary_scores(file)
-                if boundaries and boundaries.pop("step") != directory.steps("best")[-1]:
-                    outdated.append(file)
-                    boundaries = {}
-                finished.append(dataclasses.replace(run, **boundaries))
-            else:
+            if not directory.is_finished(config.train.steps):
                 unfinished.append(workdir)
+                continue
+            scores = _read_scores(workdir, directory, config.tasks.selected)
+            file = pathlib.Path(directory.scores_file("best"))
+            step, *boundaries = _read_boundary_scores(file)
+            if step not in (None, directory.steps("best")[-1]):
+                outdated.append(file)
+                boundaries = {}, {}
+            finished.append(
+                FinishedRun(workdir, config, config.tasks.selected, scores, *boundaries)
+            )
         folders.sort()
     return FoundRuns(finished, unfinished, outdated)
 
 
-def _read_run(workdir: pathlib.Path, directory: RunDirectory, config: Config) -> FinishedRun:
-    tasks, best = config.tasks.selected, directory.newest("best")
+def _read_scores(
+    workdir: pathlib.Path, directory: RunDirectory, tasks: Sequence[Task]
+) -> dict[str, float]:
+    best = directory.newest("best")
     assert best is not None  # the run is finished
     try:
-        scores = headline(tasks, best.read_details()["scores"])
+        return headline(tasks, best.read_details()["scores"])
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"The scores in {best.path} cannot be read ({type(error).__name__}: {error}). To "
             f"repair the run, run the command train with --workdir={workdir}."
         ) from error
-    return FinishedRun(workdir, config, tasks, scores)
 
 
-def _read_boundary_scores(path: pathlib.Path) -> dict:
-    """Returns `step`, `contours` and `benchmark` as written by eval; {} if it scored no contours.
-
-    Raises:
-      ValueError: If the file cannot be read.
-    """
+def _read_boundary_scores(path: pathlib.Path) -> tuple[int | None, dict, dict]:
+    """Returns step, odsF by task and settings as written by eval; no step without odsF."""
     if not path.exists():
-        return {}
+        return None, {}, {}
     try:
         written = json.loads(path.read_text())
         if "boundaries" not in written:
-            return {}
+            return None, {}, {}
         contours = {
             task: scores["odsF"] for task, scores in written["scores"].items() if "odsF" in scores
         }
-        step, settings = written["step"], written["boundaries"]
+        return written["step"], contours, written["boundaries"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} cannot be read ({type(error).__name__}: {error}). Delete it, or write it "
             f"again: the command eval, with --workdir={path.parent}."
         ) from error
-    return {"step": step, "contours": contours, "benchmark": settings}

@@ -25,11 +25,7 @@ class Job:
     workdir: str
 
     def load(self) -> Config:
-        """Returns the run's configuration.
-
-        Raises:
-          ValueError: If an override is invalid.
-        """
+        """Returns the run's configuration; raises ValueError if an override is invalid."""
         return configuration.load(self.config, self.overrides)
 
     def arguments(self) -> list[str]:
@@ -72,7 +68,7 @@ def create_jobs(
       patterns: Names of variants, in which "*" matches any text; empty selects all variants.
       seeds: Seeds to train each variant with.
       workdir: Folder of the runs' work directories.
-      overrides: Text of each overridden config key, for all runs.
+      overrides: Text of each config key that is overridden in all runs.
 
     Raises:
       ValueError: If the configuration has no such variants or an override is invalid.

@@ -5,7 +5,7 @@ import dataclasses
 import io
 import re
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 from mtmamba_jax.messages import markdown_table
 
@@ -32,9 +32,7 @@ class Spread:
     @property
     def deviation(self) -> str:
         """The sample standard deviation, formatted; empty for a single value."""
-        if len(self.values) < 2:
-            return ""
-        return f"{statistics.stdev(self.values):.{self.digits}f}"
+        return f"{statistics.stdev(self.values):.{self.digits}f}" if len(self.values) > 1 else ""
 
     def __str__(self) -> str:
         return f"{self.mean} ± {self.deviation}" if self.deviation else self.mean
@@ -59,29 +57,24 @@ class Table:
 
 def markdown(table: Table) -> str:
     """Returns the table as GitHub Markdown."""
-    columns, *rows = (
-        [_escape_stars(str(cell)) for cell in cells] for cells in (table.columns, *table.rows)
-    )
+    columns, *rows = ([_escape_stars(str(c)) for c in row] for row in (table.columns, *table.rows))
     above = f"**{table.title}**\n\n" if table.title else ""
     return above + markdown_table(columns, rows, left=table.left)
 
 
 def comma_separated(table: Table) -> str:
     """Returns the table as CSV; a column of means is followed by one of standard deviations."""
-    measured = [any(isinstance(cell, Spread) for cell in column) for column in _columns(table)]
-
-    def cells(values: Sequence[str | Spread]) -> Iterator[str]:
-        for value, wide in zip(values, measured, strict=True):
-            yield value.mean if isinstance(value, Spread) else value
-            if wide:
-                yield value.deviation if isinstance(value, Spread) else ""
-
-    titles = []
-    for title, wide in zip(table.columns, measured, strict=True):
-        titles += [title, f"{title} deviation"] if wide else [title]
+    pairs = [[(title, f"{title} deviation") for title in table.columns]]
+    for row in table.rows:
+        pairs.append([(c.mean, c.deviation) if isinstance(c, Spread) else (c, "") for c in row])
+    columns = zip(*table.rows, strict=True)
+    widths = [1 + any(isinstance(cell, Spread) for cell in column) for column in columns]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([titles, *(list(cells(values)) for values in table.rows)])
+    for row in pairs:
+        writer.writerow(
+            cell for pair, width in zip(row, widths, strict=True) for cell in pair[:width]
+        )
     return (f"# {table.title}\n" if table.title else "") + text.getvalue().rstrip("\n")
 
 
@@ -94,11 +87,7 @@ def latex(table: Table) -> str:
     return "\n".join([*above, begin, r"\hline", lines[0], r"\hline", *lines[1:], r"\hline", end])
 
 
-FORMATS: Mapping[str, Callable[[Table], str]] = {
-    "markdown": markdown,
-    "csv": comma_separated,
-    "latex": latex,
-}
+FORMATS = {"markdown": markdown, "csv": comma_separated, "latex": latex}
 """Functions that format a table, by the name of the format."""
 
 _LATEX = {"->": r"$\to$", "±": r"$\pm$", "*": r"$\times$", "↑": r"$\uparrow$", "↓": r"$\downarrow$"}
@@ -107,10 +96,6 @@ _LATEX = {"->": r"$\to$", "±": r"$\pm$", "*": r"$\times$", "↑": r"$\uparrow$"
 def _escape_stars(cell: str) -> str:
     """Escapes stars if there are several, which Markdown would read as emphasis."""
     return cell.replace("*", r"\*") if cell.count("*") > 1 else cell
-
-
-def _columns(table: Table) -> list[tuple[str | Spread, ...]]:
-    return list(zip(*table.rows, strict=True)) if table.rows else [()] * len(table.columns)
 
 
 def _escape(cell: str | Spread) -> str:

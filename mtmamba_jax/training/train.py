@@ -22,7 +22,7 @@ from mtmamba_jax.data_pipelines.sources import open_source
 from mtmamba_jax.devices.processes import fail_together, is_first
 from mtmamba_jax.devices.sharding import create_mesh
 from mtmamba_jax.evaluation.evaluate import Evaluator
-from mtmamba_jax.metrics.scores import Scores
+from mtmamba_jax.metrics import Scores
 from mtmamba_jax.training.clock import Clock, least_seconds
 from mtmamba_jax.training.loop import Loop, Monitors
 from mtmamba_jax.training.optimizer import create_optimizer

@@ -22,14 +22,9 @@ _EMPTY, _GRID = "#e8e8e8", "#d0d0d0"
 def draw_confusion(
     title: str, class_names: Sequence[str], confusion: Int[np.ndarray, "c c"]
 ) -> Figure:
-    """Draws a confusion matrix, each row divided by its sum.
+    """Draws a confusion matrix of pixel counts, each row divided by its sum.
 
-    The row of a class that labels no pixel is grey.
-
-    Args:
-      title: Title of the figure.
-      class_names: Names of the c classes.
-      confusion: Numbers of pixels, rows by label and columns by prediction.
+    Rows are labels, columns predictions. The row of a class that labels no pixel is grey.
     """
     import matplotlib
     from matplotlib.figure import Figure

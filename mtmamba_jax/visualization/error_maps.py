@@ -34,33 +34,25 @@ ErrorMap = tuple[str, UInt8[np.ndarray, "h w 3"]]
 """What the colours mean, and the RGB image."""
 
 
-def _render_classes(
-    task: Task, predicted: np.ndarray, true: np.ndarray, counted: np.ndarray
-) -> ErrorMap:
+def _render_classes(task, predicted, true, counted) -> ErrorMap:
     wrong = predicted != true
     share = f" ({100 * wrong[counted].mean():.0f} %)" if counted.any() else ""
     return f"red: wrong{share}", np.where(wrong[..., None], _WRONG, _RIGHT).astype(np.uint8)
 
 
-def _render_depth(
-    task: Task, predicted: np.ndarray, true: np.ndarray, counted: np.ndarray
-) -> ErrorMap:
+def _render_depth(task, predicted, true, counted) -> ErrorMap:
     error = np.abs(predicted - true)
     most = float(np.percentile(error[counted], _PERCENTILE)) if counted.any() else 0.0
     image = apply_colormap(error / max(most, 1e-6), _COLORMAP)
     return f"error, 0 to {short(most)} {task.unit}", image
 
 
-def _render_normals(
-    task: Task, predicted: np.ndarray, true: np.ndarray, counted: np.ndarray
-) -> ErrorMap:
-    image = apply_colormap(angle(predicted, true) / LARGEST_ANGLE, _COLORMAP)
+def _render_normals(task, predicted, true, counted) -> ErrorMap:
+    image = apply_colormap(np.asarray(angle(predicted, true)) / LARGEST_ANGLE, _COLORMAP)
     return f"error, 0 to {LARGEST_ANGLE:.0f} deg", image
 
 
-def _render_probability(
-    task: Task, predicted: np.ndarray, true: np.ndarray, counted: np.ndarray
-) -> ErrorMap:
+def _render_probability(task, predicted, true, counted) -> ErrorMap:
     return "error, 0 to 1", apply_colormap(np.abs(predicted - true), _COLORMAP)
 
 
@@ -75,15 +67,12 @@ ERRORS: Mapping[str, Callable[[Task, np.ndarray, np.ndarray, np.ndarray], ErrorM
 
 
 def render_error_map(task: Task, predicted: np.ndarray, true: np.ndarray) -> ErrorMap:
-    """Renders where and how much a prediction is wrong.
+    """Renders where and how much a prediction is wrong; says what its colours mean, with units.
 
     Args:
-      task: The task of both maps.
-      predicted: The prediction, from `readout.to_value`, [h w] or [h w 3].
-      true: The label, from `readout.label_value`, of the same shape.
-
-    Returns:
-      What the colours mean, with range and unit, and the RGB image.
+      task: Task of both maps.
+      predicted: Prediction from `readout.to_value`, [h w] or [h w 3].
+      true: Label from `readout.label_value`, of the same shape.
     """
     ignored = is_ignored(task, true)
     meaning, image = ERRORS[task.display](task, predicted, true, ~ignored)

@@ -27,12 +27,8 @@ def create_feature_step(graph: nnx.GraphDef, tasks: Sequence[Task], mesh: Mesh) 
     """Returns `step(parameters, images [b h w 3]) -> (logits, activations)`.
 
     Both results are dicts by task name: logits as from `evaluate.create_predict_step`, activations
-    as from `mean_activation`.
-
-    Args:
-      graph: The model's structure.
-      tasks: Tasks that the model was created with, in the same order.
-      mesh: Devices that the images are sharded over.
+    as from `mean_activation`. The tasks are those that the model was created with, in its order;
+    the mesh splits the batch.
     """
 
     def step(parameters: Mapping, images: jax.Array):

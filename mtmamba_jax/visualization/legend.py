@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import UInt8
 
-from mtmamba_jax.readout import is_ignored
 from mtmamba_jax.tasks import Task
 from mtmamba_jax.visualization.figures import DPI, render_figure
 from mtmamba_jax.visualization.render import IGNORED
@@ -26,10 +25,7 @@ def add_legend(
 ) -> UInt8[np.ndarray, "h2 w 3"]:
     """Adds a legend of the classes in some maps below an image, most frequent classes first.
 
-    Args:
-      image: RGB image of the maps.
-      tasks: Tasks of the maps; only tasks with classes get a legend.
-      maps: Class maps of each task that the image shows, by task name.
+    Only tasks with classes get one; `maps` has the maps of each task that the image shows, by name.
     """
     legends = [
         _draw_legend(task.name, list(_class_patches(task, maps[task.name])), image.shape[1])
@@ -42,15 +38,12 @@ def add_legend(
 def _class_patches(task: Task, maps: Sequence[np.ndarray]) -> Iterator[Patch]:
     from matplotlib.patches import Patch
 
-    ignored = [is_ignored(task, value) for value in maps]
-    classes = np.concatenate([value[~out] for value, out in zip(maps, ignored, strict=True)])
-    counts = np.bincount(classes.astype(np.int64), minlength=len(task.class_names))
-    found = [
-        (task.palette[i], task.class_names[i])
-        for i in np.argsort(-counts, kind="stable")
-        if counts[i]
-    ]
-    if any(out.any() for out in ignored):
+    values = np.concatenate([value.ravel() for value in maps])
+    ignored = values == task.ignore
+    counts = np.bincount(values[~ignored].astype(np.int64), minlength=len(task.class_names))
+    order = np.argsort(-counts, kind="stable")
+    found = [(task.palette[i], task.class_names[i]) for i in order if counts[i]]
+    if ignored.any():
         found.append((IGNORED, "(ignored)"))
     for color, name in found:
         yield Patch(facecolor=np.divide(color, 255), edgecolor=_EDGE, linewidth=0.8, label=name)

@@ -23,11 +23,8 @@ def example_panel(
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
     """Draws a test image with its predictions, and below them the labels and errors.
 
-    Args:
-      tasks: Tasks whose maps are drawn.
-      example: One example of a batch, without the batch axis. Labels on a finer grid are drawn at
-        the image's size, by skipping the pixels in between.
-      logits: The model's outputs, by task name.
+    The example is one of a batch, without the batch axis. Labels on a finer grid are drawn at the
+    image's size, by skipping the pixels in between.
     """
     size = tuple(example["size"].tolist())
     image = remove_padding(denormalise(example["images"]), size)

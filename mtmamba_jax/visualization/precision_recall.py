@@ -22,8 +22,7 @@ _ISO_LEVELS = np.arange(1, 10) / 10  # values of F with a line of their own
 def draw_precision_recall(sums: Sums) -> Figure:
     """Draws precision against recall, a dot at odsF's threshold, and lines of equal F.
 
-    Args:
-      sums: Sums over at least one image, from `metrics.boundaries.sum_counts`.
+    `sums` must be over at least one image.
     """
     from matplotlib.figure import Figure
 
@@ -40,11 +39,8 @@ def draw_precision_recall(sums: Sums) -> Figure:
     axes.plot(points.recall[predicted], points.precision[predicted], color=_LINE, linewidth=2)
     axes.plot(scores["recall"] / 100, scores["precision"] / 100, "o", color=_LINE, markersize=9)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="recall", ylabel="precision", aspect="equal")
-    axes.set_title(
-        f"odsF {scores['odsF']:.2f}    oisF {scores['oisF']:.2f}    AP {scores['AP']:.2f}",
-        fontsize=11,
-        pad=10,
-    )
+    title = "    ".join(f"{name} {scores[name]:.2f}" for name in ("odsF", "oisF", "AP"))
+    axes.set_title(title, fontsize=11, pad=10)
     for line in axes.lines:
         line.set_clip_on(False)
     return figure

@@ -20,13 +20,13 @@ IGNORED = (224, 224, 192)
 boundary or far away."""
 
 
-def _render_classes(task: Task, value: np.ndarray, like: np.ndarray) -> np.ndarray:
+def _render_classes(task, value, like):
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(task.palette)] = task.palette
     return palette[np.where(is_ignored(task, value), 255, value).astype(np.uint8)]
 
 
-def _render_depth(task: Task, value: np.ndarray, like: np.ndarray) -> np.ndarray:
+def _render_depth(task, value, like):
     """Renders near as yellow and far as dark blue, over the `depth_range` of `like`.
 
     Near means small values, or large ones for quantities that grow with image size (disparity).
@@ -36,18 +36,14 @@ def _render_depth(task: Task, value: np.ndarray, like: np.ndarray) -> np.ndarray
     return apply_colormap(nearness / max(high - low, 1e-6), cv2.COLORMAP_VIRIDIS)
 
 
-def _render_normals(task: Task, value: np.ndarray, like: np.ndarray) -> np.ndarray:
-    return normal_levels(value)
-
-
-def _render_probability(task: Task, value: np.ndarray, like: np.ndarray) -> np.ndarray:
+def _render_probability(task, value, like):
     return np.repeat(to_levels(value)[..., None], 3, axis=-1)
 
 
 RENDERERS: Mapping[str, Callable[[Task, np.ndarray, np.ndarray], np.ndarray]] = {
     "classes": _render_classes,
     "depth": _render_depth,
-    "normals": _render_normals,
+    "normals": lambda task, value, like: normal_levels(value),
     "probability": _render_probability,
     "saliency": _render_probability,
 }
@@ -106,11 +102,14 @@ def image_grid(
       rows: Images of each row, by title.
       cell: Length of the longer side that every image is resized to, in pixels.
     """
+    import matplotlib  # slow to import
+
+    # The font of the legends, matplotlib's default.
+    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 12)
     height, width = next(iter(rows[0].values())).shape[:2]
     scale = cell / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     columns = max(len(row) for row in rows)
-    font = _load_font(12)
     titles = max(math.ceil(font.getlength(title)) for row in rows for title in row)
     pitch = (max(size[0], titles) + _GAP, size[1] + _TITLE + _GAP)
     sheet = Image.new("RGB", (columns * pitch[0] + _GAP, len(rows) * pitch[1] + _GAP), _PAPER)
@@ -124,14 +123,6 @@ def image_grid(
             resized = cv2.resize(image, size, interpolation=interpolation)
             sheet.paste(Image.fromarray(resized), (x, y + _TITLE))
     return np.asarray(sheet)
-
-
-def _load_font(size: int) -> ImageFont.FreeTypeFont:
-    """Returns the font of the legends, matplotlib's default."""
-    import matplotlib  # slow to import
-
-    path = pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    return ImageFont.truetype(path, size)
 
 
 def write_png(path: pathlib.Path | epath.Path, image: UInt8[np.ndarray, "h w 3"]) -> None:

@@ -14,8 +14,7 @@ from mtmamba_jax.evaluation.report import (
     format_other_scores,
     write_confusions,
 )
-from mtmamba_jax.metrics import create_metric
-from mtmamba_jax.metrics.scores import compute_scores
+from mtmamba_jax.metrics import compute_scores, create_metric
 from tests.tiny import tiny_config
 
 PARTS = tasks.HUMAN_PARTS

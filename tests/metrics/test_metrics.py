@@ -141,8 +141,8 @@ def test_a_label_that_is_no_class_is_not_counted():
 def test_units_belong_to_scores():
     for task in KINDS.values():
         metric = metrics.create_metric(task)
-        assert task.score in metric.units()
-        assert metric.units().keys() <= metric.compute(metric.empty()).keys()
+        assert task.score in metric.units
+        assert metric.units.keys() <= metric.compute(metric.empty()).keys()
 
 
 def test_depth_errors_of_a_hand_computed_case():

@@ -78,7 +78,7 @@ def test_long_class_names_make_room_for_themselves(tmp_path):
 def sums_of(matched, predicted):
     """Sums over one image with 100 true pixels."""
     counts = np.stack([matched, np.full(101, 100), matched, predicted], axis=-1)
-    return boundaries.measure(counts.astype(np.int64))
+    return boundaries.sum_counts([counts.astype(np.int64)])
 
 
 def test_precision_recall_curve_has_a_dot_at_odsf():

@@ -13,16 +13,7 @@ set and `folders` scores saved predictions (the command `boundaries`).
 
 from mtmamba_jax.metrics.boundaries.contours import contour_of_regions, suppress, thin
 from mtmamba_jax.metrics.boundaries.counts import MAX_DISTANCE, THRESHOLDS, count_matches
-from mtmamba_jax.metrics.boundaries.scores import (
-    Curve,
-    Sums,
-    compute,
-    curve,
-    empty,
-    measure,
-    merge,
-    sum_counts,
-)
+from mtmamba_jax.metrics.boundaries.scores import Curve, Sums, compute, curve, sum_counts
 
 __all__ = [
     "MAX_DISTANCE",
@@ -33,9 +24,6 @@ __all__ = [
     "contour_of_regions",
     "count_matches",
     "curve",
-    "empty",
-    "measure",
-    "merge",
     "sum_counts",
     "suppress",
     "thin",

@@ -40,17 +40,15 @@ def orientation(levels: Integer[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
 def suppress(
     levels: UInt8[np.ndarray, "h w"], direction: Float[np.ndarray, "h w"] | None = None
 ) -> Float[np.ndarray, "h w"]:
-    """Non-maximum suppression: keeps pixels that are as strong as their neighbours.
+    """Non-maximum suppression; returns the strength of contours in 0..1, float64.
 
-    A pixel's two neighbours lie one pixel away across the contour and are interpolated bilinearly.
-    Within 5 pixels of the border the result fades out, because contours are less certain there.
+    Keeps pixels that are as strong as their two neighbours, which lie one pixel away across the
+    contour and are interpolated bilinearly. Within 5 pixels of the border the result fades out,
+    because contours are less certain there.
 
     Args:
       levels: Predicted probability times 255.
       direction: Direction across contours in radians; `orientation(levels)` if None.
-
-    Returns:
-      Strength in 0..1, float64.
 
     Raises:
       ValueError: If `levels` is not uint8 [h w] or has fewer than 2 pixels on a side.
@@ -65,9 +63,8 @@ def suppress(
     rows, columns = np.indices(levels.shape)
     kept = strength.copy()
     for step in (-1, 1):
-        neighbour = _interpolate(
-            strength, rows + step * np.sin(direction), columns + step * np.cos(direction)
-        )
+        y, x = rows + step * np.sin(direction), columns + step * np.cos(direction)
+        neighbour = _interpolate(strength, y, x)
         kept[strength * _MARGIN < neighbour] = 0.0
     height, width = levels.shape
     return kept * _fade(height)[:, None] * _fade(width)
@@ -111,14 +108,11 @@ def thin(contour: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     return morphology.thin(contour)
 
 
-def contour_of_regions(regions: np.ndarray) -> Bool[np.ndarray, "h w"]:
-    """Returns the pixels whose right, lower or lower right neighbour belongs to another region.
+def contour_of_regions(regions: Integer[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """Returns the pixels whose right, lower or lower right neighbour has another region ID.
 
     This is how the Berkeley benchmark turns a segmentation into a contour, half a pixel up and left
     of the true border. The contour is not thinned.
-
-    Args:
-      regions: Region IDs, [h w].
     """
     contour = np.zeros(regions.shape, bool)
     contour[:, :-1] |= regions[:, :-1] != regions[:, 1:]

@@ -22,7 +22,7 @@ def count_matches(
     """Counts the contour pixels of one image at each of `THRESHOLDS`.
 
     Args:
-      strength: Strength of predicted contours in 0..1, float64, from `suppress`.
+      strength: Strength of predicted contours, from `suppress`.
       contour: True contour, of any thickness; it is thinned here.
       max_distance: Maximum distance of matched pixels, as a fraction of the image diagonal.
 

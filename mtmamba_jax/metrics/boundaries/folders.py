@@ -52,12 +52,12 @@ def find_ids(
       ValueError: If there is no image to score, if both `listed` and `include_all` are given, or if
         the file is not a list of names (`DataError`).
     """
-    if listed and include_all:
-        raise ValueError(
-            f"--ids={listed} scores only the listed images and --all scores every prediction: "
-            "choose one of the two."
-        )
     if listed:
+        if include_all:
+            raise ValueError(
+                f"--ids={listed} scores only the listed images and --all scores every prediction: "
+                "choose one of the two."
+            )
         return read_list(listed)
     found = sorted(
         path.relative_to(predictions).with_suffix("").as_posix()
@@ -94,8 +94,8 @@ def count_folder(
       ids: Names of the images.
       predictions: Folder of NAME.png.
       labels: Folder of NAME.png or NAME.mat.
-      reading: Interpretation of labels as true contours, one of `READINGS`.
-      max_distance: Maximum distance of matched pixels, as a fraction of the image diagonal.
+      reading: As in `count_prediction`.
+      max_distance: As in `count_prediction`.
       num_workers: Number of worker processes; 0 counts in this process. It does not affect counts.
 
     Raises:
@@ -124,16 +124,12 @@ def _count_files(
 
 
 def count_against_file(
-    name: str,
-    levels: UInt8[np.ndarray, "h w"],
-    labels: pathlib.Path,
-    reading: str,
-    max_distance: float,
+    name: str, levels: np.ndarray, labels: pathlib.Path, reading: str, max_distance: float
 ) -> Int[np.ndarray, "thresholds 4"]:
-    """Returns `count_matches` of a prediction and the image's label in a folder.
+    """Returns `count_prediction` of the image's label in a folder.
 
     Raises:
-      ValueError: If the label is missing, invalid or of another size (`DataError`).
+      DataError: If the label is missing, invalid or of another size.
     """
     label = read_label(labels, name)
     if label.shape != levels.shape:

@@ -38,10 +38,7 @@ class Matcher:
     """
 
     def __init__(
-        self,
-        candidates: Bool[np.ndarray, "h w"],
-        truth: Bool[np.ndarray, "h w"],
-        distance: float,
+        self, candidates: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"], distance: float
     ):
         self.graph = near_pixels(candidates, truth, distance)
         self._row = np.full(candidates.shape, -1, np.intp)
@@ -68,12 +65,7 @@ class Matcher:
         return int(np.count_nonzero(self._mate >= 0))
 
     def _augment(self, rows: np.ndarray, free: np.ndarray) -> None:
-        """Augments the matching to a maximum one.
-
-        Args:
-          rows: Candidates that are predicted.
-          free: Indices into `rows` of unmatched candidates.
-        """
+        """Augments the matching of predicted candidates; `free` indexes the unmatched `rows`."""
         graph = self.graph[rows]
         predicted, true = rows.size, self._mate.size
         # Nodes: source, predicted pixels, true pixels, sink. Flow goes from the source to free
@@ -98,15 +90,10 @@ class Matcher:
 def near_pixels(
     a: Bool[np.ndarray, "h w"], b: Bool[np.ndarray, "h w"], distance: float
 ) -> sparse.csr_matrix:
-    """Returns which pixels of two maps lie within a distance of each other.
+    """Returns which pixels of two maps lie within a distance, in pixels, inclusive.
 
-    Args:
-      a: First map.
-      b: Second map.
-      distance: Maximum distance in pixels, inclusive.
-
-    Returns:
-      int8 [pixels of a, pixels of b], both in row-major order, with a 1 for every near pair.
+    The result is int8 [pixels of a, pixels of b], both in row-major order, with a 1 for every near
+    pair.
     """
     trees = KDTree(np.argwhere(a)), KDTree(np.argwhere(b))
     pairs = trees[0].sparse_distance_matrix(trees[1], distance, output_type="ndarray")

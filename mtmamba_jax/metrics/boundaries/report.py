@@ -20,10 +20,10 @@ COLUMNS = (
 
 
 def write_report(folder: epath.PathLike, sums: Sums, settings: Mapping[str, object]) -> None:
-    """Writes `SCORES_FILE` and `TABLE_FILE`.
+    """Writes `SCORES_FILE` and `TABLE_FILE` to a folder or bucket, which is created if needed.
 
     Args:
-      folder: Folder or bucket to write to; created if needed.
+      folder: Destination.
       sums: Sums over at least one image.
       settings: Entries saved beside the scores, such as the dataset and the maximum distance.
 
@@ -50,8 +50,6 @@ def _curve_csv(sums: Sums) -> str:
 def score_table(sums: Sums) -> str:
     """Returns a table of the scores to print."""
     # Three decimals, so that the threshold 0.999 is not printed as 1.00.
-    scores = {
-        name: f"{value:.{3 if name == 'threshold' else 2}f}"
-        for name, value in compute(sums).items()
-    }
-    return markdown_table(("images", str(sums["images"])), scores.items())
+    digits = {"threshold": 3}
+    rows = [(name, f"{value:.{digits.get(name, 2)}f}") for name, value in compute(sums).items()]
+    return markdown_table(("images", str(sums["images"])), rows)

@@ -1,11 +1,10 @@
 """Computes boundary scores of a test set from the counts of its images.
 
-As in `mtmamba_jax.metrics`, sums over single images are merged and scores are computed from the
-sums, so they do not depend on the order of images or on how the work was divided.
+As in `mtmamba_jax.metrics`, scores are computed from sums over images, so they do not depend on the
+order of images or on how the work was divided.
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -33,28 +32,15 @@ class Curve:
     f: Float[np.ndarray, " thresholds"]
 
 
-def empty() -> dict[str, np.ndarray]:
-    """Returns the sums over no image."""
-    return {
-        "counts": np.zeros((len(THRESHOLDS), 4), np.int64),
-        "best": np.zeros(4, np.int64),
-        "images": np.zeros((), np.int64),
-    }
-
-
-def measure(counts: Int[np.ndarray, "thresholds 4"]) -> dict[str, np.ndarray]:
-    """Returns the sums of one image, given its `count_matches`."""
-    return {"counts": counts, "best": counts[np.argmax(curve(counts).f)], "images": np.array(1)}
-
-
-def merge(a: Sums, b: Sums) -> dict[str, np.ndarray]:
-    """Returns the sums over the images of both."""
-    return {name: a[name] + b[name] for name in a}
-
-
 def sum_counts(counts: Iterable[Int[np.ndarray, "thresholds 4"]]) -> dict[str, np.ndarray]:
     """Returns the sums over images, given the `count_matches` of each."""
-    return functools.reduce(merge, map(measure, counts), empty())
+    total, best = np.zeros((len(THRESHOLDS), 4), np.int64), np.zeros(4, np.int64)
+    images = np.zeros((), np.int64)
+    for each in counts:
+        total += each
+        best += each[np.argmax(curve(each).f)]
+        images += 1
+    return {"counts": total, "best": best, "images": images}
 
 
 def curve(counts: Int[np.ndarray, "*thresholds 4"]) -> Curve:

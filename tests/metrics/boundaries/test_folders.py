@@ -143,9 +143,7 @@ def run(files, *arguments):
 def test_the_command_scores_a_folder(files, capsys):
     assert run(files) == 0
     record = json.loads((files / "output" / "boundaries.json").read_text())
-    sums = boundaries.empty()
-    for image in counts(files, max_distance=0.011):
-        sums = boundaries.merge(sums, boundaries.measure(image))
+    sums = boundaries.sum_counts(counts(files, max_distance=0.011))
     assert record == {
         "dataset": "nyudv2",
         "predictions": str(files / "predictions"),
