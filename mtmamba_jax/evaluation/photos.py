@@ -1,7 +1,6 @@
 """Predicts files of photos: finds and reads them, and writes one folder for each."""
 
 import dataclasses
-import itertools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -141,6 +140,8 @@ def _unique_names(photos: Sequence[pathlib.Path]) -> list[str]:
     """Returns a folder name for each photo: its stem, with a number for repeated stems."""
     names: dict[str, None] = {}  # an ordered set
     for path in photos:
-        numbered = (f"{path.stem}_{number}" for number in itertools.count(2))
-        names[next(n for n in itertools.chain([path.stem], numbered) if n not in names)] = None
+        name, number = path.stem, 2
+        while name in names:
+            name, number = f"{path.stem}_{number}", number + 1
+        names[name] = None
     return list(names)

@@ -140,8 +140,8 @@ class PositiveEverywhere(ConstantBaseline):
 
     def compute(self, counts) -> TaskScores:
         """Returns maxF in percent."""
-        predicted = {"predicted": counts["pixels"], "true_positives": counts["positives"]}
-        return {"maxF": best_f({**counts, **predicted}, self.beta_squared)}
+        everywhere = {"predicted": counts["pixels"], "true_positives": counts["positives"]}
+        return {"maxF": best_f({**counts, **everywhere}, self.beta_squared)}
 
 
 def sum_where(valid: Array, values: Array) -> jax.Array:

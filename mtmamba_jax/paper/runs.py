@@ -70,12 +70,13 @@ def find_runs(folder: pathlib.Path) -> FoundRuns:
                 continue
             scores = _read_scores(workdir, directory, config.tasks.selected)
             file = pathlib.Path(directory.scores_file("best"))
-            step, *boundaries = _read_boundary_scores(file)
-            if step not in (None, directory.steps("best")[-1]):
+            found = _read_boundary_scores(file)
+            if found and found[0] != directory.steps("best")[-1]:
                 outdated.append(file)
-                boundaries = {}, {}
+                found = None
+            _, contours, settings = found or (None, {}, {})
             finished.append(
-                FinishedRun(workdir, config, config.tasks.selected, scores, *boundaries)
+                FinishedRun(workdir, config, config.tasks.selected, scores, contours, settings)
             )
         folders.sort()
     return FoundRuns(finished, unfinished, outdated)
@@ -95,14 +96,14 @@ def _read_scores(
         ) from error
 
 
-def _read_boundary_scores(path: pathlib.Path) -> tuple[int | None, dict, dict]:
-    """Returns step, odsF by task and settings as written by eval; no step without odsF."""
+def _read_boundary_scores(path: pathlib.Path) -> tuple[int, dict, dict] | None:
+    """Returns step, odsF by task and settings as written by eval; None if it scored no contours."""
     if not path.exists():
-        return None, {}, {}
+        return None
     try:
         written = json.loads(path.read_text())
         if "boundaries" not in written:
-            return None, {}, {}
+            return None
         contours = {
             task: scores["odsF"] for task, scores in written["scores"].items() if "odsF" in scores
         }

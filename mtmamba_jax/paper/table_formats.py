@@ -67,8 +67,8 @@ def comma_separated(table: Table) -> str:
     pairs = [[(title, f"{title} deviation") for title in table.columns]]
     for row in table.rows:
         pairs.append([(c.mean, c.deviation) if isinstance(c, Spread) else (c, "") for c in row])
-    columns = zip(*table.rows, strict=True)
-    widths = [1 + any(isinstance(cell, Spread) for cell in column) for column in columns]
+    places = range(len(table.columns))
+    widths = [1 + any(isinstance(row[i], Spread) for row in table.rows) for i in places]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     for row in pairs:
