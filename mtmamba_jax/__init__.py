@@ -26,22 +26,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "CITYSCAPES",
-    "CTM",
-    "NYUDV2",
-    "PASCAL_CONTEXT",
-    "SS2D",
-    "STM",
-    "MTMamba",
-    "MTMambaPlus",
-    "Predictor",
-    "Swin",
-    "create_model",
-    "load",
-    "selective_scan",
-    "ss2d",
-    "to_linen",
-]
+    "CITYSCAPES", "CTM", "NYUDV2", "PASCAL_CONTEXT", "SS2D", "STM", "MTMamba", "MTMambaPlus",
+    "Predictor", "Swin", "create_model", "load", "selective_scan", "ss2d", "to_linen",
+]  # fmt: skip
 
 _MODULES = {
     "checkpoints.load": ("load",),

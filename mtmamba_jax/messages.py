@@ -16,11 +16,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def check_name(what: str, name: str, valid: Iterable[str]) -> None:
-    """Checks that `name` is one of `valid`.
-
-    Raises:
-      ValueError: The name is unknown; the message suggests the closest and lists all valid names.
-    """
+    """Raises a ValueError that lists the valid names and suggests the closest, unless valid."""
     valid = list(valid)
     if name not in valid:
         raise ValueError(
@@ -45,10 +41,7 @@ def markdown_table(
 ) -> str:
     """Returns a Markdown table whose cells are padded to line up in a terminal too.
 
-    Args:
-      columns: Column titles.
-      rows: Cells of each row.
-      left: Number of leading columns aligned to the left; the others hold numbers.
+    The first `left` columns are aligned to the left; the others hold numbers.
     """
     align = ("left",) * left + ("right",) * (len(columns) - left)
     return tabulate(rows, columns, tablefmt="pipe", colalign=align, disable_numparse=True)

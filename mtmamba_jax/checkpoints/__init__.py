@@ -1,1 +1,1 @@
-"""Checkpoints and the work directory of a run."""
+"""Saves, resumes and loads runs in their work directories; start with `run_directory.py`."""

@@ -19,13 +19,10 @@ CheckpointKind = Literal["best", "latest"]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained model on devices.
+    """A trained model on devices; `nnx.merge(graph, parameters)` is the model.
 
     Attributes:
-      directory: The work directory that it was loaded from.
-      config: The configuration that it was trained with.
-      graph: The model's structure, for `nnx.merge`.
-      parameters: Its weights, replicated over `mesh`.
+      parameters: The weights, replicated over `mesh`.
       mesh: The devices, for batches of the size that was asked for.
       step: The number of updates that the weights have seen.
       details: What was saved beside the weights: versions, and a best checkpoint's scores.
@@ -48,17 +45,7 @@ class Run:
 def load_run(
     path: epath.PathLike, checkpoint: CheckpointKind = "best", *, batch_size: int | None = None
 ) -> Run:
-    """Loads a run.
-
-    Args:
-      path: The work directory.
-      checkpoint: Which weights.
-      batch_size: Size of the batches to come; by default that of evaluation.
-
-    Raises:
-      ValueError: If there is no run or no such checkpoint, or if it is damaged.
-      OSError: If reading failed for a reason that may be transient.
-    """
+    """Loads a run for batches of a size, by default that of evaluation; see `load`."""
     directory = RunDirectory(path)
     config = directory.read_config()
     graph, abstract = abstract_build(config.model, config.tasks.selected)

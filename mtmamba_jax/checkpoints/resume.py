@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath
 from etils.epath.backend import fsspec_backend
 from jax.experimental import multihost_utils
 
@@ -29,7 +28,6 @@ class Resumed:
     """What a run resumes from.
 
     Attributes:
-      step: The number of updates that are done.
       items: The arrays of the training state, by item of `run_directory.ITEMS`.
       best: The details of the best checkpoint so far, None if there is none.
       best_is_missing: Whether `best` describes the weights of this very step, but the run was
@@ -80,7 +78,13 @@ def resume(directory: RunDirectory, like: Mapping[str, Any]) -> Resumed | None:
     _move_unreadable_aside(unreadable, "the one before it is used")
     newest = latest[len(unreadable)]
     step = newest.step
-    _delete_later_than(step, _listed(directory, "best"))
+    # Best ones older than the newest were being deleted for it, and may be half gone.
+    all_best = _listed(directory, "best")
+    if all_best and all_best[0].step > step:
+        for checkpoint in reversed(all_best):  # if killed here, the next start finds the newest
+            if is_first():
+                checkpoint.path.rmtree()
+            _wait_until_gone(checkpoint)
 
     def read_best(checkpoint: Checkpoint) -> dict[str, Any]:
         checkpoint.read({"parameters": like["parameters"]})
@@ -115,14 +119,7 @@ def _delete_incomplete(directory: RunDirectory) -> None:
 def _read_newest(
     checkpoints: Sequence[Checkpoint], read: Callable[[Checkpoint], Found]
 ) -> tuple[Found | None, dict[Checkpoint, Exception]]:
-    """Reads the first checkpoint that all processes can read.
-
-    Returns:
-      What was read, None if no checkpoint can be; the errors of those before it.
-
-    Raises:
-      OSError: If reading failed for a reason that may be transient.
-    """
+    """Reads the first checkpoint that all processes can, if any; returns the errors of others."""
     unreadable: dict[Checkpoint, Exception] = {}
     for checkpoint in checkpoints:
         found, error = None, None
@@ -144,39 +141,26 @@ def _read_newest(
     return None, unreadable
 
 
-def _delete_later_than(step: int, best: Sequence[Checkpoint]) -> None:
-    """Deletes all best checkpoints, newest first, if the newest is of a later step.
-
-    Older ones were being deleted for it, and may be half gone.
-    """
-    if best and best[0].step > step:
-        for checkpoint in reversed(best):  # if killed here, the next start still finds the newest
-            if is_first():
-                checkpoint.path.rmtree()
-            _wait_until_gone(checkpoint)
-
-
 def _move_unreadable_aside(unreadable: Mapping[Checkpoint, Exception], outcome: str) -> None:
     for checkpoint, error in unreadable.items():
         _move_aside(checkpoint, "unreadable", f"cannot be read ({first_line(error)})", outcome)
 
 
 def _move_aside(checkpoint: Checkpoint, label: str, reason: str, outcome: str) -> None:
-    """Renames a checkpoint to `<work directory>/<label>_<kind>_<step>`, with a warning.
-
-    Args:
-      checkpoint: The checkpoint.
-      label: The beginning of its new name.
-      reason: Why it is in the way, for the warning.
-      outcome: What happens without it, for the warning.
-    """
+    """Renames a checkpoint to `<work directory>/<label>_<kind>_<step>`, with a warning."""
     # Not into a folder: buckets have none that could be created first.
     parent = checkpoint.path.parent.parent
     target = parent / f"{label}_{checkpoint.kind}_{checkpoint.step}"
     if is_first():
         if target.exists():
             target.rmtree()
-        _move(checkpoint.path, target)
+        if is_remote(target):
+            # epath would ask for a move within the bucket, which not all buckets support.
+            source = str(checkpoint.path)
+            fsspec_backend.fs(source).copy(source, str(target), recursive=True)
+            checkpoint.path.rmtree()
+        else:
+            checkpoint.path.rename(target)
     _wait_until_gone(checkpoint)
     print(
         f"warning: checkpoint {checkpoint.path} {reason}. It is renamed to {target}, and "
@@ -185,21 +169,8 @@ def _move_aside(checkpoint: Checkpoint, label: str, reason: str, outcome: str) -
     )
 
 
-def _move(source: epath.Path, target: epath.Path) -> None:
-    if is_remote(source):
-        # epath would ask for a move within the bucket, which not all buckets support.
-        fsspec_backend.fs(source).copy(str(source), str(target), recursive=True)
-        source.rmtree()
-    else:
-        source.rename(target)
-
-
 def _wait_until_gone(checkpoint: Checkpoint) -> None:
-    """Waits until every process sees that the first one has moved or deleted a checkpoint.
-
-    Raises:
-      OSError: If this process still sees it after a minute.
-    """
+    """Waits until every process sees that the first one has moved or deleted a checkpoint."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"remove {checkpoint.path}")
     directory = RunDirectory(checkpoint.path.parent.parent)

@@ -24,13 +24,8 @@ from etils import epath
 
 from mtmamba_jax import config as configuration
 from mtmamba_jax.config import Config
-from mtmamba_jax.files.paths import (
-    check_writable_scheme,
-    clear_listing_cache,
-    file_sizes,
-    is_remote,
-    write_atomically,
-)
+from mtmamba_jax.files import paths
+from mtmamba_jax.files.paths import write_atomically
 from mtmamba_jax.messages import first_line, shortened
 
 KINDS = ("best", "latest")
@@ -40,22 +35,14 @@ ITEMS = ("parameters", "rest", "details")
 _FILES = "files.json"  # in a checkpoint: the sizes of its files, to notice lost or truncated ones
 # What TensorStore, gRPC and XLA report when a bucket, the network or a device fails for now.
 _TRANSIENT_CODES = (
-    "ABORTED",
-    "DEADLINE_EXCEEDED",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "UNAUTHENTICATED",
+    "ABORTED", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAUTHENTICATED",
     "UNAVAILABLE",
-)
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A finished checkpoint on disk.
-
-    Attributes:
-      path: Its folder, `<work directory>/<kind>/<step>`.
-    """
+    """A finished checkpoint on disk, in the folder `<work directory>/<kind>/<step>`."""
 
     path: epath.Path
 
@@ -70,23 +57,14 @@ class Checkpoint:
         return self.path.parent.name
 
     def read_details(self) -> dict[str, Any]:
-        """Returns the checkpoint's step, versions and configuration, and a best one's scores.
-
-        Raises:
-          OSError: If the file is missing.
-          ValueError: If it is not JSON.
-        """
+        """Returns the checkpoint's step, versions and configuration, and a best one's scores."""
         return json.loads((self.path / "details" / "metadata").read_text())
 
     def read(self, like: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns some of the checkpoint's arrays.
+        """Returns some of the checkpoint's arrays; for errors, see `explain_errors`.
 
         Args:
           like: {item of `ITEMS`: pytree of arrays or shapes with shardings to restore into}.
-
-        Raises:
-          ValueError: If a file is missing or truncated.
-          Exception: Orbax raises errors of many types; see `explain_errors`.
         """
         self.check_files()
         arguments = {
@@ -115,7 +93,7 @@ class Checkpoint:
             raise ValueError(f"missing or truncated: {shortened(damaged, 3)}")
 
     def _file_sizes(self) -> dict[str, int]:
-        sizes = file_sizes(self.path)
+        sizes = paths.file_sizes(self.path)
         sizes.pop(_FILES, None)
         return sizes
 
@@ -127,15 +105,12 @@ class RunDirectory:
       path: A folder or a place in a bucket.
       flag: The flag or key that the path was given with, for error messages.
 
-    Attributes:
-      path: The absolute path, or the bucket's URL.
-
     Raises:
       ValueError: If runs cannot be written to such a place.
     """
 
     def __init__(self, path: epath.PathLike, flag: str = "--workdir"):
-        check_writable_scheme(path, flag)
+        paths.check_writable_scheme(path, flag)
         path = epath.Path(path)
         # Orbax wants absolute paths. Those of buckets are, and epath would prefix them.
         self.path = path if path.is_absolute() else path.absolute()
@@ -151,7 +126,7 @@ class RunDirectory:
     @property
     def is_remote(self) -> bool:
         """Whether the directory is in a bucket."""
-        return is_remote(self.path)
+        return paths.is_remote(self.path)
 
     @property
     def config_file(self) -> epath.Path:
@@ -164,7 +139,7 @@ class RunDirectory:
 
     def steps(self, kind: str) -> list[int]:
         """Returns the steps of the finished checkpoints of a kind, in increasing order."""
-        clear_listing_cache(self.path)
+        paths.clear_listing_cache(self.path)
         found = {path.name for path in ocp.utils.checkpoint_steps_paths(self.path / kind)}
         # Folders such as 40_copy are not the run's.
         return sorted(int(name) for name in found if name.isdecimal() and str(int(name)) == name)
@@ -201,7 +176,7 @@ class RunDirectory:
           ValueError: If there is no run, or its configuration is damaged or from another version.
         """
         if self.config_file.exists():
-            return self._parse_config(self.config_file)
+            return _parse_config(self.config_file)
         checkpoints = [each for kind in KINDS for each in self.checkpoints(kind)]
         for checkpoint in checkpoints:
             saved = _config_in(checkpoint)
@@ -216,15 +191,15 @@ class RunDirectory:
             f"{self} holds no run (no config.json). Create one: train --workdir={self}."
         )
 
-    @staticmethod
-    def _parse_config(path: epath.Path) -> Config:
-        try:
-            saved = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not valid JSON ({error}).") from error
-        if not isinstance(saved, dict):
-            raise ValueError(f"{path} must hold a JSON object of keys, got {saved!r:.80}.")
-        return configuration.from_flat(saved, str(path))
+
+def _parse_config(path: epath.Path) -> Config:
+    try:
+        saved = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}).") from error
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path} must hold a JSON object of keys, got {saved!r:.80}.")
+    return configuration.from_flat(saved, str(path))
 
 
 def _config_in(checkpoint: Checkpoint) -> dict[str, Any] | None:
@@ -237,15 +212,9 @@ def _config_in(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def explain_errors(what: str, remedy: str) -> Iterator[None]:
-    """Raises errors of reading a checkpoint again, as one line that names it.
+    """Raises errors of reading a checkpoint again, as one line that begins with `what`.
 
-    Args:
-      what: What is being read, the beginning of the message.
-      remedy: The end of the message, for errors that will not go away by themselves.
-
-    Raises:
-      OSError: If the cause may be transient.
-      ValueError: If the checkpoint is damaged.
+    They become OSErrors if the cause may be transient, else ValueErrors that end with `remedy`.
     """
     try:
         yield

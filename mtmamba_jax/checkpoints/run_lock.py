@@ -85,25 +85,22 @@ def _write_token(directory: RunDirectory, token: int) -> Iterator[None]:
     """Takes the lock, if the file system has locks, and writes a number for the others to see."""
     file = directory / LOCK_FILE
     with contextlib.ExitStack() as stack:
-        if directory.is_remote:
-            _write_remotely(file, str(token))
-        else:
+        if not directory.is_remote:
             try:
                 stack.enter_context(locked(pathlib.Path(file), "trains", wait=False))
             except NoLocksError as error:
                 print(f"warning: {error} Two runs at once would spoil each other.", flush=True)
+        try:
             file.write_text(str(token))
+        except Exception as error:
+            if not directory.is_remote:
+                raise
+            # Of gcsfs, google.auth or aiohttp: no package, bucket, right or network.
+            raise OSError(
+                f"{file.parent} cannot be written ({type(error).__name__}: {error}). Does the "
+                'bucket exist, may this machine write there, and is pip install -e ".[data]" done?'
+            ) from error
         yield
-
-
-def _write_remotely(file: epath.Path, text: str) -> None:
-    try:
-        file.write_text(text)
-    except Exception as error:  # of gcsfs, google.auth, aiohttp: no package, bucket, right, network
-        raise OSError(
-            f"{file.parent} cannot be written ({type(error).__name__}: {error}). Does the bucket "
-            'exist, may this machine write there, and is pip install -e ".[data]" done?'
-        ) from error
 
 
 def _check_token(directory: RunDirectory, token: int) -> None:

@@ -78,13 +78,7 @@ class CheckpointWriter:
             self._save("latest", step, items, {"best": self._best})
 
     def save_best(self, items: Items, step: int, details: Mapping[str, Any]) -> None:
-        """Starts saving weights as the best so far.
-
-        Args:
-          items: The item "parameters".
-          step: The step of the weights.
-          details: JSON to save beside them, such as their scores.
-        """
+        """Starts saving weights (the item "parameters") as the best so far, with JSON details."""
         self._best = {**details, "step": step}
         with self._explain_errors():
             self._save("best", step, items, details)
@@ -168,11 +162,7 @@ class CheckpointWriter:
 
 
 def check_room(directory: RunDirectory, items) -> None:
-    """Checks that the disk has room for arrays; the room in buckets is unknown.
-
-    Raises:
-      OSError: If the disk does not have enough room.
-    """
+    """Raises OSError if the disk does not have room for arrays; the room in buckets is unknown."""
     if is_first() and not directory.is_remote:
         needed = sum(array.nbytes for array in jax.tree.leaves(items))
         folder = pathlib.Path(directory)
@@ -181,8 +171,4 @@ def check_room(directory: RunDirectory, items) -> None:
 
 def versions() -> dict[str, str]:
     """Returns the versions of the packages that write a checkpoint."""
-    return {
-        "mtmamba_jax": mtmamba_jax.__version__,
-        "jax": jax.__version__,
-        "flax": flax.__version__,
-    }
+    return {package.__name__: package.__version__ for package in (mtmamba_jax, jax, flax)}

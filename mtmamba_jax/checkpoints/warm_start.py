@@ -8,8 +8,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from mtmamba_jax.checkpoints.run_directory import KINDS, Checkpoint, RunDirectory, explain_errors
-from mtmamba_jax.config import InitSettings
+from mtmamba_jax.checkpoints.run_directory import Checkpoint, RunDirectory, explain_errors
+from mtmamba_jax.config.settings import InitSettings
 from mtmamba_jax.convert import encoder_from_torch, from_torch
 from mtmamba_jax.convert.weight_files import HUB, is_weight_file, read_weights
 from mtmamba_jax.messages import bulleted
@@ -27,13 +27,7 @@ def warm_start(init: InitSettings, graph: nnx.GraphDef, parameters: dict) -> dic
     of which the best checkpoint is read (the latest if there is no best one yet), or a file of
     PyTorch weights, see `convert.weight_files`.
 
-    Args:
-      init: The section `config.init`.
-      graph: The model's structure.
-      parameters: The model's initial parameters, a nested dict of arrays on devices.
-
-    Returns:
-      The new parameters, placed like the initial ones.
+    Returns the new parameters, placed on devices like the initial ones.
 
     Raises:
       ValueError: If there is no such checkpoint or file, or if its parameters differ in name or
@@ -51,11 +45,7 @@ def warm_start(init: InitSettings, graph: nnx.GraphDef, parameters: dict) -> dic
 
 
 def check_sources(init: InitSettings) -> None:
-    """Checks that there is a checkpoint or a file wherever `config.init` names one.
-
-    Raises:
-      ValueError: If there is none.
-    """
+    """Raises ValueError unless there is a checkpoint or file wherever `config.init` names one."""
     for key, name in _sources(init).items():
         if name.startswith(HUB):
             continue
@@ -109,29 +99,19 @@ def _read_run(key: str, path: str, like: dict) -> dict:
             saved = checkpointer.metadata(folder).item_metadata.tree
         _check_shapes(key, path, _shapes(saved, like), _shapes(like, like))
         with explain_errors(*reading):
-            found = checkpointer.restore(
-                folder,
-                args=ocp.args.PyTreeRestore(
-                    item=like,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(like),
-                    partial_restore=True,
-                ),
-            )
+            placed = ocp.checkpoint_utils.construct_restore_args(like)
+            args = ocp.args.PyTreeRestore(item=like, restore_args=placed, partial_restore=True)
+            found = checkpointer.restore(folder, args=args)
     print(f"config.{key}: weights of {checkpoint.path}", flush=True)
     return found
 
 
 def _find_checkpoint(key: str, path: str) -> Checkpoint:
-    """Returns a run's best checkpoint, or its latest if there is no best one.
-
-    Raises:
-      ValueError: If there is none.
-    """
+    """Returns a run's best checkpoint, or its latest if there is no best one."""
     directory = RunDirectory(path, f"config.{key}")
-    for kind in KINDS:
-        found = directory.newest(kind)
-        if found is not None:
-            return found
+    found = directory.newest("best") or directory.newest("latest")
+    if found is not None:
+        return found
     raise ValueError(
         f"config.{key}={path} holds no checkpoint. It must be the work directory of a run that has "
         "saved one (with a folder best/ or latest/), or a file of PyTorch weights (.safetensors, "

@@ -1,4 +1,4 @@
-"""The command `boundaries`."""
+"""The command `boundaries`: scores a folder of predicted contours."""
 
 import argparse
 import pathlib
@@ -8,12 +8,7 @@ import tqdm
 from mtmamba_jax.data_pipelines.parallel import available_cores
 from mtmamba_jax.metrics.boundaries import MAX_DISTANCE, sum_counts
 from mtmamba_jax.metrics.boundaries.folders import count_folder, excluded_ids, find_ids
-from mtmamba_jax.metrics.boundaries.report import (
-    SCORES_FILE,
-    TABLE_FILE,
-    score_table,
-    write_report,
-)
+from mtmamba_jax.metrics.boundaries.report import SCORES_FILE, TABLE_FILE, score_table, write_report
 from mtmamba_jax.visualization.figures import write_figure
 from mtmamba_jax.visualization.precision_recall import CURVE_FILE, draw_precision_recall
 

@@ -39,11 +39,7 @@ def program_name() -> str:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Returns the height and width of --size.
-
-    Raises:
-      ValueError: If the text is not HEIGHTxWIDTH.
-    """
+    """Returns the height and width of --size; raises ValueError unless it is HEIGHTxWIDTH."""
     height, _, width = text.partition("x")
     if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
         raise ValueError(f"--size wants HEIGHTxWIDTH in pixels, such as 448x576; got {text!r}.")

@@ -1,4 +1,4 @@
-"""The command `convert`."""
+"""The command `convert`: converts PyTorch weights."""
 
 import argparse
 import shlex

@@ -1,4 +1,4 @@
-"""The command `eval`."""
+"""The command `eval`: scores a trained model on its test set."""
 
 import argparse
 import collections
@@ -35,21 +35,20 @@ def run(options: argparse.Namespace) -> int:
         f"Evaluating the {options.checkpoint} checkpoint (step {run.step}) of {options.workdir} "
         f"on the test set of {run.config.data.name}"
     )
-    evaluator = Evaluator(
-        run.config.data, run.config.eval.batch_size, run.graph, run.tasks, run.mesh
-    )
+    config = run.config
+    evaluator = Evaluator(config.data, config.eval.batch_size, run.graph, run.tasks, run.mesh)
     totals, constants = evaluator.totals(run.parameters), evaluator.constants()
     scores = compute_scores(run.tasks, totals)
     print(score_table(run.tasks, scores, constants), flush=True)
     path = directory.scores_file(options.checkpoint)
-    written = {"step": run.step, "scores": scores, "constants": constants}
-    written["class_iou"] = class_ious(run.tasks, totals)
+    ious = class_ious(run.tasks, totals)
+    written = {"step": run.step, "scores": scores, "constants": constants, "class_iou": ious}
     _write(path, written)
     sums = _pass(evaluator, run, benchmark, writer) if benchmark or writer else None
     if writer:
-        record = {"workdir": options.workdir, "step": run.step, "images": len(evaluator)}
         if is_first():
-            writer.finish(record)
+            count = len(evaluator)
+            writer.finish({"workdir": options.workdir, "step": run.step, "images": count})
         print(f"\nPredictions of {len(evaluator)} images: {writer.folder}")
     if benchmark and sums and sums["images"]:
         folder = directory / f"boundaries_{options.checkpoint}"
@@ -61,17 +60,14 @@ def run(options: argparse.Namespace) -> int:
             write_report(folder, sums, {**settings, "step": run.step})
             write_figure(folder / CURVE_FILE, draw_precision_recall(sums))
         print(f"\n{benchmark.describe()}\n{boundary_table(sums)}\nThe curve: {folder}")
-    print(f"\n{format_details(run.config, run.tasks, totals, scores, constants)}")
+    print(f"\n{format_details(config, run.tasks, totals, scores, constants)}")
     # Those of the best checkpoint replace the ones that training wrote.
     suffix = "" if options.checkpoint == "best" else f"_{options.checkpoint}"
-    pictures = write_confusions(directory.path, run.tasks, totals, suffix)
+    drawings = write_confusions(directory.path, run.tasks, totals, suffix)
     folder = f"panels{suffix}"
-    panels = write_panels(
-        directory / folder,
-        run.tasks,
-        evaluator.predictions(run.parameters, run.config.eval.panels),
-    )
-    names = "".join(f", {picture.name}" for picture in pictures)
+    predictions = evaluator.predictions(run.parameters, config.eval.panels)
+    panels = write_panels(directory / folder, run.tasks, predictions)
+    names = "".join(f", {drawing.name}" for drawing in drawings)
     print(
         f"\nWrote {path} with every score{names} and {len(panels)} panels in "
         f"{options.workdir}/{folder}\n"
@@ -92,16 +88,12 @@ def _write(path: epath.Path, scores: Mapping[str, object]) -> None:
 
 def _benchmark(options: argparse.Namespace, run: Run) -> Benchmark | None:
     """Returns the boundary benchmark, None without --odsf."""
-    labels = options.boundary_labels
+    labels, workers = options.boundary_labels, options.workers
     if options.odsf:
-        return choose_benchmark(
-            run.config.data.name,
-            run.tasks,
-            labels=None if labels is None else pathlib.Path(labels),
-            include_all=options.all,
-            num_workers=options.workers,
-        )
-    if labels is not None or options.all or options.workers is not None:
+        choices = {"include_all": options.all, "num_workers": workers}
+        folder = None if labels is None else pathlib.Path(labels)
+        return choose_benchmark(run.config.data.name, run.tasks, labels=folder, **choices)
+    if labels is not None or options.all or workers is not None:
         raise ValueError("--boundary_labels, --all and --workers need --odsf: add it.")
     return None
 
@@ -118,12 +110,9 @@ def _pass(
     evaluator: Evaluator, run: Run, benchmark: Benchmark | None, writer: PredictionWriter | None
 ) -> Sums | None:
     """Writes and counts predictions in one pass; returns the counts of all processes together."""
-    predictions = tqdm.tqdm(
-        evaluator.values(run.parameters),
-        total=evaluator.own,
-        unit="image",
-        disable=None if is_first() else True,  # None: only on a terminal
-    )
+    hide = None if is_first() else True  # None: unless on a terminal
+    values = evaluator.values(run.parameters)
+    predictions = tqdm.tqdm(values, total=evaluator.own, unit="image", disable=hide)
     if writer:
         predictions = writer.write_each(predictions)
     if not benchmark:

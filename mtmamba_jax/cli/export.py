@@ -1,4 +1,4 @@
-"""The command `export`."""
+"""The command `export`: writes a trained model to run elsewhere."""
 
 import argparse
 import json
@@ -31,13 +31,9 @@ def run(options: argparse.Namespace) -> int:
         f"{options.platform}, scan: {scan}",
         flush=True,
     )
+    size = size or run.config.data.size
     program = export.export_program(
-        run.config,
-        run.tasks,
-        platform=options.platform,
-        size=size or run.config.data.size,
-        batch=batch,
-        scan=scan,
+        run.config, run.tasks, platform=options.platform, size=size, batch=batch, scan=scan
     )
     card = create_card(run, program, checkpoint=options.checkpoint, scan=scan)
     export.write_artifact(output, program, export.name_weights(run.parameters), card)

@@ -1,6 +1,7 @@
 """The commands and their flags."""
 
 import argparse
+from typing import Any
 
 import mtmamba_jax
 
@@ -10,11 +11,7 @@ _CONFIG = "NAME or NAME:VARIANT of configs/, or the path of a file of your own"
 
 
 class Parser(argparse.ArgumentParser):
-    """The command line's parser.
-
-    Attributes:
-      commands: The parser of each command, by name.
-    """
+    """The command line's parser, with the parser of each command by name."""
 
     commands: dict[str, argparse.ArgumentParser]
 
@@ -28,36 +25,30 @@ def create_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=mtmamba_jax.__version__)
     commands = parser.add_subparsers(
-        dest="command",
-        required=True,
-        metavar="COMMAND",
-        parser_class=argparse.ArgumentParser,
+        dest="command", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser
     )
     parser.commands = {}
     for name, (add_flags, help) in _COMMANDS.items():
         command = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
-        command.add_argument(
-            "--traceback", action="store_true", help="show where an error was raised"
-        )
+        text = "show where an error was raised"
+        command.add_argument("--traceback", action="store_true", help=text)
         add_flags(command)
         parser.commands[name] = command
     return parser
 
 
 def _train(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
     _add_config(command, default="synthetic")
-    command.add_argument(
-        "--workdir", help="folder or gs://... to write to and resume from (runs/NAME)"
-    )
-    command.add_argument(
-        "--profile", metavar="START:STOP", help="trace these steps into WORKDIR/profile"
-    )
+    add("--workdir", help="folder or gs://... to write to and resume from (runs/NAME)")
+    add("--profile", metavar="START:STOP", help="trace these steps into WORKDIR/profile")
     _add_processes(command)
 
 
 def _eval(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
     _add_run(command)
-    command.add_argument(
+    add(
         "--save_predictions",
         nargs="?",
         const="",
@@ -65,9 +56,7 @@ def _eval(command: argparse.ArgumentParser) -> None:
         help="write every prediction in the format of the official tools "
         "(WORKDIR/predictions_CHECKPOINT)",
     )
-    command.add_argument(
-        "--odsf", action="store_true", help="also evaluate edges with the boundary benchmark"
-    )
+    add("--odsf", action="store_true", help="also evaluate edges with the boundary benchmark")
     group = command.add_argument_group("with --odsf")
     group.add_argument(
         "--boundary_labels",
@@ -82,20 +71,19 @@ def _eval(command: argparse.ArgumentParser) -> None:
 
 
 def _export(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
     _add_run(command)
-    command.add_argument(
+    add(
         "--format",
         choices=("jax", "torch"),
         default="jax",
         help="a folder with a program, or weights for the official PyTorch code (jax)",
     )
-    command.add_argument(
-        "--output", required=True, help="folder to write; for torch: FILE.pth or FILE.safetensors"
-    )
-    command.add_argument("--platform", choices=("cpu", "cuda", "tpu"), help="where it will run")
-    command.add_argument("--size", help="HEIGHTxWIDTH of its input images (size in training)")
-    command.add_argument("--batch", metavar="N", help="batch size; with --scan=xla also any (1)")
-    command.add_argument(
+    add("--output", required=True, help="folder to write; for torch: FILE.pth or FILE.safetensors")
+    add("--platform", choices=("cpu", "cuda", "tpu"), help="where it will run")
+    add("--size", help="HEIGHTxWIDTH of its input images (size in training)")
+    add("--batch", metavar="N", help="batch size; with --scan=xla also any (1)")
+    add(
         "--scan",
         choices=("fused", "xla"),
         help="fused kernels, for Hopper GPUs and TPUs, or XLA operations, which run on any device "
@@ -104,18 +92,18 @@ def _export(command: argparse.ArgumentParser) -> None:
 
 
 def _predict(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
     _add_run(command)
-    command.add_argument("photos", nargs="+", help="files or folders")
-    command.add_argument("--output", default="predictions", help="folder to write (predictions)")
-    command.add_argument("--size", help="HEIGHTxWIDTH that photos are fitted into (as in training)")
-    command.add_argument("--overlay", action="store_true", help="also draw classes over the photo")
-    command.add_argument(
-        "--features", action="store_true", help="also draw the final decoder features"
-    )
+    add("photos", nargs="+", help="files or folders")
+    add("--output", default="predictions", help="folder to write (predictions)")
+    add("--size", help="HEIGHTxWIDTH that photos are fitted into (as in training)")
+    add("--overlay", action="store_true", help="also draw classes over the photo")
+    add("--features", action="store_true", help="also draw the final decoder features")
 
 
 def _convert(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
+    add = command.add_argument
+    add(
         "--from",
         dest="source",
         required=True,
@@ -123,110 +111,89 @@ def _convert(command: argparse.ArgumentParser) -> None:
         help="weights of MTMamba, MTMamba++ or a Swin encoder: .safetensors, .pth, .pth.tar, .pt, "
         ".bin",
     )
-    command.add_argument(
-        "--to", required=True, metavar="DIR|FILE.safetensors", help="work directory or file"
-    )
+    add("--to", required=True, metavar="DIR|FILE.safetensors", help="work directory or file")
     _add_config(command, help=f"{_CONFIG} (the published one with these tasks)")
 
 
 def _benchmark(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--what", required=True, choices=BENCHMARKS)
-    command.add_argument("--repeats", type=int, default=20, help="number of timing samples (20)")
-    command.add_argument("--output", help="JSON file for every number (benchmark_WHAT.json)")
-    command.add_argument(
-        "--spec", metavar="NAME,...", help="ss2d: named shapes (all decoder stages)"
-    )
-    command.add_argument(
-        "--implementation", metavar="NAME,...", help="ss2d: backends (the platform's choice)"
-    )
-    command.add_argument("--dtype", help="ss2d: bfloat16 or float32 (bfloat16)")
-    _add_config(command, help=f"{_CONFIG} (synthetic)")
+    add = command.add_argument
+    add("--what", required=True, choices=BENCHMARKS)
+    add("--repeats", type=int, default=20, help="number of timing samples (20)")
+    add("--output", help="JSON file for every number (benchmark_WHAT.json)")
+    add("--spec", metavar="NAME,...", help="ss2d: named shapes (all decoder stages)")
+    add("--implementation", metavar="NAME,...", help="ss2d: backends (the platform's choice)")
+    add("--dtype", help="ss2d: bfloat16 or float32 (bfloat16)")
+    _add_config(command)
 
 
 def _prepare(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--dataset", required=True, help="nyudv2, pascal_context or cityscapes")
-    command.add_argument("--source", help="the published archives, or a folder of their contents")
-    command.add_argument("--data_dir", help="where to write (TFDS's data_dir)")
-    command.add_argument(
-        "--allow_partial", action="store_true", help="accept fewer examples than were published"
-    )
-    command.add_argument("--workers", type=int, help="number of processes (one per core)")
-    command.add_argument("--check", action="store_true", help="read every record back")
+    add = command.add_argument
+    add("--dataset", required=True, help="nyudv2, pascal_context or cityscapes")
+    add("--source", help="the published archives, or a folder of their contents")
+    add("--data_dir", help="where to write (TFDS's data_dir)")
+    add("--allow_partial", action="store_true", help="accept fewer examples than were published")
+    add("--workers", type=int, help="number of processes (one per core)")
+    add("--check", action="store_true", help="read every record back")
 
 
 def _plan(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--topology", required=True, help="KIND:SHAPE of TPUs (v5e:4x4), KIND:NUMBER of GPUs"
-    )
-    command.add_argument(
-        "--what", choices=("step", "inference"), default="step", help="which program (step)"
-    )
+    add = command.add_argument
+    add("--topology", required=True, help="KIND:SHAPE of TPUs (v5e:4x4), KIND:NUMBER of GPUs")
+    add("--what", choices=("step", "inference"), default="step", help="which program (step)")
     _add_config(command, default="synthetic")
-    command.add_argument("--json", action="store_true", help="print every number as JSON")
+    add("--json", action="store_true", help="print every number as JSON")
 
 
 def _sweep(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
     _add_config(command, required=True, help="NAME of configs/, such as ablations")
-    command.add_argument("--rows", metavar="NAME,...", help="variants; * matches any text (all)")
-    command.add_argument("--seeds", default="0", metavar="N,...", help="seeds of each variant (0)")
-    command.add_argument("--workdir", help="folder for the work directories (runs/NAME)")
-    command.add_argument(
-        "--print", action="store_true", help="only print the commands of unfinished runs"
-    )
+    add("--rows", metavar="NAME,...", help="variants; * matches any text (all)")
+    add("--seeds", default="0", metavar="N,...", help="seeds of each variant (0)")
+    add("--workdir", help="folder for the work directories (runs/NAME)")
+    add("--print", action="store_true", help="only print the commands of unfinished runs")
 
 
 def _boundaries(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
+    add = command.add_argument
+    add(
         "--dataset",
         required=True,
         choices=("nyudv2", "pascal_context"),
         help="sets the matching distance and the published subset of images",
     )
-    command.add_argument("--predictions", required=True, help="folder of NAME.png, 8 bits")
-    command.add_argument("--labels", required=True, help="folder of NAME.png or NAME.mat")
-    command.add_argument(
+    add("--predictions", required=True, help="folder of NAME.png, 8 bits")
+    add("--labels", required=True, help="folder of NAME.png or NAME.mat")
+    add(
         "--reading",
         choices=("regions", "contours"),
         default="regions",
         help="true contours lie between regions of a label, as published, or where it is not 0",
     )
-    command.add_argument("--ids", help="file with the names of the images to score")
-    command.add_argument(
-        "--all", action="store_true", help="score all images, not only the published subset"
-    )
-    command.add_argument("--workers", type=int, help="number of processes (one per core)")
-    command.add_argument("--output", help="folder to write (boundaries_DATASET)")
+    add("--ids", help="file with the names of the images to score")
+    add("--all", action="store_true", help="score all images, not only the published subset")
+    add("--workers", type=int, help="number of processes (one per core)")
+    add("--output", help="folder to write (boundaries_DATASET)")
 
 
 def _tables(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--runs", metavar="DIR", help="folder of finished runs whose scores to print"
-    )
-    command.add_argument(
-        "--format", choices=("markdown", "csv", "latex"), default="markdown", help="(markdown)"
-    )
+    add = command.add_argument
+    add("--runs", metavar="DIR", help="folder of finished runs whose scores to print")
+    add("--format", choices=("markdown", "csv", "latex"), default="markdown", help="(markdown)")
 
 
 def _add_run(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--workdir", required=True, help="work directory of a training run")
-    command.add_argument(
-        "--checkpoint", choices=("best", "latest"), default="best", help="which weights (best)"
-    )
+    add = command.add_argument
+    add("--workdir", required=True, help="work directory of a training run")
+    add("--checkpoint", choices=("best", "latest"), default="best", help="which weights (best)")
 
 
 def _add_config(
-    command: argparse.ArgumentParser,
-    *,
-    default: str | None = None,
-    required: bool = False,
-    help: str | None = None,
+    command: argparse.ArgumentParser, help: str = f"{_CONFIG} (synthetic)", **options: Any
 ) -> None:
-    help = help or f"{_CONFIG} ({default})"
-    command.add_argument("--config", default=default, required=required, help=help)
+    command.add_argument("--config", help=help, **options)
     # Only shown in the help: `main` reads --config.key=value.
-    command.add_argument(
-        "--config.KEY", metavar="VALUE", dest="_", help="set a key of configs/common.py"
-    )
+    help = "set a key of configs/common.py"
+    command.add_argument("--config.KEY", metavar="VALUE", dest="_", help=help)
 
 
 def _add_processes(command: argparse.ArgumentParser) -> None:

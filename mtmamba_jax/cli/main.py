@@ -38,12 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = _run(options, unknown, parser)
     except BaseException:
-        if _is_one_of_several():
-            traceback.print_exc()
-            _leave(1)
+        _exit_if_one_of_several(1, traceback.format_exc())
         raise
-    if code and _is_one_of_several():
-        _leave(code)
+    if code:
+        _exit_if_one_of_several(code)
     return code
 
 
@@ -64,15 +62,12 @@ def _run(options: argparse.Namespace, unknown: Sequence[str], parser: Parser) ->
         return _fail(str(error), 2 if isinstance(error, ValueError) else 1)
 
 
-def _is_one_of_several() -> bool:
-    """Returns True if this process has joined others; then JAX is imported already."""
-    processes = sys.modules.get("mtmamba_jax.devices.processes")
-    return processes is not None and processes.is_joined()
-
-
-def _leave(code: int) -> None:
-    """Ends this process at once; see `processes.exit_now`."""
-    importlib.import_module("mtmamba_jax.devices.processes").exit_now(code)
+def _exit_if_one_of_several(code: int, message: str = "") -> None:
+    """Ends a process that has joined others at once; see `processes.exit_now`."""
+    processes = sys.modules.get("mtmamba_jax.devices.processes")  # imported if it has joined
+    if processes and processes.is_joined():
+        print(message, end="", file=sys.stderr)
+        processes.exit_now(code)
 
 
 def _fail(message: str, code: int) -> int:

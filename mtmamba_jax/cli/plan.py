@@ -1,4 +1,4 @@
-"""The command `plan`."""
+"""The command `plan`: checks whether a program fits on accelerators."""
 
 import argparse
 
@@ -12,7 +12,6 @@ def run(options: argparse.Namespace) -> int:
     """Compiles a program for absent accelerators and reports whether it fits."""
     config = configuration.load(options.config, options.overrides)
     topology = topologies.find(options.topology)
-
     if options.json:
         text, fits = plan_json(options.what, config, topology)
         print(text)

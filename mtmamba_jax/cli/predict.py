@@ -1,4 +1,4 @@
-"""The command `predict`."""
+"""The command `predict`: predicts the maps of photos."""
 
 import argparse
 import pathlib

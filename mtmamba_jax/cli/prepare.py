@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import tqdm
-from jaxtyping import Shaped, UInt8
+from jaxtyping import UInt8
 
 from mtmamba_jax.cli.console import program_name
 from mtmamba_jax.data_pipelines.batch import check_example
@@ -19,7 +19,6 @@ from mtmamba_jax.data_pipelines.records import Records, create_builder
 from mtmamba_jax.data_pipelines.remote_cache import how_to_upload
 from mtmamba_jax.files.paths import is_remote
 from mtmamba_jax.readout import label_value
-from mtmamba_jax.tasks import Task
 from mtmamba_jax.visualization.legend import add_legend
 from mtmamba_jax.visualization.render import image_grid, render_map, write_png
 
@@ -33,13 +32,8 @@ _NUM_SAMPLES = 8
 def run(options: argparse.Namespace) -> int:
     """Runs the command."""
     workers = available_cores() if options.workers is None else options.workers
-    builder = prepare(
-        options.dataset,
-        options.source,
-        options.data_dir,
-        allow_partial=options.allow_partial,
-        num_workers=workers,
-    )
+    given = options.dataset, options.source, options.data_dir
+    builder = prepare(*given, allow_partial=options.allow_partial, num_workers=workers)
     if options.check:
         count = check_records(builder, workers)
         print(f"All {count} records can be read and hold valid examples.")
@@ -63,7 +57,7 @@ def prepare(
     allow_partial: bool = False,
     num_workers: int = 0,
 ) -> DenseBuilder:
-    """Writes a dataset's records and a contact sheet, unless they exist already.
+    """Writes a dataset's records and a contact sheet, unless they exist; returns their builder.
 
     Args:
       name: Name of the dataset, one of `datasets.DATASETS`.
@@ -71,9 +65,6 @@ def prepare(
       data_dir: Folder to write to; None uses TFDS's default.
       allow_partial: Whether to accept fewer examples than published, with a warning.
       num_workers: Number of worker processes that convert; 0 converts in this process.
-
-    Returns:
-      The builder of the prepared dataset.
 
     Raises:
       ValueError: If the name is unknown, the source is not given, or `data_dir` is remote; as
@@ -95,7 +86,13 @@ def prepare(
     )
     folder = pathlib.Path(builder.data_dir)
     if builder.is_prepared():
-        _check_complete(builder, source is None or allow_partial)
+        found = {split: info.num_examples for split, info in builder.info.splits.items()}
+        published = dict(builder.FILES.COUNTS)
+        if source is not None and not allow_partial and found != published:
+            raise ValueError(
+                f"{builder.data_dir} holds a part of the dataset: {found} of {published} examples. "
+                "Delete it to prepare all, or pass --allow_partial to use the part."
+            )
         builder.discard_staging()  # a killed run may have left it
         print(f"{name} is prepared already. To prepare it again, delete {folder} first.")
     elif folder.exists():
@@ -117,17 +114,6 @@ def prepare(
         write_png(partial, draw_contact_sheet(builder))
         partial.replace(sheet)
     return builder
-
-
-def _check_complete(builder: DenseBuilder, allow_partial: bool) -> None:
-    """Raises ValueError if fewer examples are prepared than were published."""
-    found = {split: info.num_examples for split, info in builder.info.splits.items()}
-    published = dict(builder.FILES.COUNTS)
-    if not allow_partial and found != published:
-        raise ValueError(
-            f"{builder.data_dir} holds a part of the dataset: {found} of {published} examples. "
-            "Delete it to prepare all, or pass --allow_partial to use the part."
-        )
 
 
 def summarize(builder: DenseBuilder) -> str:
@@ -158,15 +144,12 @@ def draw_contact_sheet(builder: DenseBuilder) -> UInt8[np.ndarray, "h w 3"]:
             values[task.name].append(value)
             row[task.name] = render_map(task, value)
         rows.append(row)
-    size = np.max([image.shape[:2] for row in rows for image in row.values()], axis=0)
-    padded = [{title: _pad(image, size) for title, image in row.items()} for row in rows]
-    return add_legend(image_grid(padded), tasks, values)
-
-
-def _pad(image: UInt8[np.ndarray, "h w 3"], size: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
-    white = np.full((*size, 3), 255, np.uint8)
-    white[: image.shape[0], : image.shape[1]] = image
-    return white
+    height, width = np.max([image.shape[:2] for row in rows for image in row.values()], axis=0)
+    for row in rows:
+        for title, image in row.items():
+            margin = ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0))
+            row[title] = np.pad(image, margin, constant_values=255)
+    return add_legend(image_grid(rows), tasks, values)
 
 
 def check_records(builder: DenseBuilder, num_workers: int = 0) -> int:
@@ -181,10 +164,8 @@ def check_records(builder: DenseBuilder, num_workers: int = 0) -> int:
         for index in range(info.num_examples)
     ]
     checks = in_order(_check_record, work, num_workers)
-    description = f"Checking {builder.name}"
-    for _ in tqdm.tqdm(checks, description, len(work), unit="example", disable=None):
-        pass
-    return len(work)
+    what = f"Checking {builder.name}"
+    return sum(1 for _ in tqdm.tqdm(checks, what, len(work), unit="example", disable=None))
 
 
 def _check_record(name: str, data_dir: str, split: str, index: int) -> None:
@@ -193,7 +174,14 @@ def _check_record(name: str, data_dir: str, split: str, index: int) -> None:
         example = records[index]
         check_example(example, records.tasks)
         for task in records.tasks:
-            _check_values(task, example[task.name])
+            label = example[task.name]
+            if task.label_dtype == "int32":
+                classes = len(task.class_names) or 2
+                valid = (label == task.ignore) | (label >= 0) & (label < classes)
+            else:
+                valid = np.isfinite(label)
+            if not valid.all():
+                raise ValueError(f"{task.name} has {(~valid).sum()} invalid values")
     except Exception as error:
         raise ValueError(
             f"{name}, {split} record {index} is invalid ({error}). Delete "
@@ -204,12 +192,3 @@ def _check_record(name: str, data_dir: str, split: str, index: int) -> None:
 @functools.cache
 def _open(name: str, data_dir: str, split: str) -> Records:
     return Records(name, data_dir, split, create_builder(name, data_dir).FILES.TASKS)
-
-
-def _check_values(task: Task, label: Shaped[np.ndarray, "h w c"]) -> None:
-    if task.label_dtype == "int32":
-        valid = (label == task.ignore) | (label >= 0) & (label < (len(task.class_names) or 2))
-    else:
-        valid = np.isfinite(label)
-    if not valid.all():
-        raise ValueError(f"{task.name} has {(~valid).sum()} invalid values")

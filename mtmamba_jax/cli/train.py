@@ -1,4 +1,4 @@
-"""The command `train`."""
+"""The command `train`: trains a model."""
 
 import argparse
 import signal

@@ -4,13 +4,12 @@
 type and its range. Models, data sources and transforms define the dataclass of their own section.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
+import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from ml_collections import ConfigDict
 
@@ -27,38 +26,18 @@ from mtmamba_jax.models.swin import SWIN_SIZES
 from mtmamba_jax.tasks import CUSTOM, Task, select
 
 FREE_KEYS = (
-    "on_nonfinite",
-    "mesh.data",
-    "mesh.fsdp",
-    "data.dir",
-    "data.num_workers",
-    "data.cache_gib",
-    "model.scan_implementation",
-    "model.remat",
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "eval.batch_size",
-    "eval.panels",
-)
+    "on_nonfinite", "mesh.data", "mesh.fsdp", "data.dir", "data.num_workers", "data.cache_gib",
+    "model.scan_implementation", "model.remat", "train.log_every", "train.checkpoint_every",
+    "train.keep_checkpoints", "eval.batch_size", "eval.panels",
+)  # fmt: skip
 """Keys that may change when a run resumes, because they do not change what is learned."""
 
 AT_LEAST_ONE = (
-    "mesh.fsdp",
-    "data.label_scale",
-    "data.train_examples",
-    "data.test_examples",
-    "model.expansion",
-    "model.state_size",
-    "train.steps",
-    "train.batch_size",
-    "train.microbatches",
-    "train.log_every",
-    "train.eval_every",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "eval.batch_size",
-)
+    "mesh.fsdp", "data.label_scale", "data.train_examples", "data.test_examples",
+    "model.expansion", "model.state_size", "train.steps", "train.batch_size",
+    "train.microbatches", "train.log_every", "train.eval_every", "train.checkpoint_every",
+    "train.keep_checkpoints", "eval.batch_size",
+)  # fmt: skip
 AT_LEAST_ZERO = ("seed", "data.num_workers", "optimizer.warmup_steps", "eval.panels")
 PROBABILITIES_BELOW_ONE = ("model.encoder_drop_path_rate", "model.decoder_drop_path_rate")
 CHOICES = {
@@ -178,23 +157,19 @@ class Config:
 
     def flat(self) -> dict[str, Any]:
         """Returns {dotted key: value} for JSON; `from_flat` is the inverse."""
-        flat = flatten(common.get_config())
-        return flat | flatten(dataclasses.asdict(self))
+        return flatten(common.get_config()) | flatten(dataclasses.asdict(self))
 
-    def replace(self, **sections: Mapping[str, Any]) -> Config:
+    def replace(self, **sections: Mapping[str, Any]) -> Self:
         """Returns a copy with other values: `config.replace(model={"dtype": "bfloat16"})`."""
-        new = {
-            name: dataclasses.replace(getattr(self, name), **values)
-            for name, values in sections.items()
-        }
+        new = {k: dataclasses.replace(getattr(self, k), **v) for k, v in sections.items()}
         return dataclasses.replace(self, **new)
 
 
 def from_flat(values: Mapping[str, object], origin: str) -> Config:
-    """Returns the configuration with the given values; missing keys have their defaults.
+    """Returns the inverse of `Config.flat`; missing keys have their defaults.
 
     Args:
-      values: {dotted key: value}, as `Config.flat` returns it.
+      values: {dotted key: value}.
       origin: Where the values come from, for error messages.
 
     Raises:
@@ -216,26 +191,15 @@ def from_flat(values: Mapping[str, object], origin: str) -> Config:
                 f"{origin} has a value of the wrong type at {key!r}: {error}"
             ) from error
     found: dict[str, Any] = config.to_dict()
-    try:
-        augment = AugmentSettings(**found["augment"])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"Config keys 'augment.*': {error}") from error
     baselines = found["tasks"]["baselines"]
     found["tasks"]["baselines"] = {k: v for k, v in baselines.items() if v is not None}
-    return Config(
-        seed=found["seed"],
-        on_nonfinite=found["on_nonfinite"],
-        init=InitSettings(**found["init"]),
-        mesh=MeshSettings(**found["mesh"]),
-        tasks=TaskSettings(**found["tasks"]),
-        model=ModelSettings(**found["model"]),
-        data=DataSettings(**found["data"]),
-        augment=augment,
-        loss=LossSettings(**found["loss"]),
-        optimizer=OptimizerSettings(**found["optimizer"]),
-        train=TrainSettings(**found["train"]),
-        eval=EvalSettings(**found["eval"]),
-    )
+    for name, section in typing.get_type_hints(Config).items():
+        if isinstance(found[name], dict):
+            try:
+                found[name] = section(**found[name])
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"Config keys '{name}.*': {error}") from error
+    return Config(**found)
 
 
 def flatten(values: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
@@ -252,11 +216,8 @@ def flatten(values: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
 def differences(saved: Config, wanted: Config) -> list[str]:
     """Returns "key: saved -> wanted" for every changed key that must not change on resuming."""
     a, b = saved.flat(), wanted.flat()
-    return [
-        f"{key}: {a[key]} -> {b[key]}"
-        for key in sorted(a)
-        if key not in FREE_KEYS and a[key] != b[key]
-    ]
+    changed = [key for key in sorted(a) if key not in FREE_KEYS and a[key] != b[key]]
+    return [f"{key}: {a[key]} -> {b[key]}" for key in changed]
 
 
 def _check(config: Config) -> None:

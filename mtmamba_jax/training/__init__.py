@@ -1,1 +1,1 @@
-"""Training: state, optimizer, step, loop, checkpoints."""
+"""Trains a model: start with `train.py`, which assembles a run, and `loop.py`."""

@@ -17,12 +17,9 @@ from mtmamba_jax.messages import GIB
 from mtmamba_jax.models.mtmamba import abstract_build
 
 MEASURED = (
-    "seconds_per_step",
-    "images_per_second",
-    "input_wait",
-    "flops_utilisation",
+    "seconds_per_step", "images_per_second", "input_wait", "flops_utilisation",
     "device_memory_gib",
-)
+)  # fmt: skip
 """What a clock measures; the last two only where they are known."""
 
 
@@ -57,7 +54,12 @@ class Clock:
 
     def started(self, numbers: object) -> None:
         """Registers a step that was launched, by the arrays that it will return."""
-        self._end = self._watcher.submit(_end_of, numbers)
+
+        def wait() -> float:
+            jax.block_until_ready(numbers)
+            return time.monotonic()
+
+        self._end = self._watcher.submit(wait)
 
     def numbers(self, step: int) -> dict[str, float]:
         """Returns means since the start, up to `step`; see `MEASURED`.
@@ -65,11 +67,12 @@ class Clock:
         `input_wait` is a share of the time, `flops_utilisation` a share of the devices' peak
         FLOP/s; `device_memory_gib` is the peak on this process's first device.
         """
-        seconds = (time.monotonic() - self._start) / (step - self._step)
+        elapsed = time.monotonic() - self._start
+        seconds = elapsed / (step - self._step)
         found = {
             "seconds_per_step": seconds,
             "images_per_second": self._batch_size / seconds,
-            "input_wait": self._waited / (time.monotonic() - self._start),
+            "input_wait": self._waited / elapsed,
         }
         if self._least is not None:
             found["flops_utilisation"] = self._least / seconds
@@ -83,21 +86,12 @@ class Clock:
         self._watcher.shutdown()
 
 
-def _end_of(numbers: object) -> float:
-    jax.block_until_ready(numbers)
-    return time.monotonic()
-
-
 def least_seconds(config: Config, mesh: Mesh) -> float | None:
     """Returns the seconds that a training step takes at the devices' peak bfloat16 FLOP/s.
 
     As usual for model-FLOPs utilisation, a step counts as three times the matrix products and
     convolutions of the forward pass; recomputation (remat) and the elementwise work of the scan do
     not count. None for chips that `chips.CHIPS` does not list.
-
-    Args:
-      config: Gives the model, the image size and the batch size.
-      mesh: The devices.
     """
     chip = CHIPS.get(mesh.devices.flat[0].device_kind)
     if chip is None:

@@ -22,11 +22,7 @@ def gradient_norms(gradients: dict, tasks: Sequence[Task]) -> dict[str, jax.Arra
 
     `gradient_norm` is the norm of the whole gradient, `gradient_norm/<part>` that of a part: the
     encoder, a task (its weights in decoder and heads) or `SHARED`. The squares of the parts add up
-    to the square of the whole.
-
-    Args:
-      gradients: Gradient of the model's parameters, a nested dict.
-      tasks: Tasks in the order of the axis t.
+    to the square of the whole. Tasks are in the order of the axis t.
     """
     names = [task.name for task in tasks]
     squares: dict[str, jax.Array] = {}

@@ -38,10 +38,6 @@ class Loop:
     """Trains; evaluates, saves and logs as often as the configuration asks for.
 
     Args:
-      config: The run's configuration.
-      checkpoints: Writes the run's checkpoints.
-      evaluator: Evaluates the model on the test set.
-      monitors: Where numbers go.
       best_delta_m: The delta_m of the best checkpoint so far, None if there is none.
 
     Attributes:
@@ -58,8 +54,7 @@ class Loop:
     ):
         self._settings, self._tasks = config.train, config.tasks.selected
         self._checkpoints, self._evaluator = checkpoints, evaluator
-        self._report, self._clock = monitors.report, monitors.clock
-        self._profile = monitors.profile
+        self._report, self._monitors = monitors.report, monitors
         self._rate = learning_rate(config.optimizer, config.train.steps)
         skips = config.on_nonfinite == "skip"
         self._guard = NonFiniteGuard(skips, checkpoints.last_on_disk, self._report.say)
@@ -85,7 +80,8 @@ class Loop:
           SavingError: If a checkpoint could not be written.
           NonFiniteError: If a loss or gradient is not finite.
         """
-        settings, clock, guard, profile = self._settings, self._clock, self._guard, self._profile
+        settings, guard = self._settings, self._guard
+        clock, profile = self._monitors.clock, self._monitors.profile
         first = step = int(state.step)
         self._catch_up(step, state)
         if step < settings.steps:
@@ -112,7 +108,7 @@ class Loop:
             if log:
                 self._log(step, numbers)
             if evaluate:
-                self._evaluate(step, state)
+                self._write(step, state, *self._score(step, state))
             if save:
                 self._save(step, state)
             if stop:
@@ -130,7 +126,7 @@ class Loop:
         # The schedule counts the updates before this one.
         rate = self._rate(step - 1 - values.get("skipped", 0))
         values["learning_rate"] = float(np.asarray(rate))
-        self._report.numbers(step, "train", values | self._clock.numbers(step))
+        self._report.numbers(step, "train", values | self._monitors.clock.numbers(step))
 
     def _save(self, step: int, state: TrainState) -> None:
         # A checkpoint in a bucket is not newer than the metrics beside it.
@@ -151,10 +147,6 @@ class Loop:
         self._checkpoints.wait()
         if not written:
             self._write(step, state, scores, gain)
-
-    def _evaluate(self, step: int, state: TrainState) -> None:
-        scores, gain = self._score(step, state)
-        self._write(step, state, scores, gain)
 
     def _score(self, step: int, state: TrainState) -> tuple[dict, float]:
         """Returns the scores and delta_m of a state, and saves its weights if it is the best."""

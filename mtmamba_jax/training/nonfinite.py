@@ -70,9 +70,6 @@ class NonFiniteGuard:
 
     def _stop(self, what: str, remedy: str) -> NoReturn:
         step = self._last_checkpoint()
-        saved = (
-            "There is no checkpoint yet"
-            if step is None
-            else f"The last good checkpoint is of step {step}"
-        )
+        saved = f"The last good checkpoint is of step {step}"
+        saved = "There is no checkpoint yet" if step is None else saved
         raise NonFiniteError(f"{what} {saved}. {remedy}")

@@ -5,23 +5,16 @@ from typing import Any
 import jax
 import optax
 
-from mtmamba_jax.config import OptimizerSettings
+from mtmamba_jax.config.settings import OptimizerSettings
 
 
 def learning_rate(settings: OptimizerSettings, steps: int) -> optax.Schedule:
-    """Returns the schedule: rate * (1 - step/steps)^power, after a linear warm-up if configured.
-
-    Args:
-      settings: The section `config.optimizer`.
-      steps: Number of steps of the whole run.
-    """
-    warmup = settings.warmup_steps
-    decay = optax.polynomial_schedule(
-        settings.learning_rate, 0.0, settings.power, max(1, steps - warmup)
-    )
+    """Returns the schedule: rate * (1 - step/steps)^power, after a linear warm-up if configured."""
+    rate, warmup = settings.learning_rate, settings.warmup_steps
+    decay = optax.polynomial_schedule(rate, 0.0, settings.power, max(1, steps - warmup))
     if not warmup:
         return decay
-    rise = optax.linear_schedule(settings.learning_rate / warmup, settings.learning_rate, warmup)
+    rise = optax.linear_schedule(rate / warmup, rate, warmup)
     return optax.join_schedules([rise, decay], [warmup])
 
 

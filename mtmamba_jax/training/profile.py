@@ -38,15 +38,7 @@ class Profile:
 
 
 def parse_steps(text: str, steps: int) -> tuple[int, int]:
-    """Parses START:STOP.
-
-    Args:
-      text: Two step numbers.
-      steps: Number of steps of the run.
-
-    Raises:
-      ValueError: If the text is malformed or names steps that the run does not have.
-    """
+    """Parses START:STOP; raises ValueError unless these are two of the run's `steps`, in order."""
     found = re.fullmatch(r"(\d+):(\d+)", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]) <= steps:
         raise ValueError(

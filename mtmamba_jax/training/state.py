@@ -1,10 +1,8 @@
 """The state that training carries from step to step."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +27,6 @@ class TrainState:
     Attributes:
       step: Number of updates done, an int32 scalar.
       parameters: The model's weights (`models.weights`), a nested dict.
-      optimizer: The state of the optax optimizer.
     """
 
     step: jax.Array
@@ -42,7 +39,7 @@ class TrainState:
         return {"parameters": self.parameters, "rest": rest}
 
     @classmethod
-    def from_items(cls, items: Mapping[str, Any]) -> TrainState:
+    def from_items(cls, items: Mapping[str, Any]) -> Self:
         """Returns the state of a checkpoint's items."""
         return cls(parameters=items["parameters"], **items["rest"])
 
@@ -60,9 +57,6 @@ def create_state(
 
     Returns:
       The model's structure, the state, and its layout: a sharding in place of each array.
-
-    Raises:
-      ValueError: If a name in `model` is unknown.
     """
     if mesh.shape[FSDP_AXIS] == 1:  # replicated: nothing to compile
         graph, parameters = build(model, tasks, seed)
@@ -71,11 +65,10 @@ def create_state(
         return graph, jax.device_put(state, layout), layout
     graph, parameters = abstract_build(model, tasks)
     _, layout = abstract_state(graph, parameters, optimizer, mesh)
-
-    def make():
-        return initial_state(*build(model, tasks, seed), optimizer)
-
-    return graph, jax.jit(make, out_shardings=layout)(), layout
+    create = jax.jit(
+        lambda: initial_state(*build(model, tasks, seed), optimizer), out_shardings=layout
+    )
+    return graph, create(), layout
 
 
 def abstract_state(

@@ -1,22 +1,16 @@
 """Stops a run cleanly on SIGTERM, as schedulers send before they take a machine, and on Ctrl-C."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
+from typing import Self
 
 import jax
 from jax.experimental import multihost_utils
 
 
 class StoppedError(Exception):
-    """A run was stopped by a signal; its state is saved.
-
-    Attributes:
-      step: The step that is saved.
-      number: The signal.
-    """
+    """A run was stopped by the signal `number`; its state after `step` is saved."""
 
     def __init__(self, step: int, number: signal.Signals):
         super().__init__(f"Stopped by {number.name} after step {step}, which is saved.")
@@ -38,16 +32,12 @@ class StopSignals:
         self._before = {}
         self._alone = jax.process_count() == 1
 
-    def __enter__(self) -> StopSignals:
+    def __enter__(self) -> Self:
         # Python handles signals in the main thread only; SIGTERM of several processes is JAX's.
         if threading.current_thread() is threading.main_thread():
-            self._handle(signal.SIGINT)
-            if self._alone:
-                self._handle(signal.SIGTERM)
+            for number in (signal.SIGINT, signal.SIGTERM) if self._alone else (signal.SIGINT,):
+                self._before[number] = signal.signal(number, self._notice)
         return self
-
-    def _handle(self, number: signal.Signals) -> None:
-        self._before[number] = signal.signal(number, self._notice)
 
     def __exit__(self, *error) -> None:
         while self._before:

@@ -39,10 +39,8 @@ class Result:
     """The outcome of a completed run.
 
     Attributes:
-      step: The step of the best checkpoint.
-      scores: The scores of that checkpoint on the test set.
+      step: The step of the best checkpoint, of which `scores` and `panels` are.
       constants: The score of the best constant prediction, by task.
-      panels: The images that were written.
       stop: The signal that arrived after the last step, None if there was none.
     """
 
@@ -102,22 +100,18 @@ def train(
             )
         resumed = resume(directory, state.to_items())
         state = _initial_state(config, graph, state, directory, resumed)
+        start, best_so_far = (resumed.step, resumed.best) if resumed else (0, None)
         checkpoints = CheckpointWriter(
-            directory,
-            config.train.keep_checkpoints,
-            config=config.flat(),
-            best=resumed and resumed.best,
+            directory, config.train.keep_checkpoints, config=config.flat(), best=best_so_far
         )
         _close_at_end(stack, checkpoints.close)
-        if resumed and resumed.best and resumed.best_is_missing:
-            weights = {"parameters": state.parameters}
-            checkpoints.save_best(weights, resumed.step, resumed.best)
-        start = resumed.step if resumed else 0
+        if resumed and best_so_far and resumed.best_is_missing:
+            checkpoints.save_best({"parameters": state.parameters}, start, best_so_far)
         batches = open_batches(config, source, start)
         _close_at_end(stack, batches.close)
         monitors = _open_monitors(stack, config, mesh, directory, start, profile)
         stops = stack.enter_context(StopSignals())
-        best_delta_m = resumed.best["delta_m"] if resumed and resumed.best else None
+        best_delta_m = best_so_far["delta_m"] if best_so_far else None
         loop = Loop(config, checkpoints, evaluator, monitors, best_delta_m)
         state = loop.run(state, train_step, batches, mesh, stops)
         best = directory.checkpoint("best", checkpoints.best_step())
@@ -149,9 +143,8 @@ def _initial_state(
     """Returns the state that training continues from; the given one has random weights."""
     if resumed is None:
         check_room(directory, state)
-        state = dataclasses.replace(
-            state, parameters=warm_start(config.init, graph, state.parameters)
-        )
+        parameters = warm_start(config.init, graph, state.parameters)
+        state = dataclasses.replace(state, parameters=parameters)
     else:
         print(f"Resuming from step {resumed.step} in {directory}", flush=True)
         state = TrainState.from_items(resumed.items)

@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = options.workdir or pathlib.Path(tempfile.mkdtemp(prefix="kill_tally_"))
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_platforms", "cpu")
-    logging.getLogger("absl").setLevel(logging.ERROR)  # as cli.py does
+    logging.getLogger("absl").setLevel(logging.ERROR)  # as cli/main.py does
     if any(folder.iterdir()):
         parser.error(f"--workdir={folder} is not empty: give a new folder.")
     settings = TINY | {"train.steps": str(max(20, STEPS_A_KILL * options.kills))}
