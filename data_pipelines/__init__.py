@@ -1,1 +1,1 @@
-"""From raw examples to batches: sources, transforms, the grain pipeline, the batch contract."""
+"""Turns raw examples into batches: sources, transforms, the grain pipeline, the batch contract."""

@@ -1,4 +1,4 @@
-"""Wording shared by messages and reports: suggestions, shortened lists, numbers with units."""
+"""Formats messages and reports alike: suggestions, shortened lists, numbers with units."""
 
 import difflib
 from collections.abc import Iterable, Sequence

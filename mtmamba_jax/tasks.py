@@ -1,4 +1,4 @@
-"""Table of the tasks: everything that the rest of the code knows about a task is one row here.
+"""Defines the tasks: everything that the rest of the code knows about a task is one row here.
 
 Losses, metrics, transforms, heads and drawings read these fields, never the name of a task. To add
 a task, add a `Task` and put it in a task set.

@@ -1,1 +1,1 @@
-"""Data of your own: a folder of images and labels."""
+"""Reads data of your own: a folder of images and labels."""

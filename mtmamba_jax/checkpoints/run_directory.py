@@ -1,4 +1,4 @@
-"""A run's work directory: one object for its path, its files and its checkpoints.
+"""Finds, reads and checks what a run's work directory holds: its files and its checkpoints.
 
     config.json         the configuration
     metrics.jsonl       one line for each logged step and evaluation

@@ -1,4 +1,4 @@
-"""Exclusive access to a work directory: one run writes there at a time."""
+"""Keeps other runs out of a work directory while one writes there."""
 
 import contextlib
 import pathlib

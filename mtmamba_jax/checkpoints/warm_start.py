@@ -1,4 +1,4 @@
-"""Initial weights from another run or from PyTorch: of the whole model, or of its encoder."""
+"""Starts a model or its encoder from the weights of another run or of PyTorch."""
 
 import pathlib
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Output and flags that several commands share."""
+"""Prints and parses what several commands share."""
 
 import argparse
 import pathlib

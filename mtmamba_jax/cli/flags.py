@@ -1,4 +1,4 @@
-"""The commands and their flags."""
+"""Declares the commands and their flags."""
 
 import argparse
 from typing import Any

@@ -1,4 +1,4 @@
-"""Configurations: `load` one by name or path, pass on the sections of the `Config` it returns."""
+"""Loads and checks configurations: `load` returns a `Config`, whose sections are passed on."""
 
 from mtmamba_jax.config.loading import load, run_name, variants
 from mtmamba_jax.config.settings import FREE_KEYS, Config, differences, from_flat

@@ -1,7 +1,7 @@
-"""The sections of a configuration as dataclasses, checked on construction.
+"""Gives every configuration key its type and its range: one dataclass for each section.
 
-`configs/common.py` declares every key with its meaning and default; this module gives each key its
-type and its range. Models, data sources and transforms define the dataclass of their own section.
+`configs/common.py` declares every key with its meaning and default. Models, data sources and
+transforms define the dataclass of their own section.
 """
 
 import dataclasses

@@ -1,1 +1,1 @@
-"""Export of trained models, to run with JAX alone or in PyTorch."""
+"""Exports trained models, to run with JAX alone or in PyTorch."""

@@ -1,1 +1,1 @@
-"""Folders, buckets and files."""
+"""Reads, writes and locks files in local folders and in buckets."""

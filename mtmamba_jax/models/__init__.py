@@ -1,1 +1,1 @@
-"""The model; start with `mtmamba.py`."""
+"""Defines the models; start with `mtmamba.py`."""

@@ -1,1 +1,1 @@
-"""Compilation for accelerators that this machine does not have."""
+"""Plans runs by compiling for accelerators that this machine does not have."""

@@ -1,4 +1,4 @@
-"""Gradient norms of the parts of a model: the encoder, each task's decoder and what tasks share."""
+"""Computes gradient norms of a model's parts: the encoder, each task's decoder and what they share."""
 
 import re
 from collections.abc import Sequence

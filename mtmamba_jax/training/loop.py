@@ -1,4 +1,4 @@
-"""The training loop: steps, and the logging, evaluation and saving between them."""
+"""Runs the training loop: steps, and the logging, evaluation and saving between them."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""AdamW with the polynomial learning-rate schedule of the published recipe."""
+"""Creates the optimizer: AdamW with the published recipe's polynomial learning-rate schedule."""
 
 from typing import Any
 

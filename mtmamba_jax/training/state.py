@@ -1,4 +1,4 @@
-"""The state that training carries from step to step."""
+"""Creates the state that training carries from step to step, on one device or split over many."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""One training step as a single jitted function."""
+"""Builds one training step as a single jitted function."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

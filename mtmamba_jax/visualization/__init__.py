@@ -1,1 +1,1 @@
-"""Task maps as images, panels of many maps, and diagrams of scores."""
+"""Draws task maps, panels of many maps and diagrams of scores."""
