@@ -21,9 +21,7 @@ class Setting:
     lamp: Float[np.ndarray, "3"]
 
 
-def _draw_lamp(
-    rng: np.random.Generator, extent: tuple[float, float, float]
-) -> Float[np.ndarray, "3"]:
+def _draw_lamp(rng: np.random.Generator, extent) -> Float[np.ndarray, "3"]:
     width, length, height = extent
     place = (rng.uniform(0.2, 0.8) * width, rng.uniform(0.15, 0.7) * length)
     return np.array([*place, height - rng.uniform(0.15, 0.5)])
@@ -121,10 +119,9 @@ def _add_table(room: Room, distance, sitters: float) -> None:
     for side in rng.permutation(4):
         chair = furniture.chair(rng)
         reach = (table.depth if side % 2 == 0 else table.width) / 2 + 0.12
-        x, y = turn(side * np.pi / 2)[:2, 1] * reach
-        place = room.place_beside(
-            chair, host, x, y, side * np.pi / 2 + rng.uniform(-0.2, 0.2), False
-        )
+        angle = side * np.pi / 2
+        x, y = turn(angle)[:2, 1] * reach
+        place = room.place_beside(chair, host, x, y, angle + rng.uniform(-0.2, 0.2), False)
         if place and rng.random() < sitters:
             _seat_person(room, place, chair)
 
@@ -147,9 +144,8 @@ def _furnish_office(room: Room) -> None:
         if host:
             _add_clutter(room, host, desk, (objects.television, objects.table_lamp, _small_books))
             chair = furniture.chair(rng)
-            place = room.place_beside(
-                chair, host, 0, -desk.depth / 2 - 0.3, np.pi + rng.uniform(-1, 1)
-            )
+            yaw = np.pi + rng.uniform(-1, 1)
+            place = room.place_beside(chair, host, 0, -desk.depth / 2 - 0.3, yaw)
             if place and rng.random() < 0.4:
                 _seat_person(room, place, chair)
     _add_bookcase(room)
@@ -173,10 +169,8 @@ def _add_extras(room: Room) -> None:
         room.hang(objects.door(rng), 0.0)
     if rng.random() < 0.75:
         low = rng.uniform(0.85, 1.0)
-        if rng.random() < 0.3:
-            room.hang(objects.blinds(rng), low)
-        else:
-            room.hang(objects.window(rng), low)
+        thing = objects.blinds if rng.random() < 0.3 else objects.window
+        room.hang(thing(rng), low)
     for _ in range(int(rng.integers(0, 3))):
         room.hang(objects.curtain(rng, room.size[2] - 0.15), 0.08)
     if rng.random() < 0.3:
@@ -190,35 +184,23 @@ def _add_extras(room: Room) -> None:
 
 
 def room_view(rng: np.random.Generator, size: tuple[int, int]) -> Setting:
-    """Draws a bedroom, living room, kitchen or office, seen as a whole from its near wall.
-
-    Args:
-      rng: Random generator.
-      size: Height and width of the image in pixels.
-    """
+    """Draws a bedroom, living room, kitchen or office, seen as a whole from its near wall."""
     extent = (rng.uniform(3.2, 5.0), rng.uniform(5.0, 8.5), rng.uniform(2.3, 2.8))
     position = (rng.uniform(0.35, 0.65) * extent[0], rng.uniform(0.2, 0.5), rng.uniform(1.35, 1.7))
     # Looking at a point in the far half keeps the corners and the furniture in view.
     target = rng.uniform(0.25, 0.75) * extent[0]
     yaw = np.arctan2(position[0] - target, 0.7 * extent[1] - position[1])
-    camera = Camera.look(
-        position, yaw, rng.uniform(-0.22, -0.06), np.radians(rng.uniform(66, 78)), size
-    )
+    pitch = rng.uniform(-0.22, -0.06)
+    camera = Camera.look(position, yaw, pitch, np.radians(rng.uniform(66, 78)), size)
     room = Room(rng, extent, position, yaw, clearance=1.0)
-    (_furnish_bedroom, _furnish_living_room, _furnish_kitchen, _furnish_office)[rng.integers(4)](
-        room
-    )
+    rooms = (_furnish_bedroom, _furnish_living_room, _furnish_kitchen, _furnish_office)
+    rooms[rng.integers(4)](room)
     _add_extras(room)
     return Setting(room.scene, camera, _draw_lamp(rng, extent))
 
 
 def people_view(rng: np.random.Generator, size: tuple[int, int]) -> Setting:
-    """Draws a close view of people on a sofa, at a table or standing, with plants and animals.
-
-    Args:
-      rng: Random generator.
-      size: Height and width of the image in pixels.
-    """
+    """Draws a close view of people on a sofa, at a table or standing, with plants and animals."""
     extent = (rng.uniform(3.2, 4.8), rng.uniform(3.2, 4.2), rng.uniform(2.3, 2.9))
     # A camera that looks to one side stands on the other, so that it sees a corner of the room.
     yaw = rng.uniform(-0.4, 0.4)

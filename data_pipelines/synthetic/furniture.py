@@ -36,9 +36,8 @@ def chair(rng: np.random.Generator) -> Piece:
         piece.box(foot + up * (0.55 * back), (half, 0.025, 0.45 * back), cloth, lean)
     else:
         for x in (-0.9, -0.3, 0.3, 0.9):
-            piece.box(
-                foot + up * (0.5 * back) + (x * half, 0, 0), (0.02, 0.02, back / 2), frame, lean
-            )
+            middle = foot + up * (0.5 * back) + (x * half, 0, 0)
+            piece.box(middle, (0.02, 0.02, back / 2), frame, lean)
         piece.box(foot + up * (0.9 * back), (half, 0.025, 0.1 * back), frame, lean)
     if rng.random() < 0.35:
         for x in (-half, half):
@@ -60,19 +59,13 @@ def sofa(rng: np.random.Generator) -> Piece:
     piece.box((0, depth - 0.09, back / 2 + 0.02), (half - 0.02, 0.09, back / 2 - 0.04), cloth)
     for x in (-half + arm, half - arm):
         piece.box((x, 0, (seat + 0.2) / 2), (arm, depth, (seat + 0.2) / 2 - 0.03), cloth)
-        piece.trunk(
-            (x, 0, seat + 0.17), (arm, 0.05, arm * 0.6), depth - 0.06, cloth, tilt(np.pi / 2)
-        )
+        top, half_top = (x, 0, seat + 0.17), (arm, 0.05, arm * 0.6)
+        piece.trunk(top, half_top, depth - 0.06, cloth, tilt(np.pi / 2))
     for place_index in range(places):
         x = (place_index - (places - 1) / 2) * place
         piece.box((x, -0.08, seat - 0.03), (place / 2 - 0.015, depth - 0.1, 0.06), cushion)
-        upright = (seat + back) / 2 + 0.03
-        piece.box(
-            (x, depth - 0.24, upright),
-            (place / 2 - 0.02, 0.07, (back - seat) / 2),
-            cushion,
-            tilt(0.2),
-        )
+        upright = (x, depth - 0.24, (seat + back) / 2 + 0.03)
+        piece.box(upright, (place / 2 - 0.02, 0.07, (back - seat) / 2), cushion, tilt(0.2))
         piece.seats.append((x, -0.02, seat + 0.03))
     return piece
 
@@ -81,14 +74,15 @@ def table(rng: np.random.Generator) -> Piece:
     """Makes a dining table: a rectangular top on four legs or a round one on a column."""
     half, depth, height = rng.uniform(0.5, 0.9), rng.uniform(0.38, 0.5), rng.uniform(0.7, 0.78)
     top, frame = random_material(rng, "wood", 0.1, contrast=0.7), random_material(rng)
-    if rng.random() < 0.3:
+    round_top = rng.random() < 0.3
+    if round_top:
         half = depth = rng.uniform(0.45, 0.6)
-        piece = Piece("dining table", 2 * half, 2 * depth, height)
+    piece = Piece("dining table", 2 * half, 2 * depth, height)
+    if round_top:
         piece.cylinder((0, 0, height - 0.02), half, 0.02, top)
         piece.cylinder((0, 0, height / 2), 0.05, height / 2 - 0.04, frame)
         piece.cylinder((0, 0, 0.03), 0.28, 0.03, frame, taper=-0.4)
     else:
-        piece = Piece("dining table", 2 * half, 2 * depth, height)
         piece.box((0, 0, height - 0.02), (half, depth, 0.02), top)
         piece.box((0, 0, height - 0.08), (half - 0.06, depth - 0.06, 0.04), frame)
         _add_legs(piece, half - 0.02, depth - 0.02, height - 0.04, rng.uniform(0.025, 0.045), frame)
@@ -136,9 +130,7 @@ def bed(rng: np.random.Generator) -> Piece:
     cover = rng.uniform(0.55, 0.75)
     middle = -length + cover * length
     piece.box((0, middle, height * 0.8), (half + 0.015, cover * length, height * 0.23), blanket)
-    count = 1 if half < 0.62 else 2
-    for index in range(count):
-        x = (index - (count - 1) / 2) * half
+    for x in (0.0,) if half < 0.62 else (-0.5 * half, 0.5 * half):
         piece.tops.append((x, length - 0.28, height, 0.0, 0.0))
     piece.seats.append((0, -length + 0.35, height + 0.02))
     return piece
@@ -150,8 +142,7 @@ def _add_drawers(piece: Piece, columns: int, rows: int, low: float, front, knob)
     for column in range(columns):
         for row in range(rows):
             x = (column + 0.5) * width - piece.width / 2
-            z = low + (row + 0.5) * height
-            y = -piece.depth / 2
+            y, z = -piece.depth / 2, low + (row + 0.5) * height
             piece.box((x, y, z), (width / 2 - 0.012, 0.012, height / 2 - 0.012), front)
             side = 0.0 if height < width else (1 if column % 2 == 0 else -1) * (width / 2 - 0.05)
             piece.ellipsoid((x + side, y - 0.025, z), (0.018, 0.018, 0.018), knob)
@@ -205,9 +196,8 @@ def counter(rng: np.random.Generator) -> Piece:
     """Makes a kitchen counter: doors under an overhanging top."""
     width, depth, height = rng.uniform(1.2, 1.9), 0.6, rng.uniform(0.86, 0.92)
     piece = _make_chest(rng, "counter", width, depth, height, int(rng.integers(3, 5)), 1)
-    piece.box(
-        (0, -0.01, height + 0.02), (width / 2 + 0.02, depth / 2 + 0.03, 0.02), random_material(rng)
-    )
+    half = (width / 2 + 0.02, depth / 2 + 0.03, 0.02)
+    piece.box((0, -0.01, height + 0.02), half, random_material(rng))
     piece.tops = [(0, 0, height + 0.04, width * 0.4, depth * 0.3)]
     return piece
 

@@ -5,10 +5,9 @@ to the unit shape's frame without normalising their direction, so the ray parame
 in both frames. Camera rays have z = -1, so t is the depth along the camera's axis.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
+from typing import Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32
@@ -45,31 +44,20 @@ class Camera:
 
     @classmethod
     def look(
-        cls,
-        position: ArrayLike,
-        yaw: float,
-        pitch: float,
-        field_of_view: float,
-        size: tuple[int, int],
-    ) -> Camera:
-        """Creates a camera that looks along +y, turned left by `yaw` and up by `pitch`.
+        cls, position: ArrayLike, yaw: float, pitch: float, view_angle: float, size: tuple[int, int]
+    ) -> Self:
+        """Creates a camera that looks along +y, turned left by `yaw` and up by `pitch`, radians.
 
-        Args:
-          position: Position in the world, metres.
-          yaw: Angle to the left, radians.
-          pitch: Angle upwards, radians.
-          field_of_view: Horizontal field of view (radians) of a 4:3 image with the same area, so
-            that tall and wide images show about as much.
-          size: Height and width in pixels.
+        `view_angle` is the horizontal field of view (radians) of a 4:3 image with the same area,
+        so that tall and wide images show about as much.
         """
-        height, width = size
-        across = np.sqrt(height * width * 4 / 3)
+        across = np.sqrt(size[0] * size[1] * 4 / 3)
         sin, cos, sin_pitch, cos_pitch = np.sin(yaw), np.cos(yaw), np.sin(pitch), np.cos(pitch)
         forward = np.array([-sin * cos_pitch, cos * cos_pitch, sin_pitch])
         right = np.array([cos, sin, 0.0])
         axes = np.stack([right, np.cross(right, forward), -forward])
-        focal = across / 2 / np.tan(field_of_view / 2)
-        return cls(np.asarray(position, np.float64), axes, float(focal), (height, width))
+        focal = across / 2 / np.tan(view_angle / 2)
+        return cls(np.asarray(position, np.float64), axes, float(focal), size)
 
     def directions(self) -> tuple[Float32[np.ndarray, "1 w"], Float32[np.ndarray, "h 1"]]:
         """Returns x and y of the rays (x, y, -1) through the pixel centres, in its own frame."""
@@ -89,6 +77,9 @@ class Primitives:
       half: Half sizes along the local axes, metres.
       rotation: The local axes in the world, as columns.
       shape: Parameter of the unit shape.
+      part: Human part, 0 for anything but people.
+      object: Number of the object that it belongs to.
+      material: `materials.Material.row` of its material.
     """
 
     kind: Int[np.ndarray, " p"]
@@ -96,6 +87,9 @@ class Primitives:
     half: Float[np.ndarray, "p 3"]
     rotation: Float[np.ndarray, "p 3 3"]
     shape: Float[np.ndarray, " p"]
+    part: Int32[np.ndarray, " p"]
+    object: Int32[np.ndarray, " p"]
+    material: Float32[np.ndarray, "p 20"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,11 +201,9 @@ def _rectangles(primitives: Primitives, camera: Camera) -> Int[np.ndarray, "p 4"
     near = np.maximum(depth, 1e-6)
     x = corners[..., 0] / near * camera.focal + width / 2
     y = height / 2 - corners[..., 1] / near * camera.focal
-    low_high = [y.min(1), y.max(1), x.min(1), x.max(1)]
+    edges = [np.floor(y.min(1)), np.ceil(y.max(1)), np.floor(x.min(1)), np.ceil(x.max(1))]
     limits = (height, height, width, width)
-    edges = [np.clip(value, 0, limit) for value, limit in zip(low_high, limits, strict=True)]
-    rounded = [np.floor(edges[0]), np.ceil(edges[1]), np.floor(edges[2]), np.ceil(edges[3])]
-    rectangles = np.stack(rounded, axis=1).astype(int)
+    rectangles = np.clip(np.stack(edges, axis=1), 0, limits).astype(int)
     # A box that is partly behind the camera has no finite projection: test all pixels, or none.
     rectangles[(depth < NEAREST).any(1)] = (0, height, 0, width)
     rectangles[(depth < NEAREST).all(1)] = 0
@@ -225,8 +217,6 @@ def cast(primitives: Primitives, camera: Camera) -> Hits:
     The first six primitives are the room's faces (kind SHELL), so every ray hits something.
     """
     x, y = camera.directions()
-    depth = np.full(camera.size, np.inf, np.float32)
-    index = np.zeros(camera.size, np.int32)
     # Maps from the world to the unit shapes' frames.
     to_local = np.swapaxes(primitives.rotation, 1, 2) / primitives.half[:, :, None]
     offset = camera.position - primitives.centre
@@ -236,8 +226,8 @@ def cast(primitives: Primitives, camera: Camera) -> Hits:
     along = [r[0] * x + (r[1] * y - r[2]) for r in rays[0]]
     _, exits = _slabs(origins[0], along)
     nearest_wall = np.argmin(exits, axis=0)
-    depth[:] = np.min(exits, axis=0)
-    index[:] = 2 * nearest_wall + (np.choose(nearest_wall, along) > 0)
+    depth = np.min(exits, axis=0)
+    index = (2 * nearest_wall + (np.choose(nearest_wall, along) > 0)).astype(np.int32)
 
     for number, (top, bottom, left, right) in enumerate(_rectangles(primitives, camera)):
         if number < 6 or top >= bottom or left >= right:
@@ -264,8 +254,8 @@ def _surface(primitives: Primitives, camera: Camera, depth, index) -> Hits:
         return values.reshape(len(values), -1).astype(np.float32).T[:, flat_index]
 
     rotation = gather(primitives.rotation).reshape(3, 3, -1)
-    half, shape, kind = gather(primitives.half), gather(primitives.shape)[0], primitives.kind
-    kind = kind[flat_index]
+    half, shape = gather(primitives.half), gather(primitives.shape)[0]
+    kind = primitives.kind[flat_index]
     offset = points - gather(primitives.centre)
     local = np.stack([_dot(rotation[:, axis], offset) for axis in range(3)]) / half
     gradient = _gradient(kind, shape, local) / half
@@ -308,14 +298,7 @@ def visible(
     light: Float[np.ndarray, "3"],
     points: Float32[np.ndarray, "m 3"],
 ) -> Bool[np.ndarray, " m"]:
-    """Returns whether light reaches points.
-
-    Args:
-      primitives: Primitives of the scene.
-      casters: Numbers of those that cast shadows.
-      light: Position of the light, metres.
-      points: Points in the world, metres.
-    """
+    """Returns whether the light at `light` reaches each point past the primitives `casters`."""
     rays = (points - light.astype(np.float32)).astype(np.float32)
     lit = np.ones(len(points), bool)
     for number in casters:

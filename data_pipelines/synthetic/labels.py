@@ -5,57 +5,30 @@ from jaxtyping import Float32, Int, Int32
 
 from mtmamba_jax.data_pipelines.synthetic.geometry import Camera, Hits
 
-KINDS = {
-    "wall": ("wall", "background"),
-    "floor": ("floor", "background"),
-    "ceiling": ("ceiling", "background"),
-    "chair": ("chair", "chair"),
-    "sofa": ("sofa", "sofa"),
-    "dining table": ("table", "dining table"),
-    "coffee table": ("table", "background"),
-    "desk": ("desk", "background"),
-    "bed": ("bed", "background"),
-    "cabinet": ("cabinet", "background"),
-    "dresser": ("dresser", "background"),
-    "night stand": ("night stand", "background"),
-    "refrigerator": ("refrigerator", "background"),
-    "counter": ("counter", "background"),
-    "bookshelf": ("bookshelf", "background"),
-    "shelves": ("shelves", "background"),
-    "books": ("books", "background"),
-    "lamp": ("lamp", "background"),
-    "pillow": ("pillow", "background"),
-    "box": ("box", "background"),
-    "bottle": ("other prop", "bottle"),
-    "potted plant": ("other prop", "potted plant"),
-    "television": ("television", "tv monitor"),
-    "cat": ("other prop", "cat"),
-    "dog": ("other prop", "dog"),
-    "floor mat": ("floor mat", "background"),
-    "picture": ("picture", "background"),
-    "whiteboard": ("whiteboard", "background"),
-    "door": ("door", "background"),
-    "window": ("window", "background"),
-    "curtain": ("curtain", "background"),
-    "blinds": ("blinds", "background"),
-    "person": ("person", "person"),
-}
-"""The NYUDv2 class and the VOC class of each kind of object."""
-
 FIXTURES = ("wall", "floor", "ceiling", "floor mat", "picture", "whiteboard", "door", "window",
         "curtain", "blinds")  # fmt: skip
 """Kinds that belong to the room and are never salient."""
+
+_FURNISHINGS = ("desk", "bed", "cabinet", "dresser", "night stand", "refrigerator", "counter",
+        "bookshelf", "shelves", "books", "lamp", "pillow", "box")  # fmt: skip
+
+KINDS = {
+    **{kind: (kind, "background") for kind in (*FIXTURES, *_FURNISHINGS)},
+    **{kind: (kind, kind) for kind in ("chair", "sofa", "person")},
+    **{kind: ("other prop", kind) for kind in ("bottle", "potted plant", "cat", "dog")},
+    "dining table": ("table", "dining table"),
+    "coffee table": ("table", "background"),
+    "television": ("television", "tv monitor"),
+}
+"""The NYUDv2 class and the VOC class of each kind of object."""
 
 
 def semantic_classes(
     kinds: list[str], objects: Int[np.ndarray, "h w"], class_names: tuple[str, ...]
 ) -> Int32[np.ndarray, "h w 1"]:
-    """Returns NYUDv2's or VOC's class IDs.
+    """Returns class IDs, given the kind of each object and the object number of each pixel.
 
-    Args:
-      kinds: Kind of each object.
-      objects: Object number of each pixel.
-      class_names: Names of the classes, `tasks.NYUDV2_CLASSES` or `tasks.VOC_CLASSES`.
+    The classes are `tasks.NYUDV2_CLASSES` or `tasks.VOC_CLASSES`.
     """
     column = 0 if "wall" in class_names else 1
     ids = np.array([class_names.index(KINDS[kind][column]) for kind in kinds], np.int32)

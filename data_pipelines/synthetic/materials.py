@@ -4,10 +4,9 @@ Colour alone does not reveal the class: walls, chairs and shirts draw from the s
 pattern may (trousers and books are striped), as in a real room.
 """
 
-from __future__ import annotations
-
 import colorsys
 import dataclasses
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -40,7 +39,7 @@ class Material:
     steepness: float = 1.0
     glow: float = 0.0
 
-    def rotated(self, rotation: Float[np.ndarray, "3 3"]) -> Material:
+    def rotated(self, rotation: Float[np.ndarray, "3 3"]) -> Self:
         """Returns the material of an object that is rotated."""
         return dataclasses.replace(self, waves=self.waves @ rotation.T)
 
@@ -55,15 +54,9 @@ def texture(
     points: Float32[np.ndarray, "m 3"],
     footprint: Float32[np.ndarray, " m"],
 ) -> tuple[Float32[np.ndarray, "m 3"], Float32[np.ndarray, " m"]]:
-    """Computes colour and glow at points.
+    """Returns linear RGB and glow at points (metres), given each point's `Material.row`.
 
-    Args:
-      rows: `Material.row` of each point.
-      points: Points in the world, metres.
-      footprint: Metres of surface that a pixel covers. Finer patterns fade to their mean.
-
-    Returns:
-      Linear RGB and glow.
+    Patterns finer than a pixel's `footprint` on the surface (metres) fade to their mean.
     """
     first, second = rows[:, 0:3], rows[:, 3:6]
     k1, k2 = rows[:, 6:9], rows[:, 9:12]
@@ -96,7 +89,6 @@ def random_material(
     """Draws a material.
 
     Args:
-      rng: Random generator.
       pattern: One of `PATTERNS` or "bands" (horizontal stripes); None draws one of `PATTERNS`.
       wavelength: Typical period of the pattern, metres.
       wall: Whether stripes are upright and checks lie in walls along x and y, not on the ground.

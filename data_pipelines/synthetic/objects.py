@@ -66,10 +66,9 @@ def potted_plant(rng: np.random.Generator) -> Piece:
     for index in range(count):
         around = 2 * np.pi * (index * 0.382 + rng.uniform(0, 0.1))
         lean = 0.15 + 0.85 * index / count
-        direction = np.array(
-            [np.sin(lean) * np.cos(around), np.sin(lean) * np.sin(around), np.cos(lean)]
-        )
-        across = np.array([-np.sin(around), np.cos(around), 0])
+        sin, cos = np.sin(around), np.cos(around)
+        direction = np.array([np.sin(lean) * cos, np.sin(lean) * sin, np.cos(lean)])
+        across = np.array([-sin, cos, 0])
         rotation = np.stack([across, np.cross(direction, across), direction], axis=1)
         length = rng.uniform(0.26, 0.38) * scale
         half = (0.085 * scale, 0.02, length)
@@ -136,9 +135,8 @@ def floor_mat(rng: np.random.Generator) -> Piece:
     half, depth = rng.uniform(0.6, 1.1), rng.uniform(0.45, 0.75)
     piece = Piece("floor mat", 2 * half, 2 * depth, 0.01)
     piece.box((0, 0, 0.004), (half, depth, 0.004), random_material(rng))
-    piece.box(
-        (0, 0, 0.005), (half - 0.09, depth - 0.09, 0.005), random_material(rng, wavelength=0.3)
-    )
+    middle = random_material(rng, wavelength=0.3)
+    piece.box((0, 0, 0.005), (half - 0.09, depth - 0.09, 0.005), middle)
     return piece
 
 
@@ -173,8 +171,8 @@ def door(rng: np.random.Generator) -> Piece:
         piece.box((x, -0.02, height / 2), (0.04, 0.04, height / 2), case)
     piece.box((0, -0.02, height + 0.04), (half + 0.08, 0.04, 0.04), case)
     piece.box((0, 0, height / 2), (half, 0.02, height / 2), leaf)
-    for z, tall in ((0.27 * height, 0.19 * height), (0.74 * height, 0.19 * height)):
-        piece.box((0, -0.02, z), (half - 0.12, 0.01, tall), panel)
+    for z in (0.27 * height, 0.74 * height):
+        piece.box((0, -0.02, z), (half - 0.12, 0.01, 0.19 * height), panel)
     side = rng.choice([-1, 1])
     piece.ellipsoid((side * (half - 0.07), -0.06, 1.0), (0.035, 0.035, 0.035), case)
     return piece
@@ -212,10 +210,9 @@ def blinds(rng: np.random.Generator) -> Piece:
     piece = Piece("blinds", 2 * half, 0.06, 2 * tall)
     slat, rail = random_material(rng, "plain"), random_material(rng, "plain")
     piece.box((0, 0, tall), (half, 0.015, tall), rail)
-    count = 9
-    for index in range(count):
-        z = (index + 0.5) * 2 * tall / count
-        piece.box((0, -0.04, z), (half, 0.006, tall / count * 0.95), slat, tilt(0.5))
+    for index in range(9):
+        z = (index + 0.5) * 2 * tall / 9
+        piece.box((0, -0.04, z), (half, 0.006, tall / 9 * 0.95), slat, tilt(0.5))
     return piece
 
 

@@ -15,9 +15,8 @@ HIP_HEIGHT = 0.52
 
 def _direction(angle: float, outward: float = 0.0) -> Float[np.ndarray, "3"]:
     """Returns a unit vector: 0 is down, positive angles (radians) swing forward (-y) and up."""
-    return np.array(
-        [np.sin(outward), -np.sin(angle) * np.cos(outward), -np.cos(angle) * np.cos(outward)]
-    )
+    along = np.cos(outward)
+    return np.array([np.sin(outward), -np.sin(angle) * along, -np.cos(angle) * along])
 
 
 def _arm_pose(rng: np.random.Generator, seated: bool):
@@ -40,9 +39,8 @@ def _add_head(piece: Piece, rng, height, neck, skin, hair) -> None:
     # Hair is a slightly larger cap, shifted up and back; long hair reaches the shoulders.
     piece.ellipsoid(middle + np.array([0, 0.028, 0.03]), half * 1.06, hair, part=HEAD)
     if rng.random() < 0.4:
-        piece.ellipsoid(
-            middle + np.array([0, 0.06, -0.06]), half * (1.1, 0.6, 1.25), hair, part=HEAD
-        )
+        back = middle + np.array([0, 0.06, -0.06])
+        piece.ellipsoid(back, half * (1.1, 0.6, 1.25), hair, part=HEAD)
     nose = middle + np.array([0, -half[1], -0.01])
     piece.ellipsoid(nose, (0.014, 0.022, 0.022), skin, part=HEAD)
 
@@ -101,8 +99,7 @@ def person(rng: np.random.Generator, seat_height: float | None = None) -> Piece:
     spine = (shoulders - hips) / np.linalg.norm(shoulders - hips)
     rotation = np.array([[1.0, 0, 0], [0, spine[2], spine[1]], [0, -spine[1], spine[2]]])
     chest = np.array([0.105, 0.068, 0.062]) * height
-    length = 0.1 * height
-    piece.trunk(hips + 0.155 * height * spine, chest, length, shirt, rotation, TORSO)
+    piece.trunk(hips + 0.155 * height * spine, chest, 0.1 * height, shirt, rotation, TORSO)
     piece.ellipsoid(hips, np.array([0.1, 0.075, 0.065]) * height, trousers, part=TORSO)
     across = np.array([0.09 * height, 0, 0])
     piece.limb(shoulders - across, shoulders + across, 0.04 * height, shirt, TORSO)

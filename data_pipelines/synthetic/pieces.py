@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float, Float32, Int32
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from mtmamba_jax.data_pipelines.synthetic import geometry
@@ -41,9 +41,7 @@ class Piece:
 
     Attributes:
       kind: Kind of object, a key of `labels.KINDS`.
-      width: Width of its bounding box.
-      depth: Depth of its bounding box.
-      height: Height of its bounding box.
+      width, depth, height: Size of its bounding box.
       seats: Points (x, y, z) where a person can sit, facing -y.
       tops: Horizontal surfaces (x, y, z, half width, half depth) where other objects can stand.
       rows: Its primitives.
@@ -97,8 +95,6 @@ class Scene:
     def __init__(self):
         self.kinds: list[str] = []
         self._rows: list[tuple] = []
-        self._objects: list[int] = []
-        self._materials: list[np.ndarray] = []
 
     def add_room(self, size, materials) -> None:
         """Adds the room [0, size], with a material for each face: -x, +x, -y, +y, floor, ceiling.
@@ -108,10 +104,9 @@ class Scene:
         half = np.asarray(size, float) / 2
         kinds = ("wall", "wall", "wall", "wall", "floor", "ceiling")
         for kind, material in zip(kinds, materials, strict=True):
-            self._objects.append(len(self.kinds))
+            number, row = len(self.kinds), material.row()
             self.kinds.append(kind)
-            self._rows.append((geometry.SHELL, half, half, UPRIGHT, 0.0, 0))
-            self._materials.append(material.row())
+            self._rows.append((geometry.SHELL, half, half, UPRIGHT, 0.0, 0, number, row))
 
     def add(self, piece: Piece, position: ArrayLike, yaw: float = 0.0) -> None:
         """Adds a piece with its origin at `position` (metres), turned by `yaw` (radians)."""
@@ -120,30 +115,11 @@ class Scene:
         materials = {id(row[5]): row[5] for row in piece.rows}
         turned = {key: material.rotated(rotation).row() for key, material in materials.items()}
         for kind, centre, half, own, shape, material, part in piece.rows:
-            centre = rotation @ centre + position
-            self._rows.append((kind, centre, half, rotation @ own, shape, part))
-            self._objects.append(number)
-            self._materials.append(turned[id(material)])
+            place = (rotation @ centre + position, half, rotation @ own)
+            self._rows.append((kind, *place, shape, part, number, turned[id(material)]))
 
     def primitives(self) -> geometry.Primitives:
-        """Returns all primitives, in the order of the arrays below."""
-        kind, centre, half, rotation, shape, _ = zip(*self._rows, strict=True)
-        return geometry.Primitives(
-            kind=np.array(kind),
-            centre=np.array(centre, float),
-            half=np.array(half, float),
-            rotation=np.array(rotation, float),
-            shape=np.array(shape, float),
-        )
-
-    def objects(self) -> Int32[np.ndarray, " p"]:
-        """Returns the object number of each primitive."""
-        return np.array(self._objects, np.int32)
-
-    def parts(self) -> Int32[np.ndarray, " p"]:
-        """Returns the human part of each primitive, 0 for anything but people."""
-        return np.array([row[-1] for row in self._rows], np.int32)
-
-    def materials(self) -> Float32[np.ndarray, "p 20"]:
-        """Returns the `materials.Material.row` of each primitive."""
-        return np.array(self._materials, np.float32)
+        """Returns all primitives, in the order in which they were added."""
+        types = (int, float, float, float, float, np.int32, np.int32, np.float32)
+        columns = zip(*self._rows, strict=True)
+        return geometry.Primitives(*map(np.array, columns, types))

@@ -32,12 +32,7 @@ class Room:
     """
 
     def __init__(
-        self,
-        rng: np.random.Generator,
-        size: tuple[float, float, float],
-        camera: Sequence[float],
-        yaw: float,
-        clearance: float,
+        self, rng: np.random.Generator, size, camera: Sequence[float], yaw: float, clearance: float
     ):
         self.rng, self.size, self.camera, self.yaw = rng, size, np.asarray(camera), yaw
         self.clearance = clearance
@@ -57,9 +52,8 @@ class Room:
         width, length, _ = self.size
         if not (half_x <= x <= width - half_x and half_y <= y <= length - half_y):
             return False
-        gap = np.hypot(
-            max(abs(x - self.camera[0]) - half_x, 0), max(abs(y - self.camera[1]) - half_y, 0)
-        )
+        away = np.abs(np.array((x, y)) - self.camera[:2]) - (half_x, half_y)
+        gap = np.hypot(*np.maximum(away, 0))
         return gap >= self.clearance and not _overlaps(self._floor, x, y, half_x, half_y)
 
     def _put(self, piece: Piece, x, y, yaw, z=0.0, occupies=True) -> Place | None:
@@ -85,9 +79,7 @@ class Room:
             return along, length - away
         return (away if wall == LEFT else width - away), along
 
-    def place_by_wall(
-        self, piece: Piece, walls: Sequence[str] = (LEFT, RIGHT, BACK, BACK)
-    ) -> Place | None:
+    def place_by_wall(self, piece: Piece, walls=(LEFT, RIGHT, BACK, BACK)) -> Place | None:
         """Places the piece on the floor with its back against one of the walls."""
         for _ in range(_TRIES):
             wall = walls[int(self.rng.integers(len(walls)))]
@@ -95,8 +87,7 @@ class Room:
             span = (along, piece.height / 2, piece.width / 2, piece.height / 2)
             if _overlaps(self._walls[wall], *span):
                 continue
-            placed = self._put(piece, *self._at_wall(wall, along, away), _YAW[wall])
-            if placed:
+            if placed := self._put(piece, *self._at_wall(wall, along, away), _YAW[wall]):
                 self._walls[wall].append(span)
                 return placed
         return None
@@ -124,7 +115,6 @@ class Room:
         """Places the piece on the floor in view of the camera.
 
         Args:
-          piece: The piece.
           distance: Smallest and largest distance from the camera, metres.
           spread: Largest angle from the viewing direction, radians.
           facing: Largest angle by which it is turned away from the camera, radians.
@@ -135,8 +125,7 @@ class Room:
             reach = self.rng.uniform(*distance)
             x, y = self.camera[:2] + reach * np.array([-np.sin(angle), np.cos(angle)])
             yaw = angle + self.rng.uniform(-facing, facing)
-            placed = self._put(piece, x, y, yaw, occupies=occupies)
-            if placed:
+            if placed := self._put(piece, x, y, yaw, occupies=occupies):
                 return placed
         return None
 
@@ -147,9 +136,7 @@ class Room:
         position = host[0] + turn(host[1]) @ (x, y, 0)
         return self._put(piece, position[0], position[1], host[1] + yaw, occupies=occupies)
 
-    def place_on_top(
-        self, piece: Piece, host: Place, top: tuple[float, ...], jitter: float = 1.0
-    ) -> None:
+    def place_on_top(self, piece: Piece, host: Place, top: tuple, jitter: float = 1.0) -> None:
         """Places the piece on `top`, one of the `Piece.tops` of its host, near the middle."""
         x, y, z, half_x, half_y = top
         x += self.rng.uniform(-jitter, jitter) * half_x

@@ -63,26 +63,16 @@ def _light(hits: Hits, primitives: Primitives, lamp, view, rng) -> Float32[np.nd
 def photograph(
     hits: Hits,
     primitives: Primitives,
-    materials: Float32[np.ndarray, "p 20"],
     camera: Camera,
     lamp: Float[np.ndarray, "3"],
     rng: np.random.Generator,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Renders an RGB image.
-
-    Args:
-      hits: Hits of the camera rays.
-      primitives: Primitives of the scene, which cast the shadows.
-      materials: `Material.row` of each primitive.
-      camera: The camera, for the footprint of a pixel.
-      lamp: Position of the lamp, metres.
-      rng: Random generator of lights, exposure and noise.
-    """
+    """Renders an RGB image; lights, exposure and noise are random."""
     height, width = hits.depth.shape
     rays = hits.points - camera.position.astype(np.float32)
     slant = -np.sum(rays * hits.normals, axis=-1) / np.linalg.norm(rays, axis=-1)
     footprint = hits.depth / camera.focal / np.maximum(slant, 0.15)
-    rows = materials[hits.primitive.ravel()]
+    rows = primitives.material[hits.primitive.ravel()]
     colour, glow = texture(rows, hits.points.reshape(-1, 3), footprint.ravel())
     light = _light(hits, primitives, lamp, camera.axes[2].astype(np.float32), rng)
     radiance = colour.reshape(height, width, 3) * (light + glow.reshape(height, width, 1))

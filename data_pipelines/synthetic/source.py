@@ -7,13 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mtmamba_jax import tasks as tasks_lib
 from mtmamba_jax.data_pipelines.synthetic import arrangement, labels, shading
 from mtmamba_jax.data_pipelines.synthetic.geometry import cast
 from mtmamba_jax.messages import check_name, nearest
+from mtmamba_jax.tasks import DEPTH, SEMSEG_NYUDV2, SEMSEG_VOC, Task
 
 SPLITS = ("train", "test")
-_SEMANTICS = (tasks_lib.SEMSEG_NYUDV2, tasks_lib.SEMSEG_VOC)
 _NAMES = ("semseg", "depth", "normals", "edge", "human_parts", "saliency")
 
 
@@ -27,11 +26,10 @@ class SyntheticScenes:
     (VOC semseg, human_parts, saliency) get close views of people, other tasks whole rooms.
 
     Args:
-      tasks: Tasks to label, for instance `tasks.NYUDV2`.
+      tasks: Tasks to label.
       size: Height and width in pixels.
       split: "train" or "test". No scene is in both.
       num_examples: Length of the source. The examples do not depend on it.
-      seed: Seed of the scenes.
 
     Raises:
       ValueError: If a task has no synthetic label, the split is unknown, or the size or length is
@@ -39,12 +37,7 @@ class SyntheticScenes:
     """
 
     def __init__(
-        self,
-        tasks: Sequence[tasks_lib.Task],
-        size: tuple[int, int],
-        split: str,
-        num_examples: int,
-        seed: int = 0,
+        self, tasks: Sequence[Task], size: Sequence[int], split: str, num_examples: int, seed=0
     ):
         for task in tasks:
             _check_task(task)
@@ -60,24 +53,13 @@ class SyntheticScenes:
             )
         self.tasks, self.size = tuple(tasks), (int(size[0]), int(size[1]))
         self.split, self.num_examples, self.seed = split, num_examples, seed
-        people = (
-            any(
-                task == tasks_lib.SEMSEG_VOC or task.name in ("human_parts", "saliency")
-                for task in tasks
-            )
-            and tasks_lib.SEMSEG_NYUDV2 not in tasks
+        people = SEMSEG_NYUDV2 not in tasks and any(
+            task == SEMSEG_VOC or task.name in ("human_parts", "saliency") for task in tasks
         )
         self._view = arrangement.people_view if people else arrangement.room_view
 
     def __len__(self) -> int:
         return self.num_examples
-
-    def __repr__(self) -> str:
-        names = "+".join(task.name for task in self.tasks)
-        return (
-            f"SyntheticScenes({names}, size={self.size}, split={self.split!r}, "
-            f"num_examples={self.num_examples}, seed={self.seed})"
-        )
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
         if not 0 <= index < self.num_examples:
@@ -85,16 +67,15 @@ class SyntheticScenes:
         # Every (seed, split, index) seeds its own generator, so the splits share no scene.
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), int(index)])
         setting = self._view(rng, self.size)
-        scene, camera = setting.scene, setting.camera
-        primitives = scene.primitives()
+        camera, kinds, primitives = setting.camera, setting.scene.kinds, setting.scene.primitives()
         hits = cast(primitives, camera)
-        objects = scene.objects()[hits.primitive]
-        image = shading.photograph(hits, primitives, scene.materials(), camera, setting.lamp, rng)
+        objects = primitives.object[hits.primitive]
+        image = shading.photograph(hits, primitives, camera, setting.lamp, rng)
         example: dict[str, np.ndarray | str] = {"image": image, "id": f"{self.split}/{index:06d}"}
         for task in self.tasks:
             match task.name:
                 case "semseg":
-                    label = labels.semantic_classes(scene.kinds, objects, task.class_names)
+                    label = labels.semantic_classes(kinds, objects, task.class_names)
                 case "depth":
                     label = hits.depth[..., None]
                 case "normals":
@@ -102,23 +83,23 @@ class SyntheticScenes:
                 case "edge":
                     label = labels.boundaries(objects)
                 case "human_parts":
-                    label = labels.human_parts(scene.parts()[hits.primitive], task.ignore)
+                    label = labels.human_parts(primitives.part[hits.primitive], task.ignore)
                 case "saliency":
-                    label = labels.saliency(scene.kinds, objects)
+                    label = labels.saliency(kinds, objects)
             example[task.name] = label
         return example
 
 
-def _check_task(task: tasks_lib.Task) -> None:
+def _check_task(task: Task) -> None:
     if task.name not in _NAMES:
         raise ValueError(
             f"Synthetic scenes have no label for task {task.name!r}."
             f"{nearest(task.name, _NAMES)} Valid: {', '.join(_NAMES)}."
         )
-    if task.name == "semseg" and task not in _SEMANTICS:
+    if task.name == "semseg" and task not in (SEMSEG_NYUDV2, SEMSEG_VOC):
         raise ValueError(
             f"Synthetic scenes have no label for task 'semseg' with {task.channels} classes "
             f"({', '.join(task.class_names[:3])}, ...). Valid: NYUDv2's 40 classes, VOC's 21."
         )
-    if task.name == "depth" and task.unit != tasks_lib.DEPTH.unit:
+    if task.name == "depth" and task.unit != DEPTH.unit:
         raise ValueError(f"Synthetic scenes have depth in metres, not in {task.unit}.")

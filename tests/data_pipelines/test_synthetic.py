@@ -104,7 +104,9 @@ def test_depth_is_metres_along_the_camera_axis():
     np.testing.assert_allclose(
         hits.depth, (hits.points - setting.camera.position) @ forward, rtol=1e-4, atol=1e-4
     )
-    floor = np.array(setting.scene.kinds)[setting.scene.objects()[hits.primitive]] == "floor"
+    floor = (
+        np.array(setting.scene.kinds)[setting.scene.primitives().object[hits.primitive]] == "floor"
+    )
     # Points are computed from float32 depths of a few metres.
     np.testing.assert_allclose(hits.points[floor][:, 2], 0, atol=1e-4)
 
