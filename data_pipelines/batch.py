@@ -58,10 +58,9 @@ def pad_offset(size: Sequence[int], padded: Sequence[int]) -> tuple[int, int]:
 def remove_padding(
     image: Shaped[np.ndarray, "h w ..."], size: Sequence[int], scale: int = 1
 ) -> Shaped[np.ndarray, "h2 w2 ..."]:
-    """Returns the part of a padded map that holds the image.
+    """Returns the part of a padded image, label or prediction that holds the image.
 
     Args:
-      image: A padded image, label or prediction.
       size: Height and width of the image without padding, in image pixels.
       scale: Pixels of the map per image pixel: 1 for images, s for labels and for predictions on
         their grid.
@@ -80,25 +79,14 @@ def check_example(example: Mapping[str, Any], tasks: Sequence[Task]) -> None:
     """
     height, width = _leading_shape(example, "image", "example", leading=0)
     wanted = {"image": ((height, width, 3), "uint8")}
-    for task in tasks:
-        wanted[task.name] = ((height, width, task.label_channels), task.label_dtype)
+    wanted |= {t.name: ((height, width, t.label_channels), t.label_dtype) for t in tasks}
     _check_arrays(example, wanted, "example")
     if not isinstance(_entry(example, "id", "example"), str):
         raise ValueError(f"example['id']: wanted a str, got {type(example['id']).__name__}.")
 
 
 def check_batch(batch: Mapping[str, Any], tasks: Sequence[Task], label_scale: int = 1) -> None:
-    """Checks a host batch's keys, shapes and dtypes against the contract above.
-
-    Args:
-      batch: The batch.
-      tasks: Tasks whose labels it must hold.
-      label_scale: Label scale s.
-
-    Raises:
-      ValueError: The batch breaks the contract. The message names the key, and what was wanted and
-        what was found.
-    """
+    """Checks a host batch in the same way as `check_example`."""
     count, height, width = _leading_shape(batch, "images", "batch", leading=1)
     wanted = {
         "images": ((count, height, width, 3), "float32"),
@@ -106,8 +94,7 @@ def check_batch(batch: Mapping[str, Any], tasks: Sequence[Task], label_scale: in
         "mask": ((count,), "bool"),
     }
     label_pixels = (count, height * label_scale, width * label_scale)
-    for task in tasks:
-        wanted[task.name] = ((*label_pixels, task.label_channels), task.label_dtype)
+    wanted |= {t.name: ((*label_pixels, t.label_channels), t.label_dtype) for t in tasks}
     _check_arrays(batch, wanted, "batch")
     ids = np.asarray(_entry(batch, "id", "batch"))
     if ids.shape != (count,) or ids.dtype.kind != "U":

@@ -19,14 +19,8 @@ import grain
 import numpy as np
 from absl import flags
 
+from mtmamba_jax.data_pipelines import transforms as transforms_lib
 from mtmamba_jax.data_pipelines.batch import Example, check_example
-from mtmamba_jax.data_pipelines.transforms import (
-    AugmentSettings,
-    NormaliseAndPad,
-    Transform,
-    eval_transforms,
-    train_transforms,
-)
 from mtmamba_jax.data_pipelines.workers import set_up_worker, worker_death
 from mtmamba_jax.tasks import Task
 
@@ -103,7 +97,7 @@ def train_batches(
     crop_size: tuple[int, int],
     batch_size: int,
     seed: int,
-    augment: AugmentSettings,
+    augment: transforms_lib.AugmentSettings,
     label_scale: int = 1,
     start_step: int = 0,
     num_workers: int = 0,
@@ -113,19 +107,14 @@ def train_batches(
     """Returns an endless iterator over this process's share of the training batches.
 
     Args:
-      source: Source of the raw examples.
-      tasks: Tasks whose labels go into the batch.
       crop_size: Height and width of the images, in pixels.
       batch_size: Number of examples in a global batch, over all processes.
       seed: Seed of the order and the augmentation, in 0..2**32 - 1.
-      augment: Settings of the augmentation.
       label_scale: Label pixels per image pixel along each axis.
       start_step: Number of the first batch.
       num_workers: Number of worker processes that prepare batches; 0 uses two threads of this
         process. Workers are spawned, so a script that uses them needs the
         `if __name__ == "__main__":` guard.
-      process_index: Index of this process, in 0..process_count - 1.
-      process_count: Number of processes that train together.
 
     Returns:
       An iterator over batches as described in `batch.py`. It raises `ExampleError` for an example
@@ -143,7 +132,7 @@ def train_batches(
     # Grain shuffles epoch e with seed + e, so neighbouring seeds would share their orders: its two
     # seeds are hashes of ours.
     order_seed, augment_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
-    *transforms, last = train_transforms(tasks, crop_size, augment, label_scale)
+    *transforms, last = transforms_lib.train_transforms(tasks, crop_size, augment, label_scale)
     dataset = (
         grain.MapDataset.source(_Examples(source, tuple(tasks), _length(source)))
         .shuffle(seed=order_seed)
@@ -176,7 +165,7 @@ def eval_batches(
     """
     share = _share(batch_size, process_index, process_count)
     batches = -(-_length(source) // batch_size)
-    *transforms, last = eval_transforms(tasks, size, label_scale)
+    *transforms, last = transforms_lib.eval_transforms(tasks, size, label_scale)
     dataset = (
         grain.MapDataset.source(_Examples(source, tuple(tasks), batches * batch_size))
         # random_map because transforms take an rng, though none of these draws from it.
@@ -247,7 +236,7 @@ class _Examples:
 
 @dataclasses.dataclass(frozen=True)
 class _Apply:
-    transforms: tuple[Transform, ...]
+    transforms: tuple[transforms_lib.Transform, ...]
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         with _naming_example(example["id"]):
@@ -275,7 +264,7 @@ def _cause(error: BaseException) -> str:
 class _Stack:
     """Stacks examples; the last transform writes each one into its place in the batch."""
 
-    last: NormaliseAndPad
+    last: transforms_lib.NormaliseAndPad
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
         arrays = self.last.empty(len(examples))

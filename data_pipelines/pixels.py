@@ -33,13 +33,7 @@ def zoom_image(
 def zoom_label(
     label: Shaped[np.ndarray, "h w c"], zoomed: tuple[int, int], window: Window
 ) -> Shaped[np.ndarray, "h2 w2 c"]:
-    """Returns a window of a label zoomed with nearest-neighbour sampling, as a new array.
-
-    Args:
-      label: The label.
-      zoomed: Height and width of the whole zoomed label.
-      window: Part of the zoomed label to return.
-    """
+    """Returns a window, as a new array, of a label zoomed to `zoomed`, without interpolation."""
     return label_windows(label, zoomed, [part.stop - part.start for part in window])(window)
 
 
@@ -101,13 +95,9 @@ def _strips(array: np.ndarray) -> Iterator[np.ndarray]:
 def fill_border(
     array: Num[np.ndarray, "h w c"], offset: Sequence[int], size: Sequence[int], fill: float
 ) -> Num[np.ndarray, "h2 w2 c"]:
-    """Fills the border around the part at `offset` = (top, left), and returns a view of that part.
+    """Fills, in place, the border around the part of `size` = (height, width) at `offset`.
 
-    Args:
-      array: The array, modified in place.
-      offset: First row and column of the part.
-      size: Height and width of the part.
-      fill: Value of the border.
+    Returns a view of that part.
     """
     (top, left), (bottom, right) = offset, (a + n for a, n in zip(offset, size, strict=True))
     array[:top] = fill

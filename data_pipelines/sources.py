@@ -85,21 +85,15 @@ class CachedSource:
     therefore read-only. It is pickled without its contents: each worker process fills its own
     cache, so together they hold up to `num_workers * max_bytes`.
 
-    Args:
-      source: Source of the examples.
-      max_bytes: Bound on the size of the kept arrays, in bytes.
-
     Raises:
-      ValueError: `max_bytes` is negative.
+      ValueError: `max_bytes`, the bound on the size of the kept arrays, is negative.
     """
 
     def __init__(self, source: Source, max_bytes: int):
         if max_bytes < 0:
             raise ValueError(f"max_bytes: wanted 0 or more, got {max_bytes}.")
-        self._source = source
-        self._max_bytes = max_bytes
+        self._source, self._max_bytes, self._bytes = source, max_bytes, 0
         self._examples: dict[int, Example] = {}
-        self._bytes = 0
         self._lock = threading.Lock()
 
     def __reduce__(self):
@@ -127,10 +121,7 @@ class CachedSource:
 def open_source(data: DataSettings, tasks: Sequence[Task], split: str) -> Source:
     """Opens the data source of a configuration, cached in memory if `cache_gib` is not 0.
 
-    Args:
-      data: The data settings, `config.data`.
-      tasks: Tasks whose labels each example holds.
-      split: Either "train" or "test", which have no example in common.
+    The splits "train" and "test" have no example in common.
 
     Raises:
       ValueError: The name is unknown (the message lists the valid ones), or the data is missing.

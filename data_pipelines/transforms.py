@@ -15,16 +15,8 @@ import numpy as np
 from jaxtyping import Float, Num
 
 from mtmamba_jax.array_types import Array
+from mtmamba_jax.data_pipelines import pixels
 from mtmamba_jax.data_pipelines.batch import MEAN, STD, Example, pad_offset
-from mtmamba_jax.data_pipelines.pixels import (
-    Window,
-    fill_border,
-    label_windows,
-    multiply,
-    negate_x,
-    zoom_image,
-    zoom_label,
-)
 from mtmamba_jax.tasks import Task
 
 
@@ -102,33 +94,33 @@ class RandomZoomCrop(Transform):
 
     def _apply(self, example: Example, rng: np.random.Generator) -> Example:
         scale = rng.uniform(*self.settings.scale)
-        height, width = (max(1, round(n * scale)) for n in example["image"].shape[:2])
-        zoomed = (height, width)
+        height, width, _ = example["image"].shape
+        zoomed = (max(1, round(height * scale)), max(1, round(width * scale)))
         window = self._draw_window(example, zoomed, rng)
         out = dict(example)
-        out["image"] = zoom_image(example["image"], zoomed, window)
+        out["image"] = pixels.zoom_image(example["image"], zoomed, window)
         for task in self.tasks:
-            out[task.name] = zoom_label(example[task.name], zoomed, window)
+            out[task.name] = pixels.zoom_label(example[task.name], zoomed, window)
             if task.scale_power:
-                multiply(out[task.name], scale**task.scale_power, task.ignore)
+                pixels.multiply(out[task.name], scale**task.scale_power, task.ignore)
         return out
 
     def _draw_window(
         self, example: Example, zoomed: tuple[int, int], rng: np.random.Generator
-    ) -> Window:
+    ) -> pixels.Window:
         height, width = (min(n, m) for n, m in zip(zoomed, self.size, strict=True))
 
-        def draw() -> Window:
-            top, left = (
-                int(rng.integers(n)) for n in (zoomed[0] - height + 1, zoomed[1] - width + 1)
-            )
+        def draw() -> pixels.Window:
+            top = int(rng.integers(zoomed[0] - height + 1))
+            left = int(rng.integers(zoomed[1] - width + 1))
             return slice(top, top + height), slice(left, left + width)
 
         task = next((task for task in self.tasks if task.class_names), None)
         if not task or (height, width) == zoomed:
             return draw()
         # Class IDs and the ignore value fit in the 8 bits that OpenCV's histograms take.
-        label_in = label_windows(example[task.name].astype(np.uint8), zoomed, (height, width))
+        classes = example[task.name].astype(np.uint8)
+        label_in = pixels.label_windows(classes, zoomed, (height, width))
         for _ in range(self.settings.crop_tries):
             window = draw()
             counts = cv2.calcHist([label_in(window)], [0], None, [256], [0, 256])
@@ -160,13 +152,9 @@ class Shrink(Transform):
                 f"smaller; wanted at least {self.factor} rows and columns."
             )
         window = (slice(height * self.factor), slice(width * self.factor))
-        out = dict(example)
-        out["image"] = cv2.resize(
-            example["image"][window], (width, height), interpolation=cv2.INTER_AREA
-        )
-        for task in self.tasks:
-            out[task.name] = example[task.name][window]
-        return out
+        image = cv2.resize(example["image"][window], (width, height), interpolation=cv2.INTER_AREA)
+        labels = {task.name: example[task.name][window] for task in self.tasks}
+        return {**example, "image": image, **labels}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,12 +167,11 @@ class RandomFlip(Transform):
     def _apply(self, example: Example, rng: np.random.Generator) -> Example:
         if rng.random() >= self.probability:
             return example
-        out = dict(example)
-        out["image"] = cv2.flip(example["image"], 1)
+        out = {**example, "image": cv2.flip(example["image"], 1)}
         for task in self.tasks:
             label = cv2.flip(example[task.name], 1).reshape(example[task.name].shape)
             if task.negate_x_on_flip:
-                negate_x(label, task.ignore)
+                pixels.negate_x(label, task.ignore)
             out[task.name] = label
         return out
 
@@ -216,10 +203,8 @@ class ColourJitter(Transform):
         image = cv2.LUT(example["image"], first)
         if chosen[2] or chosen[3]:
             hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-            table = np.stack(
-                [(levels + hue_shift) % 180, _to_uint8(levels * saturation), levels], axis=-1
-            )
-            hsv = cv2.LUT(hsv, table[None].astype(np.uint8))
+            channels = [(levels + hue_shift) % 180, _to_uint8(levels * saturation), levels]
+            hsv = cv2.LUT(hsv, np.stack(channels, axis=-1)[None].astype(np.uint8))
             image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
         if not contrast_first and chosen[1]:
             image = cv2.LUT(image, _to_uint8(levels * contrast))
@@ -277,15 +262,14 @@ class NormaliseAndPad(Transform):
 
     def empty(self, *leading: int) -> dict[str, np.ndarray]:
         """Returns uninitialised arrays for `write`, with the given leading axes."""
-        arrays = {
+        size = [n * self.label_scale for n in self.size]
+        return {
             "image": np.empty((*leading, *self.size, 3), np.float32),
             "size": np.empty((*leading, 2), np.int32),
+        } | {
+            task.name: np.empty((*leading, *size, task.label_channels), task.label_dtype)
+            for task in self.tasks
         }
-        size = [n * self.label_scale for n in self.size]
-        for task in self.tasks:
-            shape = (*leading, *size, task.label_channels)
-            arrays[task.name] = np.empty(shape, task.label_dtype)
-        return arrays
 
     def write(self, example: Example, arrays: Mapping[str, np.ndarray]) -> None:
         """Writes image, size and labels into `arrays`, such as one example's slices of a batch."""
@@ -298,12 +282,12 @@ class NormaliseAndPad(Transform):
             )
         arrays["size"][:] = height, width
         offset = pad_offset((height, width), self.size)
-        inside = fill_border(arrays["image"], offset, (height, width), 0)
+        inside = pixels.fill_border(arrays["image"], offset, (height, width), 0)
         cv2.LUT(example["image"], _NORMALISED, inside)
         offset = [n * self.label_scale for n in offset]
         for task in self.tasks:
             label = example[task.name]
-            fill_border(arrays[task.name], offset, label.shape[:2], task.ignore)[:] = label
+            pixels.fill_border(arrays[task.name], offset, label.shape[:2], task.ignore)[:] = label
 
     def _apply(self, example: Example, rng: np.random.Generator) -> Example:
         arrays = self.empty()
@@ -319,17 +303,13 @@ def train_transforms(
 ) -> tuple[*tuple[Transform, ...], NormaliseAndPad]:
     """Returns the training transforms.
 
-    Args:
-      tasks: Tasks whose labels the examples hold.
-      crop_size: Height and width of the transformed images, in pixels.
-      augment: Settings of the augmentation.
-      label_scale: Label pixels per image pixel along each axis, in the result.
+    Images have `crop_size` (height, width) pixels, labels `label_scale` times as many per axis.
     """
     tasks = tuple(tasks)
     window = (crop_size[0] * label_scale, crop_size[1] * label_scale)
     return (
         RandomZoomCrop(tasks, window, augment),
-        *_shrink_transforms(tasks, label_scale),
+        *((Shrink(tasks, label_scale),) if label_scale > 1 else ()),
         RandomFlip(tasks, augment.flip_probability),
         ColourJitter(augment),
         IgnoreUnannotated(tasks),
@@ -342,18 +322,11 @@ def eval_transforms(
 ) -> tuple[*tuple[Transform, ...], NormaliseAndPad]:
     """Returns the evaluation transforms, which are deterministic.
 
-    Args:
-      tasks: Tasks whose labels the examples hold.
-      size: Height and width that images are padded to, in pixels.
-      label_scale: Label pixels per image pixel along each axis, in the result.
+    Images are padded to `size` (height, width) pixels, labels to `label_scale` times that.
     """
     tasks = tuple(tasks)
     return (
-        *_shrink_transforms(tasks, label_scale),
+        *((Shrink(tasks, label_scale),) if label_scale > 1 else ()),
         IgnoreUnannotated(tasks),
         NormaliseAndPad(tasks, size, label_scale),
     )
-
-
-def _shrink_transforms(tasks: tuple[Task, ...], factor: int) -> tuple[Transform, ...]:
-    return (Shrink(tasks, factor),) if factor > 1 else ()

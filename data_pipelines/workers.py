@@ -47,12 +47,7 @@ def worker_death(error: RuntimeError) -> WorkerError | None:
 
 
 def set_up_worker(index: int, count: int) -> None:
-    """Prepares a worker process; grain calls this in each one, before its first example.
-
-    Args:
-      index: Number of this worker; unused.
-      count: Number of workers; unused.
-    """
+    """Prepares a worker process; grain calls this in each one, before its first example."""
     exit_with_parent()
     # Ctrl-C, and SIGTERM from some schedulers, go to all processes of a job. They are for the
     # training process, which may need a batch before it can save, and then ends its workers.
