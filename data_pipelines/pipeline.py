@@ -104,7 +104,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
-    """Returns an endless iterator over this process's share of the training batches.
+    """Returns an endless iterator over this process's share of the training batches (`batch.py`).
 
     Args:
       crop_size: Height and width of the images, in pixels.
@@ -115,10 +115,6 @@ def train_batches(
       num_workers: Number of worker processes that prepare batches; 0 uses two threads of this
         process. Workers are spawned, so a script that uses them needs the
         `if __name__ == "__main__":` guard.
-
-    Returns:
-      An iterator over batches as described in `batch.py`. It raises `ExampleError` for an example
-      that cannot be read, and `WorkerError` when a worker process dies.
 
     Raises:
       ValueError: An argument is out of range, or the source is empty.

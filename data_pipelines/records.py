@@ -20,12 +20,7 @@ _PREPARE = "python launch.py prepare --dataset={} --source=PUBLISHED_FILES"
 
 
 def create_builder(name: str, data_dir: str | os.PathLike | None = None, **options):
-    """Returns the TFDS builder of a dataset.
-
-    Args:
-      name: One of `DATASETS`.
-      data_dir: Folder that holds, or will hold, datasets; None uses TFDS's default.
-      **options: Further arguments of `builders.base.DenseBuilder`.
+    """Returns the TFDS builder of one of `DATASETS`, a `builders.base.DenseBuilder`.
 
     Raises:
       ValueError: The name is unknown.
@@ -56,20 +51,13 @@ class Records:
       split: Published split, "train" or "val".
       tasks: Tasks whose labels each example holds.
 
-    Attributes:
-      tasks: The tasks given above.
-
     Raises:
       ValueError: The dataset is not prepared there, is incomplete, or has no label for a task.
       OSError: The dataset cannot be copied from remote storage.
     """
 
     def __init__(
-        self,
-        name: str,
-        data_dir: str | os.PathLike | None,
-        split: str,
-        tasks: Sequence[Task],
+        self, name: str, data_dir: str | os.PathLike | None, split: str, tasks: Sequence[Task]
     ):
         version = _builder_class(name).VERSION  # raises if the extra "data" is not installed
         place = os.fspath(data_dir or default_data_dir())
@@ -110,11 +98,6 @@ class Records:
 
     def __getitem__(self, index: int) -> Example:
         return self._decode(self._records[index], self.tasks)
-
-    def __repr__(self) -> str:
-        name, data_dir, split, tasks = self._arguments
-        names = "+".join(task.name for task in tasks)
-        return f"Records({name!r}, {data_dir!r}, {split!r}, {names})"
 
 
 def _how_to_prepare(name: str, folder: pathlib.Path) -> str:

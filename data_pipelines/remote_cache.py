@@ -6,14 +6,13 @@ slower than a local read, and training on NYUDv2 would download 0.6 TB instead o
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
 import pathlib
 import shutil
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import tqdm
@@ -34,26 +33,14 @@ _TOKENS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class _RemoteFile:
-    """Size in bytes of a remote file, and a token that changes with its contents, or ""."""
-
-    size: int
-    token: str
-
-
 def fetch(data_dir: str, name: str, version: str) -> str:
     """Copies a prepared dataset to this host, unless it is there, and returns its local data_dir.
 
+    `data_dir` is the URL of the folder that holds datasets, such as gs://bucket/datasets.
     Copies are kept in `datasets` in `user_cache_folder()`. Each file appears when it is complete,
     an interrupted copy is resumed, and when several processes ask for a dataset, one copies it
     while the others wait. A dataset that has changed is copied beside the old copy, which may be in
     use.
-
-    Args:
-      data_dir: URL of the folder that holds datasets, such as gs://bucket/datasets.
-      name: Name of the dataset.
-      version: Version of the dataset's format.
 
     Raises:
       ValueError: The dataset is not there, or is incomplete.
@@ -64,13 +51,15 @@ def fetch(data_dir: str, name: str, version: str) -> str:
     root = f"{data_dir}/{name}/{version}"
     system, path = _open(root, data_dir)
     listed = _list(system, path, root, name, data_dir)
+    lines = sorted(f"{file} {size} {token}" for file, (size, token) in listed.items())
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
     # The quoted URL is readable and unique.
     place = user_cache_folder() / "datasets" / urllib.parse.quote(data_dir, safe="")
-    local = place / _digest(listed)
+    local = place / digest
     folder = local / name / version
     with locked(place / f".{name}.{version}.lock", f"copies {name}", wait=True):
         found = _local_sizes(folder)
-        missing = {key: file.size for key, file in listed.items() if found.get(key) != file.size}
+        missing = {key: size for key, (size, _) in listed.items() if found.get(key) != size}
         if not missing:
             return str(local)
         _check_complete(system, path, listed, root)
@@ -80,11 +69,8 @@ def fetch(data_dir: str, name: str, version: str) -> str:
         print(f"Copying {name}, {total / 1e6:,.1f} MB, from {root} to {folder}", flush=True)
         old = [str(other) for other in place.glob(f"*/{name}/{version}") if other != folder]
         if old:
-            print(
-                f"{name} has changed. The earlier copy can be deleted once nothing reads it: "
-                f"{', '.join(old)}",
-                flush=True,
-            )
+            what_to_do = "The earlier copy can be deleted once nothing reads it"
+            print(f"{name} has changed. {what_to_do}: {', '.join(old)}", flush=True)
         marker = missing.pop(_MARKER, None)
         _copy_all(system, path, missing, folder, name)
         if _list(system, path, root, name, data_dir) != listed:
@@ -93,11 +79,6 @@ def fetch(data_dir: str, name: str, version: str) -> str:
         if marker is not None:
             _copy(system, f"{path}/{_MARKER}", marker, folder / _MARKER)
     return str(local)
-
-
-def _digest(listed: Mapping[str, _RemoteFile]) -> str:
-    lines = sorted(f"{name} {file.size} {file.token}" for name, file in listed.items())
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def _open(root: str, data_dir: str) -> tuple[Any, str]:
@@ -113,8 +94,10 @@ def _open(root: str, data_dir: str) -> tuple[Any, str]:
         ) from error
 
 
-def _list(system: Any, path: str, root: str, name: str, data_dir: str) -> dict[str, _RemoteFile]:
-    """Returns a dataset's files by name."""
+def _list(
+    system: Any, path: str, root: str, name: str, data_dir: str
+) -> dict[str, tuple[int, str]]:
+    """Returns a dataset's files by name: size in bytes, and a token of the contents, or ""."""
     try:
         system.invalidate_cache()
         entries = system.ls(path, detail=True)
@@ -126,8 +109,9 @@ def _list(system: Any, path: str, root: str, name: str, data_dir: str) -> dict[s
             "this host have permission? For gs://: gcloud auth application-default login."
         ) from error
     listed = {
-        entry["name"].rsplit("/", 1)[-1]: _RemoteFile(
-            int(entry["size"]), next((str(entry[key]) for key in _TOKENS if entry.get(key)), "")
+        entry["name"].rsplit("/", 1)[-1]: (
+            int(entry["size"]),
+            next((str(entry[key]) for key in _TOKENS if entry.get(key)), ""),
         )
         for entry in entries
         if entry["type"] == "file" and entry["size"]  # a folder's own entry has no size
@@ -139,7 +123,7 @@ def _list(system: Any, path: str, root: str, name: str, data_dir: str) -> dict[s
     return listed
 
 
-def _check_complete(system: Any, path: str, listed: Mapping[str, _RemoteFile], root: str) -> None:
+def _check_complete(system: Any, path: str, listed: Container[str], root: str) -> None:
     """Checks that the shards named in a dataset's description are listed."""
     try:
         info = json.loads(system.cat_file(f"{path}/{_MARKER}"))
@@ -156,13 +140,10 @@ def _shards(info: Mapping) -> Iterator[str]:
     """Yields the names of the shards that TFDS's `dataset_info.json` describes."""
     for split in info["splits"]:
         count = len(split["shardLengths"])
+        names = {"DATASET": info["name"], "SPLIT": split["name"], "FILEFORMAT": info["fileFormat"]}
         for index in range(count):
-            yield split["filepathTemplate"].format(
-                DATASET=info["name"],
-                SPLIT=split["name"],
-                FILEFORMAT=info["fileFormat"],
-                SHARD_X_OF_Y=f"{index:05d}-of-{count:05d}",
-            )
+            shard = f"{index:05d}-of-{count:05d}"
+            yield split["filepathTemplate"].format(SHARD_X_OF_Y=shard, **names)
 
 
 def _incomplete(root: str, missing: Sequence[str]) -> ValueError:
@@ -193,8 +174,7 @@ def _copy_all(
 ) -> None:
     pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
     bar = tqdm.tqdm(total=sum(sizes.values()), desc=f"Copying {name}", unit="B", unit_scale=True)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(bar)
+    with bar, contextlib.ExitStack() as stack:
         stack.callback(pool.shutdown, cancel_futures=True)
         copies = [
             pool.submit(_copy, system, f"{path}/{key}", size, folder / key)

@@ -21,12 +21,7 @@ from mtmamba_jax.files.paths import check_free_space
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 
 _DAMAGED = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    gzip.BadGzipFile,
-    zlib.error,
-    EOFError,
-    ValueError,
+    *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, ValueError),
     RuntimeError,  # an encrypted zip
 )
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -48,9 +43,8 @@ def find(folder: pathlib.Path, patterns: Sequence[str]) -> list[pathlib.Path]:
 def extract(archive: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     """Extracts an archive into a subfolder of `folder`, unless this was done before.
 
-    Returns:
-      The subfolder. It appears only when everything is extracted, so a killed extraction leaves
-      no incomplete one.
+    Returns the subfolder. It appears only when everything is extracted, so a killed extraction
+    leaves no incomplete one.
 
     Raises:
       DataError: If it is not an archive, is damaged, or has a member outside its folder.
@@ -114,14 +108,13 @@ def _unpacked_size(archive: pathlib.Path) -> int:
 
 
 def _extract_all(archive: pathlib.Path, folder: pathlib.Path) -> None:
+    size, name = archive.stat().st_size, archive.name
     with (
         archive.open("rb") as file,
-        tqdm.tqdm.wrapattr(
-            file, "read", total=archive.stat().st_size, desc=f"Extracting {archive.name}"
-        ) as wrapped,
+        tqdm.tqdm.wrapattr(file, "read", total=size, desc=f"Extracting {name}") as wrapped,
     ):
         read = cast(IO[bytes], wrapped)
-        if archive.name.lower().endswith(".zip"):
+        if name.lower().endswith(".zip"):
             with zipfile.ZipFile(read) as opened:
                 for member in opened.infolist():
                     _check_name(member.filename, archive)
@@ -132,16 +125,15 @@ def _extract_all(archive: pathlib.Path, folder: pathlib.Path) -> None:
             gzip.open(read) if compressed else contextlib.nullcontext(read) as stream,
             tarfile.open(fileobj=stream, mode="r|") as opened,
         ):
+            # Python 3.11.0 to 3.11.3 has no filters; name and kind are checked below.
+            opened.extraction_filter = getattr(tarfile, "data_filter", None)
             for member in opened:
                 _check_name(member.name, archive)
                 if not (member.isfile() or member.isdir()):
                     raise DataError(
                         f"{archive} holds {member.name!r}, neither file nor folder. {_DO_NOT_USE}"
                     )
-                if hasattr(tarfile, "data_filter"):
-                    opened.extract(member, folder, filter="data")
-                else:  # Python 3.11.0 to 3.11.3; name and kind are checked above
-                    opened.extract(member, folder)
+                opened.extract(member, folder)
             if compressed:  # to the end of the stream, where gzip verifies its checksum
                 while stream.read(2**20):
                     pass

@@ -91,11 +91,11 @@ class DenseBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         for leftover in target.parent.glob(f"incomplete.*_{self.version}"):  # of a killed run
             if leftover != target:
                 shutil.rmtree(leftover)
+        splits = open_splits(
+            self.FILES, self.name, source, staging, allow_partial=self._allow_partial
+        )
         shards_of = {
-            files.split: split_into_shards(files, staging, str(self.version))
-            for files in open_splits(
-                self.FILES, self.name, source, staging, allow_partial=self._allow_partial
-            )
+            files.split: split_into_shards(files, staging, str(self.version)) for files in splits
         }
         shards = [*itertools.chain.from_iterable(shards_of.values())]
         missing = [shard for shard in shards if not shard.path.exists()]
@@ -155,9 +155,8 @@ class DenseBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         for split, shards in shards_of.items():
             template = self._get_filename_template(split_name=split)
             for i, shard in enumerate(shards):
-                link = (
-                    target / template.sharded_filepath(shard_index=i, num_shards=len(shards)).name
-                )
+                path = template.sharded_filepath(shard_index=i, num_shards=len(shards))
+                link = target / path.name
                 try:
                     os.link(shard.path, link)
                 except OSError:  # the file system has no hard links

@@ -26,20 +26,13 @@ from mtmamba_jax.tasks import Task
 # PNG settings decide how fast an image is read. Milliseconds and kB for 425x560 pixels: class IDs
 # without a filter 0.16 and 5.5, with zlib's level 1 and OpenCV's choice of filters 0.46 and 9.5;
 # normals with the Up filter 3.5 and 233, with OpenCV's choice 4.7 and 227.
-_CLASSES_PNG = (
-    *(cv2.IMWRITE_PNG_COMPRESSION, 6),
-    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),
-)
-_NORMALS_PNG = (
-    *(cv2.IMWRITE_PNG_COMPRESSION, 1),
-    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP),
-)
+_NO_FILTER = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)
+_UP_FILTER = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP)
+_CLASSES_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 6, *_NO_FILTER)
+_NORMALS_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1, *_UP_FILTER)
 # A photo of 425x560: 430 kB and 4.7 ms; uncompressed 716 kB and 0.45 ms.
 _PHOTO_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1)
-_UNPACKED_PNG = (
-    *(cv2.IMWRITE_PNG_COMPRESSION, 0),
-    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),
-)
+_UNPACKED_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 0, *_NO_FILTER)
 
 
 def create_features(tasks: Sequence[Task]) -> tfds.features.FeaturesDict:
@@ -51,24 +44,18 @@ def create_features(tasks: Sequence[Task]) -> tfds.features.FeaturesDict:
     for task in tasks:
         if _has_classes(task):
             names = ", ".join(task.class_names) or "no boundary, boundary"
-            feature = tfds.features.Image(
-                shape=(None, None, 1),
-                encoding_format="png",
-                doc=f"Classes: {names}. {task.ignore}: not labelled.",
-            )
+            doc = f"Classes: {names}. {task.ignore}: not labelled."
+            feature = tfds.features.Image(shape=(None, None, 1), encoding_format="png", doc=doc)
         elif task.label_channels == 3:
-            feature = tfds.features.Image(
-                shape=(None, None, 4),
-                encoding_format="png",
-                doc="Unit vector = 2 * RGB / 255 - 1; x right, y up, z towards the camera. "
-                "Alpha 0: not labelled.",
+            doc = (
+                "Unit vector = 2 * RGB / 255 - 1; x right, y up, z towards the camera. "
+                "Alpha 0: not labelled."
             )
+            feature = tfds.features.Image(shape=(None, None, 4), encoding_format="png", doc=doc)
         else:
+            doc = f"In {task.unit}. {task.ignore}: not labelled."
             feature = tfds.features.Tensor(
-                shape=(None, None, 1),
-                dtype=np.float32,
-                encoding="bytes",
-                doc=f"In {task.unit}. {task.ignore}: not labelled.",
+                shape=(None, None, 1), dtype=np.float32, encoding="bytes", doc=doc
             )
         described[task.name] = feature
     return tfds.features.FeaturesDict(described)
@@ -80,17 +67,14 @@ def encode(
     """Encodes a raw example as input for `create_features(tasks).encode_example`.
 
     Args:
-      example: Raw example, as described in `batch.py`.
       image: Contents of the published file that the image was read from.
-      tasks: Tasks whose labels are stored.
       unpack_photo: Whether to store the photo as an uncompressed PNG.
     """
     # OpenCV decodes some files to other pixels: grey ones, those with an EXIF orientation, and some
     # JPEGs by a level or two.
     if unpack_photo or not np.array_equal(_decode_photo(image), example["image"]):
-        image = _encode_png(
-            example["image"][..., ::-1], _UNPACKED_PNG if unpack_photo else _PHOTO_PNG
-        )
+        settings = _UNPACKED_PNG if unpack_photo else _PHOTO_PNG
+        image = _encode_png(example["image"][..., ::-1], settings)
     record = {"image": image, "id": example["id"]}
     for task in tasks:
         label = example[task.name]
@@ -100,23 +84,17 @@ def encode(
             ignored = (label == task.ignore).all(-1, keepdims=True)
             levels = np.where(ignored, 0, np.rint((label + 1) * 127.5)).astype(np.uint8)
             alpha = np.where(ignored, 0, 255).astype(np.uint8)
-            record[task.name] = _encode_png(
-                np.concatenate((levels[..., ::-1], alpha), -1), _NORMALS_PNG
-            )
+            bgra = np.concatenate((levels[..., ::-1], alpha), -1)
+            record[task.name] = _encode_png(bgra, _NORMALS_PNG)
         else:
             record[task.name] = label
     return record
 
 
 def decode(record: Mapping[str, Any], tasks: Sequence[Task]) -> Example:
-    """Returns the raw example of a record: the inverse of `encode`.
+    """Returns the raw example of a record, which TFDS read with `SkipDecoding` for every feature.
 
-    Args:
-      record: Record as TFDS reads it with `SkipDecoding` for every feature.
-      tasks: Tasks whose labels are decoded; the others cost nothing.
-
-    Raises:
-      ValueError: If an image is damaged.
+    Only the labels of `tasks` are decoded; a damaged image raises ValueError.
     """
     example = {"image": _decode_photo(record["image"]), "id": record["id"].decode()}
     for task in tasks:

@@ -1,4 +1,7 @@
-"""Reads and checks single files of a dataset; errors name the file, the problem and the remedy."""
+"""Reads and checks single files of a dataset.
+
+Every function raises `DataError` for a file that is missing, damaged or not as its docstring says.
+"""
 
 import io
 import pathlib
@@ -21,16 +24,16 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _EXIF_ORIENTATION = 0x0112
 
 
+Size = Sequence[int] | None
+"""Height and width that an image or a label must have; None accepts any size."""
+
+
 class DataError(ValueError):
-    """A dataset's file is missing, unreadable or has the wrong contents; the message names it."""
+    """A file is missing, unreadable or wrong; the message names it, the problem and the remedy."""
 
 
 def read_bytes(path: pathlib.Path) -> bytes:
-    """Returns a file's contents.
-
-    Raises:
-      DataError: If the file is missing, empty or cannot be read.
-    """
+    """Returns the contents of a file, which must not be empty."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -43,15 +46,7 @@ def read_bytes(path: pathlib.Path) -> bytes:
 
 
 def decode_image(data: bytes, path: pathlib.Path) -> Image.Image:
-    """Decodes a PNG or JPEG.
-
-    Args:
-      data: Contents of the file.
-      path: Path of the file, for messages.
-
-    Raises:
-      DataError: If it is not an image or is damaged.
-    """
+    """Decodes a PNG or JPEG; `path` is the file's, for messages."""
     if data.startswith(_PNG_SIGNATURE):
         _check_png(data, path)
     try:
@@ -82,17 +77,8 @@ def _check_png(data: bytes, path: pathlib.Path) -> None:
     raise DataError(f"{path} is cut off after {len(data)} bytes. {COPY_AGAIN}")
 
 
-def read_rgb(path: pathlib.Path, size: Sequence[int] | None = None) -> UInt8[np.ndarray, "h w 3"]:
-    """Reads an RGB image.
-
-    Args:
-      path: PNG or JPEG.
-      size: Required height and width; None accepts any size.
-
-    Raises:
-      DataError: If it is unreadable, is not 8-bit RGB, has an EXIF orientation that rotates it, or
-        has another size.
-    """
+def read_rgb(path: pathlib.Path, size: Size = None) -> UInt8[np.ndarray, "h w 3"]:
+    """Reads an 8-bit RGB image, a PNG or JPEG without an EXIF orientation that rotates it."""
     image = decode_image(read_bytes(path), path)
     if image.mode != "RGB":
         raise DataError(f"{path} has mode {image.mode}, expected 8-bit RGB. Save it as RGB.")
@@ -108,9 +94,6 @@ def read_photo(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
     """Reads a published photo as RGB; grey photos are converted.
 
     The EXIF orientation is ignored, because the labels were made for the pixels as stored.
-
-    Raises:
-      DataError: If it is unreadable, or neither grey nor RGB.
     """
     image = decode_image(read_bytes(path), path)
     if image.mode not in ("RGB", "L"):
@@ -118,12 +101,8 @@ def read_photo(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
     return np.asarray(image.convert("RGB"))
 
 
-def read_grey(path: pathlib.Path, size: Sequence[int] | None = None) -> Integer[np.ndarray, "h w"]:
-    """Reads a single-channel image as uint8 or uint16: grey levels, palette indices, or bits.
-
-    Raises:
-      DataError: If it is unreadable, has several channels, or has another size.
-    """
+def read_grey(path: pathlib.Path, size: Size = None) -> Integer[np.ndarray, "h w"]:
+    """Reads a single-channel image as uint8 or uint16: grey levels, palette indices, or bits."""
     image = decode_image(read_bytes(path), path)
     if image.mode not in ("L", "P", "I;16", "1"):
         raise DataError(
@@ -134,12 +113,11 @@ def read_grey(path: pathlib.Path, size: Sequence[int] | None = None) -> Integer[
     return check_size(values.astype(np.uint8) if values.dtype == bool else values, size, path)
 
 
-def read_depth(path: pathlib.Path, size: Sequence[int] | None) -> Float32[np.ndarray, "h w 1"]:
+def read_depth(path: pathlib.Path, size: Size) -> Float32[np.ndarray, "h w 1"]:
     """Reads depth in metres from a .npy file; 0 (not measured) becomes the ignore value.
 
     Raises:
-      DataError: If it is unreadable, does not hold floats [h w], has NaN, infinite or negative
-        values, or has another size.
+      DataError: If it does not hold floats [h w] or has NaN, infinite or negative values.
     """
     try:
         depth = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
@@ -174,17 +152,13 @@ NORMAL_OF_LEVEL = 2 * np.arange(256, dtype=np.float32) / 255 - 1
 """Component of a normal for each 8-bit level."""
 
 
-def read_normals(path: pathlib.Path, size: Sequence[int] | None) -> Float32[np.ndarray, "h w 3"]:
-    """Reads surface normals, 2 * v / 255 - 1, from an RGB image; errors are those of `read_rgb`."""
+def read_normals(path: pathlib.Path, size: Size) -> Float32[np.ndarray, "h w 3"]:
+    """Reads surface normals, 2 * v / 255 - 1, from an RGB image."""
     return cv2.LUT(read_rgb(path, size), NORMAL_OF_LEVEL)
 
 
 def read_mat(path: pathlib.Path, key: str) -> np.ndarray:
-    """Returns the variable `key` of a MATLAB file.
-
-    Raises:
-      DataError: If the file is unreadable or does not have the variable.
-    """
+    """Returns the variable `key` of a MATLAB file."""
     import scipy.io  # installed with the extra "data"
 
     try:
@@ -199,12 +173,7 @@ def read_mat(path: pathlib.Path, key: str) -> np.ndarray:
 
 
 def read_list(path: pathlib.Path) -> tuple[str, ...]:
-    """Reads a text file of names, one per line.
-
-    Raises:
-      DataError: If it is unreadable or empty, repeats a name, or has one that leads out of the
-        folder.
-    """
+    """Reads a text file of names, one per line, without repeats or names that leave the folder."""
     try:
         text = read_bytes(path).decode("utf-8-sig")  # Windows editors write a byte order mark
         names = [line.strip() for line in text.splitlines() if line.strip()]
@@ -223,18 +192,9 @@ def read_list(path: pathlib.Path) -> tuple[str, ...]:
 
 
 def check_size(
-    array: Shaped[np.ndarray, "h w *c"], size: Sequence[int] | None, path: pathlib.Path
+    array: Shaped[np.ndarray, "h w *c"], size: Size, path: pathlib.Path
 ) -> Shaped[np.ndarray, "h w *c"]:
-    """Returns the array after checking its height and width.
-
-    Args:
-      array: Contents of the file.
-      size: Height and width of the image that the file belongs to; None accepts any size.
-      path: Path of the file, for messages.
-
-    Raises:
-      DataError: If the size is another.
-    """
+    """Returns a file's contents after checking that they have the size of its image."""
     height, width = array.shape[:2]
     if size is not None and (height, width) != tuple(size):
         raise DataError(
@@ -258,9 +218,6 @@ def to_class_ids(
       values: Contents of the file.
       path: Path of the file, for messages.
       expected: Description of the allowed values, for messages.
-
-    Raises:
-      DataError: If another value occurs.
     """
     padded = np.full(max(len(table), int(values.max()) + 1), -1, np.int32)
     padded[: len(table)] = table

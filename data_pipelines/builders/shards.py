@@ -31,13 +31,7 @@ EXAMPLES_PER_SHARD = 64
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Some examples of a split.
-
-    Attributes:
-      files: The split.
-      indices: Indices of the examples in it.
-      path: File that their records are written to.
-    """
+    """The examples `indices` of a split, and the file that their records are written to."""
 
     files: DatasetFiles
     indices: range
@@ -54,13 +48,7 @@ class Shard:
 
 
 def split_into_shards(files: DatasetFiles, folder: pathlib.Path, version: str) -> list[Shard]:
-    """Divides a split into shards.
-
-    Args:
-      files: The split.
-      folder: Folder that the shards will be written to.
-      version: Version of the dataset. Shards of another version have other names.
-    """
+    """Divides a split into shards below `folder`, named differently for each dataset version."""
     shards = []
     for start in range(0, len(files), EXAMPLES_PER_SHARD):
         indices = range(start, min(start + EXAMPLES_PER_SHARD, len(files)))
@@ -96,8 +84,6 @@ def write_shards(
     """Writes every shard whose examples are all valid.
 
     Args:
-      shards: Shards to write.
-      tasks: Tasks whose labels are stored.
       compression: Compression of a record, in ArrayRecord's notation.
       unpack_photos: Whether to store photos as uncompressed PNGs.
       num_workers: Number of worker processes; 0 converts in this process.

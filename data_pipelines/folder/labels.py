@@ -1,19 +1,13 @@
 """Reads and checks the label files of a folder of your own data (`folder/source.py`)."""
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from jaxtyping import Float, Int, Num
 
-from mtmamba_jax.data_pipelines.builders.reading import (
-    DataError,
-    class_id_table,
-    read_depth,
-    read_grey,
-    read_normals,
-    to_class_ids,
-)
+from mtmamba_jax.data_pipelines.builders import reading
+from mtmamba_jax.data_pipelines.builders.reading import DataError, Size
 from mtmamba_jax.tasks import Task
 
 # A unit vector in 8 bits is within 0.01 of length 1; interpolation and JPEG shorten it.
@@ -26,15 +20,8 @@ def label_suffixes(task: Task) -> tuple[str, ...]:
     return _FORMATS.get(task.name, _CLASSES)[0]
 
 
-def read_label(
-    task: Task, path: pathlib.Path, size: Sequence[int] | None
-) -> Num[np.ndarray, "h w c"]:
-    """Reads a label as it is in a raw example (`batch.py`).
-
-    Args:
-      task: The label's task.
-      path: The label's file.
-      size: Height and width of its image; None accepts any size.
+def read_label(task: Task, path: pathlib.Path, size: Size) -> Num[np.ndarray, "h w c"]:
+    """Reads a label as it is in a raw example (`batch.py`); a `size` of None accepts any size.
 
     Raises:
       DataError: The file is unreadable, has another format or size, or contains invalid values.
@@ -42,22 +29,20 @@ def read_label(
     return _FORMATS.get(task.name, _CLASSES)[1](task, path, size)
 
 
-def _read_classes(
-    task: Task, path: pathlib.Path, size: Sequence[int] | None
-) -> Int[np.ndarray, "h w 1"]:
+def _read_classes(task: Task, path: pathlib.Path, size: Size) -> Int[np.ndarray, "h w 1"]:
     count = len(task.class_names) or 2
     wanted = f"0 to {count - 1}, the IDs of the run's {count} classes, and 255, not labelled"
     if not task.class_names:
         wanted = "0, 1 on boundaries, and 255, not labelled"
-    return to_class_ids(class_id_table(count), read_grey(path, size), path, wanted)
+    return reading.to_class_ids(
+        reading.class_id_table(count), reading.read_grey(path, size), path, wanted
+    )
 
 
-def _read_depth(
-    task: Task, path: pathlib.Path, size: Sequence[int] | None
-) -> Float[np.ndarray, "h w 1"]:
+def _read_depth(task: Task, path: pathlib.Path, size: Size) -> Float[np.ndarray, "h w 1"]:
     if path.suffix.lower() == ".npy":
-        return read_depth(path, size)
-    levels = read_grey(path, size)
+        return reading.read_depth(path, size)
+    levels = reading.read_grey(path, size)
     if levels.dtype != np.uint16:
         raise DataError(
             f"{path} has 8 bits, wanted 16: millimetres. Save it as uint16, or metres as .npy."
@@ -66,10 +51,8 @@ def _read_depth(
     return np.where(levels == 0, np.float32(task.ignore), metres)[..., None]
 
 
-def _read_normals(
-    task: Task, path: pathlib.Path, size: Sequence[int] | None
-) -> Float[np.ndarray, "h w 3"]:
-    normals = read_normals(path, size)
+def _read_normals(task: Task, path: pathlib.Path, size: Size) -> Float[np.ndarray, "h w 3"]:
+    normals = reading.read_normals(path, size)
     length = np.linalg.norm(normals, axis=-1)
     drawn = (normals != -1).any(-1)
     unit = (length >= _LENGTHS[0]) & (length <= _LENGTHS[1])
@@ -87,7 +70,7 @@ def _read_normals(
     return np.where(labelled[..., None], normals / length[..., None], np.float32(task.ignore))
 
 
-_Reader = Callable[[Task, pathlib.Path, Sequence[int] | None], np.ndarray]
+_Reader = Callable[[Task, pathlib.Path, Size], np.ndarray]
 _FORMATS: Mapping[str, tuple[tuple[str, ...], _Reader]] = {
     "depth": ((".npy", ".png"), _read_depth),
     "normals": ((".png",), _read_normals),

@@ -16,6 +16,7 @@ subfolders; suffixes may be in capitals. A label has the size of its image. Clas
 indices, or the 0 and 1 of a 1-bit PNG.
 """
 
+import collections
 import glob
 import os
 import pathlib
@@ -45,15 +46,8 @@ class Folder:
     Opening checks all file names and reports every mistake at once; it also samples labels of
     two-class tasks. An example's files are checked when it is read.
 
-    Args:
-      root: The folder.
-      split: Either "train" or "val".
-      tasks: Tasks whose labels each example holds.
-
     Attributes:
-      root: The folder.
-      split: The split given above.
-      tasks: The tasks given above.
+      split: "train" or "val".
       ids: Names in the split's list.
       labelled: Number of labelled images, by task name.
 
@@ -75,9 +69,7 @@ class Folder:
         checked = tuple(LISTS) if split == "train" else (split,)
         lists = _read_lists(self.root, images, checked, problems)
         wanted = {name: lists[name] for name in checked if name in lists}
-        labels = {
-            task.name: _scan_labels(self.root, task, images, wanted, problems) for task in tasks
-        }
+        labels = {t.name: _scan_labels(self.root, t, images, wanted, problems) for t in tasks}
         _raise_all(self.root, problems)
         self.ids = lists[split]
         self._files = [
@@ -109,15 +101,11 @@ class Folder:
                 example[task.name] = np.full(shape, task.ignore, task.label_dtype)
         return example
 
-    def __repr__(self) -> str:
-        names = "+".join(task.name for task in self.tasks)
-        return f"Folder({str(self.root)!r}, {self.split!r}, {names})"
-
     def summary(self) -> str:
         """Returns a line with the numbers of images and labels, and lines about unused labels."""
-        counts: dict[int, list[str]] = {}
+        counts = collections.defaultdict(list)
         for task, count in self.labelled.items():
-            counts.setdefault(count, []).append(task)
+            counts[count].append(task)
         labels = ", ".join(
             f"{'all' if count == len(self) else count} with {' '.join(names)}"
             for count, names in sorted(counts.items(), reverse=True)
@@ -228,11 +216,8 @@ def _read_lists(
     root: pathlib.Path, images: Mapping[str, str], checked: Sequence[str], problems: list[str]
 ) -> dict[str, tuple[str, ...]]:
     """Returns the names in each split's list, if it exists; the splits `checked` need one."""
-    lists = {}
-    for split in LISTS:
-        path = root / f"{split}.txt"
-        if path.exists():
-            lists[split] = read_list(path)
+    paths = {split: root / f"{split}.txt" for split in LISTS}
+    lists = {split: read_list(path) for split, path in paths.items() if path.exists()}
     missing = [split for split in checked if split not in lists]
     if missing:
         problems.append(_how_to_list(root, missing, len(images)))

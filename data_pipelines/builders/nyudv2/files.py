@@ -12,15 +12,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from mtmamba_jax.data_pipelines.builders import reading
 from mtmamba_jax.data_pipelines.builders.dataset_files import DatasetFiles
-from mtmamba_jax.data_pipelines.builders.reading import (
-    DataError,
-    read_depth,
-    read_grey,
-    read_normals,
-    read_photo,
-    to_class_ids,
-)
+from mtmamba_jax.data_pipelines.builders.reading import DataError
 from mtmamba_jax.tasks import IGNORE, NYUDV2
 
 _OLD_SIZE = (480, 640)
@@ -46,7 +40,7 @@ class NYUDv2(DatasetFiles):
     ARCHIVES = ("*NYUD*",)
 
     def _read_image(self, path):
-        image = read_photo(path)
+        image = reading.read_photo(path)
         if image.shape[:2] == _OLD_SIZE:
             raise DataError(
                 f"{path} is 480x640: this is an older NYUDv2 archive. The published protocol uses "
@@ -55,10 +49,10 @@ class NYUDv2(DatasetFiles):
         return image
 
     def _read_labels(self, paths, size):
-        semseg, edge = (read_grey(paths[name], size) for name in ("semseg", "edge"))
+        semseg, edge = (reading.read_grey(paths[name], size) for name in ("semseg", "edge"))
         return {
-            "semseg": to_class_ids(_SEMSEG, semseg, paths["semseg"], "0 (no class) to 40"),
-            "depth": read_depth(paths["depth"], size),
-            "edge": to_class_ids(_EDGE, edge, paths["edge"], "0 and 255"),
-            "normals": read_normals(paths["normals"], size),
+            "semseg": reading.to_class_ids(_SEMSEG, semseg, paths["semseg"], "0 (no class) to 40"),
+            "depth": reading.read_depth(paths["depth"], size),
+            "edge": reading.to_class_ids(_EDGE, edge, paths["edge"], "0 and 255"),
+            "normals": reading.read_normals(paths["normals"], size),
         }

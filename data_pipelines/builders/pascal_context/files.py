@@ -20,27 +20,17 @@ import cv2
 import numpy as np
 from jaxtyping import Int32, Integer
 
+from mtmamba_jax.data_pipelines.builders import reading
 from mtmamba_jax.data_pipelines.builders.dataset_files import DatasetFiles
-from mtmamba_jax.data_pipelines.builders.pascal_context.classes import (
-    HUMAN_PART_GROUPS,
-    NORMALS_CLASSES,
-)
-from mtmamba_jax.data_pipelines.builders.reading import (
-    COPY_AGAIN,
-    DataError,
-    check_size,
-    class_id_table,
-    read_bytes,
-    read_grey,
-    read_mat,
-    read_normals,
-    to_class_ids,
-)
+from mtmamba_jax.data_pipelines.builders.pascal_context import classes as class_lists
+from mtmamba_jax.data_pipelines.builders.reading import COPY_AGAIN, DataError
 from mtmamba_jax.tasks import IGNORE, PASCAL_CONTEXT, VOC_CLASSES
 
 _PERSON = VOC_CLASSES.index("person")
 _PART_IDS = {
-    part: group for group, parts in enumerate(HUMAN_PART_GROUPS.values(), start=1) for part in parts
+    part: group
+    for group, parts in enumerate(class_lists.HUMAN_PART_GROUPS.values(), start=1)
+    for part in parts
 }
 
 
@@ -49,15 +39,8 @@ class PASCALContext(DatasetFiles):
 
     TASKS = PASCAL_CONTEXT
     COUNTS: ClassVar = {"train": 4998, "val": 5105}
-    FOLDERS = (
-        "JPEGImages",
-        "semseg",
-        "pascal-context",
-        "human_parts",
-        "normals_distill",
-        "sal_distill",
-        "ImageSets",
-    )
+    FOLDERS = ("JPEGImages", "semseg", "pascal-context", "human_parts", "normals_distill",
+               "sal_distill", "ImageSets")  # fmt: skip
     SPLIT_PATH = "ImageSets/Context/{split}.txt"
     PATHS: ClassVar = {
         "image": "JPEGImages/{id}.jpg",
@@ -79,7 +62,7 @@ class PASCALContext(DatasetFiles):
         if not path.exists():
             return None
         try:
-            objects = json.loads(read_bytes(path))
+            objects = json.loads(reading.read_bytes(path))
         except ValueError as error:
             raise DataError(f"{path} is not readable JSON ({error}). {COPY_AGAIN}") from error
         if not isinstance(objects, dict):
@@ -103,18 +86,18 @@ class PASCALContext(DatasetFiles):
 
     def _read_labels(self, paths, size):
         context = _read_context(paths["context"], size)
-        normals = read_normals(paths["normals"], size)
+        normals = reading.read_normals(paths["normals"], size)
         # The network that predicted them is reliable on some classes only.
-        normals[~np.isin(context, NORMALS_CLASSES)] = IGNORE
-        semseg = to_class_ids(
-            class_id_table(len(VOC_CLASSES)),
-            read_grey(paths["semseg"], size),
-            paths["semseg"],
-            "0 to 20 and 255 (ignore)",
+        normals[~np.isin(context, class_lists.NORMALS_CLASSES)] = IGNORE
+        table, values = (
+            reading.class_id_table(len(VOC_CLASSES)),
+            reading.read_grey(paths["semseg"], size),
         )
-        saliency = read_grey(paths["saliency"], size)
+        saliency = reading.read_grey(paths["saliency"], size)
         return {
-            "semseg": semseg,
+            "semseg": reading.to_class_ids(
+                table, values, paths["semseg"], "0 to 20 and 255 (ignore)"
+            ),
             "human_parts": _read_human_parts(paths.get("human_parts"), size),
             "saliency": (saliency > 127).astype(np.int32)[..., None],  # v / 255 > 0.5
             "edge": _boundaries(context),
@@ -123,13 +106,13 @@ class PASCALContext(DatasetFiles):
 
 
 def _read_context(path: pathlib.Path, size: tuple[int, int]) -> Integer[np.ndarray, "h w"]:
-    context = read_mat(path, "LabelMap")
+    context = reading.read_mat(path, "LabelMap")
     if context.ndim != 2 or context.dtype.kind not in "ui":
         raise DataError(
             f"{path}: LabelMap is {context.dtype} {list(context.shape)}, expected integers [h w]. "
             f"{COPY_AGAIN}"
         )
-    return check_size(context, size, path)
+    return reading.check_size(context, size, path)
 
 
 def _boundaries(context: Integer[np.ndarray, "h w"]) -> Int32[np.ndarray, "h w 1"]:
@@ -148,7 +131,7 @@ def _read_human_parts(
     label = np.zeros(size, np.int32)
     if path is None:
         return label[..., None]
-    annotation = read_mat(path, "anno")
+    annotation = reading.read_mat(path, "anno")
     try:
         for entry in annotation[0, 0]["objects"].ravel():
             if int(entry["class_ind"].item()) != _PERSON:
@@ -157,7 +140,7 @@ def _read_human_parts(
                 name = str(part["part_name"].item())
                 if name not in _PART_IDS:
                     raise DataError(f"{path}: {name!r} is not a part of a person. {COPY_AGAIN}")
-                mask = check_size(part["mask"], size, path)
+                mask = reading.check_size(part["mask"], size, path)
                 label[mask.astype(bool)] = _PART_IDS[name]
     except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, DataError):
