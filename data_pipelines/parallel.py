@@ -39,11 +39,8 @@ def in_order(
         yield from (function(*arguments) for arguments in work)
         return
     # Spawned: a forked process would inherit locks held by threads that it does not have.
-    pool = concurrent.futures.ProcessPoolExecutor(
-        num_workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=exit_with_parent,
-    )
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(num_workers, context, exit_with_parent)
     running = collections.deque()
     try:
         for arguments in work:

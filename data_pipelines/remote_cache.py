@@ -69,8 +69,8 @@ def fetch(data_dir: str, name: str, version: str) -> str:
         print(f"Copying {name}, {total / 1e6:,.1f} MB, from {root} to {folder}", flush=True)
         old = [str(other) for other in place.glob(f"*/{name}/{version}") if other != folder]
         if old:
-            what_to_do = "The earlier copy can be deleted once nothing reads it"
-            print(f"{name} has changed. {what_to_do}: {', '.join(old)}", flush=True)
+            advice = f"The earlier copy can be deleted once nothing reads it: {', '.join(old)}"
+            print(f"{name} has changed. {advice}", flush=True)
         marker = missing.pop(_MARKER, None)
         _copy_all(system, path, missing, folder, name)
         if _list(system, path, root, name, data_dir) != listed:

@@ -22,15 +22,16 @@ from jaxtyping import Int32, Integer
 
 from mtmamba_jax.data_pipelines.builders import reading
 from mtmamba_jax.data_pipelines.builders.dataset_files import DatasetFiles
-from mtmamba_jax.data_pipelines.builders.pascal_context import classes as class_lists
+from mtmamba_jax.data_pipelines.builders.pascal_context.classes import (
+    HUMAN_PART_GROUPS,
+    NORMALS_CLASSES,
+)
 from mtmamba_jax.data_pipelines.builders.reading import COPY_AGAIN, DataError
 from mtmamba_jax.tasks import IGNORE, PASCAL_CONTEXT, VOC_CLASSES
 
 _PERSON = VOC_CLASSES.index("person")
 _PART_IDS = {
-    part: group
-    for group, parts in enumerate(class_lists.HUMAN_PART_GROUPS.values(), start=1)
-    for part in parts
+    part: group for group, parts in enumerate(HUMAN_PART_GROUPS.values(), start=1) for part in parts
 }
 
 
@@ -88,15 +89,13 @@ class PASCALContext(DatasetFiles):
         context = _read_context(paths["context"], size)
         normals = reading.read_normals(paths["normals"], size)
         # The network that predicted them is reliable on some classes only.
-        normals[~np.isin(context, class_lists.NORMALS_CLASSES)] = IGNORE
-        table, values = (
-            reading.class_id_table(len(VOC_CLASSES)),
-            reading.read_grey(paths["semseg"], size),
-        )
+        normals[~np.isin(context, NORMALS_CLASSES)] = IGNORE
+        semseg = reading.read_grey(paths["semseg"], size)
+        table = reading.class_id_table(len(VOC_CLASSES))
         saliency = reading.read_grey(paths["saliency"], size)
         return {
             "semseg": reading.to_class_ids(
-                table, values, paths["semseg"], "0 to 20 and 255 (ignore)"
+                table, semseg, paths["semseg"], "0 to 20 and 255 (ignore)"
             ),
             "human_parts": _read_human_parts(paths.get("human_parts"), size),
             "saliency": (saliency > 127).astype(np.int32)[..., None],  # v / 255 > 0.5
