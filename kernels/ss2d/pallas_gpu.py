@@ -12,13 +12,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from mtmamba_jax.kernels.ss2d.common import (
-    LOG2E,
-    Directions,
-    combine,
-    create_op,
-    parse_directions,
-)
+from mtmamba_jax.kernels.ss2d.common import LOG2E, Directions, combine, create_op, parse_directions
 from mtmamba_jax.kernels.ss2d.mosaic_gpu import backward, forward, step_sizes, summaries
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     GROUP_CHANNELS,
@@ -28,6 +22,7 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     THREAD_STATES,
     TILE,
     WARPS,
+    Inputs,
     Scan,
 )
 
@@ -71,17 +66,8 @@ def _choose_scan(
       NotImplementedError: The step sizes' rank is too high for the shared memory.
     """
     t, b, h, w, d = x.shape
-    scan = Scan(
-        tasks=t,
-        images=b,
-        height=h,
-        width=w,
-        columns=directions.columns,
-        reverses=directions.reverses,
-        states_split=-(-states // STATES),
-        group_channels=GROUP_CHANNELS if d > NARROW_CHANNELS else GROUP_CHANNELS // 2,
-        segments=1,
-    )
+    group_channels = GROUP_CHANNELS if d > NARROW_CHANNELS else GROUP_CHANNELS // 2
+    scan = Scan(t, b, h, w, *directions, -(-states // STATES), group_channels, segments=1)
     programs = _count_programs(scan, d)
     narrow = dataclasses.replace(scan, group_channels=GROUP_CHANNELS // 2)
     # Channels that are not whole blocks must be padded by the same rule in both passes.
@@ -195,45 +181,45 @@ def _start_states(scan: Scan, ends: Array, time: Array, A: Array, *, reverse: bo
     return states.reshape(-1, *A.shape[1:])
 
 
-def _prepare(scan: Scan, x, dt, dt_weight, dt_bias, A, B, C) -> tuple[Array, ...]:
-    """Returns the kernels' x, dt, weight, maps and A, see `forward.forward`."""
+def _prepare(scan: Scan, x, dt, dt_weight, dt_bias, A, B, C) -> tuple[Inputs, Array]:
+    """Returns the kernels' inputs and A."""
     dt, weight = step_sizes.operands(dt, dt_weight, dt_bias)
-    return (
+    inputs = Inputs(
         _to_images(x, scan),
         _pad_image(dt, scan, 1, step_sizes.ROWS),
         _pad_channels(weight, scan, 1),
         _to_maps(scan, B, C),
-        _to_stored_states(scan, A),
     )
+    return inputs, _to_stored_states(scan, A)
 
 
 def _scan(directions, x, dt, dt_weight, dt_bias, A, B, C, *, save):
     """Returns y without D * x, float32, and the saved states if `save`."""
     scan = _choose_scan(directions, x, A.shape[-1], dt.shape[-1], backward_pass=False)
-    args = _prepare(scan, x, dt, dt_weight, dt_bias, A, B, C)
+    inputs, rates = _prepare(scan, x, dt, dt_weight, dt_bias, A, B, C)
     start = None
     if scan.segments > 1:
-        ends, time = summaries.summaries(scan, *args, adjoint=False)
-        start = _start_states(scan, ends, time, args[-1], reverse=False)
-    y, *saved = forward.forward(scan, *args, start, save=save)
+        ends, time = summaries.summaries(scan, inputs, rates, adjoint=False)
+        start = _start_states(scan, ends, time, rates, reverse=False)
+    y, *saved = forward.forward(scan, inputs, rates, start, save=save)
     return jnp.sum(_from_images(scan, y, x.shape), 1, dtype=jnp.float32), saved
 
 
 def _gradients(directions, x, dt, dt_weight, dt_bias, A, B, C, saved, dy):
     scan = _choose_scan(directions, x, A.shape[-1], dt.shape[-1], backward_pass=True)
-    images, *args, matrices = _prepare(scan, x, dt, dt_weight, dt_bias, A, B, C)
+    inputs, rates = _prepare(scan, x, dt, dt_weight, dt_bias, A, B, C)
     dy_images = _to_images(dy, scan)
     end = None
     if scan.segments > 1:
-        ends, time = summaries.summaries(scan, dy_images, *args, matrices, adjoint=True)
-        end = _start_states(scan, ends, time, matrices, reverse=True)
-    dx, dz, dmaps, dA = backward.backward(scan, images, *args, dy_images, *saved, matrices, end)
+        ends, time = summaries.summaries(scan, inputs._replace(x=dy_images), rates, adjoint=True)
+        end = _start_states(scan, ends, time, rates, reverse=True)
+    dx, dz, dmaps, dA = backward.backward(scan, inputs, dy_images, *saved, rates, end)
     t, b, h, w, d = x.shape
     k, split = len(directions.columns), scan.states_split
     dx = jnp.sum(_from_images(scan, dx, x.shape), 1, dtype=jnp.float32)
     dz = _from_images(scan, dz, x.shape).reshape(t, k, split, b, h, w, d)
     dz = dz[:, :, 0] if split == 1 else jnp.sum(dz, 2)
-    dB, dC = _from_maps(scan, dmaps, B, matrices.shape[1] // scan.stored_shape[0])
+    dB, dC = _from_maps(scan, dmaps, B, rates.shape[1] // scan.stored_shape[0])
     dA = jnp.sum(dA.reshape(t * k * split, b * scan.segments, *dA.shape[1:]), 1)
     exact = lax.Precision.HIGHEST
     ddt = _einsum("tkbhwd,tkrd->tbhwkr", dz, dt_weight.astype(dz.dtype), precision=exact)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from mtmamba_jax.kernels.ss2d.common import LOG2E, create_op, parse_directions
 from mtmamba_jax.kernels.ss2d.mosaic_tpu import backward, forward, memory
-from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import SUBLANES, Tiling, choose_tiling
+from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import SUBLANES, Inputs, Tiling, choose_tiling
 
 SMALLEST_VMEM = 16 * 2**20  # bytes, of a TPU v4
 
@@ -22,11 +22,7 @@ def choose_tilings(
 ) -> tuple[Tiling, ...]:
     """Returns the tilings of a call: for rows, for columns, or for both.
 
-    Args:
-      directions: Names of the directions.
-      x: Activations, of which only shape and dtype are used.
-      states: States per channel, n.
-      rank: Rank of the step sizes, r.
+    Uses only the shape and dtype of x; `states` is n, `rank` is r.
 
     Raises:
       NotImplementedError: A tile does not fit in VMEM.
@@ -37,9 +33,10 @@ def choose_tilings(
     tilings = []
     for column in sorted(set(columns)):
         indices = tuple(i for i, c in enumerate(columns) if c == column)
+        flags = tuple(reverses[i] for i in indices)
+        padded = -(-states // SUBLANES) * SUBLANES
         tiling = choose_tiling(
-            *(h, w, d, column, indices, tuple(reverses[i] for i in indices)),
-            *(-(-states // SUBLANES) * SUBLANES, rank),
+            Tiling(h, w, d, column, indices, flags, padded, rank),
             lambda tiling: memory.vmem_bytes(tiling, x.dtype) <= capacity,
         )
         if tiling is None:
@@ -60,8 +57,7 @@ def _vmem_capacity() -> int:
         return SMALLEST_VMEM
 
 
-def _prepare(tilings: Sequence[Tiling], x, dt, dt_weight, dt_bias, A, B, C) -> tuple[Array, ...]:
-    """Returns the kernels' x, maps, weight, bias and A, see `forward.forward`."""
+def _prepare(tilings: Sequence[Tiling], x, dt, dt_weight, dt_bias, A, B, C) -> Inputs:
     states, lanes = tilings[0].states, tilings[0].map_lanes
     more = states - A.shape[-1]
     maps = [dt, *(jnp.pad(v, [(0, 0)] * 5 + [(0, more)]) for v in (B, C))]
@@ -77,24 +73,23 @@ def _prepare(tilings: Sequence[Tiling], x, dt, dt_weight, dt_bias, A, B, C) -> t
             (A.swapaxes(2, 3) * LOG2E, more),
         )
     )
-    return x, maps.reshape(*x.shape[:4], -1), weight, bias, A
+    return Inputs(x, maps.reshape(*x.shape[:4], -1), weight, bias, A)
 
 
 def _scan(tilings, *arrays, save):
     """Returns y without D * x, float32, and the saved states of each tiling if `save`."""
-    args = _prepare(tilings, *arrays)
-    results = [forward.forward(tiling, *args, save=save) for tiling in tilings]
-    return sum(_sum_directions(y) for y, *_ in results), [
-        saved for _, *rest in results for saved in rest
-    ]
+    inputs = _prepare(tilings, *arrays)
+    results = [forward.forward(tiling, inputs, save=save) for tiling in tilings]
+    saved = [states for _, *rest in results for states in rest]
+    return sum(_sum_directions(y) for y, *_ in results), saved
 
 
 def _gradients(tilings, *arrays):
     *arrays, saved, dy = arrays
-    args, n = _prepare(tilings, *arrays), arrays[4].shape[-1]
+    inputs, n = _prepare(tilings, *arrays), arrays[4].shape[-1]
     dx, rest = 0, {}
     for tiling, states in zip(tilings, saved, strict=True):
-        one, *others = backward.backward(tiling, *args, dy, states)
+        one, *others = backward.backward(tiling, inputs, dy, states)
         dx += _sum_directions(one)
         rest |= zip(tiling.directions, _split_gradients(tiling, n, *others), strict=True)
     ddt, dB, dC, dweight, dbias, dA = (
@@ -106,9 +101,8 @@ def _gradients(tilings, *arrays):
 
 def _sum_directions(v: Array) -> Array:
     """Sums over axis 1 in float32, by additions: XLA does not fuse one reduction with the next."""
-    return sum(
-        (v[:, i].astype(jnp.float32) for i in range(1, v.shape[1])), v[:, 0].astype(jnp.float32)
-    )
+    first, *others = (v[:, i].astype(jnp.float32) for i in range(v.shape[1]))
+    return sum(others, first)
 
 
 def _split_gradients(tiling: Tiling, n: int, dmaps, dweight, dbias, dA):

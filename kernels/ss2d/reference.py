@@ -9,25 +9,12 @@ from jaxtyping import Array, Float
 from mtmamba_jax.kernels.ss2d.common import parse_directions
 
 
-def ss2d_reference(
-    x: Float[Array, "t b h w d"],
-    dt: Float[Array, "t b h w k r"],
-    dt_weight: Float[Array, "t k r d"],
-    dt_bias: Float[Array, "t k d"],
-    A: Float[Array, "t k d n"],
-    B: Float[Array, "t b h w k n"],
-    C: Float[Array, "t b h w k n"],
-    D: Float[Array, "t k d"],
-    *,
-    directions: Sequence[str],
-) -> Float[Array, "t b h w d"]:
+def ss2d_reference(*arrays: Array, directions: Sequence[str]) -> Float[Array, "t b h w d"]:
     """Sums `h = exp(step * A) * h + step * x * B`, `y = C.h + D * x` over the directions.
 
-    Arguments and result are those of `api.ss2d`. Gradients are JAX's own, which keep every state,
-    so use this for small arrays and tests only.
+    Arrays and result are those of `api.ss2d`. Gradients are JAX's own, which keep every state, so
+    use this for small arrays and tests only.
     """
-    dtype = x.dtype
-    arrays = (x, dt, dt_weight, dt_bias, A, B, C, D)
     x, dt, dt_weight, dt_bias, A, B, C, D = (v.astype(jnp.float32) for v in arrays)
     y = jnp.zeros_like(x)
     exact = jax.lax.Precision.HIGHEST
@@ -51,4 +38,4 @@ def ss2d_reference(
         shape = (x.shape[3], x.shape[2]) if column else x.shape[2:4]
         out = jnp.moveaxis(out, 0, 2).reshape(*x.shape[:2], *shape, -1)
         y = y + (jnp.swapaxes(out, 2, 3) if column else out)
-    return y.astype(dtype)
+    return y.astype(arrays[0].dtype)

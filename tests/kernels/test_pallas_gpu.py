@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mtmamba_jax.kernels.ss2d import api, pallas_gpu, ss2d
+from mtmamba_jax.kernels.ss2d.analysis.compiled_scan import with_gradients
 from mtmamba_jax.kernels.ss2d.arg_specs import ODD, SPECS, ArgSpec
-from mtmamba_jax.kernels.ss2d.benchmark import with_gradients
 from tests.kernels.ss2d_suite import (
     TOLERANCES,
     SS2DSuite,

@@ -25,10 +25,10 @@ from mtmamba_jax.kernels.ss2d.analysis.compiled_scan import (
     create_tpu_mesh,
     lower_scan,
     spec_names,
+    with_gradients,
 )
 from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, SHAPES
 from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
-from mtmamba_jax.kernels.ss2d.benchmark import with_gradients
 from mtmamba_jax.models import ss2d as ss2d_module
 from mtmamba_jax.models.blocks import MFE, MambaSettings
 from mtmamba_jax.planning.collectives import count_collectives

@@ -13,17 +13,11 @@ from jax.typing import DTypeLike
 
 from mtmamba_jax.kernels.ss2d import DIRECTIONS, ss2d
 from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
-from mtmamba_jax.kernels.ss2d.benchmark import with_gradients
 from mtmamba_jax.kernels.ss2d.common import check_name
 
 
 def create_parser(description: str | None, specs: Iterable[str]) -> argparse.ArgumentParser:
-    """Returns the command-line options shared by the commands that compile scans.
-
-    Args:
-      description: The command's description, of which the first line is shown.
-      specs: Keys of `SPECS` to compile by default.
-    """
+    """Returns the options of a command that compiles scans, by default of the keys `specs`."""
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--topology", default="v5e:2x2", help="TPU to compile for: KIND:SHAPE")
     parser.add_argument("--spec", default=",".join(specs), help="names, separated by commas")
@@ -31,11 +25,7 @@ def create_parser(description: str | None, specs: Iterable[str]) -> argparse.Arg
 
 
 def spec_names(options: argparse.Namespace) -> Sequence[str]:
-    """Returns the names in `--spec`.
-
-    Raises:
-      ValueError: A name is unknown; the message suggests the closest.
-    """
+    """Returns the names in `--spec`; raises ValueError if one is unknown."""
     names = options.spec.split(",")
     for name in names:
         check_name("spec", name, SPECS)
@@ -85,6 +75,16 @@ def create_tpu_mesh(topology: str, devices: int = 1) -> Mesh:
     return Mesh(np.array(found.devices[:devices]), ("data",))
 
 
+def with_gradients(op: Callable[..., jax.Array]) -> Callable:
+    """Returns `run(cotangent, *arrays)`, which computes the op's value and its gradients."""
+
+    def run(cotangent, *arrays):
+        y, pull = jax.vjp(op, *arrays)
+        return y, pull(cotangent)
+
+    return run
+
+
 def create_scan(spec: ArgSpec, implementation: str) -> Callable[..., jax.Array]:
     """Returns the op with a spec's directions and a forced backend."""
     return functools.partial(ss2d, directions=DIRECTIONS[: spec.k], implementation=implementation)
@@ -93,14 +93,7 @@ def create_scan(spec: ArgSpec, implementation: str) -> Callable[..., jax.Array]:
 def lower_scan(
     mesh: Mesh, spec: ArgSpec, dtype: DTypeLike, op: Callable[..., jax.Array]
 ) -> jax.stages.Lowered:
-    """Lowers value and gradients of `op(*arrays)`.
-
-    Args:
-      mesh: Mesh of one device to compile for, see `create_tpu_mesh`.
-      spec: Sizes of the arrays.
-      dtype: Dtype of the activations.
-      op: Function of `ss2d`'s eight arrays.
-    """
+    """Lowers value and gradients of `op`, with activations of `dtype`, for a mesh of one device."""
     arrays = spec.shapes(dtype)
     jitted = jax.jit(with_gradients(op), in_shardings=NamedSharding(mesh, PartitionSpec()))
     with jax.set_mesh(mesh):  # tells the kernels the size of VMEM

@@ -3,8 +3,7 @@
     python -m mtmamba_jax.kernels.ss2d.analysis.memory [--topology v5e:2x2] [--spec stage3_t1_b1]
 
 Prints the size of temporaries of forward and backward passes as reported by the TPU compiler; no
-TPU is needed. The whole-image `associative_scan` has an advantage: it runs one direction, the
-others run all.
+TPU is needed. The whole-image `associative_scan` has an advantage: it runs one direction only.
 """
 
 import functools
@@ -13,9 +12,9 @@ import sys
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mtmamba_jax.kernels.ss2d import DIRECTIONS
 from mtmamba_jax.kernels.ss2d.analysis.compiled_scan import (
     create_parser,
     create_scan,
@@ -24,7 +23,7 @@ from mtmamba_jax.kernels.ss2d.analysis.compiled_scan import (
     spec_names,
 )
 from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
-from mtmamba_jax.kernels.ss2d.benchmark import select_direction, whole_image_scan
+from mtmamba_jax.kernels.ss2d.common import combine
 
 # The wording of libtpu 0.0.42.
 _NEEDS = re.compile(r"memory required for HLO temporaries \(([\d.]+)([KMG])\)")
@@ -32,9 +31,16 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 def whole_image(*arrays: jax.Array) -> jax.Array:
-    """Runs one `associative_scan` over all pixels, in the first direction only."""
-    x, *_ = arrays
-    return whole_image_scan(DIRECTIONS[0], *select_direction(0, arrays)).astype(x.dtype)
+    """Runs one `associative_scan` over all pixels, in the first direction (rows) only."""
+    x, dt, dt_weight, dt_bias, A, B, C, D = arrays
+    pixels = (x, dt[..., 0, :], B[..., 0, :], C[..., 0, :])
+    u, step, B, C = (v.reshape(*v.shape[:2], -1, v.shape[-1]) for v in pixels)  # [t b l ...]
+    step = jnp.einsum("tblr,trd->tbld", step, dt_weight[:, 0]) + dt_bias[:, None, None, 0]
+    step = jax.nn.softplus(step)[..., None]
+    decay, added = jnp.exp(step * A[:, None, None, 0]), step * u[..., None] * B[..., None, :]
+    states = jax.lax.associative_scan(combine, (decay, added), axis=2)[1]
+    y = jnp.einsum("tbldn,tbln->tbld", states, C) + u * D[:, None, None, 0]
+    return y.reshape(x.shape).astype(x.dtype)
 
 
 METHODS: dict[str, Callable[[ArgSpec], Callable[..., jax.Array]]] = {
@@ -48,10 +54,7 @@ METHODS: dict[str, Callable[[ArgSpec], Callable[..., jax.Array]]] = {
 def measure_temporaries(mesh: Mesh, spec: ArgSpec, method: str) -> tuple[float, bool]:
     """Returns the bytes of a program's temporaries, and whether they fit in the device's HBM.
 
-    Args:
-      mesh: Mesh of one device to compile for.
-      spec: Sizes of the call; activations are bfloat16.
-      method: Key of `METHODS`.
+    Activations are bfloat16; `method` is a key of `METHODS`.
     """
     try:
         program = lower_scan(mesh, spec, "bfloat16", METHODS[method](spec)).compile()
@@ -65,14 +68,6 @@ def measure_temporaries(mesh: Mesh, spec: ArgSpec, method: str) -> tuple[float, 
     return analysis.temp_size_in_bytes, True
 
 
-def _row(mesh: Mesh, name: str) -> str:
-    cells = [name]
-    for method in METHODS:
-        size, fits = measure_temporaries(mesh, SPECS[name], method)
-        cells.append(f"{size / 2**20:.1f}" + ("" if fits else ", does not fit"))
-    return f"| {' | '.join(cells)} |"
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Prints a table with a row per spec."""
     options = create_parser(__doc__, SPECS).parse_args(arguments)
@@ -82,7 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"| spec | {' | '.join(METHODS)} |")
     print("|---|" + "---|" * len(METHODS))
     for name in names:
-        print(_row(mesh, name), flush=True)
+        found = (measure_temporaries(mesh, SPECS[name], method) for method in METHODS)
+        cells = (f"{size / 2**20:.1f}" + ("" if fits else ", does not fit") for size, fits in found)
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
     return 0
 
 

@@ -53,13 +53,8 @@ def inner_loops(text: str) -> Iterator[list[str]]:
 def read_schedule(folder: pathlib.Path, kernel: str, steps: int) -> tuple[float, int]:
     """Returns the bundles per step and the spills of the inner loops that compute exponentials.
 
-    Args:
-      folder: Folder of libtpu's dump of a program.
-      kernel: Name of the kernel.
-      steps: Steps of one iteration of a loop: its pixels times its blocks of 128 channels.
-
-    Raises:
-      FileNotFoundError: The dump has no such kernel.
+    Reads libtpu's dump of a program. An iteration of a loop has `steps` steps: its pixels times its
+    blocks of 128 channels. Raises FileNotFoundError if the dump has no such kernel.
     """
     paths = list(folder.glob(f"*{kernel}*-final_bundles.txt"))
     if not paths:

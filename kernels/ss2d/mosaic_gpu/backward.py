@@ -19,8 +19,11 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     STATES,
     TILE,
     WARPS,
+    Inputs,
     Program,
+    Rates,
     Scan,
+    SegmentStates,
     Threads,
     launch,
     output_image,
@@ -45,24 +48,22 @@ PART = 3 * STATES
 @functools.partial(jax.jit, static_argnums=0)
 def backward(
     scan: Scan,
-    x: Float[Array, "g h w d"],
-    dt: Float[Array, "t*k*b h w columns"],
-    weight: Float[Array, "t*k d columns"],
-    maps: Float[Array, "q h w 2*16"],
+    inputs: Inputs,
     dy: Float[Array, "g h w d"],
     saved: Float[Array, "q*m e 4 128"],
-    A: Float[Array, "t*k*split e 4 128"],
-    end: Float[Array, "q*s e 4 128"] | None,
+    A: Rates,
+    end: SegmentStates | None,
 ) -> tuple[Array, ...]:
     """Computes the gradients in every direction, from the states that `forward` saved.
 
     `dy` is the gradient of y in x's dtype; `end` is the decay times adjoint of the pixel after each
-    segment, or None for zeros and a single segment. The others are arguments of `forward`.
+    segment, None for a single one.
 
     Returns:
       Gradients of x [q h w d], of softplus's argument [q h w d] and, per block of channels, of B
       and C [q h w blocks*32], in x's dtype; of A, before the factor log2(e), [q*s e 4 128].
     """
+    x, dt, *_ = inputs
     f32, c = jnp.float32, scan.channels
     has_end, exact = end is not None, x.dtype == jnp.float32
     # Unrolling a tile's runs takes 2 % less time with eleven segments and 13 % more with one,
@@ -232,7 +233,7 @@ def backward(
     return launch(
         scan,
         ss2d_backward,
-        (x, dt, weight, maps, dy, saved, *(() if end is None else (end,)), A),
+        (*inputs, dy, saved, *(() if end is None else (end,)), A),
         (
             output_image(scan, q, d, c, x.dtype),
             output_image(scan, q, d, c, x.dtype),

@@ -7,13 +7,16 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     STATES,
     TILE,
+    Inputs,
     Program,
+    Rates,
     Scan,
+    SegmentStates,
     Threads,
     launch,
     output_image,
@@ -26,33 +29,17 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.step_sizes import Steps, scratch
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="save")
 def forward(
-    scan: Scan,
-    x: Float[Array, "g h w d"],
-    dt: Float[Array, "t*k*b h w columns"],
-    weight: Float[Array, "t*k d columns"],
-    maps: Float[Array, "q h w 2*16"],
-    A: Float[Array, "t*k*split e 4 128"],
-    start: Float[Array, "q*s e 4 128"] | None,
-    *,
-    save: bool,
+    scan: Scan, inputs: Inputs, A: Rates, start: SegmentStates | None, *, save: bool
 ) -> list[Array]:
-    """Scans every direction.
+    """Scans every direction; `start` holds the states before each segment, None for a single one.
 
     In the kernels, the suffix _g is for arrays in global memory, _s for shared memory, _v and _w
     for views of shared memory by thread and by warp.
 
-    Args:
-      scan: Static description of the launch.
-      x: Activations, float32 or bfloat16.
-      dt, weight: Results of `step_sizes.operands`.
-      maps: B and C, float32.
-      A: Rates times log2(e).
-      start: States before each segment; None for zeros and a single segment.
-      save: Whether to return the states too.
-
     Returns:
       y [q h w d] and, if `save`, the states before each tile [q*m e 4 128], in x's dtype.
     """
+    x, dt, *_ = inputs
     f32, c = jnp.float32, scan.channels
     has_start, exact = start is not None, x.dtype == jnp.float32
 
@@ -130,7 +117,7 @@ def forward(
     return launch(
         scan,
         ss2d_forward,
-        (x, dt, weight, maps, *(() if start is None else (start,)), A),
+        (*inputs, *(() if start is None else (start,)), A),
         outputs,
         (
             plgpu.SMEM((2, TILE, c), x.dtype),

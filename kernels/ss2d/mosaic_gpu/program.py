@@ -13,6 +13,7 @@ group_channels], its states [warps 16 groups group_channels].
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +44,7 @@ class Scan:
       tasks: Number of tasks, t.
       images: Batch size, b.
       height, width: Size of the image in pixels; arrays may be larger, see `padded_size`.
-      columns: Whether each direction reads down columns rather than along rows.
-      reverses: Whether each direction starts at the last pixel.
+      columns, reverses: See `common.Directions`.
       states_split: Programs that share the states of a direction, 16 each.
       group_channels: Channels of a group: `GROUP_CHANNELS`, or half of that for more programs.
       segments: Pieces of the reading order that are scanned at the same time.
@@ -75,10 +75,7 @@ class Scan:
     @property
     def lines(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Number of lines and tiles per line, for columns and for rows."""
-        return (
-            (self.width, pl.cdiv(self.height, TILE)),
-            (self.height, pl.cdiv(self.width, TILE)),
-        )
+        return ((self.width, pl.cdiv(self.height, TILE)), (self.height, pl.cdiv(self.width, TILE)))
 
     @property
     def has_full_tiles(self) -> bool:
@@ -129,6 +126,24 @@ class Scan:
         return (self.channels // ROW_CHANNELS, THREAD_STATES, ROW_CHANNELS * GROUP_THREADS)
 
 
+class Inputs(NamedTuple):
+    """Arrays that every kernel reads.
+
+    Attributes:
+      x: Activations, or in `summaries` perhaps dy, float32 or bfloat16.
+      dt, weight: Results of `step_sizes.operands`.
+      maps: B and C, float32.
+    """
+
+    x: Float[Array, "g h w d"]
+    dt: Float[Array, "t*k*b h w columns"]
+    weight: Float[Array, "t*k d columns"]
+    maps: Float[Array, "q h w 2*16"]
+
+
+Rates = Float[Array, "t*k*split e 4 128"]
+"""A times log2(e), in the order of threads."""
+SegmentStates = Float[Array, "q*s e 4 128"]
 Channels = Float[Array, "warps groups group_channels"]
 States = Float[Array, "warps 16 groups group_channels"]
 
@@ -140,12 +155,7 @@ class Threads:
     states of each of 4 channels. A value that depends only on the channel, or only on the state, is
     held by every thread concerned. The tensor cores determine the order of lanes (`registers`).
 
-    Args:
-      scan: Static description of the launch.
-
     Attributes:
-      state_shape: Shape of a block's states.
-      channel_shape: Shape of a block's channels.
       by_channel_and_state: Layout of states.
       by_channel: Layout of values per channel, [warps groups group_channels].
       by_state: Layout of values per state, [16].
@@ -224,16 +234,11 @@ class Program:
 
     Attributes:
       block, q: Indices from the grid.
-      image_index: Index of the image in its array [g ...].
-      weight_index: Index of the step sizes' projection.
-      dt_index: Index of the low-rank step sizes.
-      A_index: Index of A.
+      image_index, weight_index, dt_index, A_index: Indices in the arrays of these names.
       segment_index: Index of the segment in arrays [q*s ...].
       channels, rows: The block's channels and rows of states, in arrays of all blocks.
-      column: Whether the direction reads down columns.
-      reverse: Whether the direction starts at the last pixel.
-      first: The segment's first tile in reading order.
-      count: The segment's number of tiles, possibly zero.
+      column, reverse: Whether the direction reads down columns, and starts at the last pixel.
+      first, count: The segment's first tile in reading order, and number of tiles, possibly zero.
     """
 
     def __init__(self, scan: Scan, segment: Array | None = None):
@@ -302,14 +307,10 @@ class Program:
             copy(down if any(self.scan.columns) else along)
 
     def fetch_tile(self, i, slot, images, dt, maps, ready) -> None:
-        """Starts copying the i-th tile's inputs to shared memory, with zeros past the line.
+        """Starts copying the i-th tile in reading order to shared memory, zeros past the line.
 
-        Args:
-          i: Index of the tile in reading order.
-          slot: Slot of the double-buffered shared memory.
-          images: Pairs of an image array and its shared memory.
-          dt, maps: The same pair for the low-rank step sizes and for the maps.
-          ready: Barriers of the slots.
+        `images` holds pairs of an array and its shared memory; `dt` and `maps` are such pairs.
+        `slot` is that of the double-buffered memory, `ready` holds the slots' barriers.
         """
         _, line, first, _ = self.tile(i)
 

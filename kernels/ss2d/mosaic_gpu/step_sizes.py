@@ -20,10 +20,7 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import TILE, Scan, store, sync_
 # The products (part of dt, part of weight) by dt's dtype. With bfloat16 the weight is rounded, as
 # in every product of that dtype. Three parts hold a float32; the products left out are below its
 # last bit.
-PRODUCTS = {
-    "bfloat16": ((0, 0),),
-    "float32": ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0)),
-}
+PRODUCTS = {"bfloat16": ((0, 0),), "float32": ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0))}
 BIAS_PARTS = 3
 ROWS, COLUMNS = 8, 16  # tile in which the tensor cores read a matrix; sizes are multiples of it
 
@@ -77,12 +74,7 @@ def scratch(scan: Scan, columns: int) -> list:
 
 
 class Steps:
-    """A program's step sizes, one tile at a time.
-
-    Args:
-      scan: Static description of the launch.
-      memory: Shared memory requested by `scratch`.
-      exact: Whether softplus is accurate to float32, rather than only beyond bfloat16.
+    """A program's step sizes, one tile at a time, in the `memory` requested by `scratch`.
 
     Attributes:
       dt: Double buffer for tiles of the first array of `operands`.
@@ -100,13 +92,9 @@ class Steps:
         plgpu.barrier_wait(barrier)
 
     def compute(self, slot, pixels) -> None:
-        """Computes a tile's step sizes.
+        """Computes the step sizes of the tile in `slot` of dt; zeros past its first `pixels`.
 
         All threads must call it, when none reads the previous tile's step sizes any more.
-
-        Args:
-          slot: Slot of dt.
-          pixels: Number of the tile's pixels on the line; step sizes past them are zero.
         """
 
         def multiply(sums):

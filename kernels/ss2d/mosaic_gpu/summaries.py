@@ -15,7 +15,9 @@ from jaxtyping import Array, Float
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     STATES,
     TILE,
+    Inputs,
     Program,
+    Rates,
     Scan,
     Threads,
     launch,
@@ -28,24 +30,18 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.step_sizes import Steps, scratch
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="adjoint")
 def summaries(
-    scan: Scan,
-    source: Float[Array, "g h w d"],
-    dt: Float[Array, "t*k*b h w columns"],
-    weight: Float[Array, "t*k d columns"],
-    maps: Float[Array, "q h w 2*16"],
-    A: Float[Array, "t*k*split e 4 128"],
-    *,
-    adjoint: bool,
+    scan: Scan, inputs: Inputs, A: Rates, *, adjoint: bool
 ) -> tuple[Float[Array, "q*(s-1) e 4 128"], Float[Array, "q*(s-1) d"]]:
     """Computes the state at the end of each segment for a start at zero, and the sum of its steps.
 
-    With `adjoint`, `source` is dy rather than x, and adjoints are scanned from each segment's last
-    pixel to its first. The other arguments are those of `forward`.
+    With `adjoint`, `inputs.x` is dy, and adjoints are scanned from each segment's last pixel to its
+    first.
 
     Returns:
       The final states, or decays times adjoints, and the sums of step sizes, of all segments but
       the one that is read last.
     """
+    source, dt, *_ = inputs
     f32, c, exact = jnp.float32, scan.channels, source.dtype == jnp.float32
     segments = scan.segments - 1  # nothing follows the segment that is read last
 
@@ -113,7 +109,7 @@ def summaries(
     return launch(
         scan,
         ss2d_summaries,
-        (source, dt, weight, maps, A),
+        (*inputs, A),
         (
             jax.ShapeDtypeStruct((pieces, *A.shape[1:]), f32),
             jax.ShapeDtypeStruct((pieces, source.shape[-1]), f32),

@@ -12,29 +12,26 @@ from mtmamba_jax.kernels.ss2d.common import LN2, softplus_gradient
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.launch import Blocks, launch
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.memory import backward_scratch
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.tile import Tile, block_lanes, matmul, sublanes, tree_sum
-from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import LANES, SUBLANES, Tiling
+from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import LANES, SUBLANES, Inputs, Tiling
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def backward(
     tiling: Tiling,
-    x: Float[Array, "t b h w d"],
-    maps: Float[Array, "t b h w k*c"],
-    weight: Float[Array, "t k c d"],
-    bias: Float[Array, "t k 1 d"],
-    A: Float[Array, "t k n d"],
+    inputs: Inputs,
     dy: Float[Array, "t b h w d"],
     saved: Float[Array, "t k b m lines pieces n d"],
 ) -> list[Array]:
     """Computes the gradients in every direction of a tiling, from the states `forward` saved.
 
-    The other arguments are those of `forward`; `dy` is the gradient of y in x's dtype.
+    `dy` is the gradient of y in x's dtype.
 
     Returns:
       Gradients of x [t k b h w d], in x's dtype; of the maps, per part of the channels,
       [t b h w k*parts*c]; of the projection [t k b c d], its bias [t k b 1 d] and A, before the
       factor log2(e), [t k b n d]; float32.
     """
+    x, maps, *_ = inputs
     f32 = jnp.float32
     exact = f32 in (x.dtype, maps.dtype)
 
@@ -169,5 +166,5 @@ def backward(
             ((t, k, b, tiling.states, d), f32, blocks.parameter_gradient(tiling.states)),
         ],
         backward_scratch(tiling),
-        (x, maps, weight, bias, A, dy, saved),
+        (*inputs, dy, saved),
     )

@@ -6,33 +6,22 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.launch import Blocks, launch, saved_shape
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.tile import Tile, block_lanes, sublanes, tree_sum
-from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import LANES, SUBLANES, Tiling
+from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import LANES, SUBLANES, Inputs, Tiling
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="save")
-def forward(
-    tiling: Tiling,
-    x: Float[Array, "t b h w d"],
-    maps: Float[Array, "t b h w k*c"],
-    weight: Float[Array, "t k c d"],
-    bias: Float[Array, "t k 1 d"],
-    A: Float[Array, "t k n d"],
-    *,
-    save: bool,
-) -> list[Array]:
+def forward(tiling: Tiling, inputs: Inputs, *, save: bool) -> list[Array]:
     """Scans every direction of a tiling.
-
-    `maps` holds dt, B and C of each direction. The rows of `weight` for B and C are zero, and A is
-    multiplied by log2(e). All parameters are float32.
 
     Returns:
       y [t k b h w d] and, if `save`, the states before each piece [t k b m lines pieces n d], in
       x's dtype.
     """
+    x, maps, *_ = inputs
     f32 = jnp.float32
 
     def ss2d_forward(x_ref, maps_ref, weight_ref, bias_ref, A_ref, y_ref, *rest):
@@ -101,12 +90,11 @@ def forward(
         ],
         outputs,
         [
-            pltpu.VMEM((tiling.blocks, tiling.pixels, LANES), f32),
-            pltpu.VMEM((tiling.blocks, tiling.pixels, LANES), f32),
+            *[pltpu.VMEM((tiling.blocks, tiling.pixels, LANES), f32)] * 2,
             pltpu.VMEM((tiling.pixels, tiling.map_lanes), f32),
             pltpu.VMEM((tiling.piece_pixels * 2 * tiling.states, LANES), f32),
             pltpu.VMEM((tiling.group, tiling.piece_pixels * SUBLANES, LANES), f32),
             pltpu.VMEM((tiling.blocks, tiling.states, LANES), f32),
         ],
-        (x, maps, weight, bias, A),
+        inputs,
     )

@@ -19,17 +19,11 @@ SEMANTICS = ("parallel",) * 4 + ("arbitrary",)  # of the grid's axes
 
 
 class Blocks:
-    """A program's block of each kind of array.
-
-    Args:
-      tiling: Static description of the launch.
-      backwards: Whether tiles are visited against the reading order.
+    """A program's block of each kind of array; `backwards` visits tiles against the reading order.
 
     Attributes:
-      image: Block of an array [t b h w d].
-      directed_image: Block of an array with one image per direction, [t k b h w d].
-      maps: Block of the maps [t b h w k*c].
-      map_gradients: Block of the maps' gradients [t b h w k*parts*c].
+      image, directed_image: Blocks of arrays [t b h w d] and [t k b h w d].
+      maps, map_gradients: Blocks of arrays [t b h w k*c] and [t b h w k*parts*c].
       saved: Block of the saved states [t k b m lines pieces n d].
     """
 
@@ -98,10 +92,10 @@ def launch(
       name: Name of the kernel; in profiles and dumps the orientation is appended.
       tiling: Static description of the launch.
       kernel: Function of references to inputs, outputs and scratch memory.
-      inputs: Block of each of the arrays.
+      inputs: Block of each of `arrays`, of which x is the first.
       outputs: Shape, dtype and block of each result.
       scratch: Scratch memory of a program.
-      arrays: The inputs, x first.
+      arrays: Arrays to read.
     """
     t, b = arrays[0].shape[:2]
     axes = jax.typeof(arrays[0]).manual_axis_type  # mesh axes, inside shard_map
@@ -116,7 +110,6 @@ def launch(
         ],
         scratch_shapes=scratch,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=SEMANTICS,
-            vmem_limit_bytes=vmem_bytes(tiling, arrays[0].dtype),
+            dimension_semantics=SEMANTICS, vmem_limit_bytes=vmem_bytes(tiling, arrays[0].dtype)
         ),
     )(*arrays)

@@ -58,20 +58,16 @@ class Tile:
 
     Args:
       tiling: Static description of the launch.
-      k: Index of the direction among the tiling's.
-      i: Index of the tile in reading order.
-      part: Index of the program's part of the channels.
+      k, i, part: Indices: of the direction among the tiling's, of the tile in reading order, of the
+        program's part of the channels.
       exact: Whether matrix products are computed in float32.
-
-    Attributes:
-      states: Groups of 8 states (e).
     """
 
     def __init__(self, tiling: Tiling, k: Index, i: Index, part: Index, *, exact: bool):
         self.tiling, self.exact, self._part = tiling, exact, part
         self._reverse = tiling.is_reversed(k)
         self._position = tiling.tile_position(k, i)
-        self.states = tiling.states // SUBLANES
+        self.states = tiling.states // SUBLANES  # groups of 8 (e)
         # Pixels of a matrix product in `spread_columns`.
         self._product_pixels = next(n for n in (24, 16, 8) if tiling.piece_pixels % n == 0)
         # Rows and columns of a chunk, about 64 pixels.
@@ -105,7 +101,6 @@ class Tile:
     def for_each_group(self, body: Callable) -> None:
         """Calls `body(blocks)` for each group of blocks of channels."""
         group = self.tiling.group
-
         pl.loop(0, self.tiling.groups)(lambda g: body([g * group + b for b in range(group)]))
 
     def for_each_block(self, body: Callable) -> None:
@@ -171,11 +166,8 @@ class Tile:
     def compute_steps(self, x, maps, weight, bias, steps, inputs, rows) -> None:
         """Computes step sizes and related inputs, with zeros outside the image.
 
-        Args:
-          x, maps, weight, bias: The tile's blocks of the arrays.
-          steps: Output, softplus(dt @ weight + bias), [f p 128].
-          inputs: Output, steps * x, [f p 128].
-          rows: Output, maps as [p c] float32.
+        Writes softplus(dt @ weight + bias) to `steps` [f p 128], steps * x to `inputs` [f p 128]
+        and the maps to `rows` [p c], float32.
         """
 
         def chunk(at, pixels, valid):
@@ -214,10 +206,7 @@ class Tile:
     def spread_columns(self, rows, columns, first: Index) -> None:
         """Makes columns of a piece's B and C: register (pixel, i) has `_selected(i)` in all lanes.
 
-        Args:
-          rows: Maps [p c].
-          columns: Output [registers*8 128].
-          first: First pixel of the piece in p.
+        Reads maps [p c] from pixel `first` on; writes [registers*8 128].
         """
         tiling, registers, count = self.tiling, 2 * self.states, self._product_pixels
         ones = jnp.ones((tiling.map_lanes, LANES), jnp.float32)
@@ -236,9 +225,7 @@ class Tile:
     def gather_columns(self, columns, parts) -> None:
         """Sums columns over their lanes into rows of maps: the transpose of `spread_columns`.
 
-        Args:
-          columns: A piece's columns [registers*8 128].
-          parts: Output [c/128 pixels*8 128], still to be summed over sublanes (`sum_sublanes`).
+        Writes `parts` [c/128 pixels*8 128], still to be summed over sublanes (`sum_sublanes`).
         """
         tiling, registers, count = self.tiling, 2 * self.states, self._product_pixels
         ones = jnp.ones((LANES, tiling.map_lanes), jnp.float32)

@@ -13,11 +13,12 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 Index = Int[Array, ""]
 
@@ -33,8 +34,7 @@ class Tiling:
     """Static description of how all directions of one orientation read an image.
 
     Attributes:
-      height, width: Size of the image in pixels.
-      channels: Channels of the image.
+      height, width, channels: Size of the image.
       column: Whether the directions read down columns rather than along rows.
       directions: Indices of the directions in the call's arrays.
       reverses: Whether each of the directions starts at the last pixel.
@@ -56,12 +56,12 @@ class Tiling:
     reverses: tuple[bool, ...]
     states: int
     rank: int
-    parts: int
-    group: int
-    groups: int
-    lines: int
-    pieces: int
-    piece_pixels: int
+    parts: int = 1
+    group: int = 1
+    groups: int = 1
+    lines: int = 1
+    pieces: int = 1
+    piece_pixels: int = SUBLANES
 
     @property
     def name(self) -> str:
@@ -128,27 +128,35 @@ class Tiling:
         return lax.div(tile, self.grid[1]), lax.rem(tile, self.grid[1])
 
 
-def choose_tiling(
-    height: int,
-    width: int,
-    channels: int,
-    column: bool,
-    directions: tuple[int, ...],
-    reverses: tuple[bool, ...],
-    states: int,
-    rank: int,
-    fits: Callable[[Tiling], bool],
-) -> Tiling | None:
-    """Returns a tiling with as few parts of the channels as fit, or None if none fits.
+class Inputs(NamedTuple):
+    """Arrays that both kernels read; parameters are float32.
+
+    Attributes:
+      x: Activations, float32 or bfloat16.
+      maps: dt, B and C of each direction.
+      weight, bias: Projection of the step sizes; the rows of `weight` for B and C are zero.
+      A: Rates times log2(e).
+    """
+
+    x: Float[Array, "t b h w d"]
+    maps: Float[Array, "t b h w k*c"]
+    weight: Float[Array, "t k c d"]
+    bias: Float[Array, "t k 1 d"]
+    A: Float[Array, "t k n d"]
+
+
+def choose_tiling(call: Tiling, fits: Callable[[Tiling], bool]) -> Tiling | None:
+    """Returns a tiling of a call with as few parts of the channels as fit, or None if none fits.
 
     Args:
-      height, width, channels, column, directions, reverses, states, rank: Attributes of `Tiling`.
+      call: The attributes that the call determines, from `height` to `rank`.
       fits: Whether the programs of a tiling fit in VMEM.
     """
-    length, across = (height, width) if column else (width, height)
-    needed = pl.cdiv(channels, LANES)
+    column = call.column
+    length, across = (call.height, call.width) if column else (call.width, call.height)
+    needed = pl.cdiv(call.channels, LANES)
     for parts in range(1, needed + 1):
-        group = _choose_group(pl.cdiv(needed, parts), states)
+        group = _choose_group(pl.cdiv(needed, parts), call.states)
         groups = pl.cdiv(pl.cdiv(needed, parts), group)
         pieces, piece = _cut_line(length if column else min(length, MAX_PIECES * MAX_PIECE_PIXELS))
         lines = SUBLANES
@@ -158,10 +166,8 @@ def choose_tiling(
             most = pixels // (pieces * piece) if pieces * piece >= length else 1
             lines = pl.cdiv(across, pl.cdiv(across, max(1, most)))
         while lines:
-            tiling = Tiling(
-                *(height, width, channels, column, directions, reverses, states, rank),
-                *(parts, group, groups, lines, pieces, piece),
-            )
+            sizes = dict(parts=parts, group=group, groups=groups, lines=lines)
+            tiling = dataclasses.replace(call, **sizes, pieces=pieces, piece_pixels=piece)
             if fits(tiling):
                 return tiling
             lines = 0 if column else lines // 2
