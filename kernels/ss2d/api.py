@@ -227,13 +227,7 @@ def _check_batch(size: int, axes: tuple[str, ...]) -> None:
 def _check_arrays(
     arrays: Mapping[str, Array], shapes: Mapping[str, str], known: Mapping[str, int]
 ) -> None:
-    """Checks every array's shape and dtype.
-
-    Args:
-      arrays: Arrays by argument name. The first that has a letter sets the letter's size.
-      shapes: Letters of each argument, separated by spaces.
-      known: Sizes of letters that are fixed already.
-    """
+    """Checks shapes and dtypes; the first array that has a letter not `known` sets its size."""
     sizes = dict(known)
     for name, array in arrays.items():
         letters, shape = shapes[name].split(), jnp.shape(array)

@@ -37,9 +37,7 @@ class ArgSpec:
     def arguments(self, seed: int = 0, step_scale: float = 1.0) -> tuple[np.ndarray, ...]:
         """Returns random values for the eight arrays of `ss2d`, float32.
 
-        Args:
-          seed: Seed of the random generator.
-          step_scale: Factor on the step sizes, which Mamba initializes between 0.001 and 0.1.
+        `step_scale` multiplies the step sizes, which Mamba initializes between 0.001 and 0.1.
         """
         rng = np.random.default_rng(seed)
         t, b, h, w, d, k, n, r = self.t, self.b, self.h, self.w, self.d, self.k, self.n, self.r

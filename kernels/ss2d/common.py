@@ -58,12 +58,7 @@ def check_name(what: str, name: str, valid: Iterable[str]) -> None:
 
 
 def combine(left: Sequence[Array], right: Sequence[Array]) -> tuple[Array, Array]:
-    """Composes h -> a*h + b over two neighbouring spans, for `jax.lax.associative_scan`.
-
-    Args:
-      left: (a, b) of the span that is read first.
-      right: (a, b) of the span that follows.
-    """
+    """Composes h -> a*h + b over neighbouring spans, `left` first; for `lax.associative_scan`."""
     return left[0] * right[0], left[1] * right[0] + right[1]
 
 
@@ -114,9 +109,7 @@ def _sum_skips(D: Float[Array, "t k d"]) -> Float[Array, "t 1 1 1 d"]:
 def softplus(z: Array, *, exact: bool) -> Array:
     """Returns log(1 + exp(z)) in a few multiplications, accurate also where it is tiny.
 
-    Args:
-      z: Any shape, float32.
-      exact: Whether the result is accurate to float32, rather than only beyond bfloat16.
+    The result is accurate to float32 if `exact`, else only beyond bfloat16.
     """
     e = jnp.exp(-jnp.abs(z))
     *coefficients, series = _LOG1P_EXACT if exact else _LOG1P

@@ -36,18 +36,11 @@ class TaskSwin(nnx.Module):
         drop_path_rate: float = 0.0,
         rngs: nnx.Rngs,
     ):
-        self.each = nnx.List(
-            SwinBlock(
-                features,
-                max(1, features // HEAD_WIDTH),
-                WINDOW,
-                shifted=shifted,
-                drop_path_rate=drop_path_rate,
-                dtype=settings.dtype,
-                rngs=rngs,
-            )
-            for _ in range(tasks)
+        heads, dtype = max(1, features // HEAD_WIDTH), settings.dtype
+        block = functools.partial(
+            SwinBlock, shifted=shifted, drop_path_rate=drop_path_rate, dtype=dtype, rngs=rngs
         )
+        self.each = nnx.List(block(features, heads, WINDOW) for _ in range(tasks))
 
     def __call__(self, z: TaskFeatures, key: jax.Array | None = None) -> TaskFeatures:
         """Refines each task's feature; a key switches drop path on."""
@@ -104,13 +97,9 @@ class AttentionGate(nnx.Module):
 
 
 class FixedGate(nnx.Module):
-    """A gate without weights, the same for every pixel (Table 5).
+    """A gate without weights, the same for every pixel (Table 5)."""
 
-    Attributes:
-      logit: Gate before its sigmoid.
-    """
-
-    logit: float
+    logit: float  # before the sigmoid
 
     def __init__(
         self, tasks: int, in_features: int, out_features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
@@ -136,7 +125,6 @@ class OpenGate(FixedGate):
 
 
 def _replaced(block: type, **parts: Callable) -> type:
-    """Returns a block with other parts, such as `make_gate`."""
     return type(block.__name__, (block,), parts)
 
 

@@ -80,9 +80,7 @@ class STM(nnx.Module):
     Args:
       tasks: Number of tasks t.
       features: Channels c.
-      settings: Settings of the decoder's blocks.
       drop_path_rate: Probability of dropping the block, for each task and image.
-      rngs: Random generators of the initial weights.
     """
 
     make_gate = TaskLinear

@@ -43,9 +43,9 @@ class DecoderStage(nnx.Module):
         tasks: int,
         features: int,
         settings: MambaSettings,
-        *,
         blocks: Sequence[Block],
         drop_path_rates: Sequence[float],
+        *,
         remat: str,
         rngs: nnx.Rngs,
     ):
@@ -64,10 +64,9 @@ class DecoderStage(nnx.Module):
         key: jax.Array | None = None,
     ) -> Float[Array, "t b 2*h 2*w c"]:
         """Decodes one stage; the first stage's z has no task axis."""
-        expanded = self.expand(z)
         # The encoder pads maps of odd size; the surplus row or column is dropped again here.
-        expanded = expanded[:, :, : skip.shape[1], : skip.shape[2]]
-        z = self.fuse(expanded, skip)
+        z = self.expand(z)[:, :, : skip.shape[1], : skip.shape[2]]
+        z = self.fuse(z, skip)
         for i, block in enumerate(self.blocks):
             z = call_block(self.remat, block, z, fold(key, i))
         return z
@@ -83,7 +82,6 @@ class MambaDecoder(nnx.Module):
       blocks: Blocks of a stage, in order.
       drop_path_rate: Drop-path rate of the first block; it falls linearly to 0 at the last.
       remat: Key of `layers.REMAT_POLICIES`, applied to each block.
-      rngs: Random generators of the initial weights.
     """
 
     def __init__(
@@ -91,23 +89,15 @@ class MambaDecoder(nnx.Module):
         tasks: int,
         widths: Sequence[int],
         settings: MambaSettings,
-        *,
         blocks: Sequence[Block] = STAGE_BLOCKS,
         drop_path_rate: float = 0.2,
         remat: str = "none",
+        *,
         rngs: nnx.Rngs,
     ):
         rates = np.linspace(drop_path_rate, 0.0, STAGES * len(blocks)).reshape(STAGES, -1)
         self.stages = nnx.List(
-            DecoderStage(
-                tasks,
-                width,
-                settings,
-                blocks=blocks,
-                drop_path_rates=stage_rates,
-                remat=remat,
-                rngs=rngs,
-            )
+            DecoderStage(tasks, width, settings, blocks, stage_rates, remat=remat, rngs=rngs)
             for width, stage_rates in zip(reversed(widths[:-1]), rates.tolist(), strict=True)
         )
 

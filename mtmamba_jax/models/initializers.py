@@ -20,14 +20,11 @@ class Parts:
     """Hands out consecutive parts of one draw; stands in for `nnx.Rngs` and for its keys.
 
     Args:
-      draw: Numbers from `draw_unit`, [n]; None hands out zeros, to count how many are needed.
-
-    Attributes:
-      count: Number of numbers handed out so far.
+      draw: Numbers from `draw_unit`; None hands out zeros, to count how many are needed.
     """
 
     def __init__(self, draw: Float[Array, " n"] | None = None):
-        self.count = 0
+        self.count = 0  # numbers handed out so far
         self._draw = draw
 
     def params(self) -> Parts:

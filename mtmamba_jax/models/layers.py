@@ -56,13 +56,9 @@ class Conv(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w o"]:
         """Convolves x in the compute dtype."""
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            self.kernel.astype(self.dtype),
-            (1, 1),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        x, kernel = x.astype(self.dtype), self.kernel.astype(self.dtype)
+        axes = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=axes)
         return y + self.bias.astype(self.dtype)
 
 
@@ -74,9 +70,8 @@ class DepthwiseConv(nnx.Module):
     ):
         self.dtype = dtype
         # Fan-in 9, as for a convolution with one input channel per group.
-        self.kernel = nnx.Param(
-            initializers.normal(rngs.params(), (tasks, 3, 3, features), 9**-0.5)
-        )
+        shape = (tasks, 3, 3, features)
+        self.kernel = nnx.Param(initializers.normal(rngs.params(), shape, 9**-0.5))
         self.bias = nnx.Param(jnp.zeros((tasks, features)))
 
     def __call__(self, x: Float[Array, "t b h w d"]) -> Float[Array, "t b h w d"]:
@@ -90,14 +85,8 @@ def drop_path(
 ) -> Float[Array, "..."]:
     """Zeroes whole residuals at random and scales the others by 1 / (1 - rate).
 
-    Stochastic depth (Huang et al., ECCV 2016).
-
-    Args:
-      residual: Output of a residual branch, [b ...] or [t b ...].
-      rate: Probability of zeroing one.
-      key: Random key; None drops nothing.
-      leading: Number of leading axes whose entries are drawn independently: the batch, and before
-        it the tasks.
+    Stochastic depth (Huang et al., ECCV 2016); without a key nothing is dropped. Entries of the
+    `leading` axes are drawn independently: the batch, and before it the tasks.
     """
     if key is None or rate == 0.0:
         return residual

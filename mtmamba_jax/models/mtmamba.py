@@ -54,10 +54,7 @@ class MTMamba(nnx.Module):
       encoder: Encoder of the image, such as `Swin`.
       tasks: Tasks to predict, in the order in which the cross-task blocks see them.
       settings: Settings of the Mamba blocks; None is the paper's.
-      drop_path_rate: Drop-path rate of the decoder's first block; it falls linearly to 0 at the
-        last.
-      remat: Key of `layers.REMAT_POLICIES`: what each block keeps for the backward pass.
-      rngs: Random generators of the initial weights.
+      drop_path_rate, remat: See `decoder.MambaDecoder`.
 
     Raises:
       ValueError: If there is no task.
@@ -78,18 +75,12 @@ class MTMamba(nnx.Module):
     ):
         if not tasks:
             raise ValueError("MTMamba needs at least one task; got none.")
-        settings = settings or MambaSettings()
+        settings, widths = settings or MambaSettings(), encoder.widths
         self.encoder = encoder
         self.decoder = MambaDecoder(
-            len(tasks),
-            encoder.widths,
-            settings,
-            blocks=self.stage_blocks,
-            drop_path_rate=drop_path_rate,
-            remat=remat,
-            rngs=rngs,
+            len(tasks), widths, settings, self.stage_blocks, drop_path_rate, remat, rngs=rngs
         )
-        self.heads = self.make_heads(tasks, encoder.widths[0], dtype=settings.dtype, rngs=rngs)
+        self.heads = self.make_heads(tasks, widths[0], dtype=settings.dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -209,22 +200,15 @@ def _create(settings: ModelSettings, tasks: Sequence[Task], rngs: nnx.Rngs) -> M
     check_name("encoder", settings.encoder, SWIN_SIZES)
     check_name("dtype", settings.dtype, DTYPES)
     check_name("remat policy", settings.remat, REMAT_POLICIES)
-    dtype, remat = DTYPES[settings.dtype], settings.remat
-    mamba = MambaSettings(
-        settings.expansion, settings.state_size, dtype, settings.scan_implementation
-    )
+    s, dtype, size = settings, DTYPES[settings.dtype], SWIN_SIZES[settings.encoder]
+    mamba = MambaSettings(s.expansion, s.state_size, dtype, s.scan_implementation)
 
     def construct(rngs: Any) -> MTMamba:
         encoder = Swin(
-            SWIN_SIZES[settings.encoder],
-            drop_path_rate=settings.encoder_drop_path_rate,
-            dtype=dtype,
-            remat=remat,
-            rngs=rngs,
+            size, drop_path_rate=s.encoder_drop_path_rate, dtype=dtype, remat=s.remat, rngs=rngs
         )
-        rate = settings.decoder_drop_path_rate
-        make = MODELS[settings.name]
-        return make(encoder, tasks, mamba, drop_path_rate=rate, remat=remat, rngs=rngs)
+        make, rate = MODELS[s.name], s.decoder_drop_path_rate
+        return make(encoder, tasks, mamba, drop_path_rate=rate, remat=s.remat, rngs=rngs)
 
     return initialize(construct, rngs)
 
@@ -232,10 +216,7 @@ def _create(settings: ModelSettings, tasks: Sequence[Task], rngs: nnx.Rngs) -> M
 MODELS: dict[str, Callable[..., MTMamba]] = {
     "mtmamba": MTMamba,
     "mtmamba_plus": MTMambaPlus,
-    **{
-        name: type("Ablation", (MTMamba,), {"stage_blocks": blocks})
-        for name, blocks in ABLATIONS.items()
-    },
+    **{k: type("Ablation", (MTMamba,), {"stage_blocks": v}) for k, v in ABLATIONS.items()},
 }
 """Models by name: the two papers', and those of the first paper's ablations."""
 
@@ -248,8 +229,7 @@ def abstract_model(settings: ModelSettings, tasks: Sequence[Task]) -> MTMamba:
 def build(settings: ModelSettings, tasks: Sequence[Task], seed: int) -> tuple[nnx.GraphDef, dict]:
     """Returns a model's structure and its initial parameters, a nested dict.
 
-    Raises:
-      ValueError: If a name in `settings` is unknown.
+    Raises ValueError if a name in `settings` is unknown.
     """
     return split_model(_create(settings, tasks, nnx.Rngs(seed)))
 

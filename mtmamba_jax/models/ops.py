@@ -50,8 +50,7 @@ def layer_norm(
 
     Args:
       x: Input of any shape.
-      scale: Scale, broadcast against `x`: each of its axes has size 1 or that of `x`.
-      bias: Bias, of the same shape as `scale`.
+      scale, bias: Broadcast against `x`: each axis has size 1 or that of `x`.
       axes: Axes to take the mean and the variance over.
       dtype: Dtype of the result; the statistics are float32 at least.
     """

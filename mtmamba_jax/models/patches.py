@@ -38,14 +38,13 @@ class PatchEmbed(nnx.Module):
         # PyTorch's initial bias of a convolution. With zeros, padding would stay zero through norm
         # after norm, each of which multiplies the gradient there by 1 / sqrt(EPSILON).
         bound = (self.patch**2 * 3) ** -0.5
+
+        def bias_init(key, shape, _):
+            return initializers.uniform(key, shape, -bound, bound)
+
         # A convolution of stride 4 with a 4x4 kernel is a matrix product on 4x4 patches.
-        self.projection = linear(
-            self.patch**2 * 3,
-            features,
-            bias_init=lambda key, shape, _: initializers.uniform(key, shape, -bound, bound),
-            dtype=dtype,
-            rngs=rngs,
-        )
+        inputs = self.patch**2 * 3
+        self.projection = linear(inputs, features, bias_init=bias_init, dtype=dtype, rngs=rngs)
         self.norm = LayerNorm(features, dtype=dtype)
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b ceil(h/4) ceil(w/4) c"]:

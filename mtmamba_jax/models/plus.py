@@ -1,5 +1,6 @@
 """MTMamba++'s cross-task block and heads, instead of MTMamba's (Lin et al., TPAMI 2025)."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -19,6 +20,10 @@ from mtmamba_jax.tasks import Task
 HEAD_FEATURES = 96
 MOMENTUM = 0.9  # of BatchNorm's running statistics: PyTorch's 0.1 weighs the new value
 
+batch_norm = functools.partial(
+    nnx.BatchNorm, momentum=MOMENTUM, epsilon=EPSILON, use_fast_variance=False
+)
+
 
 class SCTM(STM):
     """Semantic-aware cross-task Mamba block, which exchanges features between tasks.
@@ -36,12 +41,9 @@ class SCTM(STM):
         self.dtype = dtype
         self.norm_shared = TaskLayerNorm(tasks, features, joint=True, dtype=dtype)
         # One map of all t*c channels, kept as [t c c].
-        bound = (tasks * features) ** -0.5
-        shape = (tasks, features, features)
+        bound, shape = (tasks * features) ** -0.5, (tasks, features, features)
         self.in_proj_shared = nnx.Param(initializers.uniform(rngs.params(), shape, -bound, bound))
-        self.bias_shared = nnx.Param(
-            initializers.uniform(rngs.params(), (features,), -bound, bound)
-        )
+        self.bias_shared = nnx.Param(initializers.uniform(rngs.params(), shape[-1:], -bound, bound))
         self.conv_shared = Conv(features, features, dtype=dtype, rngs=rngs)
         self.selecting = TaskLinear(tasks, features, inner, dtype=dtype, rngs=rngs)
         super().__init__(tasks, features, settings, rngs=rngs, **options)
@@ -70,14 +72,7 @@ class ConvHead(nnx.Module):
     def __init__(self, features: int, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.dtype = dtype
         self.conv = Conv(features, HEAD_FEATURES, dtype=dtype, rngs=rngs)
-        self.norm = nnx.BatchNorm(
-            HEAD_FEATURES,
-            momentum=MOMENTUM,
-            epsilon=EPSILON,
-            dtype=dtype,
-            use_fast_variance=False,
-            rngs=rngs,
-        )
+        self.norm = batch_norm(HEAD_FEATURES, dtype=dtype, rngs=rngs)
         self.batches = nnx.BatchStat(jnp.zeros((), jnp.int32))
         self.projection = linear(HEAD_FEATURES, channels, dtype=dtype, rngs=rngs)
 

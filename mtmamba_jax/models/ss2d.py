@@ -33,7 +33,6 @@ class SS2D(nnx.Module):
       step_rank: Rank of the step-size projection, r.
       dtype: Compute dtype; parameters are float32.
       implementation: Backend of `kernels.ss2d` to force; None chooses one by platform.
-      rngs: Random generators of the initial weights.
     """
 
     def __init__(
@@ -53,45 +52,27 @@ class SS2D(nnx.Module):
         self.implementation = implementation
         # Mamba's own scheme: fan-in uniform projections, A = -(1..n), D = 1.
         bound = d**-0.5
-        self.projection = nnx.Param(
-            initializers.uniform(rngs.params(), (t, k, d, r + 2 * n), -bound, bound)
-        )
-        bound = r**-0.5
-        self.step_weight = nnx.Param(
-            initializers.uniform(rngs.params(), (t, k, r, d), -bound, bound)
-        )
+        shape = (t, k, d, r + 2 * n)
+        self.projection = nnx.Param(initializers.uniform(rngs.params(), shape, -bound, bound))
+        bound, shape = r**-0.5, (t, k, r, d)
+        self.step_weight = nnx.Param(initializers.uniform(rngs.params(), shape, -bound, bound))
         self.step_bias = nnx.Param(_step_bias(rngs.params(), (t, k, d)))
-        self.log_a = nnx.Param(
-            jnp.broadcast_to(jnp.log(jnp.arange(1, n + 1, dtype=jnp.float32)), (t, k, d, n))
-        )
+        log_a = jnp.log(jnp.arange(1, n + 1, dtype=jnp.float32))
+        self.log_a = nnx.Param(jnp.broadcast_to(log_a, (t, k, d, n)))
         self.skip = nnx.Param(jnp.ones((t, k, d)))
 
     def __call__(
         self, x: Float[Array, "t b h w d"], selecting: Float[Array, "t b h w d"] | None = None
     ) -> Float[Array, "t b h w d"]:
-        """Scans x in all directions and sums the results.
-
-        Args:
-          x: Feature maps to scan.
-          selecting: Feature maps to compute B, C and the step sizes from; x by default.
-        """
+        """Scans x; B, C and the step sizes are computed from `selecting`, by default x itself."""
         source = x if selecting is None else selecting
         projected = jnp.einsum(
             "tbhwd,tkde->tbhwke", source.astype(self.dtype), self.projection.astype(self.dtype)
         )
         step, b, c = jnp.split(projected, self.splits, axis=-1)
-        return ss2d(
-            x,
-            step,
-            self.step_weight[...],
-            self.step_bias[...],
-            -jnp.exp(self.log_a[...]),
-            b,
-            c,
-            self.skip[...],
-            implementation=self.implementation,
-            batch_axes=batch_axes(),
-        )
+        weight, bias, A = self.step_weight[...], self.step_bias[...], -jnp.exp(self.log_a[...])
+        arrays = (x, step, weight, bias, A, b, c, self.skip[...])
+        return ss2d(*arrays, implementation=self.implementation, batch_axes=batch_axes())
 
 
 def _step_bias(key: jax.Array | initializers.Parts, shape: tuple[int, ...]) -> jax.Array:

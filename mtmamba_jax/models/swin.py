@@ -1,6 +1,7 @@
 """Swin Transformer encoder (Liu et al., ICCV 2021), as mmsegmentation builds it."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -72,25 +73,20 @@ class WindowAttention(nnx.Module):
         """Attends within (shifted) windows."""
         height, width = x.shape[1:3]
         x = pad_to_multiple(x, self.window)
-        padded_height, padded_width = x.shape[1:3]
+        rows, columns = x.shape[1:3]
         shift = self.window // 2 if self.shifted else 0
         if shift:
             x = jnp.roll(x, (-shift, -shift), (1, 2))
-        shifted = (padded_height, padded_width, self.window) if self.shifted else None
-        x = self._attend(to_windows(x, self.window), shifted)
-        x = from_windows(x, self.window, padded_height, padded_width)
-        if shift:
-            x = jnp.roll(x, (shift, shift), (1, 2))
-        return x[:, :height, :width]
-
-    def _attend(
-        self, x: Float[Array, "m l c"], shifted: tuple[int, int, int] | None
-    ) -> Float[Array, "m l c"]:
+        x = to_windows(x, self.window)
         windows, length, c = x.shape
         qkv = self.qkv(x).reshape(windows, length, 3, self.heads, c // self.heads)
         bias = self.position_bias[relative_position_index(self.window)].transpose(2, 0, 1)
-        out = attention(qkv, bias, shifted)
-        return self.projection(out.reshape(windows, length, c))
+        x = attention(qkv, bias, (rows, columns, self.window) if self.shifted else None)
+        x = self.projection(x.reshape(windows, length, c))
+        x = from_windows(x, self.window, rows, columns)
+        if shift:
+            x = jnp.roll(x, (shift, shift), (1, 2))
+        return x[:, :height, :width]
 
 
 class SwinBlock(nnx.Module):
@@ -137,7 +133,6 @@ class Swin(nnx.Module):
       drop_path_rate: Drop-path rate of the last block; it rises linearly from 0 at the first.
       dtype: Compute dtype, float32 or bfloat16; parameters are float32.
       remat: Key of `layers.REMAT_POLICIES`, applied to each block.
-      rngs: Random generators of the initial weights.
 
     Attributes:
       widths: Channels of the four maps.
@@ -156,17 +151,10 @@ class Swin(nnx.Module):
         self.widths = tuple(size.width * 2**i for i in range(4))
         self.patch_embed = PatchEmbed(size.width, dtype=dtype, rngs=rngs)
         rates = iter(np.linspace(0.0, drop_path_rate, sum(size.depths)).tolist())
+        block = functools.partial(SwinBlock, window=size.window, dtype=dtype, rngs=rngs)
         self.stages = nnx.List(
             nnx.List(
-                SwinBlock(
-                    width,
-                    heads,
-                    size.window,
-                    shifted=i % 2 == 1,
-                    drop_path_rate=next(rates),
-                    dtype=dtype,
-                    rngs=rngs,
-                )
+                block(width, heads, shifted=i % 2 == 1, drop_path_rate=next(rates))
                 for i in range(depth)
             )
             for width, depth, heads in zip(self.widths, size.depths, size.heads, strict=True)
