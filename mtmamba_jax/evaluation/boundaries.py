@@ -81,10 +81,10 @@ def choose_benchmark(
     Args:
       dataset: `config.data.name`.
       tasks: The run's tasks.
-      labels: As in `Benchmark`. NAME is an example's ID; true contours lie between the regions of
+      labels: See `Benchmark`. NAME is an example's ID; true contours lie between the regions of
         these labels, as in published figures on PASCAL-Context's LabelMap.
       include_all: Whether to score images that the published figures exclude.
-      num_workers: As in `Benchmark`; None starts one worker per core.
+      num_workers: See `Benchmark`; None starts one worker per core.
 
     Raises:
       ValueError: If no task predicts edges, the folder does not exist or `num_workers` < 0.

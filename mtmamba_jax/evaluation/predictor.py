@@ -59,7 +59,7 @@ class Predictor:
         Args:
           path: The work directory of a training run, or one that the command `convert` wrote.
           checkpoint: "best" or "latest".
-          size: As in `Predictor`; None takes that of training.
+          size: See `Predictor`; None takes that of training.
 
         Raises:
           ValueError: If there is no run or no such checkpoint, or if it is damaged.

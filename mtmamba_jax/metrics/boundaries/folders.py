@@ -94,8 +94,8 @@ def count_folder(
       ids: Names of the images.
       predictions: Folder of NAME.png.
       labels: Folder of NAME.png or NAME.mat.
-      reading: As in `count_prediction`.
-      max_distance: As in `count_prediction`.
+      reading: See `count_prediction`.
+      max_distance: See `count_prediction`.
       num_workers: Number of worker processes; 0 counts in this process. It does not affect counts.
 
     Raises:
