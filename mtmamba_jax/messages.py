@@ -1,4 +1,4 @@
-"""Formats messages and reports alike: suggestions, shortened lists, numbers with units."""
+"""Formats what messages and reports share: suggestions, shortened lists, numbers with units."""
 
 import difflib
 from collections.abc import Iterable, Sequence

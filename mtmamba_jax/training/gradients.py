@@ -1,4 +1,4 @@
-"""Computes gradient norms of a model's parts: the encoder, each task's decoder and what they share."""
+"""Computes gradient norms of a model's parts: encoder, each task's decoder and what tasks share."""
 
 import re
 from collections.abc import Sequence
