@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 
-import mtmamba_jax
 from mtmamba_jax.benchmarks.programs import Record, ss2d_records
 from mtmamba_jax.devices.timing import WARM_UPS, peak_device_memory
 from mtmamba_jax.messages import gib, markdown_table, percent, short
@@ -123,7 +122,7 @@ def to_json(
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "device": device,
             "versions": {
-                "mtmamba_jax": mtmamba_jax.__version__,
+                "mtmamba_jax": importlib.metadata.version("mtmamba_jax"),
                 "python": platform.python_version(),
                 **{package: importlib.metadata.version(package) for package in packages},
             },

@@ -1,15 +1,14 @@
 """Writes the checkpoints of a run while it trains."""
 
 import contextlib
+import importlib.metadata
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import flax
 import jax
 import orbax.checkpoint as ocp
 
-import mtmamba_jax
 from mtmamba_jax.checkpoints.run_directory import ITEMS, RunDirectory
 from mtmamba_jax.devices.processes import is_first
 from mtmamba_jax.files.paths import check_free_space
@@ -171,4 +170,4 @@ def check_room(directory: RunDirectory, items) -> None:
 
 def versions() -> dict[str, str]:
     """Returns the versions of the packages that write a checkpoint."""
-    return {package.__name__: package.__version__ for package in (mtmamba_jax, jax, flax)}
+    return {name: importlib.metadata.version(name) for name in ("mtmamba_jax", "jax", "flax")}

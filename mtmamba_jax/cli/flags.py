@@ -1,9 +1,8 @@
 """Declares the commands and their flags."""
 
 import argparse
+import importlib.metadata
 from typing import Any
-
-import mtmamba_jax
 
 BENCHMARKS = ("ss2d", "step", "inference", "devices", "input")
 
@@ -23,7 +22,9 @@ def create_parser() -> Parser:
         description="MTMamba: several dense maps from one image, in JAX.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=mtmamba_jax.__version__)
+    parser.add_argument(
+        "--version", action="version", version=importlib.metadata.version("mtmamba_jax")
+    )
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser
     )

@@ -1,4 +1,4 @@
-"""Computes gradient norms of a model's parts: encoder, each task's decoder and what tasks share."""
+"""Computes gradient norms of the encoder, each task's decoder and what the tasks share."""
 
 import re
 from collections.abc import Sequence
