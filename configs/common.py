@@ -1,8 +1,8 @@
 """Declares every configuration key with its meaning and its default, the paper's recipe.
 
 Other configurations start from `get_config()` and change what differs; they cannot add keys. On the
-command line, select one with `--config=NAME[:VARIANT]` and set single keys with
-`--config.key=value`.
+command line, select one with `--config=NAME[:VARIANT]` or `--config=PATH.py[:VARIANT]`, and set
+single keys with `--config.key=value`.
 """
 
 import itertools

@@ -1,11 +1,13 @@
 """The wheel: one top-level name, and it works far from the repository."""
 
+import configparser
 import pathlib
 import shutil
 import subprocess
 import sys
 import zipfile
 
+FOLDERS = ("mtmamba_jax", "configs", "data_pipelines", "kernels")
 ROOT = pathlib.Path(__file__).parents[1]
 MODULES = (
     "kernels.ss2d",
@@ -17,9 +19,19 @@ MODULES = (
 )
 
 
+def test_every_package_is_listed():
+    folders = [path.parent for path in ROOT.glob("*/**/__init__.py")] + [ROOT / "mtmamba_jax"]
+    code = [folder for folder in folders if folder.relative_to(ROOT).parts[0] in FOLDERS]
+    names = {".".join(folder.relative_to(ROOT).parts) for folder in code}
+    wanted = {n if n.startswith("mtmamba_jax") else f"mtmamba_jax.{n}" for n in names}
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    assert wanted == set(settings["options"]["packages"].split())
+
+
 def test_wheel_has_one_top_level_name_and_imports_elsewhere(tmp_path):
     source = tmp_path / "source"  # a build leaves files behind
-    for name in ("mtmamba_jax", "configs", "data_pipelines", "kernels"):
+    for name in FOLDERS:
         shutil.copytree(ROOT / name, source / name)
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -30,6 +42,7 @@ def test_wheel_has_one_top_level_name_and_imports_elsewhere(tmp_path):
     with zipfile.ZipFile(wheel) as file:
         names = {name.split("/")[0] for name in file.namelist()}
         assert "mtmamba_jax/data_pipelines/builders/nyudv2/CITATIONS.bib" in file.namelist()
+        assert "mtmamba_jax/py.typed" in file.namelist()
         assert "mtmamba_jax/metrics/boundaries/pascal_context_excluded.txt" in file.namelist()
         metadata = next(name for name in file.namelist() if name.endswith("top_level.txt"))
         assert file.read(metadata).decode().split() == ["mtmamba_jax"]

@@ -43,10 +43,10 @@ class Resumed:
 def resume(directory: RunDirectory, like: Mapping[str, Any]) -> Resumed | None:
     """Returns what a run resumes from, None if it starts from scratch.
 
-    That is the newest latest checkpoint that can be read, with the newest best one. Incomplete
-    checkpoints are deleted, and so are best ones if the newest is of a later step than the state:
-    the run will get there again. Other checkpoints that would be in the way are renamed, with a
-    warning:
+    It uses the newest latest checkpoint that can be read, and the newest best one. Incomplete
+    checkpoints are deleted. If the newest best checkpoint is of a later step than the state, all
+    best ones are deleted: the run will reach that step again. Other checkpoints that would be in
+    the way are renamed, with a warning:
 
     - latest ones that cannot be read, to `unreadable_latest_<step>`, if an older one can;
     - best ones newer than any that can be read, to `unreadable_best_<step>`;

@@ -64,7 +64,7 @@ def lock(directory: RunDirectory) -> Iterator[LockedRunDirectory]:
     locked: two runs at once would overwrite each other's files there.
 
     Raises:
-      OSError: If it cannot be written, or if another run is writing there.
+      OSError: If the work directory cannot be written, or if another run is writing there.
       ValueError: If the processes were given different work directories.
     """
     token = max_over_processes(secrets.randbits(31) if is_first() else 0)  # the first process's

@@ -95,7 +95,7 @@ class CheckpointWriter:
         self._unrecorded.add((kind, step))
 
     def check(self) -> None:
-        """Raises the error of a save that has failed; call it now and then."""
+        """Raises the error of a save that has failed; call it after every step."""
         with self._explain_errors():
             for kind, manager in self._managers.items():
                 manager.check_for_errors()

@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Errors of the user are printed as one message; `--traceback` shows where they were raised.
 
     Returns:
-      The exit code. 0: success. 1: failure, also of a part. 2: the command line is wrong.
+      The exit code. 0: success. 1: the command, or a part of it, failed. 2: the command line or its
+      input is wrong. 130: interrupted by Ctrl-C.
     """
     # Orbax logs through absl: usage warnings, and errors that it raises as well.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -55,6 +56,8 @@ def _run(options: argparse.Namespace, unknown: Sequence[str], parser: Parser) ->
     except KeyboardInterrupt:
         return _fail(f"Interrupted.{_AFTER_INTERRUPTION.get(options.command, '')}", 130)
     except ModuleNotFoundError as error:  # in a clone that is not installed, our own packages too
+        if options.traceback:
+            raise
         return _fail(f"{error}. Install the package first: pip install -e .", 1)
     except (ValueError, OSError, RuntimeError) as error:
         if options.traceback:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import config_path
 
 from mtmamba_jax.config.settings import Config, flatten, from_flat
-from mtmamba_jax.messages import check_name, nearest
+from mtmamba_jax.messages import nearest
 
 
 def load(name: str, overrides: Mapping[str, str] | None = None) -> Config:
@@ -30,8 +30,8 @@ def load(name: str, overrides: Mapping[str, str] | None = None) -> Config:
         or if a value does not fit.
     """
     path, _, variant = _locate(name).partition(":")
-    valid = variants(name)
-    if "VARIANTS" in runpy.run_path(path) and variant not in valid:
+    valid = runpy.run_path(path).get("VARIANTS")
+    if valid is not None and variant not in valid:
         raise ValueError(
             f"Config {name.partition(':')[0]!r} has no variant {variant!r}."
             f"{nearest(variant, valid)} Valid: {', '.join(map(repr, valid))}."
@@ -71,7 +71,10 @@ def _locate(name: str) -> str:
     folder = pathlib.Path(spec.submodule_search_locations[0])
     valid = sorted(path.stem for path in folder.glob("[!_]*.py"))
     if stem not in valid:
-        check_name("config", stem, [*valid, "or the path of a Python file (FOLDER/NAME.py)"])
+        raise ValueError(
+            f"Unknown config {stem!r}.{nearest(stem, valid)} Valid: {', '.join(valid)}, or the "
+            "path of a Python file (FOLDER/NAME.py)."
+        )
     return f"{folder / stem}.py{colon}{variant}"
 
 

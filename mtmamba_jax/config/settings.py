@@ -38,7 +38,13 @@ AT_LEAST_ONE = (
     "train.microbatches", "train.log_every", "train.eval_every", "train.checkpoint_every",
     "train.keep_checkpoints", "eval.batch_size",
 )  # fmt: skip
-AT_LEAST_ZERO = ("seed", "data.num_workers", "optimizer.warmup_steps", "eval.panels")
+AT_LEAST_ZERO = (
+    "seed",
+    "data.num_workers",
+    "data.cache_gib",
+    "optimizer.warmup_steps",
+    "eval.panels",
+)
 PROBABILITIES_BELOW_ONE = ("model.encoder_drop_path_rate", "model.decoder_drop_path_rate")
 CHOICES = {
     "on_nonfinite": ("stop", "skip"),
@@ -272,8 +278,8 @@ def _check_baselines(baselines: Mapping[str, float], tasks: Sequence[str]) -> No
     missing = [name for name in tasks if name not in baselines]
     if baselines and missing:
         raise ValueError(
-            f"tasks.baselines lacks {', '.join(missing)}. Give a baseline for every task of the "
-            "run, or for none."
+            f"tasks.baselines has no value for {', '.join(missing)}. Give a baseline for every "
+            "task of the run, or for none."
         )
 
 

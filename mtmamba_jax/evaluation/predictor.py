@@ -21,7 +21,7 @@ from mtmamba_jax.visualization.features import create_feature_step, draw_feature
 
 
 class Predictor:
-    """Maps a photo to one map per task, in units.
+    """Maps a photo to one map per task, in physical units.
 
     Photos are resized to fit into `size`, keeping their aspect ratio, and padded, as in evaluation;
     the maps have the photo's size. The model is compiled once, for the padded size.
@@ -35,7 +35,7 @@ class Predictor:
     Args:
       model: A model such as `create_model` returns; its weights are copied to the first device.
       tasks: Tasks that the model predicts, in its order.
-      size: Height and width that photos are fitted into, in pixels; best that of training.
+      size: Height and width that photos are fitted into, in pixels; the training size works best.
     """
 
     def __init__(self, model: nnx.Module, tasks: Sequence[Task], size: tuple[int, int]):

@@ -78,7 +78,7 @@ class Loop:
         Raises:
           StoppedError: If a signal arrived; the state is saved.
           SavingError: If a checkpoint could not be written.
-          NonFiniteError: If a loss or gradient is not finite.
+          NonFiniteError: If a loss or gradient is not finite, or too many steps are skipped.
         """
         settings, guard = self._settings, self._guard
         clock, profile = self._monitors.clock, self._monitors.profile

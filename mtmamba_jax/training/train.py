@@ -68,7 +68,7 @@ def train(
     Raises:
       ValueError: If the configuration cannot work, or differs from that of the checkpoints in
         `workdir`.
-      NonFiniteError: If a loss or gradient is not finite.
+      NonFiniteError: If a loss or gradient is not finite, or too many such steps are skipped.
       StoppedError: If SIGTERM or Ctrl-C arrived; the state is saved.
       OSError: If `workdir` cannot be read or written, or another run is writing there.
       ExampleError, WorkerError: If an example cannot be read, or a worker process died.

@@ -42,7 +42,7 @@ MISTAKES = [
         2,
         "cannot be combined with train.microbatches > 1. Use loss.reduction='image'",
     ),
-    (["train", "--config.tasks.baselines.depth=1.0"], 2, "tasks.baselines lacks semseg"),
+    (["train", "--config.tasks.baselines.depth=1.0"], 2, "tasks.baselines has no value for semseg"),
 ]
 
 
