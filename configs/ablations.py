@@ -14,7 +14,7 @@ dataset is not available; the paper's scores are in mtmamba_jax/paper/published.
 from ml_collections import ConfigDict
 
 from mtmamba_jax.configs import nyudv2
-from mtmamba_jax.tasks import NYUDV2
+from mtmamba_jax.tasks.table import NYUDV2
 
 DECODERS = {  # variant -> key of models.mtmamba.MODELS
     "multi_task": "swin_decoder",

@@ -9,7 +9,7 @@ import itertools
 
 from ml_collections import ConfigDict, config_dict
 
-from mtmamba_jax.tasks import TASK_SETS
+from mtmamba_jax.tasks.table import TASK_SETS
 
 
 def get_config() -> ConfigDict:

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 
 Example = dict[str, Any]
 """A raw example, or one on its way through the transforms."""
@@ -77,51 +77,23 @@ def check_example(example: Mapping[str, Any], tasks: Sequence[Task]) -> None:
       ValueError: The example breaks the contract. The message names the key, and what was wanted
         and what was found.
     """
-    height, width = _leading_shape(example, "image", "example", leading=0)
+    shape = np.shape(_entry(example, "image"))
+    if len(shape) != 3:
+        raise ValueError(f"example['image']: wanted shape [h w 3], got {list(shape)}.")
+    height, width, _ = shape
     wanted = {"image": ((height, width, 3), "uint8")}
     wanted |= {t.name: ((height, width, t.label_channels), t.label_dtype) for t in tasks}
-    _check_arrays(example, wanted, "example")
-    if not isinstance(_entry(example, "id", "example"), str):
-        raise ValueError(f"example['id']: wanted a str, got {type(example['id']).__name__}.")
-
-
-def check_batch(batch: Mapping[str, Any], tasks: Sequence[Task], label_scale: int = 1) -> None:
-    """Checks a host batch in the same way as `check_example`."""
-    count, height, width = _leading_shape(batch, "images", "batch", leading=1)
-    wanted = {
-        "images": ((count, height, width, 3), "float32"),
-        "size": ((count, 2), "int32"),
-        "mask": ((count,), "bool"),
-    }
-    label_pixels = (count, height * label_scale, width * label_scale)
-    wanted |= {t.name: ((*label_pixels, t.label_channels), t.label_dtype) for t in tasks}
-    _check_arrays(batch, wanted, "batch")
-    ids = np.asarray(_entry(batch, "id", "batch"))
-    if ids.shape != (count,) or ids.dtype.kind != "U":
-        raise ValueError(f"batch['id']: wanted str [{count}], got {ids.dtype} {list(ids.shape)}.")
-
-
-def _entry(arrays: Mapping[str, Any], key: str, what: str) -> Any:
-    if key not in arrays:
-        raise ValueError(f"{what} has no key {key!r}; it has {', '.join(map(repr, arrays))}.")
-    return arrays[key]
-
-
-def _leading_shape(arrays: Mapping[str, Any], key: str, what: str, leading: int) -> tuple[int, ...]:
-    """Returns the batch axis, if any, the height and the width, which the labels must share."""
-    shape = np.shape(_entry(arrays, key, what))
-    if len(shape) != leading + 3:
-        axes = "[b h w 3]" if leading else "[h w 3]"
-        raise ValueError(f"{what}[{key!r}]: wanted shape {axes}, got {list(shape)}.")
-    return shape[: leading + 2]
-
-
-def _check_arrays(
-    arrays: Mapping[str, Any], wanted: Mapping[str, tuple[tuple[int, ...], str]], what: str
-) -> None:
     for key, (shape, dtype) in wanted.items():
-        value = _entry(arrays, key, what)
+        value = _entry(example, key)
         found = (tuple(value.shape), str(value.dtype)) if hasattr(value, "dtype") else None
         if found != (shape, dtype):
             came = f"{found[1]} {list(found[0])}" if found else type(value).__name__
-            raise ValueError(f"{what}[{key!r}]: wanted {dtype} {list(shape)}, got {came}.")
+            raise ValueError(f"example[{key!r}]: wanted {dtype} {list(shape)}, got {came}.")
+    if not isinstance(_entry(example, "id"), str):
+        raise ValueError(f"example['id']: wanted a str, got {type(example['id']).__name__}.")
+
+
+def _entry(example: Mapping[str, Any], key: str) -> Any:
+    if key not in example:
+        raise ValueError(f"example has no key {key!r}; it has {', '.join(map(repr, example))}.")
+    return example[key]

@@ -22,7 +22,7 @@ from absl import flags
 from mtmamba_jax.data_pipelines import transforms as transforms_lib
 from mtmamba_jax.data_pipelines.batch import Example, check_example
 from mtmamba_jax.data_pipelines.workers import set_up_worker, worker_death
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 
 # Batches prefetched by this process, or by each worker. A batch of 8 NYUDv2 examples is 74 MB.
 _BUFFERED_BATCHES = 2

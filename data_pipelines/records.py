@@ -14,7 +14,7 @@ from mtmamba_jax.data_pipelines.batch import Example
 from mtmamba_jax.data_pipelines.datasets import DATASETS, default_data_dir
 from mtmamba_jax.files.paths import is_remote
 from mtmamba_jax.messages import check_name, shortened
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 
 _PREPARE = "python launch.py prepare --dataset={} --source=PUBLISHED_FILES"
 

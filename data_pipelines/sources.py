@@ -15,7 +15,7 @@ from mtmamba_jax.data_pipelines.pipeline import Source
 from mtmamba_jax.data_pipelines.records import Records
 from mtmamba_jax.data_pipelines.synthetic.source import SyntheticScenes
 from mtmamba_jax.messages import check_name
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 
 SPLITS = {"train": "train", "test": "val"}
 """The published name of each split."""

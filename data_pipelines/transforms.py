@@ -17,7 +17,7 @@ from jaxtyping import Float, Num
 from mtmamba_jax.array_types import Array
 from mtmamba_jax.data_pipelines import pixels
 from mtmamba_jax.data_pipelines.batch import MEAN, STD, Example, pad_offset
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 
 
 class Transform(abc.ABC):

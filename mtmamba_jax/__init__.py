@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mtmamba_jax.models.mtmamba import MTMamba, MTMambaPlus, create_model, to_linen
     from mtmamba_jax.models.ss2d import SS2D
     from mtmamba_jax.models.swin import Swin
-    from mtmamba_jax.tasks import CITYSCAPES, NYUDV2, PASCAL_CONTEXT
+    from mtmamba_jax.tasks.table import CITYSCAPES, NYUDV2, PASCAL_CONTEXT
 
 __version__ = "0.1.0"
 
@@ -38,7 +38,7 @@ _MODULES = {
     "models.mtmamba": ("MTMamba", "MTMambaPlus", "create_model", "to_linen"),
     "models.ss2d": ("SS2D",),
     "models.swin": ("Swin",),
-    "tasks": ("CITYSCAPES", "NYUDV2", "PASCAL_CONTEXT"),
+    "tasks.table": ("CITYSCAPES", "NYUDV2", "PASCAL_CONTEXT"),
 }
 
 

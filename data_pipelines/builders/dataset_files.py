@@ -10,7 +10,7 @@ from jaxtyping import Shaped, UInt8
 
 from mtmamba_jax.data_pipelines.batch import Example
 from mtmamba_jax.data_pipelines.builders.reading import read_list, read_photo
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 
 
 class DatasetFiles(abc.ABC):

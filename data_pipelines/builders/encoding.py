@@ -21,7 +21,7 @@ from jaxtyping import Float32, UInt8
 
 from mtmamba_jax.data_pipelines.batch import Example
 from mtmamba_jax.data_pipelines.builders.reading import NORMAL_OF_LEVEL
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 
 # PNG settings decide how fast an image is read. Milliseconds and kB for 425x560 pixels: class IDs
 # without a filter 0.16 and 5.5, with zlib's level 1 and OpenCV's choice of filters 0.46 and 9.5;

@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int32, Integer, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from mtmamba_jax.messages import shortened
-from mtmamba_jax.tasks import IGNORE
+from mtmamba_jax.tasks.table import IGNORE
 
 COPY_AGAIN = "Extract or copy it again from its source."
 """The remedy for a damaged file."""

@@ -24,7 +24,7 @@ from mtmamba_jax.data_pipelines.builders.dataset_files import DatasetFiles
 from mtmamba_jax.data_pipelines.builders.reading import COPY_AGAIN, DataError
 from mtmamba_jax.data_pipelines.parallel import in_order
 from mtmamba_jax.messages import bulleted
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 
 EXAMPLES_PER_SHARD = 64
 

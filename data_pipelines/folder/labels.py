@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, Num
 
 from mtmamba_jax.data_pipelines.builders import reading
 from mtmamba_jax.data_pipelines.builders.reading import DataError, Size
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 
 # A unit vector in 8 bits is within 0.01 of length 1; interpolation and JPEG shorten it.
 _LENGTHS = (0.8, 1.2)

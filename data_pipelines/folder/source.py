@@ -3,7 +3,7 @@
 my_data/
   images/NAME.jpg     or .jpeg, .png: 8-bit RGB
   semseg/NAME.png     class IDs 0, 1, ... in the order of `tasks.classes`
-  human_parts/        class IDs 0 to 6, in the order of `tasks.HUMAN_PART_CLASSES`
+  human_parts/        class IDs 0 to 6, in the order of `tasks.table.HUMAN_PART_CLASSES`
   saliency/           1 on salient pixels, 0 elsewhere
   edge/               1 on boundaries, 0 elsewhere
   depth/NAME.npy      metres, floating point [h w]; or NAME.png, 16-bit millimetres
@@ -29,7 +29,7 @@ from mtmamba_jax.data_pipelines.batch import Example
 from mtmamba_jax.data_pipelines.builders.reading import DataError, read_list, read_rgb
 from mtmamba_jax.data_pipelines.folder.labels import label_suffixes, read_label
 from mtmamba_jax.messages import check_name, shortened
-from mtmamba_jax.tasks import CUSTOM, IGNORE, Task
+from mtmamba_jax.tasks.table import CUSTOM, IGNORE, Task
 
 LISTS = {"train": "train on", "val": "score"}
 """The splits, each with a list of names, and what its images are used for."""

@@ -28,7 +28,7 @@ def semantic_classes(
 ) -> Int32[np.ndarray, "h w 1"]:
     """Returns class IDs, given the kind of each object and the object number of each pixel.
 
-    The classes are `tasks.NYUDV2_CLASSES` or `tasks.VOC_CLASSES`.
+    The classes are `tasks.table.NYUDV2_CLASSES` or `tasks.table.VOC_CLASSES`.
     """
     column = 0 if "wall" in class_names else 1
     ids = np.array([class_names.index(KINDS[kind][column]) for kind in kinds], np.int32)

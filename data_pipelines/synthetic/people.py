@@ -7,7 +7,7 @@ from mtmamba_jax.data_pipelines.synthetic.materials import random_material
 from mtmamba_jax.data_pipelines.synthetic.pieces import Piece
 
 HEAD, TORSO, UPPER_ARM, LOWER_ARM, UPPER_LEG, LOWER_LEG = range(1, 7)
-"""Class IDs of `tasks.HUMAN_PART_CLASSES`."""
+"""Class IDs of `tasks.table.HUMAN_PART_CLASSES`."""
 
 HIP_HEIGHT = 0.52
 """Height of the hips as a fraction of the body height."""

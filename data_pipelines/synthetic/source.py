@@ -10,7 +10,7 @@ import numpy as np
 from mtmamba_jax.data_pipelines.synthetic import arrangement, labels, shading
 from mtmamba_jax.data_pipelines.synthetic.geometry import cast
 from mtmamba_jax.messages import check_name, nearest
-from mtmamba_jax.tasks import DEPTH, SEMSEG_NYUDV2, SEMSEG_VOC, Task
+from mtmamba_jax.tasks.table import DEPTH, SEMSEG_NYUDV2, SEMSEG_VOC, Task
 
 SPLITS = ("train", "test")
 _NAMES = ("semseg", "depth", "normals", "edge", "human_parts", "saliency")

@@ -1,5 +1,6 @@
 """Measures `benchmark --what=input`: how fast a configuration's training batches are prepared."""
 
+import dataclasses
 import pathlib
 import statistics
 import time
@@ -9,10 +10,11 @@ from typing import Any
 from mtmamba_jax.benchmarks.report import to_json
 from mtmamba_jax.config import Config
 from mtmamba_jax.data_pipelines.parallel import available_cores
-from mtmamba_jax.data_pipelines.pipeline import Source, train_batches
+from mtmamba_jax.data_pipelines.pipeline import Source
 from mtmamba_jax.data_pipelines.sources import open_source
 from mtmamba_jax.devices.timing import check_repeats
 from mtmamba_jax.messages import markdown_table, short
+from mtmamba_jax.training.train import open_batches
 
 _PREFETCHED = 2  # batches that each worker prepares ahead
 _PACKAGES = ("grain", "numpy", "opencv-python-headless")
@@ -51,16 +53,8 @@ def worker_counts(cores: int) -> list[int]:
 
 
 def _measure(config: Config, source: Source, workers: int, repeats: int) -> dict[str, Any]:
-    batches = train_batches(
-        source,
-        config.tasks.selected,
-        crop_size=config.data.size,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        augment=config.augment,
-        label_scale=config.data.label_scale,
-        num_workers=workers,
-    )
+    data = dataclasses.replace(config.data, num_workers=workers)
+    batches = open_batches(dataclasses.replace(config, data=data), source)
     per_sample = max(1, workers)  # batches; workers deliver in turn
     try:
         for _ in range(1 + _PREFETCHED * per_sample):  # prepared ahead, so not timed

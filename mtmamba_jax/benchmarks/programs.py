@@ -28,7 +28,7 @@ from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
 from mtmamba_jax.messages import check_name
 from mtmamba_jax.models.mtmamba import build
 from mtmamba_jax.models.norm import TaskLayerNorm
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 from mtmamba_jax.training.optimizer import create_optimizer
 from mtmamba_jax.training.state import create_state
 from mtmamba_jax.training.step import create_train_step

@@ -12,7 +12,7 @@ from mtmamba_jax.checkpoints.run_directory import RunDirectory, explain_errors
 from mtmamba_jax.config import Config
 from mtmamba_jax.devices.sharding import create_mesh, replicated
 from mtmamba_jax.models.mtmamba import MTMamba, abstract_build
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 
 CheckpointKind = Literal["best", "latest"]
 

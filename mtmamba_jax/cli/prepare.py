@@ -18,7 +18,7 @@ from mtmamba_jax.data_pipelines.parallel import available_cores, in_order
 from mtmamba_jax.data_pipelines.records import Records, create_builder
 from mtmamba_jax.data_pipelines.remote_cache import how_to_upload
 from mtmamba_jax.files.paths import is_remote
-from mtmamba_jax.readout import label_value
+from mtmamba_jax.tasks.readout import label_value
 from mtmamba_jax.visualization.legend import add_legend
 from mtmamba_jax.visualization.render import image_grid, render_map, write_png
 

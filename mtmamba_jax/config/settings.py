@@ -18,12 +18,12 @@ from mtmamba_jax.data_pipelines.folder.source import find_folder, task_folders
 from mtmamba_jax.data_pipelines.sources import DataSettings
 from mtmamba_jax.data_pipelines.transforms import AugmentSettings
 from mtmamba_jax.kernels.ss2d import IMPLEMENTATIONS
-from mtmamba_jax.losses import REDUCTIONS, SCHEMES
 from mtmamba_jax.messages import check_name, nearest
 from mtmamba_jax.models.layers import REMAT_POLICIES
 from mtmamba_jax.models.mtmamba import DTYPES, MODELS, ModelSettings
 from mtmamba_jax.models.swin import SWIN_SIZES
-from mtmamba_jax.tasks import CUSTOM, Task, select
+from mtmamba_jax.tasks.losses import REDUCTIONS, SCHEMES
+from mtmamba_jax.tasks.table import CUSTOM, Task, select
 
 FREE_KEYS = (
     "on_nonfinite", "mesh.data", "mesh.fsdp", "data.dir", "data.num_workers", "data.cache_gib",
@@ -76,7 +76,7 @@ class MeshSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TaskSettings:
-    """The tasks of a run; see `tasks.select`.
+    """The tasks of a run; see `tasks.table.select`.
 
     Attributes:
       baselines: {task name: score that delta_m compares with}; empty compares with the best

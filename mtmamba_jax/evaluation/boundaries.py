@@ -15,8 +15,8 @@ from mtmamba_jax.metrics.boundaries.folders import (
     count_prediction,
     excluded_ids,
 )
-from mtmamba_jax.readout import to_levels
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.readout import to_levels
+from mtmamba_jax.tasks.table import Task
 
 READING_OF_TEST_SET: Mapping[str, str] = {"nyudv2": "regions"}
 """How published figures read a dataset's own edge labels; those of other datasets are contours."""

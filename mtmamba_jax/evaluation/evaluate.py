@@ -13,12 +13,12 @@ from mtmamba_jax.data_pipelines.batch import remove_padding
 from mtmamba_jax.data_pipelines.pipeline import eval_batches
 from mtmamba_jax.data_pipelines.sources import DataSettings, open_source
 from mtmamba_jax.devices.sharding import batch_sharding, jit_on, put_batch, replicated
-from mtmamba_jax.labels import resize_logits
 from mtmamba_jax.metrics import Scores, compute_scores, create_constant, create_metric
 from mtmamba_jax.metrics.base import Accumulator, Counts
 from mtmamba_jax.metrics.multitask import headline
-from mtmamba_jax.readout import to_value
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.labels import resize_logits
+from mtmamba_jax.tasks.readout import to_value
+from mtmamba_jax.tasks.table import Task
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mtmamba_jax.evaluation.predictor import Predictor
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 from mtmamba_jax.visualization.legend import add_legend
 from mtmamba_jax.visualization.render import image_grid, overlay, render_map, write_png
 

@@ -16,7 +16,7 @@ from mtmamba_jax.devices.sharding import create_mesh
 from mtmamba_jax.evaluation.evaluate import create_predict_step
 from mtmamba_jax.evaluation.resizing import enlarge, fit
 from mtmamba_jax.models.weights import split_model
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 from mtmamba_jax.visualization.features import create_feature_step, draw_features
 
 

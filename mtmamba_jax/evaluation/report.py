@@ -14,7 +14,7 @@ from mtmamba_jax.metrics.base import Counts
 from mtmamba_jax.metrics.multitask import delta_m, headline
 from mtmamba_jax.metrics.segmentation import Segmentation
 from mtmamba_jax.paper.published import DATASET, ROWS, SCORES
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 from mtmamba_jax.visualization.confusion import draw_confusion
 from mtmamba_jax.visualization.figures import write_figure
 

@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from mtmamba_jax.readout import to_value
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.readout import to_value
+from mtmamba_jax.tasks.table import Task
 
 _STRIP = 256  # rows of a large photo whose logits are in memory at once
 

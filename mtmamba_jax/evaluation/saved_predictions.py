@@ -22,8 +22,8 @@ from etils import epath
 
 from mtmamba_jax.evaluation.evaluate import Prediction
 from mtmamba_jax.files.paths import write_atomically
-from mtmamba_jax.readout import normal_levels, to_levels
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.readout import normal_levels, to_levels
+from mtmamba_jax.tasks.table import Task
 
 FOLDERS: Mapping[str, str] = {"saliency": "sal"}
 """The official name of a task's folder, where it differs from the task's name."""

@@ -13,7 +13,7 @@ from mtmamba_jax.config import Config
 from mtmamba_jax.convert.weight_files import HUB
 from mtmamba_jax.data_pipelines.datasets import LICENSES
 from mtmamba_jax.devices.sharding import compiler_options
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 
 MEANINGS = {
     "classes": "class numbers",

@@ -25,8 +25,8 @@ from mtmamba_jax.data_pipelines.transforms import normalise
 from mtmamba_jax.export.model_card import to_markdown
 from mtmamba_jax.files.paths import check_free_space
 from mtmamba_jax.models.mtmamba import abstract_build
-from mtmamba_jax.readout import to_value
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.readout import to_value
+from mtmamba_jax.tasks.table import Task
 
 PROGRAM, WEIGHTS, SCRIPT = "program.jax_export", "weights.npz", "run.py"
 CARD, CARD_TEXT = "model_card.json", "model_card.md"

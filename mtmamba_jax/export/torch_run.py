@@ -23,7 +23,7 @@ from mtmamba_jax.models.mtmamba import MODELS, abstract_model
 from mtmamba_jax.models.norm import LayerNorm
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin, SwinSize
 from mtmamba_jax.models.weights import WEIGHTS, split_model
-from mtmamba_jax.tasks import TASK_SETS
+from mtmamba_jax.tasks.table import TASK_SETS
 
 RECIPES = ("nyudv2", "pascal_context", "cityscapes")
 """Configurations of the published models, each with its own tasks."""

@@ -9,7 +9,7 @@ from mtmamba_jax.metrics.edges import Edge, EdgeConstant
 from mtmamba_jax.metrics.normals import Normals, NormalsConstant
 from mtmamba_jax.metrics.saliency import Saliency, SaliencyConstant
 from mtmamba_jax.metrics.segmentation import Segmentation, SegmentationConstant
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 
 METRICS: Mapping[str, Callable[[Task], Metric]] = {
     "segmentation": Segmentation,

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from mtmamba_jax.array_types import Array
-from mtmamba_jax.labels import check_shapes, valid_pixels
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.labels import check_shapes, valid_pixels
+from mtmamba_jax.tasks.table import Task
 
 Counts = Mapping[str, Array]
 """Sums by name: int32 and float32 from a device, int64 and float64 after a merge."""

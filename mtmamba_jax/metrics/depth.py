@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmamba_jax.metrics import base
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 
 SMALLEST_DEPTH = 1e-9
 """Lower bound of predictions, in the task's unit, as in the official evaluation."""

@@ -7,9 +7,9 @@ contours within a distance, is in `mtmamba_jax.metrics.boundaries`.
 import jax
 import numpy as np
 
-from mtmamba_jax.losses import edge_bce
 from mtmamba_jax.metrics import base
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.losses import edge_bce
+from mtmamba_jax.tasks.table import Task
 
 THRESHOLDS = np.arange(1, 100) / 100.0
 """0.01, 0.02, ... 0.99."""

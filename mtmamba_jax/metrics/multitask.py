@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 
 
 def headline(tasks: Sequence[Task], scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 
-from mtmamba_jax.losses import normalise
 from mtmamba_jax.metrics import base
-from mtmamba_jax.readout import angle
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.losses import normalise
+from mtmamba_jax.tasks.readout import angle
+from mtmamba_jax.tasks.table import Task
 
 BIN_WIDTH = 0.01
 """Width in degrees of the histogram bins that the median is read from."""

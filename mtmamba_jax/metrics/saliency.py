@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from mtmamba_jax.metrics import base
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 
 BETA_SQUARED = 0.3
 THRESHOLDS = np.arange(1, 20) / 20.0

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmamba_jax.metrics import base
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 
 
 class Segmentation(base.Metric):

@@ -11,7 +11,7 @@ from mtmamba_jax.models.layers import TaskLinear, linear
 from mtmamba_jax.models.norm import TaskLayerNorm
 from mtmamba_jax.models.ops import inverse_deviation, wide_einsum
 from mtmamba_jax.models.patches import depth_to_space
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 
 
 class ExpandHeads(nnx.Module):

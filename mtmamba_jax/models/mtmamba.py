@@ -10,7 +10,6 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mtmamba_jax.array_types import Features, TaskFeatures
-from mtmamba_jax.labels import resize_logits
 from mtmamba_jax.messages import check_name
 from mtmamba_jax.models.ablations import ABLATIONS
 from mtmamba_jax.models.blocks import STM, MambaSettings
@@ -21,7 +20,8 @@ from mtmamba_jax.models.layers import REMAT_POLICIES, fold
 from mtmamba_jax.models.plus import SCTM, ConvHeads
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin
 from mtmamba_jax.models.weights import split_model
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.labels import resize_logits
+from mtmamba_jax.tasks.table import Task
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -185,7 +185,7 @@ def create_model(
 
     Args:
       name: Key of `MODELS`, such as "mtmamba" or "mtmamba_plus".
-      tasks: Tasks to predict, such as `NYUDV2` of `mtmamba_jax.tasks`.
+      tasks: Tasks to predict, such as `NYUDV2` of `mtmamba_jax.tasks.table`.
       rngs: Random generators of the initial weights.
       **settings: Other fields of `ModelSettings`, such as `encoder` and `dtype`.
 

@@ -9,13 +9,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mtmamba_jax.array_types import Features, TaskFeatures
-from mtmamba_jax.labels import resize_logits
 from mtmamba_jax.models import initializers
 from mtmamba_jax.models.blocks import STM, MambaSettings
 from mtmamba_jax.models.layers import Conv, TaskLinear, linear
 from mtmamba_jax.models.norm import TaskLayerNorm
 from mtmamba_jax.models.ops import EPSILON
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.labels import resize_logits
+from mtmamba_jax.tasks.table import Task
 
 HEAD_FEATURES = 96
 MOMENTUM = 0.9  # of BatchNorm's running statistics: PyTorch's 0.1 weighs the new value

@@ -29,7 +29,7 @@ from mtmamba_jax.config import Config
 from mtmamba_jax.devices.flops import convolution_flops, product_flops
 from mtmamba_jax.models.mtmamba import ModelSettings, abstract_build
 from mtmamba_jax.models.ops import PAPER_FLOPS
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 
 
 @dataclasses.dataclass(frozen=True)

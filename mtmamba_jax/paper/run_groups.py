@@ -15,7 +15,7 @@ from typing import NamedTuple
 from mtmamba_jax.config import FREE_KEYS
 from mtmamba_jax.paper.published import ROWS
 from mtmamba_jax.paper.runs import FinishedRun
-from mtmamba_jax.tasks import TASK_SETS, Task
+from mtmamba_jax.tasks.table import TASK_SETS, Task
 
 ROW_KEYS = ("model.name", "model.encoder", "tasks.names", "init.encoder")
 """Config keys in which the lines of one table differ."""

@@ -10,7 +10,7 @@ from mtmamba_jax.paper.published import DATASET, ROWS, SCORES, Row
 from mtmamba_jax.paper.run_groups import LineKey, Lines, all_tasks
 from mtmamba_jax.paper.runs import FinishedRun
 from mtmamba_jax.paper.table_formats import Spread, Table
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 
 CONTOURS = "odsF"
 """Name of the score in `FinishedRun.contours`; higher is better."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from mtmamba_jax.checkpoints.run_directory import KINDS, RunDirectory
 from mtmamba_jax.config import Config
 from mtmamba_jax.metrics.multitask import headline
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from mtmamba_jax.messages import check_name
 from mtmamba_jax.models.mtmamba import abstract_build
 from mtmamba_jax.planning.collectives import count_collectives, count_loops
 from mtmamba_jax.planning.topology import Topology
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 from mtmamba_jax.training.optimizer import create_optimizer
 from mtmamba_jax.training.state import abstract_state
 from mtmamba_jax.training.step import create_train_step

@@ -9,30 +9,28 @@ import jax
 from jax.experimental import topologies
 
 from mtmamba_jax.devices.chips import CHIPS, Chip
+from mtmamba_jax.kernels.ss2d.analysis.topology import find_tpus, stay_on_cpu
 from mtmamba_jax.messages import check_name
 
 
 @dataclasses.dataclass(frozen=True)
 class Tpu:
-    """A kind of TPU and how to request it from libtpu.
+    """A kind of TPU.
 
     Attributes:
       chip: Key of `CHIPS`.
       shapes: Shapes in chips that Cloud TPU offers; libtpu supports more.
-      options: Options of libtpu's topology.
     """
 
     chip: str
     shapes: str
-    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 _FLAT = "1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16 or 16x16"
 _CUBES = "2x2x1, 2x2x2, 2x2x4, 2x4x4, 4x4x4, 4x4x8 and larger"
 
 TPUS = {
-    # On Cloud TPU the two cores of a v4 are one device.
-    "v4": Tpu("TPU v4", _CUBES, {"chip_config_name": "megacore"}),
+    "v4": Tpu("TPU v4", _CUBES),
     "v5e": Tpu("TPU v5 lite", _FLAT),
     "v5p": Tpu("TPU v5", _CUBES),
     "v6e": Tpu("TPU v6 lite", _FLAT),
@@ -40,8 +38,6 @@ TPUS = {
 }
 GPUS = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200"}
 """Keys of `CHIPS`."""
-
-HOST_CHIPS = (2, 2, 1)  # chips of a TPU host; smaller shapes use a part of one
 
 # The properties that XLA queries from a driver: those of compute capability 9.0, from CUDA's C++
 # Programming Guide (table of features and technical specifications), and those of the chip.
@@ -115,40 +111,16 @@ def find(name: str) -> Topology:
     if not re.fullmatch("x".join([r"[1-9]\d*"] * dimensions), shape):
         raise _unknown_shape(name, kind)
     stay_on_cpu()
-    return (_find_gpu if kind in GPUS else _find_tpu)(name, kind, shape)
+    return _find_gpu(name, kind, shape) if kind in GPUS else _find_tpu(name, kind)
 
 
-def stay_on_cpu() -> None:
-    """Makes this process compute on the CPU and not cache compiled programs."""
-    # Little is computed here, and an accelerator of this machine may be busy.
-    jax.config.update("jax_platforms", "cpu")
-    # JAX can write a program for other devices to the cache but cannot read it without them, so it
-    # would be compiled again, with a warning (jax 0.10 to 0.12).
-    jax.config.update("jax_compilation_cache_dir", None)
-
-
-def _find_tpu(name: str, kind: str, shape: str) -> Topology:
-    tpu = TPUS[kind]
-    # Without these variables libtpu queries the network for the TPU it runs on, warns that there is
-    # none, and refuses to compile in two processes at once. Any TPU type will do.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5e-4")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    sizes = (*map(int, shape.split("x")), 1)[:3]
-    host = tuple(map(min, sizes, HOST_CHIPS))
+def _find_tpu(name: str, kind: str) -> Topology:
     try:
-        found = topologies.get_topology_desc(name, "tpu", chips_per_host_bounds=host, **tpu.options)
-    except jax.errors.JaxRuntimeError as error:
-        if "INVALID_ARGUMENT" not in str(error):
-            raise
+        devices = find_tpus(name)
+    except ValueError as error:
         raise _unknown_shape(name, kind) from error
-    except RuntimeError as error:  # JAX does not find libtpu
-        raise RuntimeError(
-            f'--topology={name} needs the TPU compiler, libtpu: pip install -e ".[tpu]". '
-            "No TPU is needed."
-        ) from error
-    return Topology(name, found.devices, CHIPS[tpu.chip], CHIPS[tpu.chip].hbm)
+    chip = CHIPS[TPUS[kind].chip]
+    return Topology(name, devices, chip, chip.hbm)
 
 
 def _find_gpu(name: str, kind: str, shape: str) -> Topology:

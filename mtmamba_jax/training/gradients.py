@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 
 SHARED = "shared"
 """Part of the decoder that the cross-task blocks compute for all tasks together."""

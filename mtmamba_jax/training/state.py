@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from mtmamba_jax.devices.sharding import FSDP_AXIS, state_sharding
 from mtmamba_jax.models.mtmamba import ModelSettings, abstract_build, build
 from mtmamba_jax.models.weights import split_learned
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 
 
 @jax.tree_util.register_dataclass

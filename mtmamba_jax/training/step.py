@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 from mtmamba_jax.array_types import Batch
 from mtmamba_jax.config import Config
 from mtmamba_jax.devices.sharding import batch_sharding, jit_on, replicated
-from mtmamba_jax.labels import resize_logits
-from mtmamba_jax.losses import multitask_loss
 from mtmamba_jax.models.weights import split_learned, split_model
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.labels import resize_logits
+from mtmamba_jax.tasks.losses import multitask_loss
+from mtmamba_jax.tasks.table import Task
 from mtmamba_jax.training.gradients import gradient_norms
 from mtmamba_jax.training.optimizer import updates_made
 from mtmamba_jax.training.state import TrainState

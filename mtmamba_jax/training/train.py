@@ -175,7 +175,7 @@ def _open_monitors(
     return Monitors(report, clock, profiler)
 
 
-def open_batches(config: Config, source: Source, start_step: int) -> Batches:
+def open_batches(config: Config, source: Source, start_step: int = 0) -> Batches:
     """Returns this process's share of the training batches after `start_step`."""
     return train_batches(
         source,

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mtmamba_jax.messages import short
-from mtmamba_jax.readout import angle, is_ignored
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.readout import angle, is_ignored
+from mtmamba_jax.tasks.table import Task
 from mtmamba_jax.visualization.render import IGNORED, apply_colormap
 
 LARGEST_ANGLE = 60.0  # degrees, drawn in the darkest colour

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, UInt8
 
 from mtmamba_jax.data_pipelines.batch import remove_padding
 from mtmamba_jax.devices.sharding import batch_sharding, jit_on, replicated
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 from mtmamba_jax.visualization.render import apply_colormap, image_grid
 
 STRIDE = 4  # pixels of the image per pixel of the final decoder feature

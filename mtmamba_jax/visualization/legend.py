@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import UInt8
 
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 from mtmamba_jax.visualization.figures import DPI, render_figure
 from mtmamba_jax.visualization.render import IGNORED
 

@@ -9,8 +9,8 @@ from jaxtyping import Float, UInt8
 from mtmamba_jax.data_pipelines.batch import denormalise, remove_padding
 from mtmamba_jax.devices.processes import is_first
 from mtmamba_jax.messages import short
-from mtmamba_jax.readout import is_ignored, label_value, to_value
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.readout import is_ignored, label_value, to_value
+from mtmamba_jax.tasks.table import Task
 from mtmamba_jax.visualization.error_maps import render_error_map
 from mtmamba_jax.visualization.legend import add_legend
 from mtmamba_jax.visualization.render import depth_range, image_grid, render_map, write_png

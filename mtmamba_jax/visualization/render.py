@@ -10,8 +10,8 @@ from etils import epath
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from mtmamba_jax.readout import is_ignored, normal_levels, to_levels
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.readout import is_ignored, normal_levels, to_levels
+from mtmamba_jax.tasks.table import Task
 
 _GAP, _TITLE = 6, 22  # pixels: between images, height of a title line
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)

@@ -7,12 +7,12 @@ import pytest
 from mtmamba_jax.benchmarks import devices, programs
 from mtmamba_jax.benchmarks.programs import BOTH, FORWARD
 from mtmamba_jax.cli import main as cli
-from mtmamba_jax.data_pipelines.batch import check_batch
 from mtmamba_jax.devices import timing
 from mtmamba_jax.devices.chips import CHIPS
 from mtmamba_jax.kernels.ss2d.arg_specs import ArgSpec
-from mtmamba_jax.tasks import TASK_SETS
+from mtmamba_jax.tasks.table import TASK_SETS
 from mtmamba_jax.training import state
+from tests.data_pipelines.batch_contract import check_batch
 from tests.pixel_model import build_pixel_model
 
 MISTAKES = [

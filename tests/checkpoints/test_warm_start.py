@@ -8,7 +8,7 @@ from mtmamba_jax.checkpoints.run_directory import RunDirectory
 from mtmamba_jax.checkpoints.save import CheckpointWriter
 from mtmamba_jax.checkpoints.warm_start import warm_start
 from mtmamba_jax.models.mtmamba import build
-from mtmamba_jax.tasks import NYUDV2
+from mtmamba_jax.tasks.table import NYUDV2
 from mtmamba_jax.training import state
 from mtmamba_jax.training.train import train
 from tests.pixel_model import build_pixel_model

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mtmamba_jax.cli import main as cli
-from mtmamba_jax.tasks import SEMSEG_NYUDV2
+from mtmamba_jax.tasks.table import SEMSEG_NYUDV2
 from mtmamba_jax.training.train import train
 from tests.tiny import tiny_config
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 from mtmamba_jax.convert import from_torch, to_torch
 from mtmamba_jax.models.mtmamba import ModelSettings, abstract_model
-from mtmamba_jax.tasks import PASCAL_CONTEXT
+from mtmamba_jax.tasks.table import PASCAL_CONTEXT
 from tests.convert.state_dicts import assert_same_bits, ones
 
 

@@ -20,7 +20,7 @@ from mtmamba_jax.models.mtmamba import (
     to_linen,
 )
 from mtmamba_jax.models.swin import Swin, SwinSize
-from mtmamba_jax.tasks import CITYSCAPES, DEPTH, EDGE, NYUDV2, PASCAL_CONTEXT
+from mtmamba_jax.tasks.table import CITYSCAPES, DEPTH, EDGE, NYUDV2, PASCAL_CONTEXT
 from tests.convert.state_dicts import assert_same_bits, microsoft_index, swin_state_dict
 from tests.models.golden import group, load
 

@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from mtmamba_jax import tasks
 from mtmamba_jax.data_pipelines.synthetic.source import SyntheticScenes
+from mtmamba_jax.tasks import table as tasks
 
 CLASSES = ("background", "person", "chair")
 TASKS = tasks.select("custom", classes=CLASSES)

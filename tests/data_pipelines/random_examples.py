@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mtmamba_jax.tasks import NYUDV2, PASCAL_CONTEXT, Task
+from mtmamba_jax.tasks.table import NYUDV2, PASCAL_CONTEXT, Task
 
 each_task_set = pytest.mark.parametrize(
     "tasks", [NYUDV2, PASCAL_CONTEXT], ids=["nyudv2", "pascal_context"]

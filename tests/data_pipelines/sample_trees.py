@@ -14,7 +14,7 @@ import scipy.io
 
 from mtmamba_jax.data_pipelines.builders.pascal_context.classes import HUMAN_PART_GROUPS
 from mtmamba_jax.data_pipelines.synthetic.labels import boundaries
-from mtmamba_jax.tasks import IGNORE, NYUDV2_CLASSES, VOC_CLASSES
+from mtmamba_jax.tasks.table import IGNORE, NYUDV2_CLASSES, VOC_CLASSES
 
 Names = dict[str, tuple[str, ...]]
 """IDs of the examples of each split, in order."""

@@ -20,7 +20,7 @@ from mtmamba_jax.data_pipelines.pipeline import train_batches
 from mtmamba_jax.data_pipelines.records import Records, create_builder
 from mtmamba_jax.data_pipelines.transforms import AugmentSettings
 from mtmamba_jax.files.locks import locked
-from mtmamba_jax.tasks import NYUDV2, PASCAL_CONTEXT, TASK_SETS
+from mtmamba_jax.tasks.table import NYUDV2, PASCAL_CONTEXT, TASK_SETS
 from tests.data_pipelines.dummy_trees import (
     copy_tree,
     fill_up,

@@ -13,7 +13,7 @@ from mtmamba_jax.data_pipelines.builders.locate import locate_folders
 from mtmamba_jax.data_pipelines.builders.pascal_context.classes import NORMALS_CLASSES
 from mtmamba_jax.data_pipelines.datasets import DATASETS
 from mtmamba_jax.data_pipelines.records import create_builder
-from mtmamba_jax.tasks import IGNORE, TASK_SETS
+from mtmamba_jax.tasks.table import IGNORE, TASK_SETS
 from tests.data_pipelines.sample_trees import WRITERS
 
 SIZE = (48, 64)

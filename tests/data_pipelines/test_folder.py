@@ -6,11 +6,11 @@ import shutil
 
 import numpy as np
 
-from mtmamba_jax import tasks
 from mtmamba_jax.data_pipelines.batch import check_example
 from mtmamba_jax.data_pipelines.folder import source as folder
 from mtmamba_jax.data_pipelines.folder.labels import read_label
 from mtmamba_jax.data_pipelines.folder.source import Folder
+from mtmamba_jax.tasks import table as tasks
 from tests.data_pipelines.own_data import NAMES, SIZE, TASKS, UNLABELLED, as_written, save
 
 

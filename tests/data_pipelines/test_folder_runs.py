@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from mtmamba_jax import losses
 from mtmamba_jax.checkpoints import load
 from mtmamba_jax.checkpoints.run_directory import RunDirectory
 from mtmamba_jax.cli import main as cli
 from mtmamba_jax.data_pipelines.folder.source import Folder
 from mtmamba_jax.data_pipelines.pipeline import eval_batches
+from mtmamba_jax.tasks import losses
 from mtmamba_jax.training import state
 from mtmamba_jax.training.report import read_metrics
 from mtmamba_jax.training.train import train

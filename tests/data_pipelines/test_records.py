@@ -12,7 +12,7 @@ from mtmamba_jax.data_pipelines.batch import check_example
 from mtmamba_jax.data_pipelines.datasets import DATASETS
 from mtmamba_jax.data_pipelines.records import Records
 from mtmamba_jax.data_pipelines.transforms import eval_transforms
-from mtmamba_jax.tasks import IGNORE, TASK_SETS
+from mtmamba_jax.tasks.table import IGNORE, TASK_SETS
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 GOLDEN_FILES = {

@@ -18,7 +18,7 @@ from mtmamba_jax.cli.prepare import prepare
 from mtmamba_jax.data_pipelines import builders
 from mtmamba_jax.data_pipelines.records import Records
 from mtmamba_jax.files.paths import user_cache_folder
-from mtmamba_jax.tasks import NYUDV2
+from mtmamba_jax.tasks.table import NYUDV2
 
 PLACE = "gs://bucket/datasets"
 DUMMY = pathlib.Path(builders.__file__).parent / "nyudv2" / "dummy_data"

@@ -9,7 +9,7 @@ import pytest
 from mtmamba_jax.configs import common
 from mtmamba_jax.data_pipelines.batch import check_example
 from mtmamba_jax.data_pipelines.sources import CachedSource, DataSettings, open_source
-from mtmamba_jax.tasks import DEPTH, NYUDV2
+from mtmamba_jax.tasks.table import DEPTH, NYUDV2
 from tests.data_pipelines.random_examples import RandomExamples
 
 

@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from mtmamba_jax import tasks as tasks_lib
 from mtmamba_jax.data_pipelines.synthetic import arrangement, labels
 from mtmamba_jax.data_pipelines.synthetic.geometry import Camera, cast
 from mtmamba_jax.data_pipelines.synthetic.materials import random_material
 from mtmamba_jax.data_pipelines.synthetic.pieces import Piece, Scene
 from mtmamba_jax.data_pipelines.synthetic.source import SyntheticScenes
+from mtmamba_jax.tasks import table as tasks_lib
 
 SIZE = (96, 128)
 SETS = {"nyudv2": tasks_lib.NYUDV2, "pascal_context": tasks_lib.PASCAL_CONTEXT}

@@ -15,7 +15,7 @@ from mtmamba_jax.data_pipelines.transforms import (
     eval_transforms,
     train_transforms,
 )
-from mtmamba_jax.tasks import (
+from mtmamba_jax.tasks.table import (
     DEPTH,
     HUMAN_PARTS,
     IGNORE,

@@ -11,7 +11,7 @@ from mtmamba_jax.data_pipelines.transforms import (
     RandomZoomCrop,
     Shrink,
 )
-from mtmamba_jax.tasks import DEPTH, DISPARITY, IGNORE, SEMSEG_NYUDV2
+from mtmamba_jax.tasks.table import DEPTH, DISPARITY, IGNORE, SEMSEG_NYUDV2
 from tests.data_pipelines.random_examples import each_task_set, example_of, freeze, rng
 
 

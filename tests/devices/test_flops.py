@@ -9,7 +9,7 @@ from mtmamba_jax.devices.chips import CHIPS
 from mtmamba_jax.devices.flops import count_flops
 from mtmamba_jax.devices.sharding import create_mesh
 from mtmamba_jax.models.mtmamba import ModelSettings, abstract_build
-from mtmamba_jax.tasks import NYUDV2
+from mtmamba_jax.tasks.table import NYUDV2
 from mtmamba_jax.training import clock
 from tests.tiny import tiny_config
 

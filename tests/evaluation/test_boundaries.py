@@ -9,7 +9,7 @@ from mtmamba_jax.evaluation.boundaries import choose_benchmark, count_test_set
 from mtmamba_jax.evaluation.evaluate import Prediction
 from mtmamba_jax.metrics import boundaries
 from mtmamba_jax.metrics.boundaries.folders import count_prediction
-from mtmamba_jax.tasks import CITYSCAPES, IGNORE, NYUDV2
+from mtmamba_jax.tasks.table import CITYSCAPES, IGNORE, NYUDV2
 from tests.metrics.boundaries import scenes
 
 SIZE = (48, 60)

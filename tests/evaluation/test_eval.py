@@ -16,7 +16,7 @@ from mtmamba_jax.checkpoints import load as runs
 from mtmamba_jax.cli import main as cli
 from mtmamba_jax.data_pipelines.sources import DataSettings, open_source
 from mtmamba_jax.evaluation import evaluate, saved_predictions
-from mtmamba_jax.tasks import IGNORE, NYUDV2, PASCAL_CONTEXT
+from mtmamba_jax.tasks.table import IGNORE, NYUDV2, PASCAL_CONTEXT
 from mtmamba_jax.training import state
 from mtmamba_jax.training.train import train
 from tests.bucket import BUCKET, serve_bucket

@@ -5,7 +5,6 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from mtmamba_jax import tasks
 from mtmamba_jax.evaluation.report import (
     class_ious,
     format_class_ious,
@@ -15,6 +14,7 @@ from mtmamba_jax.evaluation.report import (
     write_confusions,
 )
 from mtmamba_jax.metrics import compute_scores, create_metric
+from mtmamba_jax.tasks import table as tasks
 from tests.tiny import tiny_config
 
 PARTS = tasks.HUMAN_PARTS

@@ -19,7 +19,7 @@ from mtmamba_jax.export import model_card
 from mtmamba_jax.export import program as export
 from mtmamba_jax.kernels import ss2d
 from mtmamba_jax.models.mtmamba import build
-from mtmamba_jax.readout import VALUES, to_value
+from mtmamba_jax.tasks.readout import VALUES, to_value
 from mtmamba_jax.training.state import TrainState
 from tests.pixel_model import build_pixel_model
 from tests.tiny import tiny_config

@@ -5,7 +5,8 @@ import functools
 import jax
 import numpy as np
 
-from mtmamba_jax import metrics, tasks
+from mtmamba_jax import metrics
+from mtmamba_jax.tasks import table as tasks
 
 KINDS = {task.metric: task for task in (*tasks.PASCAL_CONTEXT, tasks.DEPTH)}
 SPLITS = [((4, 3), 4), ((4, 3), 3), ((1, 2, 4), 4), ((3, 0, 4), 4)]

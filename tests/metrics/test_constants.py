@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from mtmamba_jax import metrics, tasks
+from mtmamba_jax import metrics
 from mtmamba_jax.metrics import normals
+from mtmamba_jax.tasks import table as tasks
 from tests.metrics.scored_sets import KINDS, ONE, SPLITS, cut, random_set, score
 
 

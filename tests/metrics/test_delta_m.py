@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from mtmamba_jax import tasks
 from mtmamba_jax.metrics.multitask import delta_m, headline
+from mtmamba_jax.tasks import table as tasks
 
 # The paper's Table 2, 3, 4 and 5 (NYUDv2): mIoU, RMSE, mErr, odsF and the printed delta_m.
 SINGLE_TASK = (54.32, 0.5166, 19.21, 77.30)

@@ -6,11 +6,12 @@ import pathlib
 import numpy as np
 import pytest
 
-from mtmamba_jax import metrics, tasks
+from mtmamba_jax import metrics
 from mtmamba_jax.benchmarks.programs import random_batch
 from mtmamba_jax.devices.sharding import create_mesh, put_batch
 from mtmamba_jax.evaluation.evaluate import create_measure_step
 from mtmamba_jax.metrics import normals
+from mtmamba_jax.tasks import table as tasks
 from tests.metrics.scored_sets import (
     KINDS,
     ONE,

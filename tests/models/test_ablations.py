@@ -14,7 +14,7 @@ from mtmamba_jax.models.ablations import (
 )
 from mtmamba_jax.models.blocks import CTM, STM, MambaSettings
 from mtmamba_jax.models.mtmamba import ModelSettings, abstract_model
-from mtmamba_jax.tasks import DEPTH, EDGE
+from mtmamba_jax.tasks.table import DEPTH, EDGE
 from tests import tiny
 from tests.models.golden import randomized, run
 

@@ -8,14 +8,14 @@ from flax import nnx
 
 from mtmamba_jax import convert
 from mtmamba_jax.convert import official as tables
-from mtmamba_jax.losses import multitask_loss
 from mtmamba_jax.models.blocks import CTM, MFE, STM, MambaSettings
 from mtmamba_jax.models.layers import TaskLinear
 from mtmamba_jax.models.mtmamba import MTMamba, MTMambaPlus
 from mtmamba_jax.models.norm import TaskLayerNorm
 from mtmamba_jax.models.patches import PatchExpand, depth_to_space
 from mtmamba_jax.models.swin import Swin, SwinSize
-from mtmamba_jax.tasks import NYUDV2, PASCAL_CONTEXT
+from mtmamba_jax.tasks.losses import multitask_loss
+from mtmamba_jax.tasks.table import NYUDV2, PASCAL_CONTEXT
 from tests.models.golden import assert_states_close, group, load, run, value_and_gradients
 
 # float32 on both sides: the agreement of the official code with itself (golden/README).

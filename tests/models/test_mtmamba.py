@@ -16,7 +16,7 @@ from mtmamba_jax.models.mtmamba import (
     to_linen,
 )
 from mtmamba_jax.models.swin import SWIN_SIZES
-from mtmamba_jax.tasks import CITYSCAPES, DEPTH, EDGE, NYUDV2, PASCAL_CONTEXT
+from mtmamba_jax.tasks.table import CITYSCAPES, DEPTH, EDGE, NYUDV2, PASCAL_CONTEXT
 from tests import tiny
 from tests.models.golden import run
 

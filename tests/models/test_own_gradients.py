@@ -12,7 +12,7 @@ from mtmamba_jax.models.layers import DepthwiseConv
 from mtmamba_jax.models.norm import TaskLayerNorm
 from mtmamba_jax.models.ops import EPSILON
 from mtmamba_jax.models.patches import depth_to_space
-from mtmamba_jax.tasks import NYUDV2
+from mtmamba_jax.tasks.table import NYUDV2
 
 # Rounding errors of 1e-16 and 6e-8, in sums of at most some thousand terms.
 FLOAT64, FLOAT32 = 1e-12, 2e-6

@@ -17,7 +17,7 @@ from mtmamba_jax.devices import sharding
 from mtmamba_jax.devices.chips import GIB, Chip
 from mtmamba_jax.planning import plan, topology
 from mtmamba_jax.planning.topology import Topology
-from mtmamba_jax.tasks import TASK_SETS
+from mtmamba_jax.tasks.table import TASK_SETS
 from tests.pixel_model import build_pixel_model
 
 needs_libtpu = pytest.mark.skipif(

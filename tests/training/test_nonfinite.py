@@ -23,7 +23,7 @@ from mtmamba_jax.data_pipelines.sources import open_source
 from mtmamba_jax.data_pipelines.workers import WorkerError
 from mtmamba_jax.devices.sharding import create_mesh, put_batch
 from mtmamba_jax.files import paths
-from mtmamba_jax.tasks import select
+from mtmamba_jax.tasks.table import select
 from mtmamba_jax.training import nonfinite, state
 from mtmamba_jax.training.nonfinite import NonFiniteError
 from mtmamba_jax.training.optimizer import create_optimizer
@@ -67,7 +67,7 @@ def spoiled_steps(config):
     """Returns the steps whose batch holds the broken example."""
     tasks = select(config.tasks.set, config.tasks.names)
     source = open_source(config.data, tasks, "train")
-    with contextlib.closing(open_batches(config, source, 0)) as batches:
+    with contextlib.closing(open_batches(config, source)) as batches:
         ids = [next(batches)["id"] for _ in range(config.train.steps)]
     return [step for step, names in enumerate(ids, 1) if SPOILED in names]
 
@@ -107,7 +107,7 @@ def test_a_skipped_step_changes_nothing_but_the_count_of_steps():
     graph, before, layout = create_state(config.model, tasks, config.seed, optimizer, mesh)
     step = create_train_step(config, graph, tasks, optimizer, mesh, layout)
     source = open_source(config.data, tasks, "train")
-    with contextlib.closing(open_batches(config, source, 0)) as batches:
+    with contextlib.closing(open_batches(config, source)) as batches:
         good = next(batches)
     bad = {name: np.full_like(v, np.inf) if name == "depth" else v for name, v in good.items()}
 

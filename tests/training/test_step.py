@@ -17,13 +17,13 @@ from mtmamba_jax.devices.sharding import (
     split_longest,
     state_sharding,
 )
-from mtmamba_jax.labels import resize_logits
-from mtmamba_jax.losses import multitask_loss
 from mtmamba_jax.models.layers import drop_path
 from mtmamba_jax.models.mtmamba import abstract_build
 from mtmamba_jax.models.plus import ConvHeads
 from mtmamba_jax.models.weights import split_model
-from mtmamba_jax.tasks import select
+from mtmamba_jax.tasks.labels import resize_logits
+from mtmamba_jax.tasks.losses import multitask_loss
+from mtmamba_jax.tasks.table import select
 from mtmamba_jax.training.optimizer import create_optimizer
 from mtmamba_jax.training.state import abstract_state, create_state, initial_state
 from mtmamba_jax.training.step import create_train_step

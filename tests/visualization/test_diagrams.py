@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtmamba_jax import tasks
 from mtmamba_jax.metrics import boundaries
+from mtmamba_jax.tasks import table as tasks
 from mtmamba_jax.visualization.confusion import draw_confusion
 from mtmamba_jax.visualization.figures import render_figure, write_figure
 from mtmamba_jax.visualization.precision_recall import draw_precision_recall

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mtmamba_jax.readout import label_value, to_value
-from mtmamba_jax.tasks import (
+from mtmamba_jax.tasks.readout import label_value, to_value
+from mtmamba_jax.tasks.table import (
     CITYSCAPES,
     DEPTH,
     DISPARITY,

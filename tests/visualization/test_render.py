@@ -7,8 +7,8 @@ import pytest
 from mtmamba_jax.benchmarks.programs import random_batch
 from mtmamba_jax.evaluation.resizing import enlarge
 from mtmamba_jax.evaluation.saved_predictions import FORMATS
-from mtmamba_jax.readout import label_value, to_value
-from mtmamba_jax.tasks import (
+from mtmamba_jax.tasks.readout import label_value, to_value
+from mtmamba_jax.tasks.table import (
     CITYSCAPES,
     DEPTH,
     DISPARITY,

@@ -12,7 +12,7 @@ import numpy as np
 from mtmamba_jax.data_pipelines.builders import reading
 from mtmamba_jax.data_pipelines.builders.dataset_files import DatasetFiles
 from mtmamba_jax.data_pipelines.builders.reading import COPY_AGAIN, DataError
-from mtmamba_jax.tasks import CITYSCAPES, IGNORE
+from mtmamba_jax.tasks.table import CITYSCAPES, IGNORE
 
 # Label IDs of the 19 training classes in order; the 15 others are not trained (Cordts et al.,
 # CVPR 2016, and its label definitions).

@@ -15,7 +15,7 @@ import numpy as np
 from mtmamba_jax.data_pipelines.builders import reading
 from mtmamba_jax.data_pipelines.builders.dataset_files import DatasetFiles
 from mtmamba_jax.data_pipelines.builders.reading import DataError
-from mtmamba_jax.tasks import IGNORE, NYUDV2
+from mtmamba_jax.tasks.table import IGNORE, NYUDV2
 
 _OLD_SIZE = (480, 640)
 _SEMSEG = np.array([IGNORE, *range(40)], np.int32)

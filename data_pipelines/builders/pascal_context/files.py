@@ -27,7 +27,7 @@ from mtmamba_jax.data_pipelines.builders.pascal_context.classes import (
     NORMALS_CLASSES,
 )
 from mtmamba_jax.data_pipelines.builders.reading import COPY_AGAIN, DataError
-from mtmamba_jax.tasks import IGNORE, PASCAL_CONTEXT, VOC_CLASSES
+from mtmamba_jax.tasks.table import IGNORE, PASCAL_CONTEXT, VOC_CLASSES
 
 _PERSON = VOC_CLASSES.index("person")
 _PART_IDS = {

@@ -2,16 +2,15 @@
 
 import argparse
 import functools
-import os
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from mtmamba_jax.kernels.ss2d import DIRECTIONS, ss2d
+from mtmamba_jax.kernels.ss2d.analysis.topology import find_tpus, stay_on_cpu
 from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
 from mtmamba_jax.kernels.ss2d.common import check_name
 
@@ -35,9 +34,7 @@ def spec_names(options: argparse.Namespace) -> Sequence[str]:
 def create_tpu_mesh(topology: str, devices: int = 1) -> Mesh:
     """Returns a mesh with axis "data" of TPUs that can be compiled for but not used.
 
-    Call it before JAX is used: from then on this process computes on the CPU and has no compilation
-    cache, because JAX cannot read back programs of devices that are not attached (jax 0.10 to
-    0.12).
+    Must be called before JAX is used: it calls `stay_on_cpu`.
 
     Args:
       topology: Kind of TPU and its shape in chips, such as "v5e:2x2".
@@ -47,32 +44,8 @@ def create_tpu_mesh(topology: str, devices: int = 1) -> Mesh:
       ValueError: libtpu does not know the topology.
       RuntimeError: libtpu is not installed.
     """
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_compilation_cache_dir", None)
-    # Without these, libtpu asks the network which TPU it runs on, reports an error if there is none
-    # (any value will do), and refuses to compile in two processes at the same time.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5e-4")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    kind, _, shape = topology.partition(":")
-    # JAX sees the two cores of a v4 chip as one device on Cloud TPU.
-    options = {"chip_config_name": "megacore"} if kind == "v4" else {}
-    try:
-        sizes = (*map(int, shape.split("x")), 1)[:3]
-        host = tuple(map(min, sizes, (2, 2, 1)))  # chips of a TPU host
-        found = topologies.get_topology_desc(topology, "tpu", chips_per_host_bounds=host, **options)
-    except (ValueError, jax.errors.JaxRuntimeError) as error:
-        raise ValueError(
-            f"--topology={topology}: libtpu does not know this TPU. Use KIND:SHAPE with a shape in "
-            f"chips, such as v5e:2x2 or v5p:2x2x1. ({error})"
-        ) from error
-    except RuntimeError as error:  # JAX finds no libtpu
-        raise RuntimeError(
-            f'--topology={topology} needs the TPU compiler, libtpu: pip install -e ".[tpu]". '
-            "No TPU is needed."
-        ) from error
-    return Mesh(np.array(found.devices[:devices]), ("data",))
+    stay_on_cpu()
+    return Mesh(np.array(find_tpus(topology)[:devices]), ("data",))
 
 
 def with_gradients(op: Callable[..., jax.Array]) -> Callable:

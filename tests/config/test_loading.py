@@ -7,11 +7,11 @@ import pytest
 
 from mtmamba_jax import config as configuration
 from mtmamba_jax.checkpoints.run_directory import RunDirectory
-from mtmamba_jax.tasks import select
+from mtmamba_jax.tasks.table import select
 
 
 def test_path_of_a_config_is_the_same_config():
-    path = pathlib.Path(__file__).parents[1] / "configs" / "synthetic.py"
+    path = pathlib.Path(__file__).parents[2] / "configs" / "synthetic.py"
     assert configuration.load(f"{path}:pascal") == configuration.load("synthetic:pascal")
 
 
@@ -146,7 +146,7 @@ def test_differences_name_what_is_learned_and_not_how_it_is_watched():
 
 def test_every_config_key_is_read_somewhere():
     """A key that nothing reads is a setting that silently does nothing."""
-    root = pathlib.Path(__file__).parents[1]
+    root = pathlib.Path(__file__).parents[2]
     read = set()
     for folder in ("mtmamba_jax", "data_pipelines"):
         for path in (root / folder).rglob("*.py"):

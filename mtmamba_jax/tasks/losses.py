@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from mtmamba_jax.array_types import Batch, TaskMaps
-from mtmamba_jax.labels import check_shapes, valid_pixels
 from mtmamba_jax.messages import check_name
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.labels import check_shapes, valid_pixels
+from mtmamba_jax.tasks.table import Task
 
 EDGE_POSITIVE_WEIGHT = 0.95
 """Weight of contour pixels in `edge_bce`; other pixels weigh 1 minus it (the official setting)."""

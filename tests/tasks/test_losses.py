@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from mtmamba_jax import losses, tasks
+from mtmamba_jax.tasks import losses
+from mtmamba_jax.tasks import table as tasks
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 ALL = (*tasks.PASCAL_CONTEXT, tasks.DEPTH)
 ONES = {task.name: 1.0 for task in ALL}
 

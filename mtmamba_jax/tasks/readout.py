@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
 
 from mtmamba_jax.array_types import Array
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 
 
 def _unit_length(logits: Array, xp: ModuleType) -> Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Shaped
 
 from mtmamba_jax.array_types import Array
-from mtmamba_jax.tasks import Task
+from mtmamba_jax.tasks.table import Task
 
 
 def resize_logits(
