@@ -83,9 +83,8 @@ class RandomZoomCrop(Transform):
     become d / s, as `Task.scale_power` says.
 
     Of up to `crop_tries` crops, uses the first whose largest class covers at most
-    `max_class_share` of the valid pixels, else the last. This counts the set's first class task,
-    the semantic one (for parts or saliency the background would reject nearly every crop); without
-    a class task, every crop is accepted.
+    `max_class_share` of the valid pixels, else the last. This counts the first task with
+    `Task.limits_crops`; without one, every crop is accepted.
     """
 
     tasks: tuple[Task, ...]
@@ -115,7 +114,7 @@ class RandomZoomCrop(Transform):
             left = int(rng.integers(zoomed[1] - width + 1))
             return slice(top, top + height), slice(left, left + width)
 
-        task = next((task for task in self.tasks if task.class_names), None)
+        task = next((task for task in self.tasks if task.limits_crops), None)
         if not task or (height, width) == zoomed:
             return draw()
         # Class IDs and the ignore value fit in the 8 bits that OpenCV's histograms take.
@@ -277,8 +276,9 @@ class NormaliseAndPad(Transform):
         if height > self.size[0] or width > self.size[1]:
             raise ValueError(
                 f"the image is {height}x{width} (height x width), larger than the input size "
-                f"{self.size[0]}x{self.size[1]}. Give one that holds every image, as "
-                f"--config.data.size={height},{width} does this one, or shrink images and labels."
+                f"{self.size[0]}x{self.size[1]}. Set --config.data.size to the size of your "
+                f"largest image (this one needs {height},{width}), or shrink the images and their "
+                "labels."
             )
         arrays["size"][:] = height, width
         offset = pad_offset((height, width), self.size)

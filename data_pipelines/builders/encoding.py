@@ -21,6 +21,7 @@ from jaxtyping import Float32, UInt8
 
 from mtmamba_jax.data_pipelines.batch import Example
 from mtmamba_jax.data_pipelines.builders.reading import NORMAL_OF_LEVEL
+from mtmamba_jax.tasks.readout import normal_levels
 from mtmamba_jax.tasks.table import Task
 
 # PNG settings decide how fast an image is read. Milliseconds and kB for 425x560 pixels: class IDs
@@ -42,7 +43,7 @@ def create_features(tasks: Sequence[Task]) -> tfds.features.FeaturesDict:
         "id": tfds.features.Text(doc="Names the example: its file, as published."),
     }
     for task in tasks:
-        if _has_classes(task):
+        if task.num_classes:
             names = ", ".join(task.class_names) or "no boundary, boundary"
             doc = f"Classes: {names}. {task.ignore}: not labelled."
             feature = tfds.features.Image(shape=(None, None, 1), encoding_format="png", doc=doc)
@@ -78,11 +79,11 @@ def encode(
     record = {"image": image, "id": example["id"]}
     for task in tasks:
         label = example[task.name]
-        if _has_classes(task):
+        if task.num_classes:
             record[task.name] = _encode_png(label.astype(np.uint8), _CLASSES_PNG)
         elif task.label_channels == 3:
             ignored = (label == task.ignore).all(-1, keepdims=True)
-            levels = np.where(ignored, 0, np.rint((label + 1) * 127.5)).astype(np.uint8)
+            levels = np.where(ignored, 0, normal_levels(label))
             alpha = np.where(ignored, 0, 255).astype(np.uint8)
             bgra = np.concatenate((levels[..., ::-1], alpha), -1)
             record[task.name] = _encode_png(bgra, _NORMALS_PNG)
@@ -99,7 +100,7 @@ def decode(record: Mapping[str, Any], tasks: Sequence[Task]) -> Example:
     example = {"image": _decode_photo(record["image"]), "id": record["id"].decode()}
     for task in tasks:
         value = record[task.name]
-        if _has_classes(task):
+        if task.num_classes:
             label = _decode_image(value, cv2.IMREAD_UNCHANGED).astype(np.int32)[..., None]
         elif task.label_channels == 3:
             label = _decode_normals(_decode_image(value, cv2.IMREAD_UNCHANGED), task.ignore)
@@ -127,10 +128,6 @@ def _decode_image(data: bytes, flags: int) -> np.ndarray:
     if image is None:
         raise ValueError(f"an image of {len(data)} bytes cannot be decoded")
     return image
-
-
-def _has_classes(task: Task) -> bool:
-    return task.label_dtype == "int32"
 
 
 def _encode_png(array: np.ndarray, settings: Sequence[int]) -> bytes:

@@ -30,7 +30,7 @@ def read_label(task: Task, path: pathlib.Path, size: Size) -> Num[np.ndarray, "h
 
 
 def _read_classes(task: Task, path: pathlib.Path, size: Size) -> Int[np.ndarray, "h w 1"]:
-    count = len(task.class_names) or 2
+    count = task.num_classes
     wanted = f"0 to {count - 1}, the IDs of the run's {count} classes, and 255, not labelled"
     if not task.class_names:
         wanted = "0, 1 on boundaries, and 255, not labelled"

@@ -255,8 +255,8 @@ def random_batch(
     }
     for task in tasks:
         shape = (batch_size, *(n * label_scale for n in size), task.label_channels)
-        if task.label_dtype == "int32":
-            label = rng.integers(0, len(task.class_names) or 2, shape)
+        if task.num_classes:
+            label = rng.integers(0, task.num_classes, shape)
         else:
             label = rng.uniform(0.5, 9.0, shape)
         if task.label_channels > 1:

@@ -175,9 +175,8 @@ def _check_record(name: str, data_dir: str, split: str, index: int) -> None:
         check_example(example, records.tasks)
         for task in records.tasks:
             label = example[task.name]
-            if task.label_dtype == "int32":
-                classes = len(task.class_names) or 2
-                valid = (label == task.ignore) | (label >= 0) & (label < classes)
+            if task.num_classes:
+                valid = (label == task.ignore) | (label >= 0) & (label < task.num_classes)
             else:
                 valid = np.isfinite(label)
             if not valid.all():

@@ -36,6 +36,8 @@ class Task:
       negate_x_on_flip: Whether mirroring negates the first channel, a horizontal component.
       ignore_all_background: Whether a label with nothing but background (0) counts as not
         annotated, that is, becomes all ignored.
+      limits_crops: Whether random crops are rejected when one class of its label covers most of
+        them.
       class_names: Name of each class, for class tasks.
       palette: RGB colour of each class, for class tasks.
     """
@@ -54,8 +56,14 @@ class Task:
     scale_power: int = 0
     negate_x_on_flip: bool = False
     ignore_all_background: bool = False
+    limits_crops: bool = False
     class_names: tuple[str, ...] = ()
     palette: tuple[Colour, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """Number of class IDs in a label, 2 for contours; 0 for quantities."""
+        return len(self.class_names) or (2 if self.label_dtype == "int32" else 0)
 
 
 def _voc_palette(count: int) -> tuple[Colour, ...]:
@@ -99,14 +107,17 @@ CITYSCAPES_PALETTE = (
 )  # fmt: skip
 
 
-def _segmentation(
-    name: str, class_names: tuple[str, ...], palette: tuple[Colour, ...] | None = None
-) -> Task:
+def _segmentation(name: str, class_names: tuple[str, ...]) -> Task:
     return Task(
         name=name, channels=len(class_names), loss="cross_entropy", metric="segmentation",
         score="mIoU", lower_is_better=False, display="classes", class_names=class_names,
-        palette=palette or _class_palette(class_names),
+        palette=_class_palette(class_names),
     )  # fmt: skip
+
+
+def _semseg(class_names: tuple[str, ...]) -> Task:
+    # Human parts and saliency do not limit crops: their background would reject nearly all.
+    return dataclasses.replace(_segmentation("semseg", class_names), limits_crops=True)
 
 
 def _class_palette(class_names: Sequence[str]) -> tuple[Colour, ...]:
@@ -115,9 +126,9 @@ def _class_palette(class_names: Sequence[str]) -> tuple[Colour, ...]:
     return _voc_palette(first + len(class_names))[first:]
 
 
-SEMSEG_NYUDV2 = _segmentation("semseg", NYUDV2_CLASSES)
-SEMSEG_VOC = _segmentation("semseg", VOC_CLASSES)
-SEMSEG_CITYSCAPES = _segmentation("semseg", CITYSCAPES_CLASSES, CITYSCAPES_PALETTE)
+SEMSEG_NYUDV2 = _semseg(NYUDV2_CLASSES)
+SEMSEG_VOC = _semseg(VOC_CLASSES)
+SEMSEG_CITYSCAPES = dataclasses.replace(_semseg(CITYSCAPES_CLASSES), palette=CITYSCAPES_PALETTE)
 # Most photos show no person and were not annotated.
 HUMAN_PARTS = dataclasses.replace(
     _segmentation("human_parts", HUMAN_PART_CLASSES), ignore_all_background=True
@@ -151,7 +162,7 @@ CITYSCAPES = (SEMSEG_CITYSCAPES, DISPARITY)
 # For custom data: all tasks; the configuration names semseg's classes. Unlike HUMAN_PARTS, a label
 # with nothing but background counts here: images that were not annotated have no label.
 CUSTOM = (
-    _segmentation("semseg", ()),
+    _semseg(()),
     _segmentation("human_parts", HUMAN_PART_CLASSES),
     SALIENCY,
     DEPTH,
@@ -193,7 +204,7 @@ def select(
                 f"Selected: {', '.join(chosen)}."
             )
         _check_classes(classes)
-        chosen["semseg"] = _segmentation("semseg", tuple(classes))
+        chosen["semseg"] = _semseg(tuple(classes))
     for task in chosen.values():
         if not task.channels:
             raise ValueError(

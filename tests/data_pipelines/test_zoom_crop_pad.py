@@ -11,7 +11,7 @@ from mtmamba_jax.data_pipelines.transforms import (
     RandomZoomCrop,
     Shrink,
 )
-from mtmamba_jax.tasks.table import DEPTH, DISPARITY, IGNORE, SEMSEG_NYUDV2
+from mtmamba_jax.tasks.table import DEPTH, DISPARITY, HUMAN_PARTS, IGNORE, SEMSEG_NYUDV2
 from tests.data_pipelines.random_examples import each_task_set, example_of, freeze, rng
 
 
@@ -128,6 +128,20 @@ def test_crop_avoids_windows_of_one_class():
     # About 16 of 181 windows are varied: 9 % in one try, 1 - 0.91^10 = 61 % in ten.
     assert share_of_varied(1) < 0.2
     assert share_of_varied(10) > 0.5
+
+
+def test_only_semantic_classes_reject_a_crop():
+    tasks = (SEMSEG_NYUDV2, HUMAN_PARTS)
+    example = example_of(tasks, (20, 200))
+    example["semseg"][:, 20:] = 3  # rejects nearly every crop, as the parts' background would
+    example["human_parts"][:, 20:] = 0
+
+    def cut_out(tasks, seed):
+        return crop(tasks, (20, 20))(example, rng(seed))["image"]
+
+    for seed in range(20):
+        np.testing.assert_array_equal(cut_out((HUMAN_PARTS,), seed), cut_out((), seed))
+    assert any((cut_out(tasks, seed) != cut_out((), seed)).any() for seed in range(20))
 
 
 def test_crop_is_drawn_again_when_nothing_is_labelled():
