@@ -4,8 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmamba_jax.metrics import base
-from mtmamba_jax.tasks.losses import normalise
-from mtmamba_jax.tasks.readout import angle
+from mtmamba_jax.tasks.readout import angle, unit_vectors
 from mtmamba_jax.tasks.table import Task
 
 BIN_WIDTH = 0.01
@@ -33,7 +32,7 @@ class Normals(base.Metric):
         super().__init__(task, sums, units)
 
     def _measure(self, logits, label, valid):
-        degrees = angle(normalise(logits), label, jnp)
+        degrees = angle(unit_vectors(logits, jnp), label, jnp)
         # NaN counts as 180 degrees, not as 0.
         bins = jnp.nan_to_num(degrees, nan=180.0) / BIN_WIDTH
         bins = jnp.minimum(bins, self.BINS - 1).astype(jnp.int32)
@@ -76,13 +75,13 @@ class NormalsConstant(base.ConstantBaseline):
     def _measure(self, label, valid):
         bins = self.BINS_PER_SIDE**2
         vectors = label.reshape(-1, 3)
-        index = jnp.where(valid.ravel(), _bin_index(vectors, self.BINS_PER_SIDE), bins)
-        centres = jnp.asarray(self._centres, jnp.float32)
-        offset = vectors - centres.at[index].get(mode="clip")
-        # The index of ignored pixels is past the end, which drops them.
+        index, counted = _bin_index(vectors, self.BINS_PER_SIDE), valid.ravel()
+        offset = vectors - jnp.asarray(self._centres, jnp.float32)[index]
+        # An index past the end is dropped.
+        kept = jnp.where(counted, index, bins)
         return {
-            "normals": jnp.zeros(bins, jnp.int32).at[index].add(1, mode="drop"),
-            "offset": jnp.zeros((bins, 3)).at[index].add(offset, mode="drop"),
+            "normals": base.histogram(index, counted, bins),
+            "offset": jnp.zeros((bins, 3)).at[kept].add(offset, mode="drop"),
         }
 
     def logits(self, counts):

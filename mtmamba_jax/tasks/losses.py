@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from mtmamba_jax.array_types import Batch, TaskMaps
 from mtmamba_jax.messages import check_name
 from mtmamba_jax.tasks.labels import check_shapes, valid_pixels
+from mtmamba_jax.tasks.readout import unit_vectors
 from mtmamba_jax.tasks.table import Task
 
 EDGE_POSITIVE_WEIGHT = 0.95
@@ -22,10 +23,6 @@ EDGE_POSITIVE_WEIGHT = 0.95
 LOG_EPSILON = 1e-8
 """Added to a loss before its logarithm (the official setting)."""
 
-# Added to a normal's squared length. In float32 it does not change vectors of length 0.01 or more,
-# and it bounds the gradient at 0 by 1e6.
-SQUARED_LENGTH_EPSILON = 1e-12
-
 SCHEMES = ("log", "sum")
 REDUCTIONS = {"image": (1, 2), "batch": (0, 1, 2)}
 """Axes of [b h w] that a loss is averaged over."""
@@ -33,12 +30,6 @@ REDUCTIONS = {"image": (1, 2), "batch": (0, 1, 2)}
 PixelLoss = Callable[[jax.Array, jax.Array, jax.Array, tuple[int, ...]], jax.Array]
 """Maps float32 logits [b h w channels], label, valid pixels [b h w] and the axes of the mean to
 the values [b h w]."""
-
-
-def normalise(vectors: Float[jax.Array, "*shape 3"]) -> Float[jax.Array, "*shape 3"]:
-    """Scales vectors to unit length; a zero vector stays zero, with a finite gradient."""
-    squared = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
-    return vectors * jax.lax.rsqrt(squared + SQUARED_LENGTH_EPSILON)
 
 
 def cross_entropy(logits, label, valid, axes):
@@ -81,7 +72,7 @@ def l1(logits, label, valid, axes):
 def normals_l1(logits, label, valid, axes):
     """Absolute error of the normalised prediction, summed over the three components."""
     del valid, axes
-    return jnp.sum(jnp.abs(normalise(logits) - label), axis=-1)
+    return jnp.sum(jnp.abs(unit_vectors(logits, jnp) - label), axis=-1)
 
 
 LOSSES: Mapping[str, PixelLoss] = {

@@ -9,15 +9,24 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 from mtmamba_jax.array_types import Array
 from mtmamba_jax.tasks.table import Task
 
+# Added to a vector's squared length. In float32 it does not change vectors of length 0.01 or more,
+# and it bounds the gradient at 0 by 1e6.
+_SQUARED_LENGTH_EPSILON = 1e-12
 
-def _unit_length(logits: Array, xp: ModuleType) -> Array:
-    return logits / xp.maximum(xp.linalg.norm(logits, axis=-1, keepdims=True), 1e-6)
+
+def unit_vectors(vectors: Float[Array, "*shape 3"], xp: ModuleType) -> Float[Array, "*shape 3"]:
+    """Scales vectors to unit length; a zero vector stays zero, with a finite gradient.
+
+    `xp` is as in `to_value`.
+    """
+    squared = xp.sum(xp.square(vectors), axis=-1, keepdims=True)
+    return vectors / xp.sqrt(squared + _SQUARED_LENGTH_EPSILON)
 
 
 VALUES: Mapping[str, Callable[[Array, ModuleType], Array]] = {
     "classes": lambda logits, xp: logits.argmax(-1).astype(np.uint8),
     "depth": lambda logits, xp: logits[..., 0],
-    "normals": _unit_length,
+    "normals": unit_vectors,
     "probability": lambda logits, xp: 1.0 / (1.0 + xp.exp(-logits[..., 0])),
     "saliency": lambda logits, xp: 1.0 / (1.0 + xp.exp(logits[..., 0] - logits[..., 1])),
 }
