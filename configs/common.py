@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.mesh.fsdp = 1  # devices over which each replica and its optimizer state are sharded
 
     config.tasks = ConfigDict()
-    config.tasks.set = "nyudv2"  # key of tasks.TASK_SETS
+    config.tasks.set = "nyudv2"  # key of tasks.table.TASK_SETS
     config.tasks.names = ()  # subset of the tasks to train; () trains all
     config.tasks.classes = ()  # names of semseg's classes; () uses the set's
     # Baseline score of every task for delta_m, in the units that the tables print; empty uses the

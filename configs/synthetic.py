@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from mtmamba_jax.configs import common
 
-VARIANTS = {"": "nyudv2", "nyudv2": "nyudv2", "pascal": "pascal_context"}
+VARIANTS = {"": "nyudv2", "pascal": "pascal_context"}
 
 
 def get_config(variant: str = "") -> ConfigDict:

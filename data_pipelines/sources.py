@@ -14,7 +14,7 @@ from mtmamba_jax.data_pipelines.folder.source import Folder
 from mtmamba_jax.data_pipelines.pipeline import Source
 from mtmamba_jax.data_pipelines.records import Records
 from mtmamba_jax.data_pipelines.synthetic.source import SyntheticScenes
-from mtmamba_jax.messages import check_name
+from mtmamba_jax.messages import GIB, check_name
 from mtmamba_jax.tasks.table import Task
 
 SPLITS = {"train": "train", "test": "val"}
@@ -55,7 +55,6 @@ def _synthetic(data: DataSettings, tasks: Sequence[Task], split: str) -> Source:
         size=(height * data.label_scale, width * data.label_scale),
         split=split,
         num_examples=data.train_examples if split == "train" else data.test_examples,
-        seed=0,  # the set is the same for every seed of a run
     )
 
 
@@ -129,5 +128,5 @@ def open_source(data: DataSettings, tasks: Sequence[Task], split: str) -> Source
     check_name("data source", data.name, SOURCES)
     check_name("split", split, SPLITS)
     source = SOURCES[data.name](data, tasks, split)
-    cache = int(data.cache_gib * 2**30)
+    cache = int(data.cache_gib * GIB)
     return CachedSource(source, cache) if cache else source

@@ -276,8 +276,9 @@ def _gradient(kind, shape, local) -> np.ndarray:
     gradient = local.copy()
     size = np.abs(local)
     largest = np.maximum(np.maximum(size[0], size[1]), size[2])
-    gradient[:, (kind == BOX) | (kind == SHELL)] = 0
-    flat = ((kind == BOX) | (kind == SHELL)) & (size == largest)
+    cuboid = (kind == BOX) | (kind == SHELL)
+    gradient[:, cuboid] = 0
+    flat = cuboid & (size == largest)
     gradient[flat] = local[flat]
 
     z = local[2]

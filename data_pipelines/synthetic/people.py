@@ -5,9 +5,12 @@ from jaxtyping import Float
 
 from mtmamba_jax.data_pipelines.synthetic.materials import random_material
 from mtmamba_jax.data_pipelines.synthetic.pieces import Piece
+from mtmamba_jax.tasks.table import HUMAN_PART_CLASSES
 
-HEAD, TORSO, UPPER_ARM, LOWER_ARM, UPPER_LEG, LOWER_LEG = range(1, 7)
-"""Class IDs of `tasks.table.HUMAN_PART_CLASSES`."""
+HEAD, TORSO, UPPER_ARM, LOWER_ARM, UPPER_LEG, LOWER_LEG = (
+    HUMAN_PART_CLASSES.index(name)
+    for name in ("head", "torso", "upper arms", "lower arms", "upper legs", "lower legs")
+)
 
 HIP_HEIGHT = 0.52
 """Height of the hips as a fraction of the body height."""

@@ -36,9 +36,7 @@ class SyntheticScenes:
         less than 1.
     """
 
-    def __init__(
-        self, tasks: Sequence[Task], size: Sequence[int], split: str, num_examples: int, seed=0
-    ):
+    def __init__(self, tasks: Sequence[Task], size: Sequence[int], split: str, num_examples: int):
         for task in tasks:
             _check_task(task)
         check_name("split", split, SPLITS)
@@ -46,13 +44,12 @@ class SyntheticScenes:
             raise ValueError(
                 f"Synthetic scenes need a size (height, width) of 1 or more, got {size}."
             )
-        if num_examples < 1 or seed < 0:
+        if num_examples < 1:
             raise ValueError(
-                "Synthetic scenes need num_examples of 1 or more and a seed of 0 or more, "
-                f"got {num_examples} and {seed}."
+                f"Synthetic scenes need num_examples of 1 or more, got {num_examples}."
             )
         self.tasks, self.size = tuple(tasks), (int(size[0]), int(size[1]))
-        self.split, self.num_examples, self.seed = split, num_examples, seed
+        self.split, self.num_examples = split, num_examples
         people = SEMSEG_NYUDV2 not in tasks and any(
             task == SEMSEG_VOC or task.name in ("human_parts", "saliency") for task in tasks
         )
@@ -64,8 +61,8 @@ class SyntheticScenes:
     def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
         if not 0 <= index < self.num_examples:
             raise IndexError(f"Index {index} is out of range for {self.num_examples} scenes.")
-        # Every (seed, split, index) seeds its own generator, so the splits share no scene.
-        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), int(index)])
+        # Every (split, index) seeds its own generator, so the splits share no scene.
+        rng = np.random.default_rng([0, SPLITS.index(self.split), int(index)])
         setting = self._view(rng, self.size)
         camera, kinds, primitives = setting.camera, setting.scene.kinds, setting.scene.primitives()
         hits = cast(primitives, camera)

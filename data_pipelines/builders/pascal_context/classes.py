@@ -10,8 +10,9 @@ HUMAN_PART_GROUPS = {
     "upper legs": ("luleg", "ruleg"),
     "lower legs": ("lfoot", "llleg", "rfoot", "rlleg"),
 }  # fmt: skip
-"""PASCAL-Part's names of the parts of a person (Chen et al., CVPR 2014), grouped as in Maninis et
-al., Attentive Single-Tasking of Multiple Tasks, CVPR 2019; class 0 is everything else."""
+"""PASCAL-Part's names of the parts of a person (Chen et al., CVPR 2014) by the class they belong to
+in `tasks.table.HUMAN_PART_CLASSES`, as in Maninis et al., Attentive Single-Tasking of Multiple
+Tasks, CVPR 2019; background is everything else."""
 
 NORMALS_CLASSES = (
     3, 4, 6, 9, 10, 11, 13, 15, 17, 18, 22, 23, 29, 30, 33, 34, 36, 37, 38, 39, 41, 43, 46, 49,

@@ -27,11 +27,13 @@ from mtmamba_jax.data_pipelines.builders.pascal_context.classes import (
     NORMALS_CLASSES,
 )
 from mtmamba_jax.data_pipelines.builders.reading import COPY_AGAIN, DataError
-from mtmamba_jax.tasks.table import IGNORE, PASCAL_CONTEXT, VOC_CLASSES
+from mtmamba_jax.tasks.table import HUMAN_PART_CLASSES, IGNORE, PASCAL_CONTEXT, VOC_CLASSES
 
 _PERSON = VOC_CLASSES.index("person")
 _PART_IDS = {
-    part: group for group, parts in enumerate(HUMAN_PART_GROUPS.values(), start=1) for part in parts
+    part: HUMAN_PART_CLASSES.index(group)
+    for group, parts in HUMAN_PART_GROUPS.items()
+    for part in parts
 }
 
 
