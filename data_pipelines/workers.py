@@ -13,13 +13,13 @@ from mtmamba_jax.data_pipelines.parallel import exit_with_parent
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _GRACE = 60  # seconds; SLURM's default is 30
 _CRASHED = (
-    "A library crashed, mostly on a damaged file: the traceback that the worker printed above "
-    "shows in which call. Replace that file or leave its example out."
+    "A library crashed, usually because a file is damaged: the traceback that the worker printed "
+    "above shows in which call. Replace that file or leave its example out."
 )
 _REMEDIES = {  # by name: Windows does not have most of them
-    "SIGKILL": "The system mostly does so when memory runs out: use fewer data.num_workers or a "
-    "smaller data.cache_gib.",
-    "SIGBUS": "Mostly the shared memory in /dev/shm is full: give it more (for a container: "
+    "SIGKILL": "This usually means that memory ran out: use fewer data.num_workers or a smaller "
+    "data.cache_gib.",
+    "SIGBUS": "The shared memory in /dev/shm is probably full: give it more (for a container: "
     "--shm-size), or use fewer data.num_workers.",
     **dict.fromkeys(("SIGSEGV", "SIGABRT", "SIGILL", "SIGFPE"), _CRASHED),
 }

@@ -59,7 +59,8 @@ def extract(archive: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     partial.mkdir(parents=True)
     try:
         _check_kind(archive)
-        check_free_space(_unpacked_size(archive), folder, f"Extracting {archive}")
+        size = _unpacked_size(archive)
+        check_free_space(size, folder, f"Extracting {archive}", "give another --data_dir")
         _extract_all(archive, partial)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)

@@ -100,7 +100,8 @@ class DenseBuilder(dataset_builder.FileReaderBuilder, skip_registration=True):
         shards = [*itertools.chain.from_iterable(shards_of.values())]
         missing = [shard for shard in shards if not shard.path.exists()]
         needed = sum(shard.source_bytes() for shard in missing)
-        check_free_space(needed * 3 // 2, staging, f"Writing the records of {self.name}")
+        what = f"Writing the records of {self.name}"
+        check_free_space(needed * 3 // 2, staging, what, "give another --data_dir")
         with tqdm.tqdm(
             total=sum(len(shard.indices) for shard in shards),
             initial=sum(len(shard.indices) for shard in shards if shard not in missing),

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 
 from mtmamba_jax.data_pipelines.batch import Example
-from mtmamba_jax.data_pipelines.builders.reading import read_list, read_photo
+from mtmamba_jax.data_pipelines.builders.reading import COPY_AGAIN, read_list, read_photo
 from mtmamba_jax.tasks.table import Task
 
 
@@ -75,7 +75,7 @@ class DatasetFiles(abc.ABC):
         return read_photo(path)
 
     def _read_ids(self) -> tuple[str, ...]:
-        return read_list(self.split_path(self.folders, self.split))
+        return read_list(self.split_path(self.folders, self.split), COPY_AGAIN)
 
     @abc.abstractmethod
     def _read_labels(

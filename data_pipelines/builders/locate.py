@@ -67,7 +67,7 @@ def open_splits(
 
 
 def locate_folders(
-    roots: list[pathlib.Path], names: tuple[str, ...], subfolders: tuple[str, ...] = ()
+    roots: list[pathlib.Path], names: tuple[str, ...], subfolders: tuple[str, ...]
 ) -> dict[str, pathlib.Path]:
     """Returns the path of each of a dataset's folders.
 

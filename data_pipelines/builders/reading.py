@@ -32,8 +32,8 @@ class DataError(ValueError):
     """A file is missing, unreadable or wrong; the message names it, the problem and the remedy."""
 
 
-def read_bytes(path: pathlib.Path) -> bytes:
-    """Returns the contents of a file, which must not be empty."""
+def read_bytes(path: pathlib.Path, if_empty: str = COPY_AGAIN) -> bytes:
+    """Returns the contents of a file; `if_empty` is the remedy for an empty one."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -41,7 +41,7 @@ def read_bytes(path: pathlib.Path) -> bytes:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}). {COPY_AGAIN}") from error
     if not data:
-        raise DataError(f"{path} is empty. {COPY_AGAIN}")
+        raise DataError(f"{path} is empty. {if_empty}")
     return data
 
 
@@ -172,21 +172,25 @@ def read_mat(path: pathlib.Path, key: str) -> np.ndarray:
     return variables[key]
 
 
-def read_list(path: pathlib.Path) -> tuple[str, ...]:
-    """Reads a text file of names, one per line, without repeats or names that leave the folder."""
+def read_list(path: pathlib.Path, remedy: str = "Write one name per line.") -> tuple[str, ...]:
+    """Reads a text file of names, one per line, without repeats or names that leave the folder.
+
+    `remedy` is what to do about a file that is no such list.
+    """
     try:
-        text = read_bytes(path).decode("utf-8-sig")  # Windows editors write a byte order mark
+        # Windows editors write a byte order mark.
+        text = read_bytes(path, remedy).decode("utf-8-sig")
         names = [line.strip() for line in text.splitlines() if line.strip()]
     except UnicodeDecodeError:
-        raise DataError(f"{path} is not a text file. {COPY_AGAIN}") from None
+        raise DataError(f"{path} is not a text file. {remedy}") from None
     if not names:
-        raise DataError(f"{path} names no image. {COPY_AGAIN}")
+        raise DataError(f"{path} names no image. {remedy}")
     seen = set()
     for name in names:
         if name in seen:
             raise DataError(f"{path} names {name!r} twice. Remove one of the lines.")
         if name.startswith("/") or ".." in name.split("/") or "\\" in name:
-            raise DataError(f"{path} names {name!r}, which is not a plain name. {COPY_AGAIN}")
+            raise DataError(f"{path} names {name!r}, which is not a plain name. {remedy}")
         seen.add(name)
     return tuple(names)
 

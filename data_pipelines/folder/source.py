@@ -122,7 +122,7 @@ class Folder:
         Drawing programs write such masks as 0 and 255, where 255 would mean unlabelled. A sample
         spread over the list usually shows that the labels are right.
         """
-        if task.label_dtype != "int32" or len(task.class_names) > 2:
+        if task.num_classes != 2:
             return
         labels = [files[task.name] for files in self._files if task.name in files]
         ignored = False
@@ -155,7 +155,7 @@ def find_folder(root: str | os.PathLike | None) -> pathlib.Path:
     path = pathlib.Path(root).expanduser()
     if not path.is_dir():
         raise DataError(
-            f"{path} is no folder. Give the one of your data: --config.data.dir=my_data."
+            f"{path} is not a folder. Give the folder of your data: --config.data.dir=my_data."
         )
     if not (path / _IMAGES).is_dir():
         raise DataError(
@@ -240,7 +240,7 @@ def _read_lists(
 
 def _how_to_list(root: pathlib.Path, missing: Sequence[str], count: int) -> str:
     """Returns a message with a command that writes the missing lists, one or both."""
-    names = r"find images/ -type f | sed 's|^images/*||; s|\.[^./]*$||'"
+    names = r"find -L images/ -type f | sed 's|^images/*||; s|\.[^./]*$||'"
     if len(missing) == 2:
         scored = max(1, round(count / 10))
         command = (

@@ -112,9 +112,7 @@ def check_writable_scheme(path: str | os.PathLike, flag: str) -> None:
         )
 
 
-def check_free_space(
-    needed: int, folder: pathlib.Path, what: str, remedy: str = "give another --data_dir"
-) -> None:
+def check_free_space(needed: int, folder: pathlib.Path, what: str, remedy: str) -> None:
     """Checks that the disk of a folder has `needed` bytes of free space for `what`.
 
     Raises:

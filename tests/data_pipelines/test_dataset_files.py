@@ -28,7 +28,7 @@ TRAINED = {
 
 def open_split(name, folder, split):
     kind = create_builder(name).FILES
-    return kind(locate_folders([folder], kind.FOLDERS), split)
+    return kind(locate_folders([folder], kind.FOLDERS, kind.SUBFOLDERS), split)
 
 
 @pytest.fixture(scope="module")

@@ -100,7 +100,8 @@ WRONG = (
     ),
     ("train.txt", delete, r"lacks train\.txt \(images to train on\).*\n  cd .* grep -vxF -f val"),
     ("val.txt", delete, r"lacks val\.txt \(images to score\)"),
-    ("train.txt", text(""), r"train\.txt is empty"),
+    ("train.txt", text(""), r"train\.txt is empty\. Write one name per line\."),
+    ("train.txt", text("\n\n"), r"train\.txt names no image\. Write one name per line\."),
     ("train.txt", text(f"{A0}\n{A1}\n{A0}"), r"names 'room\.0' twice"),
     ("train.txt", text(f"{A0}.png"), r"Write 'room\.0', not 'room\.0\.png'"),
     ("train.txt", text(f"images/{A1}.PNG"), r"Write 'a/room1', not 'images/a/room1\.PNG'"),
@@ -173,6 +174,8 @@ def test_all_mistakes_in_names_are_reported_at_once(copy):
 @pytest.mark.parametrize("missing", [("train",), ("val",), ("train", "val")])
 def test_the_command_in_the_message_makes_the_lists(copy, missing):
     (copy / "images" / ".DS_Store").unlink()
+    link = next((copy / "images" / "a").iterdir())
+    link.symlink_to(link.rename(copy / f"moved{link.suffix}"))
     for split in missing:
         (copy / f"{split}.txt").unlink()
     with pytest.raises(DataError) as error:
@@ -189,7 +192,7 @@ def test_the_folder_must_be_given_and_exist(tmp_path):
     data = configuration.load("custom", {"tasks.names": "depth"}).data
     with pytest.raises(DataError, match=r"'data\.dir' is not set.*--config\.data\.dir=my_data"):
         open_source(data, TASKS, "train")
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         find_folder(tmp_path / "none")
 
 

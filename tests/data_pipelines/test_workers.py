@@ -17,7 +17,7 @@ from tests.data_pipelines.random_examples import RandomExamples
 from tests.data_pipelines.test_pipeline import evaluate, ids, take, train
 
 ROOT = pathlib.Path(__file__).parents[2]
-MEMORY = r"when memory runs out: use fewer data\.num_workers or a smaller data\.cache_gib"
+MEMORY = r"that memory ran out: use fewer data\.num_workers or a smaller data\.cache_gib"
 KILLED = rf"^A data worker was killed by SIGKILL \(exit code -9\)\. .*{MEMORY}"
 LEFT = r"^A data worker ended with exit code 3\. What it printed above says why\..*guard\.$"
 CRASHED = r"\. A library crashed, .*Replace that file or leave its example out"
@@ -87,7 +87,7 @@ def test_a_killed_worker_ends_evaluation_with_exit_code_and_remedy(num_workers):
     [
         (leave, LEFT),
         (crash, rf"by SIGSEGV \(exit code -11\){CRASHED}"),
-        (fill_shared_memory, r"by SIGBUS \(exit code -7\)\. .* /dev/shm is full"),
+        (fill_shared_memory, r"by SIGBUS \(exit code -7\)\. .* /dev/shm is probably full"),
     ],
 )
 def test_how_a_worker_died_decides_the_remedy(death, message):
@@ -102,7 +102,7 @@ def test_how_a_worker_died_decides_the_remedy(death, message):
         (-signal.SIGKILL, KILLED),
         (-signal.SIGSEGV, rf"by SIGSEGV \(exit code -11\){CRASHED}"),
         (-signal.SIGABRT, rf"by SIGABRT \(exit code -6\){CRASHED}"),
-        (-signal.SIGBUS, r"by SIGBUS .* /dev/shm is full"),
+        (-signal.SIGBUS, r"by SIGBUS .* /dev/shm is probably full"),
         (-signal.SIGHUP, r"by SIGHUP \(exit code -1\)\. What it printed above says why\."),
         (-99, r"by signal 99 \(exit code -99\)\. What it printed above says why\."),
     ],
