@@ -15,7 +15,7 @@ from typing import IO, cast
 
 import tqdm
 
-from mtmamba_jax.data_pipelines.builders.reading import DataError
+from mtmamba_jax.data_pipelines.read_files import DataError
 from mtmamba_jax.files.paths import check_free_space
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 
 from mtmamba_jax.data_pipelines.batch import Example
-from mtmamba_jax.data_pipelines.builders.reading import COPY_AGAIN, read_list, read_photo
+from mtmamba_jax.data_pipelines.read_files import COPY_AGAIN, read_list, read_photo
 from mtmamba_jax.tasks.table import Task
 
 

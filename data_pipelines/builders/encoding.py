@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Float32, UInt8
 
 from mtmamba_jax.data_pipelines.batch import Example
-from mtmamba_jax.data_pipelines.builders.reading import NORMAL_OF_LEVEL
+from mtmamba_jax.data_pipelines.read_files import NORMAL_OF_LEVEL
 from mtmamba_jax.tasks.readout import normal_levels
 from mtmamba_jax.tasks.table import Task
 

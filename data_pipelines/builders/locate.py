@@ -8,7 +8,7 @@ import tqdm
 
 from mtmamba_jax.data_pipelines.builders import archives
 from mtmamba_jax.data_pipelines.builders.dataset_files import DatasetFiles
-from mtmamba_jax.data_pipelines.builders.reading import DataError
+from mtmamba_jax.data_pipelines.read_files import DataError
 
 
 def open_splits(

@@ -21,8 +21,8 @@ from tensorflow_datasets.core import example_serializer
 from mtmamba_jax.data_pipelines.batch import check_example
 from mtmamba_jax.data_pipelines.builders import encoding
 from mtmamba_jax.data_pipelines.builders.dataset_files import DatasetFiles
-from mtmamba_jax.data_pipelines.builders.reading import COPY_AGAIN, DataError
 from mtmamba_jax.data_pipelines.parallel import in_order
+from mtmamba_jax.data_pipelines.read_files import COPY_AGAIN, DataError
 from mtmamba_jax.messages import bulleted
 from mtmamba_jax.tasks.table import Task
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from jaxtyping import Float, Int, Num
 
-from mtmamba_jax.data_pipelines.builders import reading
-from mtmamba_jax.data_pipelines.builders.reading import DataError, Size
+from mtmamba_jax.data_pipelines import read_files
+from mtmamba_jax.data_pipelines.read_files import DataError, Size
 from mtmamba_jax.tasks.table import Task
 
 # A unit vector in 8 bits is within 0.01 of length 1; interpolation and JPEG shorten it.
@@ -34,15 +34,15 @@ def _read_classes(task: Task, path: pathlib.Path, size: Size) -> Int[np.ndarray,
     wanted = f"0 to {count - 1}, the IDs of the run's {count} classes, and 255, not labelled"
     if not task.class_names:
         wanted = "0, 1 on boundaries, and 255, not labelled"
-    return reading.to_class_ids(
-        reading.class_id_table(count), reading.read_grey(path, size), path, wanted
+    return read_files.to_class_ids(
+        read_files.class_id_table(count), read_files.read_grey(path, size), path, wanted
     )
 
 
 def _read_depth(task: Task, path: pathlib.Path, size: Size) -> Float[np.ndarray, "h w 1"]:
     if path.suffix.lower() == ".npy":
-        return reading.read_depth(path, size)
-    levels = reading.read_grey(path, size)
+        return read_files.read_depth(path, size)
+    levels = read_files.read_grey(path, size)
     if levels.dtype != np.uint16:
         raise DataError(
             f"{path} has 8 bits, wanted 16: millimetres. Save it as uint16, or metres as .npy."
@@ -52,7 +52,7 @@ def _read_depth(task: Task, path: pathlib.Path, size: Size) -> Float[np.ndarray,
 
 
 def _read_normals(task: Task, path: pathlib.Path, size: Size) -> Float[np.ndarray, "h w 3"]:
-    normals = reading.read_normals(path, size)
+    normals = read_files.read_normals(path, size)
     length = np.linalg.norm(normals, axis=-1)
     drawn = (normals != -1).any(-1)
     unit = (length >= _LENGTHS[0]) & (length <= _LENGTHS[1])

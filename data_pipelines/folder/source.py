@@ -26,8 +26,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from mtmamba_jax.data_pipelines.batch import Example
-from mtmamba_jax.data_pipelines.builders.reading import DataError, read_list, read_rgb
 from mtmamba_jax.data_pipelines.folder.labels import label_suffixes, read_label
+from mtmamba_jax.data_pipelines.read_files import DataError, read_list, read_rgb
 from mtmamba_jax.messages import check_name, shortened
 from mtmamba_jax.tasks.table import CUSTOM, IGNORE, Task
 

@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
         ids,
         predictions,
         labels,
-        reading=options.reading,
+        label_kind=options.label_kind,
         max_distance=MAX_DISTANCE[options.dataset],
         num_workers=available_cores() if options.workers is None else options.workers,
     )
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
         "labels": str(labels),
         "ids": options.ids,
         "only_published_images": not include_all and bool(excluded_ids(options.dataset)),
-        "reading": options.reading,
+        "label_kind": options.label_kind,
         "max_distance": MAX_DISTANCE[options.dataset],
     }
     write_report(output, sums, settings)

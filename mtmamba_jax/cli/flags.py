@@ -165,10 +165,11 @@ def _boundaries(command: argparse.ArgumentParser) -> None:
     add("--predictions", required=True, help="folder of NAME.png, 8 bits")
     add("--labels", required=True, help="folder of NAME.png or NAME.mat")
     add(
-        "--reading",
+        "--label_kind",
         choices=("regions", "contours"),
         default="regions",
-        help="true contours lie between regions of a label, as published, or where it is not 0",
+        help="labels hold regions, as published, or contours: true contours lie between the "
+        "regions, or where the label is not 0 (regions)",
     )
     add("--ids", help="file with the names of the images to score")
     add("--all", action="store_true", help="score all images, not only the published subset")

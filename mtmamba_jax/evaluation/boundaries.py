@@ -18,8 +18,8 @@ from mtmamba_jax.metrics.boundaries.folders import (
 from mtmamba_jax.tasks.readout import to_levels
 from mtmamba_jax.tasks.table import Task
 
-READING_OF_TEST_SET: Mapping[str, str] = {"nyudv2": "regions"}
-"""How published figures read a dataset's own edge labels; those of other datasets are contours."""
+LABEL_KIND_OF_TEST_SET: Mapping[str, str] = {"nyudv2": "regions"}
+"""What a dataset's own edge labels hold in published figures; contours in other datasets."""
 
 _DISTANCE = MAX_DISTANCE["pascal_context"]  # the stricter one, for datasets without a published one
 
@@ -31,7 +31,7 @@ class Benchmark:
     Attributes:
       task: Task whose predictions are scored.
       dataset: `config.data.name`.
-      reading: Interpretation of labels as true contours, one of `folders.READINGS`.
+      label_kind: What the labels hold, a key of `folders.LABEL_KINDS`.
       max_distance: Maximum distance of matched pixels, as a fraction of the image diagonal.
       labels: Folder of NAME.png or NAME.mat; None for the test set's own labels.
       excluded: IDs that are not scored.
@@ -40,7 +40,7 @@ class Benchmark:
 
     task: Task
     dataset: str
-    reading: str
+    label_kind: str
     max_distance: float
     labels: pathlib.Path | None
     excluded: frozenset[str]
@@ -55,7 +55,7 @@ class Benchmark:
             "labels": self.labels and str(self.labels),
             "ids": None,
             "only_published_images": bool(self.excluded),
-            "reading": self.reading,
+            "label_kind": self.label_kind,
             "max_distance": self.max_distance,
         }
 
@@ -63,8 +63,9 @@ class Benchmark:
         """Returns the settings in words."""
         note = "" if self.dataset in MAX_DISTANCE else f" (none is published for {self.dataset})"
         return (
-            f"Boundary benchmark: {self.reading} of labels from {self.labels or 'the test set'}, "
-            f"matched within {self.max_distance} of the diagonal{note}"
+            f"Boundary benchmark: {self.label_kind} of labels from "
+            f"{self.labels or 'the test set'}, matched within {self.max_distance} of the "
+            f"diagonal{note}"
         )
 
 
@@ -103,11 +104,11 @@ def choose_benchmark(
     if num_workers is not None and num_workers < 0:
         raise ValueError(f"--workers must be 0 or more, got {num_workers}.")
     thin(np.zeros((1, 1), bool))  # fails now, not after the evaluation, if scikit-image is missing
-    reading = READING_OF_TEST_SET.get(dataset, "contours") if labels is None else "regions"
+    label_kind = LABEL_KIND_OF_TEST_SET.get(dataset, "contours") if labels is None else "regions"
     distance = MAX_DISTANCE.get(dataset, _DISTANCE)
     excluded = frozenset() if include_all else excluded_ids(dataset)
     workers = available_cores() if num_workers is None else num_workers
-    return Benchmark(edges[0], dataset, reading, distance, labels, excluded, workers)
+    return Benchmark(edges[0], dataset, label_kind, distance, labels, excluded, workers)
 
 
 def count_test_set(benchmark: Benchmark, predictions: Iterable[Prediction]) -> Iterator[np.ndarray]:
@@ -121,7 +122,7 @@ def count_test_set(benchmark: Benchmark, predictions: Iterable[Prediction]) -> I
       RuntimeError: If a worker process was killed.
     """
     name, ignore = benchmark.task.name, benchmark.task.ignore
-    settings = benchmark.reading, benchmark.max_distance
+    settings = benchmark.label_kind, benchmark.max_distance
     scored = ((p, to_levels(p.values[name])) for p in predictions if p.id not in benchmark.excluded)
     if benchmark.labels is not None:
         work = ((p.id, levels, benchmark.labels, *settings) for p, levels in scored)

@@ -55,7 +55,9 @@ def _check_contour_settings(runs: Sequence[FinishedRun]) -> None:
     for run in runs:
         if run.contours:
             used = run.benchmark
-            settings = [f"{key}={used.get(key)}" for key in ("reading", "max_distance", "images")]
+            settings = [
+                f"{key}={used.get(key)}" for key in ("label_kind", "max_distance", "images")
+            ]
             # The folder's path is left out, because it differs between machines.
             labels = "the test set" if used.get("labels") is None else "a folder"
             found.setdefault(", ".join([*settings, f"labels of {labels}"]), run.workdir)

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from mtmamba_jax.data_pipelines.builders import archives, locate
-from mtmamba_jax.data_pipelines.builders.reading import DataError
+from mtmamba_jax.data_pipelines.read_files import DataError
 from mtmamba_jax.data_pipelines.records import create_builder
 from tests.data_pipelines.dummy_trees import (
     copy_tree,

@@ -10,7 +10,7 @@ import scipy.io
 from PIL import Image
 
 from mtmamba_jax.data_pipelines.builders.nyudv2.files import NYUDv2
-from mtmamba_jax.data_pipelines.builders.reading import DataError
+from mtmamba_jax.data_pipelines.read_files import DataError
 from mtmamba_jax.data_pipelines.records import Records
 from mtmamba_jax.tasks.table import PASCAL_CONTEXT
 from tests.data_pipelines.dummy_trees import copy_tree, prepare, visible

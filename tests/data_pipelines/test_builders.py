@@ -14,9 +14,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from mtmamba_jax.data_pipelines.batch import check_example
-from mtmamba_jax.data_pipelines.builders.reading import DataError
 from mtmamba_jax.data_pipelines.datasets import DATASETS
 from mtmamba_jax.data_pipelines.pipeline import train_batches
+from mtmamba_jax.data_pipelines.read_files import DataError
 from mtmamba_jax.data_pipelines.records import Records, create_builder
 from mtmamba_jax.data_pipelines.transforms import AugmentSettings
 from mtmamba_jax.files.locks import locked

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from mtmamba_jax import config as configuration
-from mtmamba_jax.data_pipelines.builders.reading import DataError
 from mtmamba_jax.data_pipelines.folder.source import Folder, find_folder
 from mtmamba_jax.data_pipelines.pipeline import ExampleError, eval_batches
+from mtmamba_jax.data_pipelines.read_files import DataError
 from mtmamba_jax.data_pipelines.sources import open_source
 from tests.data_pipelines.own_data import NAMES, SIZE, TASKS, save
 

@@ -32,7 +32,7 @@ def count(dataset, made, **settings):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "labels", "reading", "distance"),
+    ("dataset", "labels", "label_kind", "distance"),
     [
         ("nyudv2", False, "regions", 0.011),
         ("nyudv2", True, "regions", 0.011),
@@ -41,9 +41,11 @@ def count(dataset, made, **settings):
         ("synthetic", False, "contours", 0.0075),
     ],
 )
-def test_contours_are_read_and_matched_as_published(dataset, labels, reading, distance, tmp_path):
+def test_contours_are_read_and_matched_as_published(
+    dataset, labels, label_kind, distance, tmp_path
+):
     found = choose_benchmark(dataset, NYUDV2, labels=tmp_path if labels else None)
-    assert (found.reading, found.max_distance) == (reading, distance)
+    assert (found.label_kind, found.max_distance) == (label_kind, distance)
 
 
 def test_an_unpublished_distance_is_reported_as_such():
@@ -68,16 +70,16 @@ def test_images_without_a_label_are_skipped():
     np.testing.assert_array_equal(found, count("folder", made)[1:])
 
 
-@pytest.mark.parametrize("reading", ["contours", "regions"])
-def test_unlabelled_pixels_hold_no_contour_and_do_not_count(reading):
+@pytest.mark.parametrize("label_kind", ["contours", "regions"])
+def test_unlabelled_pixels_hold_no_contour_and_do_not_count(label_kind):
     levels, label = np.zeros(SIZE, np.uint8), np.zeros(SIZE, np.uint8)
     levels[20:23, :25] = 255
     label[20:23, :30] = 1
-    bare = count_prediction(levels, label, reading, 0.02)
+    bare = count_prediction(levels, label, label_kind, 0.02)
     assert bare[50, 0] >= 20  # of 25: the first fade at the border
     levels[:, 45:48] = 255
     label[:, 40:] = IGNORE
-    np.testing.assert_array_equal(count_prediction(levels, label, reading, 0.02, IGNORE), bare)
+    np.testing.assert_array_equal(count_prediction(levels, label, label_kind, 0.02, IGNORE), bare)
 
 
 def test_a_run_without_edges_has_nothing_to_score():

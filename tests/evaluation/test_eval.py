@@ -121,7 +121,7 @@ def test_odsf_is_that_of_the_saved_predictions(evaluated, tmp_path):
     true = write_edges(labels(evaluated, open_uneven), tmp_path / "labels")
     arguments = [
         "--dataset=pascal_context",  # whose distance is taken where none is published
-        "--reading=contours",
+        "--label_kind=contours",
         "--workers=0",
         f"--predictions={evaluated / 'predictions_best' / 'edge'}",
         f"--labels={true}",
@@ -147,7 +147,7 @@ def test_odsf_is_beside_the_edges_other_scores(evaluated):
         "predictions": None,
         "labels": None,
         "ids": None,
-        "reading": "contours",
+        "label_kind": "contours",
         "max_distance": 0.0075,
         "only_published_images": False,
         "images": len(NAMES),
@@ -274,7 +274,7 @@ def test_regions_of_a_folder_of_labels_are_the_true_contours_where_it_is_given(
     assert cli.main([*arguments, f"--boundary_labels={folder}"]) == 0
     regions = scores_of(workdir)
     assert f"regions of labels from {folder}, matched within 0.0075" in capsys.readouterr().out
-    assert regions["boundaries"]["reading"] == "regions"
+    assert regions["boundaries"]["label_kind"] == "regions"
     assert regions["scores"]["edge"]["odsF"] != contours["scores"]["edge"]["odsF"]
     (folder / f"{NAMES[3]}.png").unlink()
     assert cli.main([*arguments, f"--boundary_labels={folder}"]) == 2

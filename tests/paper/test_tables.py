@@ -293,7 +293,7 @@ EDGE = ("edge", "maxF")
 
 def write_odsf(folder, odsf, step=8, **settings):
     """Writes the part of eval --odsf's file that `tables` reads."""
-    own = {"labels": None, "reading": "contours"}
+    own = {"labels": None, "label_kind": "contours"}
     settings = own | {"max_distance": 0.0075, "images": 5} | settings
     written = {"step": step, "scores": {"edge": {"maxF": 1.0, "odsF": odsf}, "semseg": {"mIoU": 1}}}
     (folder / "scores_best.json").write_text(json.dumps(written | {"boundaries": settings}))
@@ -363,7 +363,7 @@ def test_a_score_file_without_odsf_changes_no_table(runs, capsys):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"reading": "regions"}, "regions, {}, labels of the test set: "),
+        ({"label_kind": "regions"}, "regions, {}, labels of the test set: "),
         ({"labels": "other"}, "contours, {}, labels of a folder: "),
     ],
 )
@@ -372,7 +372,7 @@ def test_odsf_of_different_settings_is_refused(settings, expected, edge_runs, ca
     assert cli.main(["tables", f"--runs={edge_runs}"]) == 2
     error = capsys.readouterr().err
     expected = expected.format("max_distance=0.0075, images=5")
-    assert f"reading={expected}{edge_runs}/mtmamba_1" in error
+    assert f"label_kind={expected}{edge_runs}/mtmamba_1" in error
     assert "Score them with the same settings" in error
 
 

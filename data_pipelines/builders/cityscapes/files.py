@@ -9,9 +9,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from mtmamba_jax.data_pipelines.builders import reading
+from mtmamba_jax.data_pipelines import read_files
 from mtmamba_jax.data_pipelines.builders.dataset_files import DatasetFiles
-from mtmamba_jax.data_pipelines.builders.reading import COPY_AGAIN, DataError
+from mtmamba_jax.data_pipelines.read_files import COPY_AGAIN, DataError
 from mtmamba_jax.tasks.table import CITYSCAPES, IGNORE
 
 # Label IDs of the 19 training classes in order; the 15 others are not trained (Cordts et al.,
@@ -52,12 +52,16 @@ class Cityscapes(DatasetFiles):
         return "remove their images"
 
     def _read_labels(self, paths, size):
-        semseg, disparity = (reading.read_grey(paths[name], size) for name in ("semseg", "depth"))
+        semseg, disparity = (
+            read_files.read_grey(paths[name], size) for name in ("semseg", "depth")
+        )
         if disparity.dtype != np.uint16:
             raise DataError(f"{paths['depth']} has 8 bits, expected 16. {COPY_AGAIN}")
         disparity = (disparity.astype(np.float32) - 1) / 256
         scored = (disparity > 0) & (disparity < _MAX_DISPARITY)
         return {
-            "semseg": reading.to_class_ids(_SEMSEG, semseg, paths["semseg"], "label IDs 0 to 33"),
+            "semseg": read_files.to_class_ids(
+                _SEMSEG, semseg, paths["semseg"], "label IDs 0 to 33"
+            ),
             "depth": np.where(scored, disparity, np.float32(IGNORE))[..., None],
         }

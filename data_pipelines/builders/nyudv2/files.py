@@ -12,9 +12,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from mtmamba_jax.data_pipelines.builders import reading
+from mtmamba_jax.data_pipelines import read_files
 from mtmamba_jax.data_pipelines.builders.dataset_files import DatasetFiles
-from mtmamba_jax.data_pipelines.builders.reading import DataError
+from mtmamba_jax.data_pipelines.read_files import DataError
 from mtmamba_jax.tasks.table import IGNORE, NYUDV2
 
 _OLD_SIZE = (480, 640)
@@ -40,7 +40,7 @@ class NYUDv2(DatasetFiles):
     ARCHIVES = ("*NYUD*",)
 
     def _read_image(self, path):
-        image = reading.read_photo(path)
+        image = read_files.read_photo(path)
         if image.shape[:2] == _OLD_SIZE:
             raise DataError(
                 f"{path} is 480x640: this is an older NYUDv2 archive. The published protocol uses "
@@ -49,10 +49,12 @@ class NYUDv2(DatasetFiles):
         return image
 
     def _read_labels(self, paths, size):
-        semseg, edge = (reading.read_grey(paths[name], size) for name in ("semseg", "edge"))
+        semseg, edge = (read_files.read_grey(paths[name], size) for name in ("semseg", "edge"))
         return {
-            "semseg": reading.to_class_ids(_SEMSEG, semseg, paths["semseg"], "0 (no class) to 40"),
-            "depth": reading.read_depth(paths["depth"], size),
-            "edge": reading.to_class_ids(_EDGE, edge, paths["edge"], "0 and 255"),
-            "normals": reading.read_normals(paths["normals"], size),
+            "semseg": read_files.to_class_ids(
+                _SEMSEG, semseg, paths["semseg"], "0 (no class) to 40"
+            ),
+            "depth": read_files.read_depth(paths["depth"], size),
+            "edge": read_files.to_class_ids(_EDGE, edge, paths["edge"], "0 and 255"),
+            "normals": read_files.read_normals(paths["normals"], size),
         }

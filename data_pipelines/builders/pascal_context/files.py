@@ -20,13 +20,13 @@ import cv2
 import numpy as np
 from jaxtyping import Int32, Integer
 
-from mtmamba_jax.data_pipelines.builders import reading
+from mtmamba_jax.data_pipelines import read_files
 from mtmamba_jax.data_pipelines.builders.dataset_files import DatasetFiles
 from mtmamba_jax.data_pipelines.builders.pascal_context.classes import (
     HUMAN_PART_GROUPS,
     NORMALS_CLASSES,
 )
-from mtmamba_jax.data_pipelines.builders.reading import COPY_AGAIN, DataError
+from mtmamba_jax.data_pipelines.read_files import COPY_AGAIN, DataError
 from mtmamba_jax.tasks.table import HUMAN_PART_CLASSES, IGNORE, PASCAL_CONTEXT, VOC_CLASSES
 
 _PERSON = VOC_CLASSES.index("person")
@@ -65,7 +65,7 @@ class PASCALContext(DatasetFiles):
         if not path.exists():
             return None
         try:
-            objects = json.loads(reading.read_bytes(path))
+            objects = json.loads(read_files.read_bytes(path))
         except ValueError as error:
             raise DataError(f"{path} is not readable JSON ({error}). {COPY_AGAIN}") from error
         if not isinstance(objects, dict):
@@ -89,14 +89,14 @@ class PASCALContext(DatasetFiles):
 
     def _read_labels(self, paths, size):
         context = _read_context(paths["context"], size)
-        normals = reading.read_normals(paths["normals"], size)
+        normals = read_files.read_normals(paths["normals"], size)
         # The network that predicted them is reliable on some classes only.
         normals[~np.isin(context, NORMALS_CLASSES)] = IGNORE
-        semseg = reading.read_grey(paths["semseg"], size)
-        table = reading.class_id_table(len(VOC_CLASSES))
-        saliency = reading.read_grey(paths["saliency"], size)
+        semseg = read_files.read_grey(paths["semseg"], size)
+        table = read_files.class_id_table(len(VOC_CLASSES))
+        saliency = read_files.read_grey(paths["saliency"], size)
         return {
-            "semseg": reading.to_class_ids(
+            "semseg": read_files.to_class_ids(
                 table, semseg, paths["semseg"], "0 to 20 and 255 (ignore)"
             ),
             "human_parts": _read_human_parts(paths.get("human_parts"), size),
@@ -107,13 +107,13 @@ class PASCALContext(DatasetFiles):
 
 
 def _read_context(path: pathlib.Path, size: tuple[int, int]) -> Integer[np.ndarray, "h w"]:
-    context = reading.read_mat(path, "LabelMap")
+    context = read_files.read_mat(path, "LabelMap")
     if context.ndim != 2 or context.dtype.kind not in "ui":
         raise DataError(
             f"{path}: LabelMap is {context.dtype} {list(context.shape)}, expected integers [h w]. "
             f"{COPY_AGAIN}"
         )
-    return reading.check_size(context, size, path)
+    return read_files.check_size(context, size, path)
 
 
 def _boundaries(context: Integer[np.ndarray, "h w"]) -> Int32[np.ndarray, "h w 1"]:
@@ -132,7 +132,7 @@ def _read_human_parts(
     label = np.zeros(size, np.int32)
     if path is None:
         return label[..., None]
-    annotation = reading.read_mat(path, "anno")
+    annotation = read_files.read_mat(path, "anno")
     try:
         for entry in annotation[0, 0]["objects"].ravel():
             if int(entry["class_ind"].item()) != _PERSON:
@@ -141,7 +141,7 @@ def _read_human_parts(
                 name = str(part["part_name"].item())
                 if name not in _PART_IDS:
                     raise DataError(f"{path}: {name!r} is not a part of a person. {COPY_AGAIN}")
-                mask = reading.check_size(part["mask"], size, path)
+                mask = read_files.check_size(part["mask"], size, path)
                 label[mask.astype(bool)] = _PART_IDS[name]
     except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, DataError):

@@ -7,19 +7,20 @@ import numpy as np
 from jaxtyping import Int, Integer, UInt8
 from scipy import ndimage
 
-from mtmamba_jax.data_pipelines.builders.reading import DataError, read_grey, read_list, read_mat
 from mtmamba_jax.data_pipelines.parallel import in_order
+from mtmamba_jax.data_pipelines.read_files import DataError, read_grey, read_list, read_mat
 from mtmamba_jax.messages import check_name
 from mtmamba_jax.metrics.boundaries.contours import contour_of_regions, suppress
 from mtmamba_jax.metrics.boundaries.counts import count_matches
 
-READINGS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+LABEL_KINDS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "regions": contour_of_regions,
     "contours": lambda labels: labels != 0,
 }
-"""How a label [h w] gives the true contour: between pixels of different values, or where it is not
-0. Published figures use regions, both for PASCAL-Context's LabelMap, which has regions, and for
-NYUDv2's edge files, whose lines become regions with a contour on either side."""
+"""How to get the true contour [h w] from a label, by what the label holds: contours lie between the
+pixels of different regions, or where the label is not 0. Published figures use regions, both for
+PASCAL-Context's LabelMap, which has regions, and for NYUDv2's edge files, whose lines become
+regions with a contour on either side."""
 
 SUFFIXES = (".png", ".mat")
 """Suffixes of labels. A MATLAB file holds a LabelMap, as PASCAL-Context's files do."""
@@ -84,7 +85,7 @@ def count_folder(
     predictions: pathlib.Path,
     labels: pathlib.Path,
     *,
-    reading: str,
+    label_kind: str,
     max_distance: float,
     num_workers: int = 0,
 ) -> Iterator[Int[np.ndarray, "thresholds 4"]]:
@@ -94,24 +95,24 @@ def count_folder(
       ids: Names of the images.
       predictions: Folder of NAME.png.
       labels: Folder of NAME.png or NAME.mat.
-      reading: See `count_prediction`.
+      label_kind: See `count_prediction`.
       max_distance: See `count_prediction`.
       num_workers: Number of worker processes; 0 counts in this process. It does not affect counts.
 
     Raises:
-      ValueError: If the reading is unknown, `num_workers` is negative, or a file is missing or
+      ValueError: If the label kind is unknown, `num_workers` is negative, or a file is missing or
         invalid (`DataError`).
       RuntimeError: If the extra "data" is not installed or a worker process was killed.
     """
-    check_name("reading", reading, READINGS)
+    check_name("label kind", label_kind, LABEL_KINDS)
     if num_workers < 0:
         raise ValueError(f"--workers must be 0 or more, got {num_workers}.")
-    work = [(name, predictions, labels, reading, max_distance) for name in ids]
+    work = [(name, predictions, labels, label_kind, max_distance) for name in ids]
     return in_order(_count_files, work, num_workers)
 
 
 def _count_files(
-    name: str, predictions: pathlib.Path, labels: pathlib.Path, reading: str, max_distance: float
+    name: str, predictions: pathlib.Path, labels: pathlib.Path, label_kind: str, max_distance: float
 ) -> np.ndarray:
     label = read_label(labels, name)
     levels = read_grey(predictions / f"{name}.png", label.shape)
@@ -120,11 +121,11 @@ def _count_files(
             f"{predictions / name}.png has {8 * levels.itemsize} bits, expected 8: grey levels "
             "0..255 of the probability of a contour."
         )
-    return count_prediction(levels, label, reading, max_distance)
+    return count_prediction(levels, label, label_kind, max_distance)
 
 
 def count_against_file(
-    name: str, levels: np.ndarray, labels: pathlib.Path, reading: str, max_distance: float
+    name: str, levels: np.ndarray, labels: pathlib.Path, label_kind: str, max_distance: float
 ) -> Int[np.ndarray, "thresholds 4"]:
     """Returns `count_prediction` of the image's label in a folder.
 
@@ -139,13 +140,13 @@ def count_against_file(
             f"{sizes[1]}. Both must have the same size: is the label from another version of the "
             "dataset?"
         )
-    return count_prediction(levels, label, reading, max_distance)
+    return count_prediction(levels, label, label_kind, max_distance)
 
 
 def count_prediction(
     levels: UInt8[np.ndarray, "h w"],
     label: Integer[np.ndarray, "h w"],
-    reading: str,
+    label_kind: str,
     max_distance: float,
     ignore: int | None = None,
 ) -> Int[np.ndarray, "thresholds 4"]:
@@ -154,7 +155,7 @@ def count_prediction(
     Args:
       levels: Predicted probability times 255.
       label: Label values.
-      reading: Interpretation of the label as a true contour, one of `READINGS`.
+      label_kind: What the label holds, a key of `LABEL_KINDS`.
       max_distance: Maximum distance of matched pixels, as a fraction of the image diagonal.
       ignore: Value of unlabelled pixels. They and their neighbours hold no true contour, and
         predictions on them do not count. None if every pixel is labelled.
@@ -164,11 +165,11 @@ def count_prediction(
     """
     strength = suppress(levels)
     if ignore is None:
-        return count_matches(strength, READINGS[reading](label), max_distance)
+        return count_matches(strength, LABEL_KINDS[label_kind](label), max_distance)
     unlabelled = label == ignore
     # The border of the labelled area is not a contour either.
     near = np.asarray(ndimage.binary_dilation(unlabelled, np.ones((3, 3), bool)), bool)
-    contour = READINGS[reading](np.where(unlabelled, 0, label))
+    contour = LABEL_KINDS[label_kind](np.where(unlabelled, 0, label))
     contour[near] = False
     return count_matches(np.where(unlabelled, 0.0, strength), contour, max_distance)
 

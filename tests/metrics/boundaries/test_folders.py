@@ -1,4 +1,4 @@
-"""Scoring folders of predictions: image names, readings of labels, workers, errors, command."""
+"""Scoring folders of predictions: image names, kinds of labels, workers, errors, command."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import pytest
 import scipy.io
 
 from mtmamba_jax.cli import main as cli
-from mtmamba_jax.data_pipelines.builders.reading import read_list
+from mtmamba_jax.data_pipelines.read_files import read_list
 from mtmamba_jax.metrics import boundaries
 from mtmamba_jax.metrics.boundaries import folders
 from tests.metrics.boundaries import scenes
@@ -31,8 +31,8 @@ def files(tmp_path):
     return tmp_path
 
 
-def counts(files, ids=NAMES, reading="regions", **settings):
-    settings = {"max_distance": 0.02, "reading": reading, **settings}
+def counts(files, ids=NAMES, label_kind="regions", **settings):
+    settings = {"max_distance": 0.02, "label_kind": label_kind, **settings}
     return list(folders.count_folder(ids, files / "predictions", files / "labels", **settings))
 
 
@@ -50,7 +50,7 @@ def test_counts_of_one_worker_are_those_of_this_process(files):
 def test_images_are_read_lazily_in_order(files):
     (files / "predictions" / "b.png").unlink()
     images = folders.count_folder(
-        NAMES, files / "predictions", files / "labels", reading="regions", max_distance=0.02
+        NAMES, files / "predictions", files / "labels", label_kind="regions", max_distance=0.02
     )
     next(images)
     with pytest.raises(ValueError, match=r"b.png is missing"):
@@ -71,7 +71,7 @@ def test_a_thick_line_is_one_contour_or_a_region_with_two(files):
     line = np.zeros(SIZE, np.uint8)
     line[20:23] = 255
     cv2.imwrite(str(files / "labels" / "a.png"), line)
-    true = {reading: counts(files, ["a"], reading)[0][0, 1] for reading in ("contours", "regions")}
+    true = {kind: counts(files, ["a"], kind)[0][0, 1] for kind in ("contours", "regions")}
     assert true["regions"] == 2 * SIZE[1]
     assert 0.9 * SIZE[1] < true["contours"] <= SIZE[1]
 
@@ -129,8 +129,8 @@ def test_invalid_files_are_reported_with_a_remedy(files, spoil, message):
 
 
 def test_invalid_arguments_are_reported(files):
-    with pytest.raises(ValueError, match=r"Unknown reading 'region'\. Did you mean 'regions'"):
-        counts(files, reading="region")
+    with pytest.raises(ValueError, match=r"Unknown label kind 'region'\. Did you mean 'regions'"):
+        counts(files, label_kind="region")
     with pytest.raises(ValueError, match="--workers must be 0 or more, got -1"):
         counts(files, num_workers=-1)
 
@@ -150,7 +150,7 @@ def test_the_command_scores_a_folder(files, capsys):
         "labels": str(files / "labels"),
         "ids": None,
         "only_published_images": False,
-        "reading": "regions",
+        "label_kind": "regions",
         "max_distance": 0.011,
         "images": 3,
         "scores": boundaries.compute(sums),

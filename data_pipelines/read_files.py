@@ -159,7 +159,7 @@ def read_normals(path: pathlib.Path, size: Size) -> Float32[np.ndarray, "h w 3"]
 
 def read_mat(path: pathlib.Path, key: str) -> np.ndarray:
     """Returns the variable `key` of a MATLAB file."""
-    import scipy.io  # installed with the extra "data"
+    import scipy.io  # slow to import
 
     try:
         variables = scipy.io.loadmat(io.BytesIO(read_bytes(path)))
