@@ -19,6 +19,19 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def worker_count(requested: int | None) -> int:
+    """Returns the requested number of worker processes; for None, one per core.
+
+    Raises:
+      ValueError: The requested number is negative.
+    """
+    if requested is None:
+        return available_cores()
+    if requested < 0:
+        raise ValueError(f"--workers must be 0 or more, got {requested}.")
+    return requested
+
+
 def in_order(
     function: Callable, work: Iterable[tuple], num_workers: int
 ) -> Generator[Any, None, None]:

@@ -5,10 +5,17 @@ import pathlib
 
 import tqdm
 
-from mtmamba_jax.data_pipelines.parallel import available_cores
-from mtmamba_jax.metrics.boundaries import MAX_DISTANCE, sum_counts
+from mtmamba_jax.data_pipelines.parallel import worker_count
+from mtmamba_jax.metrics.boundaries.counts import MAX_DISTANCE
 from mtmamba_jax.metrics.boundaries.folders import count_folder, excluded_ids, find_ids
-from mtmamba_jax.metrics.boundaries.report import SCORES_FILE, TABLE_FILE, score_table, write_report
+from mtmamba_jax.metrics.boundaries.report import (
+    SCORES_FILE,
+    TABLE_FILE,
+    report_settings,
+    score_table,
+    write_report,
+)
+from mtmamba_jax.metrics.boundaries.scores import sum_counts
 from mtmamba_jax.visualization.figures import write_figure
 from mtmamba_jax.visualization.precision_recall import CURVE_FILE, draw_precision_recall
 
@@ -25,19 +32,19 @@ def run(options: argparse.Namespace) -> int:
         labels,
         label_kind=options.label_kind,
         max_distance=MAX_DISTANCE[options.dataset],
-        num_workers=available_cores() if options.workers is None else options.workers,
+        num_workers=worker_count(options.workers),
     )
     sums = sum_counts(tqdm.tqdm(counts, total=len(ids), unit="image", disable=None))
     include_all = options.all or ids_file is not None
-    settings = {
-        "dataset": options.dataset,
-        "predictions": str(predictions),
-        "labels": str(labels),
-        "ids": options.ids,
-        "only_published_images": not include_all and bool(excluded_ids(options.dataset)),
-        "label_kind": options.label_kind,
-        "max_distance": MAX_DISTANCE[options.dataset],
-    }
+    settings = report_settings(
+        dataset=options.dataset,
+        predictions=predictions,
+        labels=labels,
+        ids=ids_file,
+        only_published_images=not include_all and bool(excluded_ids(options.dataset)),
+        label_kind=options.label_kind,
+        max_distance=MAX_DISTANCE[options.dataset],
+    )
     write_report(output, sums, settings)
     write_figure(output / CURVE_FILE, draw_precision_recall(sums))
     print(score_table(sums))

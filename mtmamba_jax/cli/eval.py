@@ -17,9 +17,9 @@ from mtmamba_jax.evaluation.report import class_ious, format_details, write_conf
 from mtmamba_jax.evaluation.saved_predictions import PredictionWriter
 from mtmamba_jax.files.paths import to_json, write_atomically
 from mtmamba_jax.metrics import compute_scores
-from mtmamba_jax.metrics.boundaries import Sums, compute, sum_counts
 from mtmamba_jax.metrics.boundaries.report import score_table as boundary_table
 from mtmamba_jax.metrics.boundaries.report import write_report
+from mtmamba_jax.metrics.boundaries.scores import BoundarySums, compute, sum_counts
 from mtmamba_jax.visualization.figures import write_figure
 from mtmamba_jax.visualization.panels import write_panels
 from mtmamba_jax.visualization.precision_recall import CURVE_FILE, draw_precision_recall
@@ -108,7 +108,7 @@ def _prediction_writer(options: argparse.Namespace, run: Run) -> PredictionWrite
 
 def _pass(
     evaluator: Evaluator, run: Run, benchmark: Benchmark | None, writer: PredictionWriter | None
-) -> Sums | None:
+) -> BoundarySums | None:
     """Writes and counts predictions in one pass; returns the counts of all processes together."""
     hide = None if is_first() else True  # None: unless on a terminal
     values = evaluator.values(run.parameters)

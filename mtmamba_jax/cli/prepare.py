@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from mtmamba_jax.cli.console import program_name
 from mtmamba_jax.data_pipelines.batch import check_example
 from mtmamba_jax.data_pipelines.datasets import default_data_dir
-from mtmamba_jax.data_pipelines.parallel import available_cores, in_order
+from mtmamba_jax.data_pipelines.parallel import in_order, worker_count
 from mtmamba_jax.data_pipelines.records import Records, create_builder
 from mtmamba_jax.data_pipelines.remote_cache import how_to_upload
 from mtmamba_jax.files.paths import is_remote
@@ -31,7 +31,7 @@ _NUM_SAMPLES = 8
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command."""
-    workers = available_cores() if options.workers is None else options.workers
+    workers = worker_count(options.workers)
     given = options.dataset, options.source, options.data_dir
     builder = prepare(*given, allow_partial=options.allow_partial, num_workers=workers)
     if options.check:
@@ -71,8 +71,6 @@ def prepare(
         `DataError` if files are missing or wrong.
       OSError: If the disk is full, or another process prepares the same dataset.
     """
-    if num_workers < 0:
-        raise ValueError(f"--workers must be 0 or more, got {num_workers}.")
     target = data_dir or default_data_dir()
     if is_remote(target):
         raise ValueError(

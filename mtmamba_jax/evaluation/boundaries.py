@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from mtmamba_jax.data_pipelines.parallel import available_cores, in_order
+from mtmamba_jax.data_pipelines.parallel import in_order, worker_count
 from mtmamba_jax.evaluation.evaluate import Prediction
 from mtmamba_jax.metrics.boundaries.contours import thin
 from mtmamba_jax.metrics.boundaries.counts import MAX_DISTANCE
@@ -15,6 +15,7 @@ from mtmamba_jax.metrics.boundaries.folders import (
     count_prediction,
     excluded_ids,
 )
+from mtmamba_jax.metrics.boundaries.report import report_settings
 from mtmamba_jax.tasks.readout import to_levels
 from mtmamba_jax.tasks.table import Task
 
@@ -48,16 +49,14 @@ class Benchmark:
 
     @property
     def settings(self) -> dict[str, object]:
-        """Settings that scores depend on besides the model, as in reports on saved predictions."""
-        return {
-            "dataset": self.dataset,
-            "predictions": None,
-            "labels": self.labels and str(self.labels),
-            "ids": None,
-            "only_published_images": bool(self.excluded),
-            "label_kind": self.label_kind,
-            "max_distance": self.max_distance,
-        }
+        """The settings in reports."""
+        return report_settings(
+            dataset=self.dataset,
+            labels=self.labels,
+            only_published_images=bool(self.excluded),
+            label_kind=self.label_kind,
+            max_distance=self.max_distance,
+        )
 
     def describe(self) -> str:
         """Returns the settings in words."""
@@ -101,13 +100,11 @@ def choose_benchmark(
         raise ValueError(
             f"--boundary_labels must be a folder of NAME.png or NAME.mat; {labels} is not a folder."
         )
-    if num_workers is not None and num_workers < 0:
-        raise ValueError(f"--workers must be 0 or more, got {num_workers}.")
+    workers = worker_count(num_workers)
     thin(np.zeros((1, 1), bool))  # fails now, not after the evaluation, if scikit-image is missing
     label_kind = LABEL_KIND_OF_TEST_SET.get(dataset, "contours") if labels is None else "regions"
     distance = MAX_DISTANCE.get(dataset, _DISTANCE)
     excluded = frozenset() if include_all else excluded_ids(dataset)
-    workers = available_cores() if num_workers is None else num_workers
     return Benchmark(edges[0], dataset, label_kind, distance, labels, excluded, workers)
 
 

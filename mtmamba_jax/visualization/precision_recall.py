@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mtmamba_jax.metrics.boundaries.scores import Sums, compute, curve
+from mtmamba_jax.metrics.boundaries.scores import BoundarySums, compute, curve
 from mtmamba_jax.visualization.figures import DPI
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _ISO_LINE, _ISO_TEXT = "#dcdcdc", "#909090"
 _ISO_LEVELS = np.arange(1, 10) / 10  # values of F with a line of their own
 
 
-def draw_precision_recall(sums: Sums) -> Figure:
+def draw_precision_recall(sums: BoundarySums) -> Figure:
     """Draws precision against recall, a dot at odsF's threshold, and lines of equal F.
 
     `sums` must be over at least one image.

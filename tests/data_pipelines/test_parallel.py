@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from mtmamba_jax.data_pipelines.parallel import available_cores, in_order
+from mtmamba_jax.data_pipelines.parallel import available_cores, in_order, worker_count
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -71,3 +71,10 @@ def test_available_cores_are_those_the_process_may_use(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert available_cores() == 1
+
+
+def test_by_default_there_is_a_worker_per_core():
+    assert worker_count(None) == available_cores()
+    assert worker_count(0) == 0
+    with pytest.raises(ValueError, match="--workers must be 0 or more, got -1"):
+        worker_count(-1)

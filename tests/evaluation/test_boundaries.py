@@ -7,7 +7,7 @@ import pytest
 
 from mtmamba_jax.evaluation.boundaries import choose_benchmark, count_test_set
 from mtmamba_jax.evaluation.evaluate import Prediction
-from mtmamba_jax.metrics import boundaries
+from mtmamba_jax.metrics.boundaries.contours import contour_of_regions
 from mtmamba_jax.metrics.boundaries.folders import count_prediction
 from mtmamba_jax.tasks.table import CITYSCAPES, IGNORE, NYUDV2
 from tests.metrics.boundaries import scenes
@@ -19,7 +19,7 @@ def predictions(*names):
     """Returns thick contours of Voronoi cells as labels, with soft predictions of them."""
     found = []
     for seed, name in enumerate(names):
-        contour = boundaries.contour_of_regions(scenes.cells(SIZE, 6, seed))
+        contour = contour_of_regions(scenes.cells(SIZE, 6, seed))
         label = contour[..., None].astype(np.int32)
         value = scenes.soft_prediction(contour, seed).astype(np.float32) / 255
         found.append(Prediction(name, {"edge": value}, {"edge": label}))

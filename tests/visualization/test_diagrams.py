@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtmamba_jax.metrics import boundaries
+from mtmamba_jax.metrics.boundaries.counts import THRESHOLDS
+from mtmamba_jax.metrics.boundaries.scores import sum_counts
 from mtmamba_jax.tasks import table as tasks
 from mtmamba_jax.visualization.confusion import draw_confusion
 from mtmamba_jax.visualization.figures import render_figure, write_figure
@@ -78,11 +79,11 @@ def test_long_class_names_make_room_for_themselves(tmp_path):
 def sums_of(matched, predicted):
     """Sums over one image with 100 true pixels."""
     counts = np.stack([matched, np.full(101, 100), matched, predicted], axis=-1)
-    return boundaries.sum_counts([counts.astype(np.int64)])
+    return sum_counts([counts.astype(np.int64)])
 
 
 def test_precision_recall_curve_has_a_dot_at_odsf():
-    low = boundaries.THRESHOLDS < 0.25
+    low = THRESHOLDS < 0.25
     axes = draw_precision_recall(sums_of(np.where(low, 90, 60), np.where(low, 200, 80))).axes[0]
     (dot,) = [line for line in axes.lines if line.get_marker() == "o"]
     np.testing.assert_allclose(dot.get_xydata(), [[0.6, 0.75]])

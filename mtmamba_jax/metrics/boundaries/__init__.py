@@ -10,21 +10,3 @@ predictions first go through non-maximum suppression.
 set and `folders` scores saved predictions (the command `boundaries`).
 `mtmamba_jax.evaluation.boundaries` scores a model (the command `eval`).
 """
-
-from mtmamba_jax.metrics.boundaries.contours import contour_of_regions, suppress, thin
-from mtmamba_jax.metrics.boundaries.counts import MAX_DISTANCE, THRESHOLDS, count_matches
-from mtmamba_jax.metrics.boundaries.scores import Curve, Sums, compute, curve, sum_counts
-
-__all__ = [
-    "MAX_DISTANCE",
-    "THRESHOLDS",
-    "Curve",
-    "Sums",
-    "compute",
-    "contour_of_regions",
-    "count_matches",
-    "curve",
-    "sum_counts",
-    "suppress",
-    "thin",
-]

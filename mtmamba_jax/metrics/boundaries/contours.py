@@ -37,9 +37,7 @@ def orientation(levels: Integer[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
     return np.mod(np.arctan(slope), np.pi)
 
 
-def suppress(
-    levels: UInt8[np.ndarray, "h w"], direction: Float[np.ndarray, "h w"] | None = None
-) -> Float[np.ndarray, "h w"]:
+def suppress(levels: UInt8[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
     """Non-maximum suppression; returns the strength of contours in 0..1, float64.
 
     Keeps pixels that are as strong as their two neighbours, which lie one pixel away across the
@@ -48,7 +46,6 @@ def suppress(
 
     Args:
       levels: Predicted probability times 255.
-      direction: Direction across contours in radians; `orientation(levels)` if None.
 
     Raises:
       ValueError: If `levels` is not uint8 [h w] or has fewer than 2 pixels on a side.
@@ -58,7 +55,13 @@ def suppress(
             f"A prediction must be a map of integers 0..255, uint8 [h w], 2x2 or larger; got "
             f"{levels.dtype} {list(levels.shape)}. Write round(255 * probability)."
         )
-    direction = orientation(levels) if direction is None else direction
+    return suppress_across(levels, orientation(levels))
+
+
+def suppress_across(
+    levels: UInt8[np.ndarray, "h w"], direction: Float[np.ndarray, "h w"]
+) -> Float[np.ndarray, "h w"]:
+    """Returns `suppress` with a given direction across contours, in radians."""
     strength = levels / float(LEVELS)
     rows, columns = np.indices(levels.shape)
     kept = strength.copy()

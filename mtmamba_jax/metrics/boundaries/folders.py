@@ -100,13 +100,10 @@ def count_folder(
       num_workers: Number of worker processes; 0 counts in this process. It does not affect counts.
 
     Raises:
-      ValueError: If the label kind is unknown, `num_workers` is negative, or a file is missing or
-        invalid (`DataError`).
+      ValueError: If the label kind is unknown, or a file is missing or invalid (`DataError`).
       RuntimeError: If the extra "data" is not installed or a worker process was killed.
     """
     check_name("label kind", label_kind, LABEL_KINDS)
-    if num_workers < 0:
-        raise ValueError(f"--workers must be 0 or more, got {num_workers}.")
     work = [(name, predictions, labels, label_kind, max_distance) for name in ids]
     return in_order(_count_files, work, num_workers)
 
@@ -114,14 +111,13 @@ def count_folder(
 def _count_files(
     name: str, predictions: pathlib.Path, labels: pathlib.Path, label_kind: str, max_distance: float
 ) -> np.ndarray:
-    label = read_label(labels, name)
-    levels = read_grey(predictions / f"{name}.png", label.shape)
+    levels = read_grey(predictions / f"{name}.png")
     if levels.dtype != np.uint8:
         raise DataError(
             f"{predictions / name}.png has {8 * levels.itemsize} bits, expected 8: grey levels "
             "0..255 of the probability of a contour."
         )
-    return count_prediction(levels, label, label_kind, max_distance)
+    return count_against_file(name, levels, labels, label_kind, max_distance)
 
 
 def count_against_file(

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import pathlib
 from collections.abc import Mapping
 
 from etils import epath
@@ -9,7 +10,7 @@ from etils import epath
 from mtmamba_jax.files.paths import to_json, write_atomically
 from mtmamba_jax.messages import markdown_table
 from mtmamba_jax.metrics.boundaries.counts import THRESHOLDS
-from mtmamba_jax.metrics.boundaries.scores import Sums, compute, curve
+from mtmamba_jax.metrics.boundaries.scores import BoundarySums, compute, curve
 
 SCORES_FILE, TABLE_FILE = "boundaries.json", "curve.csv"
 COLUMNS = (
@@ -19,13 +20,47 @@ COLUMNS = (
 """Columns of `TABLE_FILE`: fractions, then numbers of pixels in all images."""
 
 
-def write_report(folder: epath.PathLike, sums: Sums, settings: Mapping[str, object]) -> None:
+def report_settings(
+    *,
+    dataset: str,
+    predictions: pathlib.Path | None = None,
+    labels: pathlib.Path | None,
+    ids: pathlib.Path | None = None,
+    only_published_images: bool,
+    label_kind: str,
+    max_distance: float,
+) -> dict[str, object]:
+    """Returns the settings that scores depend on besides the model, as reports record them.
+
+    Args:
+      dataset: Name of the dataset.
+      predictions: Folder of saved predictions; None if a model made them.
+      labels: Folder of labels; None for the test set's own.
+      ids: File with the names of the scored images, if one was given.
+      only_published_images: Whether images that the published figures exclude were left out.
+      label_kind: Key of `folders.LABEL_KINDS`.
+      max_distance: Maximum distance of matched pixels, as a fraction of the image diagonal.
+    """
+    return {
+        "dataset": dataset,
+        "predictions": predictions and str(predictions),
+        "labels": labels and str(labels),
+        "ids": ids and str(ids),
+        "only_published_images": only_published_images,
+        "label_kind": label_kind,
+        "max_distance": max_distance,
+    }
+
+
+def write_report(
+    folder: epath.PathLike, sums: BoundarySums, settings: Mapping[str, object]
+) -> None:
     """Writes `SCORES_FILE` and `TABLE_FILE` to a folder or bucket, which is created if needed.
 
     Args:
       folder: Destination.
       sums: Sums over at least one image.
-      settings: Entries saved beside the scores, such as the dataset and the maximum distance.
+      settings: Entries saved beside the scores, such as `report_settings`.
 
     Raises:
       OSError: If the folder is not writable.
@@ -37,7 +72,7 @@ def write_report(folder: epath.PathLike, sums: Sums, settings: Mapping[str, obje
     write_atomically(folder / TABLE_FILE, _curve_csv(sums).encode())
 
 
-def _curve_csv(sums: Sums) -> str:
+def _curve_csv(sums: BoundarySums) -> str:
     text, points = io.StringIO(), curve(sums["counts"])
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -47,7 +82,7 @@ def _curve_csv(sums: Sums) -> str:
     return text.getvalue()
 
 
-def score_table(sums: Sums) -> str:
+def score_table(sums: BoundarySums) -> str:
     """Returns a table of the scores to print."""
     # Three decimals, so that the threshold 0.999 is not printed as 1.00.
     digits = {"threshold": 3}

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from mtmamba_jax.metrics.boundaries.counts import THRESHOLDS
 
-Sums = Mapping[str, np.ndarray]
+BoundarySums = Mapping[str, np.ndarray]
 """counts: sum of `count_matches`, int64 [thresholds 4]; best: sum of each image's counts at its own
 best threshold, int64 [4]; images: number of images, int64 []."""
 
@@ -53,7 +53,7 @@ def curve(counts: Int[np.ndarray, "*thresholds 4"]) -> Curve:
     return Curve(precision, recall, f)
 
 
-def compute(sums: Sums) -> dict[str, float]:
+def compute(sums: BoundarySums) -> dict[str, float]:
     """Returns the scores by name; all are NaN for sums over no image.
 
     Returns:

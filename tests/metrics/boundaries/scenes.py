@@ -5,7 +5,8 @@ from scipy import ndimage
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial import KDTree
 
-from mtmamba_jax.metrics import boundaries
+from mtmamba_jax.metrics.boundaries.contours import thin
+from mtmamba_jax.metrics.boundaries.counts import THRESHOLDS
 from mtmamba_jax.metrics.boundaries.matching import near_pixels
 
 
@@ -34,11 +35,11 @@ def _texture(rng, size, radius, deviation):
 
 def matches_from_scratch(strength, contour, max_distance):
     """Returns the matched pixels of `count_matches`, matched independently at each threshold."""
-    truth, candidates = boundaries.thin(contour), strength > boundaries.THRESHOLDS[0]
+    truth, candidates = thin(contour), strength > THRESHOLDS[0]
     graph = near_pixels(candidates, truth, max_distance * np.hypot(*truth.shape))
     matched = []
-    for threshold in boundaries.THRESHOLDS:
-        rows = boundaries.thin(strength > threshold)[candidates]
+    for threshold in THRESHOLDS:
+        rows = thin(strength > threshold)[candidates]
         mates = maximum_bipartite_matching(graph[rows], perm_type="column")
         matched.append(np.count_nonzero(mates >= 0))
     return np.array(matched)

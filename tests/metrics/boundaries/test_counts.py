@@ -7,9 +7,16 @@ import pytest
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial.distance import cdist
 
-from mtmamba_jax.metrics import boundaries
+from mtmamba_jax.metrics.boundaries.contours import (
+    contour_of_regions,
+    suppress,
+    suppress_across,
+    thin,
+)
+from mtmamba_jax.metrics.boundaries.counts import MAX_DISTANCE, THRESHOLDS, count_matches
 from mtmamba_jax.metrics.boundaries.folders import count_prediction
 from mtmamba_jax.metrics.boundaries.matching import Matcher, near_pixels
+from mtmamba_jax.metrics.boundaries.scores import compute, curve, sum_counts
 from tests.metrics.boundaries import scenes
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
@@ -24,13 +31,13 @@ def golden(request):
 
 
 def score(levels, contour, max_distance=0.05):
-    counts = boundaries.count_matches(boundaries.suppress(levels), contour, max_distance)
-    return boundaries.compute(boundaries.sum_counts([counts])), counts
+    counts = count_matches(suppress(levels), contour, max_distance)
+    return compute(sum_counts([counts])), counts
 
 
 def test_thresholds_and_distances_are_the_published_ones(golden):
-    np.testing.assert_allclose(boundaries.THRESHOLDS, golden["thresholds"], rtol=1e-15)
-    assert boundaries.MAX_DISTANCE[golden["name"]] == golden["max_dist"]
+    np.testing.assert_allclose(THRESHOLDS, golden["thresholds"], rtol=1e-15)
+    assert MAX_DISTANCE[golden["name"]] == golden["max_dist"]
 
 
 @pytest.mark.parametrize("image", IMAGES)
@@ -38,35 +45,35 @@ def test_suppression_matches_the_published_tool(golden, image):
     levels, direction, expected = (
         golden[f"{image}/{name}"] for name in ("prediction", "orientation", "nms")
     )
-    given = boundaries.suppress(levels, direction.astype(np.float64))
+    given = suppress_across(levels, direction.astype(np.float64))
     np.testing.assert_allclose(given, expected, rtol=0, atol=1e-5)
     # Where E_xy is exactly 0, the tool's direction depends on the sign of a rounding error: 3 of
     # 11520 pixels in the worst of these images.
-    differ = np.abs(boundaries.suppress(levels) - expected) > 1e-5
+    differ = np.abs(suppress(levels) - expected) > 1e-5
     assert differ.sum() <= 3
 
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_thinning_leaves_thin_contours_unchanged(golden, image):
     contour = golden[f"{image}/ground_truth"]
-    np.testing.assert_array_equal(boundaries.thin(contour), contour)
+    np.testing.assert_array_equal(thin(contour), contour)
 
 
 def test_counts_and_odsf_match_the_published_tool(golden):
     ours, published = [], 0
     for image in IMAGES:
-        strength = boundaries.suppress(golden[f"{image}/prediction"])
+        strength = suppress(golden[f"{image}/prediction"])
         contour, expected = golden[f"{image}/ground_truth"], golden[f"{image}/counts"]
-        counts = boundaries.count_matches(strength, contour, float(golden["max_dist"]))
+        counts = count_matches(strength, contour, float(golden["max_dist"]))
         # The tool's assignment misses the maximum matching by up to 4 pixels; pixels whose
         # direction differs (see above) account for up to 2.
         assert (np.abs(counts - expected) <= np.maximum(0.01 * expected, 4)).all()
         ours.append(counts)
         published = published + expected
-    ours = boundaries.sum_counts(ours)
+    ours = sum_counts(ours)
     # Summed over the images, as for odsF.
     assert (np.abs(ours["counts"] - published) <= np.maximum(0.01 * published, 2)).all()
-    assert boundaries.compute(ours)["odsF"] / 100 == pytest.approx(golden["odsF"], abs=0.002)
+    assert compute(ours)["odsF"] / 100 == pytest.approx(golden["odsF"], abs=0.002)
 
 
 def test_near_pixels_are_those_within_the_distance():
@@ -89,7 +96,7 @@ def test_matchings_are_maximum_for_any_sequence_of_contours(density):
         assert matcher.count(predicted) == np.count_nonzero(whole >= 0)
 
 
-CELLS = boundaries.contour_of_regions(scenes.cells((40, 50)))
+CELLS = contour_of_regions(scenes.cells((40, 50)))
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)
 
 
@@ -103,14 +110,14 @@ NOISE = np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)
     ids=["contours of cells", "noise predicted", "noise everywhere"],
 )
 def test_counts_are_those_of_matching_from_scratch_at_every_threshold(levels, contour):
-    strength = boundaries.suppress(levels)
-    counts = boundaries.count_matches(strength, contour, boundaries.MAX_DISTANCE["nyudv2"])
-    plain = scenes.matches_from_scratch(strength, contour, boundaries.MAX_DISTANCE["nyudv2"])
+    strength = suppress(levels)
+    counts = count_matches(strength, contour, MAX_DISTANCE["nyudv2"])
+    plain = scenes.matches_from_scratch(strength, contour, MAX_DISTANCE["nyudv2"])
     np.testing.assert_array_equal(counts[:, 0], plain)
 
 
 def test_a_perfect_prediction_scores_100():
-    contour = boundaries.thin(boundaries.contour_of_regions(np.indices((40, 50)).sum(0) > 44))
+    contour = thin(contour_of_regions(np.indices((40, 50)).sum(0) > 44))
     # Faded pixels still exceed the lowest threshold, except on the border itself.
     contour[[0, -1]] = contour[:, [0, -1]] = False
     scores, _ = score(np.where(contour, 255, 0).astype(np.uint8), contour)
@@ -140,7 +147,7 @@ def test_without_a_true_contour_every_prediction_is_wrong():
     levels[15] = 255
     _, counts = score(levels, np.zeros((30, 30), bool))
     assert not counts[:, :3].any()
-    assert not boundaries.curve(counts[:99]).f.any()
+    assert not curve(counts[:99]).f.any()
     assert counts[0, 3] > 20
 
 
@@ -158,23 +165,23 @@ def test_a_true_pixel_matches_at_most_one_predicted_pixel():
     strength, contour = np.zeros((40, 30)), np.zeros((40, 30), bool)
     strength[18, ::2] = strength[22, ::2] = 0.5
     contour[20] = True
-    straight = boundaries.count_matches(strength, contour, 2.0 / 50)
+    straight = count_matches(strength, contour, 2.0 / 50)
     assert straight[0].tolist() == [15, 30, 15, 30]
-    slanted = boundaries.count_matches(strength, contour, 2.3 / 50)  # sqrt(5): one to the side
+    slanted = count_matches(strength, contour, 2.3 / 50)  # sqrt(5): one to the side
     assert slanted[0].tolist() == [30, 30, 30, 30]
 
 
 def test_a_contour_must_exceed_the_threshold():
     strength, contour = np.zeros((30, 30)), np.zeros((30, 30), bool)
     strength[15, 15], contour[15, 15] = 0.5, True
-    counts = boundaries.count_matches(strength, contour, 0.05)
-    np.testing.assert_array_equal(counts[:, 3], boundaries.THRESHOLDS < 0.5)
+    counts = count_matches(strength, contour, 0.05)
+    np.testing.assert_array_equal(counts[:, 3], THRESHOLDS < 0.5)
 
 
 def test_a_line_read_as_a_region_has_a_contour_on_both_sides():
     regions = np.zeros((9, 9), np.uint8)
     regions[:, 3:6] = 255
-    contour = boundaries.contour_of_regions(regions)
+    contour = contour_of_regions(regions)
     np.testing.assert_array_equal(np.flatnonzero(contour[4]), [2, 5])
 
 
@@ -183,7 +190,7 @@ def test_a_contour_lies_up_and_left_of_the_border_between_regions():
     regions[2, 2] = 1
     expected = np.zeros((4, 4), bool)
     expected[1:3, 1:3] = True  # the pixel and its upper, left and upper left neighbours
-    np.testing.assert_array_equal(boundaries.contour_of_regions(regions), expected)
+    np.testing.assert_array_equal(contour_of_regions(regions), expected)
 
 
 MAP, CONTOUR = np.zeros((8, 9)), np.zeros((8, 9), bool)
@@ -192,15 +199,15 @@ MAP, CONTOUR = np.zeros((8, 9)), np.zeros((8, 9), bool)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: boundaries.suppress(MAP), r"uint8 \[h w\].*got float64 \[8, 9\]. Write round"),
-        (lambda: boundaries.suppress(np.zeros((1, 9), np.uint8)), r"2x2 or larger; got .*\[1, 9\]"),
+        (lambda: suppress(MAP), r"uint8 \[h w\].*got float64 \[8, 9\]. Write round"),
+        (lambda: suppress(np.zeros((1, 9), np.uint8)), r"2x2 or larger; got .*\[1, 9\]"),
         (
-            lambda: boundaries.count_matches(MAP > 0, CONTOUR, 0.1),
+            lambda: count_matches(MAP > 0, CONTOUR, 0.1),
             "got bool.*`suppress` computes",
         ),
-        (lambda: boundaries.count_matches(MAP, CONTOUR[1:], 0.1), r"\[8, 9\]; got bool \[7, 9\]"),
-        (lambda: boundaries.count_matches(MAP, MAP, 0.1), r"got float64 \[8, 9\]"),
-        (lambda: boundaries.count_matches(MAP, CONTOUR, 2.5), r"got 2.5. Published: 0.011"),
+        (lambda: count_matches(MAP, CONTOUR[1:], 0.1), r"\[8, 9\]; got bool \[7, 9\]"),
+        (lambda: count_matches(MAP, MAP, 0.1), r"got float64 \[8, 9\]"),
+        (lambda: count_matches(MAP, CONTOUR, 2.5), r"got 2.5. Published: 0.011"),
     ],
 )
 def test_invalid_maps_are_reported(call, message):

@@ -9,11 +9,17 @@ import pathlib
 import numpy as np
 import pytest
 
-from mtmamba_jax.metrics import boundaries
 from mtmamba_jax.metrics.boundaries import report
-from mtmamba_jax.metrics.boundaries.scores import average_precision
+from mtmamba_jax.metrics.boundaries.counts import THRESHOLDS
+from mtmamba_jax.metrics.boundaries.scores import (
+    Curve,
+    average_precision,
+    compute,
+    curve,
+    sum_counts,
+)
 
-LINE = boundaries.THRESHOLDS
+LINE = THRESHOLDS
 
 
 def counts_of(matched, true, predicted):
@@ -24,7 +30,7 @@ def counts_of(matched, true, predicted):
 
 
 def total(*images):
-    return boundaries.sum_counts(images)
+    return sum_counts(images)
 
 
 EARLY = counts_of(np.where(LINE < 0.25, 60, 10), 100, np.where(LINE < 0.25, 100, 20))
@@ -32,7 +38,7 @@ LATE = counts_of(np.where(LINE < 0.25, 30, 80), 100, np.where(LINE < 0.25, 300, 
 
 
 def test_odsf_pools_counts_at_one_threshold_and_oisf_at_each_images_best():
-    scores = boundaries.compute(total(EARLY, LATE))
+    scores = compute(total(EARLY, LATE))
     # Below 0.25: 90 of 200 found, of 400 predicted right. Above: 90 of 200, of 120.
     assert scores["odsF"] == pytest.approx(100 * 2 * 90 / (200 + 120))
     assert scores["recall"] == pytest.approx(45.0)
@@ -42,15 +48,15 @@ def test_odsf_pools_counts_at_one_threshold_and_oisf_at_each_images_best():
 
 
 def test_scores_do_not_depend_on_the_order_of_images():
-    assert boundaries.compute(total(EARLY, LATE)) == boundaries.compute(total(LATE, EARLY))
+    assert compute(total(EARLY, LATE)) == compute(total(LATE, EARLY))
 
 
 def test_scores_of_no_image_are_nan():
-    assert all(np.isnan(score) for score in boundaries.compute(total()).values())
+    assert all(np.isnan(score) for score in compute(total()).values())
 
 
 def test_precision_is_1_and_f_is_0_if_nothing_is_predicted():
-    points = boundaries.curve(np.array([[0, 10, 0, 0], [0, 0, 0, 10], [0, 0, 0, 0]]))
+    points = curve(np.array([[0, 10, 0, 0], [0, 0, 0, 10], [0, 0, 0, 0]]))
     assert points.precision.tolist() == [1, 0, 1]
     assert points.recall.tolist() == [0, 1, 1]
     assert points.f.tolist() == [0, 0, 1]
@@ -65,7 +71,7 @@ def test_precision_is_1_and_f_is_0_if_nothing_is_predicted():
     ],
 )
 def test_average_precision_is_the_berkeley_benchmarks_sum(recall, precision, area):
-    points = boundaries.Curve(np.array(precision, float), np.array(recall, float), np.zeros(1))
+    points = Curve(np.array(precision, float), np.array(recall, float), np.zeros(1))
     assert average_precision(points) == pytest.approx(area)
 
 
@@ -73,12 +79,12 @@ def test_a_report_holds_scores_and_the_curve(tmp_path):
     sums = total(EARLY, LATE)
     report.write_report(tmp_path / "made", sums, {"dataset": "nyudv2"})
     record = json.loads((tmp_path / "made" / report.SCORES_FILE).read_text())
-    assert record == {"dataset": "nyudv2", "images": 2, "scores": boundaries.compute(sums)}
+    assert record == {"dataset": "nyudv2", "images": 2, "scores": compute(sums)}
     with (tmp_path / "made" / report.TABLE_FILE).open(newline="") as file:
         title, *rows = csv.reader(file)
     assert tuple(title) == report.COLUMNS
     np.testing.assert_array_equal(np.array(rows)[:, 4:].astype(int), sums["counts"])
-    np.testing.assert_allclose(np.array(rows)[:, 0].astype(float), boundaries.THRESHOLDS)
+    np.testing.assert_allclose(np.array(rows)[:, 0].astype(float), THRESHOLDS)
 
 
 @pytest.mark.parametrize(("place", "printed"), [(0, "0.001"), (-1, "0.999")])
