@@ -14,7 +14,7 @@ from mtmamba_jax.data_pipelines.pipeline import eval_batches
 from mtmamba_jax.data_pipelines.sources import DataSettings, open_source
 from mtmamba_jax.devices.sharding import batch_sharding, jit_on, put_batch, replicated
 from mtmamba_jax.metrics import Scores, compute_scores, create_constant, create_metric
-from mtmamba_jax.metrics.base import Accumulator, Counts
+from mtmamba_jax.metrics.base import Accumulator, Sums
 from mtmamba_jax.metrics.multitask import headline
 from mtmamba_jax.tasks.labels import resize_logits
 from mtmamba_jax.tasks.readout import to_value
@@ -69,7 +69,7 @@ class Evaluator:
         """Returns every score of every task."""
         return compute_scores(self._tasks, self.totals(parameters))
 
-    def totals(self, parameters: dict) -> dict[str, Counts]:
+    def totals(self, parameters: dict) -> dict[str, Sums]:
         """Returns the sums of each task's metric over the test set, for `compute_scores`."""
 
         def measure(batch):
@@ -140,12 +140,12 @@ class Evaluator:
 
     def _accumulate(
         self, measure: Callable, accumulators: Mapping[str, Accumulator]
-    ) -> dict[str, Counts]:
-        total: dict[str, Counts] = {name: each.empty() for name, each in accumulators.items()}
+    ) -> dict[str, Sums]:
+        total: dict[str, Sums] = {name: each.empty() for name, each in accumulators.items()}
         for batch in self._batches():
-            counts = measure(put_batch(batch, self._mesh))
+            sums = measure(put_batch(batch, self._mesh))
             for name, accumulator in accumulators.items():
-                total[name] = accumulator.merge(total[name], counts[name])
+                total[name] = accumulator.merge(total[name], sums[name])
         return total
 
 
@@ -154,7 +154,7 @@ def _resize_to_label(name: str, logits, batch) -> jax.Array:
 
 
 def create_measure_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
-    """Returns `step(logits, batch) -> {task: counts}`, the sums of each metric at label size."""
+    """Returns `step(logits, batch) -> {task: sums}`, the sums of each metric at label size."""
     metrics = {task.name: create_metric(task) for task in tasks}
 
     def step(logits, batch):

@@ -93,7 +93,7 @@ def overlay_task(tasks: Sequence[Task]) -> Task:
       ValueError: If no task has classes.
     """
     for task in tasks:
-        if task.display == "classes":
+        if task.quantity == "classes":
             return task
     raise ValueError("--overlay draws classes, but no task of this run has any.")
 

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from mtmamba_jax.config import Config
 from mtmamba_jax.devices.processes import is_first
 from mtmamba_jax.metrics import Scores, compute_scores, create_metric
-from mtmamba_jax.metrics.base import Counts
+from mtmamba_jax.metrics.base import Sums
 from mtmamba_jax.metrics.multitask import delta_m, headline
 from mtmamba_jax.metrics.segmentation import Segmentation
 from mtmamba_jax.paper.published import DATASET, ROWS, SCORES
@@ -24,7 +24,7 @@ MOST_LISTED = 60
 _WIDTH = 100  # characters per line of the table of classes
 
 
-def class_ious(tasks: Sequence[Task], totals: Mapping[str, Counts]) -> dict[str, dict[str, float]]:
+def class_ious(tasks: Sequence[Task], totals: Mapping[str, Sums]) -> dict[str, dict[str, float]]:
     """Returns {task name: {class name: IoU in percent}}, given `Evaluator.totals`."""
     return {
         task.name: metric.per_class(totals[task.name])
@@ -36,7 +36,7 @@ def class_ious(tasks: Sequence[Task], totals: Mapping[str, Counts]) -> dict[str,
 def format_details(
     config: Config,
     tasks: Sequence[Task],
-    totals: Mapping[str, Counts],
+    totals: Mapping[str, Sums],
     scores: Scores,
     constants: Mapping[str, float],
 ) -> str:
@@ -130,7 +130,7 @@ def _format_gain(
 
 
 def write_confusions(
-    folder: epath.Path, tasks: Sequence[Task], totals: Mapping[str, Counts], suffix: str = ""
+    folder: epath.Path, tasks: Sequence[Task], totals: Mapping[str, Sums], suffix: str = ""
 ) -> list[epath.Path]:
     """Writes `confusion_<task><suffix>.png` for each task with classes; returns the paths.
 

@@ -70,7 +70,7 @@ FORMATS: Mapping[str, FileFormat] = {
     "probability": FileFormat(".png", _encode_probability),
     "saliency": FileFormat(".png", _encode_probability),
 }
-"""The file format for each `Task.display`."""
+"""The file format for each `Task.quantity`."""
 
 
 def task_folder(task: Task) -> str:
@@ -87,7 +87,7 @@ def prediction_path(task: Task, example_id: str) -> str:
     parts = (
         f"%2E{part[1:]}" if part.startswith(".") else part or "%" for part in example_id.split("/")
     )
-    return f"{task_folder(task)}/{'/'.join(parts)}{FORMATS[task.display].suffix}"
+    return f"{task_folder(task)}/{'/'.join(parts)}{FORMATS[task.quantity].suffix}"
 
 
 class PredictionWriter:
@@ -119,7 +119,7 @@ class PredictionWriter:
         for prediction in predictions:
             with _explain_failure(self.folder):
                 for task in self._tasks:
-                    contents = FORMATS[task.display].encode(prediction.values[task.name])
+                    contents = FORMATS[task.quantity].encode(prediction.values[task.name])
                     file = self.folder / prediction_path(task, prediction.id)
                     file.parent.mkdir(parents=True, exist_ok=True)
                     write_atomically(file, contents)

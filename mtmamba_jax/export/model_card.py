@@ -22,7 +22,7 @@ MEANINGS = {
     "probability": "probabilities",
     "saliency": "probabilities of being salient",
 }
-"""Meaning of the values of a prediction, by `Task.display`."""
+"""Meaning of the values of a prediction, by `Task.quantity`."""
 
 _UNITS = {"m": "metres", "px": "disparity in pixels of the dataset's images"}
 
@@ -113,7 +113,7 @@ def _shape(array: ShapedArray) -> dict[str, object]:
 def _output(task: Task, value: ShapedArray) -> dict[str, object]:
     return {
         **_shape(value),
-        "meaning": MEANINGS[task.display].format(unit=_UNITS.get(task.unit, task.unit)),
+        "meaning": MEANINGS[task.quantity].format(unit=_UNITS.get(task.unit, task.unit)),
         "score": task.score,
         "unit": task.unit,
         "lower_is_better": task.lower_is_better,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from mtmamba_jax.messages import check_name
-from mtmamba_jax.metrics.base import ConstantBaseline, Counts, Metric
+from mtmamba_jax.metrics.base import ConstantBaseline, Metric, Sums
 from mtmamba_jax.metrics.depth import Depth, DepthConstant
 from mtmamba_jax.metrics.edges import Edge, EdgeConstant
 from mtmamba_jax.metrics.normals import Normals, NormalsConstant
@@ -11,23 +11,14 @@ from mtmamba_jax.metrics.saliency import Saliency, SaliencyConstant
 from mtmamba_jax.metrics.segmentation import Segmentation, SegmentationConstant
 from mtmamba_jax.tasks.table import Task
 
-METRICS: Mapping[str, Callable[[Task], Metric]] = {
-    "segmentation": Segmentation,
-    "depth": Depth,
-    "normals": Normals,
-    "edge": Edge,
-    "saliency": Saliency,
+METRICS: Mapping[str, tuple[Callable[[Task], Metric], Callable[[Task], ConstantBaseline]]] = {
+    "segmentation": (Segmentation, SegmentationConstant),
+    "depth": (Depth, DepthConstant),
+    "normals": (Normals, NormalsConstant),
+    "edge": (Edge, EdgeConstant),
+    "saliency": (Saliency, SaliencyConstant),
 }
-"""Metric classes by `Task.metric`."""
-
-CONSTANTS: Mapping[str, Callable[[Task], ConstantBaseline]] = {
-    "segmentation": SegmentationConstant,
-    "depth": DepthConstant,
-    "normals": NormalsConstant,
-    "edge": EdgeConstant,
-    "saliency": SaliencyConstant,
-}
-"""Best constant predictions by `Task.metric`."""
+"""Classes of the metric and of the best constant prediction, by `Task.metric`."""
 
 Scores = Mapping[str, Mapping[str, float]]
 """Every score of every task: {task name: {score name: value}}."""
@@ -39,18 +30,21 @@ def create_metric(task: Task) -> Metric:
     Raises:
       ValueError: If `task.metric` is unknown; the message lists the valid names.
     """
-    check_name(f"metric of task {task.name!r}", task.metric, METRICS)
-    return METRICS[task.metric](task)
+    return _classes(task)[0](task)
 
 
 def create_constant(task: Task) -> ConstantBaseline:
     """Returns the best constant prediction under a task's metric; raises like `create_metric`."""
-    check_name(f"metric of task {task.name!r}", task.metric, CONSTANTS)
-    return CONSTANTS[task.metric](task)
+    return _classes(task)[1](task)
+
+
+def _classes(task: Task):
+    check_name(f"metric of task {task.name!r}", task.metric, METRICS)
+    return METRICS[task.metric]
 
 
 def compute_scores(
-    tasks: Sequence[Task], totals: Mapping[str, Counts]
+    tasks: Sequence[Task], totals: Mapping[str, Sums]
 ) -> dict[str, dict[str, float]]:
     """Returns every score of every task, given each metric's sums over a test set."""
     return {task.name: create_metric(task).compute(totals[task.name]) for task in tasks}

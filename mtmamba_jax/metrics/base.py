@@ -17,17 +17,17 @@ from mtmamba_jax.array_types import Array
 from mtmamba_jax.tasks.labels import check_shapes, valid_pixels
 from mtmamba_jax.tasks.table import Task
 
-Counts = Mapping[str, Array]
+Sums = Mapping[str, Array]
 """Sums by name: int32 and float32 from a device, int64 and float64 after a merge."""
 
 TaskScores = dict[str, float]
 """Scores of one task by name."""
 
-Sum = tuple[tuple[int, ...], type]
+SumSpec = tuple[tuple[int, ...], type]
 """Shape and host dtype (np.int64 or np.float64) of a sum."""
-PIXELS: Sum = ((), np.int64)
+PIXELS: SumSpec = ((), np.int64)
 """Shape and dtype of a number of pixels."""
-TOTAL: Sum = ((), np.float64)
+TOTAL: SumSpec = ((), np.float64)
 """Shape and dtype of a sum over pixels."""
 
 
@@ -36,25 +36,25 @@ class Accumulator(abc.ABC):
 
     Attributes:
       task: Task to score.
-      sums: Shape and host dtype of each sum, by name.
+      specs: Shape and host dtype of each sum, by name.
     """
 
-    def __init__(self, task: Task, sums: Mapping[str, Sum]):
-        self.task, self.sums = task, sums
+    def __init__(self, task: Task, specs: Mapping[str, SumSpec]):
+        self.task, self.specs = task, specs
 
     def empty(self) -> dict[str, np.ndarray]:
         """Returns the sums over no examples."""
-        return {name: np.zeros(shape, dtype) for name, (shape, dtype) in self.sums.items()}
+        return {name: np.zeros(shape, dtype) for name, (shape, dtype) in self.specs.items()}
 
-    def merge(self, a: Counts, b: Counts) -> dict[str, np.ndarray]:
+    def merge(self, a: Sums, b: Sums) -> dict[str, np.ndarray]:
         """Returns the sums over both; each may come from a device or from the host."""
         return {
             name: np.asarray(a[name]).astype(dtype) + np.asarray(b[name]).astype(dtype)
-            for name, (_, dtype) in self.sums.items()
+            for name, (_, dtype) in self.specs.items()
         }
 
     @abc.abstractmethod
-    def compute(self, counts: Counts) -> TaskScores:
+    def compute(self, sums: Sums) -> TaskScores:
         """Returns the scores, which are all NaN if no pixel was counted."""
 
 
@@ -65,8 +65,8 @@ class Metric(Accumulator):
       units: Units of the scores that have one, by name.
     """
 
-    def __init__(self, task: Task, sums: Mapping[str, Sum], units: Mapping[str, str]):
-        super().__init__(task, sums)
+    def __init__(self, task: Task, specs: Mapping[str, SumSpec], units: Mapping[str, str]):
+        super().__init__(task, specs)
         self.units = units
 
     def measure(
@@ -111,21 +111,15 @@ class ConstantBaseline(Accumulator):
     def _measure(self, label, valid) -> dict[str, jax.Array]:
         """Measures labels on valid pixels, [b h w]."""
 
-    @abc.abstractmethod
-    def logits(self, counts: Counts) -> Float[np.ndarray, " channels"]:
-        """Returns the constant as the network's output for one pixel, float64."""
-
 
 class PositiveEverywhere(ConstantBaseline):
     """Every pixel positive, which maximises F: recall is 1, precision the fraction of positives.
 
     Attributes:
       beta_squared: beta^2 of F.
-      positive_logits: Logits of a probability near 1.
     """
 
     beta_squared: float
-    positive_logits: tuple[float, ...]
 
     def __init__(self, task: Task):
         super().__init__(task, {"pixels": PIXELS, "positives": PIXELS})
@@ -133,15 +127,10 @@ class PositiveEverywhere(ConstantBaseline):
     def _measure(self, label, valid):
         return {"pixels": count(valid), "positives": count(valid & (label[..., 0] == 1))}
 
-    def logits(self, counts):
-        """Returns `positive_logits`, for any counts."""
-        del counts
-        return np.array(self.positive_logits)
-
-    def compute(self, counts) -> TaskScores:
+    def compute(self, sums) -> TaskScores:
         """Returns maxF in percent."""
-        everywhere = {"predicted": counts["pixels"], "true_positives": counts["positives"]}
-        return {"maxF": best_f({**counts, **everywhere}, self.beta_squared)}
+        everywhere = {"predicted": sums["pixels"], "true_positives": sums["positives"]}
+        return {"maxF": best_f({**sums, **everywhere}, self.beta_squared)}
 
 
 def sum_where(valid: Array, values: Array) -> jax.Array:
@@ -168,7 +157,7 @@ def histogram(
     return jnp.zeros(size, jnp.int32).at[index].add(1, mode="drop")
 
 
-def percent(numerator: Array, denominator: Array) -> float:
+def percentage(numerator: Array, denominator: Array) -> float:
     """Returns the ratio of two host sums in percent; NaN if nothing was counted."""
     return 100.0 * ratio(numerator, denominator)
 
@@ -199,16 +188,16 @@ def threshold_counts(
     return {"predicted" + suffix: predicted, "true_positives" + suffix: hits}
 
 
-def best_f(counts: Counts, beta_squared: float, suffix: str = "") -> float:
+def best_f(sums: Sums, beta_squared: float, suffix: str = "") -> float:
     """Returns the largest F over the thresholds, in percent; NaN if no pixel was counted.
 
     F = (1 + beta^2) P R / (beta^2 P + R), with precision P = TP / predicted and recall
     R = TP / positives, equals (1 + beta^2) TP / (beta^2 positives + predicted).
     """
-    if not counts["pixels"]:
+    if not sums["pixels"]:
         return float("nan")
-    positives = np.asarray(counts["positives"], np.float64)
-    denominator = beta_squared * positives + counts["predicted" + suffix]
-    hits = np.asarray(counts["true_positives" + suffix])
+    positives = np.asarray(sums["positives"], np.float64)
+    denominator = beta_squared * positives + sums["predicted" + suffix]
+    hits = np.asarray(sums["true_positives" + suffix])
     f = (1.0 + beta_squared) * hits / np.maximum(denominator, 1e-12)
     return 100.0 * float(np.max(f))

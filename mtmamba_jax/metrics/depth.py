@@ -23,9 +23,9 @@ class Depth(base.Metric):
 
     def __init__(self, task: Task):
         errors = ("squared", "squared_log", "relative", "squared_relative")
-        sums = dict.fromkeys(("pixels", *DELTAS), base.PIXELS) | dict.fromkeys(errors, base.TOTAL)
+        specs = dict.fromkeys(("pixels", *DELTAS), base.PIXELS) | dict.fromkeys(errors, base.TOTAL)
         units = {"RMSE": task.unit, "sq_rel": task.unit, **dict.fromkeys(DELTAS, "%")}
-        super().__init__(task, sums, units)
+        super().__init__(task, specs, units)
 
     def _measure(self, logits, label, valid):
         raw, true = logits[..., 0], label[..., 0]
@@ -46,15 +46,15 @@ class Depth(base.Metric):
             },
         }
 
-    def compute(self, counts) -> base.TaskScores:
+    def compute(self, sums) -> base.TaskScores:
         """Returns the scores."""
-        pixels = counts["pixels"]
+        pixels = sums["pixels"]
         return {
-            "RMSE": base.ratio(counts["squared"], pixels) ** 0.5,
-            "log_rmse": base.ratio(counts["squared_log"], pixels) ** 0.5,
-            "abs_rel": base.ratio(counts["relative"], pixels),
-            "sq_rel": base.ratio(counts["squared_relative"], pixels),
-            **{name: base.percent(counts[name], pixels) for name in DELTAS},
+            "RMSE": base.ratio(sums["squared"], pixels) ** 0.5,
+            "log_rmse": base.ratio(sums["squared_log"], pixels) ** 0.5,
+            "abs_rel": base.ratio(sums["relative"], pixels),
+            "sq_rel": base.ratio(sums["squared_relative"], pixels),
+            **{name: base.percentage(sums[name], pixels) for name in DELTAS},
         }
 
 
@@ -73,13 +73,9 @@ class DepthConstant(base.ConstantBaseline):
             "squared_depth": base.sum_where(valid, true**2),
         }
 
-    def logits(self, counts):
-        """Returns the mean depth in the task's unit."""
-        return np.array([base.ratio(counts["depth"], counts["pixels"])])
-
-    def compute(self, counts) -> base.TaskScores:
+    def compute(self, sums) -> base.TaskScores:
         """Returns the RMSE in the task's unit."""
-        mean_square = base.ratio(counts["squared_depth"], counts["pixels"])
-        variance = mean_square - self.logits(counts)[0] ** 2
+        mean = base.ratio(sums["depth"], sums["pixels"])
+        variance = base.ratio(sums["squared_depth"], sums["pixels"]) - mean**2
         # Rounding can make the variance of equal depths slightly negative; NaN stays NaN.
         return {"RMSE": float(np.sqrt(np.maximum(variance, 0.0)))}

@@ -37,14 +37,13 @@ class Edge(base.Metric):
             "loss": base.sum_where(valid, edge_bce(probability, label, valid, axes=())),
         }
 
-    def compute(self, counts) -> base.TaskScores:
+    def compute(self, sums) -> base.TaskScores:
         """Returns the scores."""
-        loss = base.ratio(counts["loss"], counts["pixels"])
-        return {"maxF": base.best_f(counts, beta_squared=1.0), "loss": loss}
+        loss = base.ratio(sums["loss"], sums["pixels"])
+        return {"maxF": base.best_f(sums, beta_squared=1.0), "loss": loss}
 
 
 class EdgeConstant(base.PositiveEverywhere):
     """Contours everywhere."""
 
     beta_squared = 1.0
-    positive_logits = (20.0,)

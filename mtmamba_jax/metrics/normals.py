@@ -26,10 +26,10 @@ class Normals(base.Metric):
     BINS = round(180.0 / BIN_WIDTH)
 
     def __init__(self, task: Task):
-        sums = dict.fromkeys(("pixels", *LIMITS), base.PIXELS)
-        sums |= {"degrees": base.TOTAL, "angles": ((self.BINS,), np.int64)}
+        specs = dict.fromkeys(("pixels", *LIMITS), base.PIXELS)
+        specs |= {"degrees": base.TOTAL, "angles": ((self.BINS,), np.int64)}
         units = {"mErr": "deg", "median": "deg", **dict.fromkeys(LIMITS, "%")}
-        super().__init__(task, sums, units)
+        super().__init__(task, specs, units)
 
     def _measure(self, logits, label, valid):
         degrees = angle(unit_vectors(logits, jnp), label, jnp)
@@ -43,13 +43,13 @@ class Normals(base.Metric):
             **{name: base.count(valid & (degrees < most)) for name, most in LIMITS.items()},
         }
 
-    def compute(self, counts) -> base.TaskScores:
+    def compute(self, sums) -> base.TaskScores:
         """Returns the scores."""
-        pixels = counts["pixels"]
+        pixels = sums["pixels"]
         return {
-            "mErr": base.ratio(counts["degrees"], pixels),
-            "median": _median(np.asarray(counts["angles"])),
-            **{name: base.percent(counts[name], pixels) for name in LIMITS},
+            "mErr": base.ratio(sums["degrees"], pixels),
+            "median": _median(np.asarray(sums["angles"])),
+            **{name: base.percentage(sums[name], pixels) for name in LIMITS},
         }
 
 
@@ -59,7 +59,7 @@ class NormalsConstant(base.ConstantBaseline):
     It has no closed form, and the labels are seen only once, so they are summed in bins of the
     sphere: an octahedral map of `BINS_PER_SIDE`^2 bins, 1.6 degrees wide on average. Each bin keeps
     the number of its normals and the sum of their offsets from its centre, so their mean is exact;
-    ignoring their spread around that mean changes mErr by less than 0.01 degree (tested). `logits`
+    ignoring their spread around that mean changes mErr by less than 0.01 degree (tested). `compute`
     starts from the best of the fullest bins and of an even grid, then searches around it with steps
     that are halved down to 0.001 degree.
     """
@@ -84,22 +84,18 @@ class NormalsConstant(base.ConstantBaseline):
             "offset": jnp.zeros((bins, 3)).at[kept].add(offset, mode="drop"),
         }
 
-    def logits(self, counts):
-        """Returns the best direction, a unit vector [3]."""
-        return self._search(counts)[0]
-
-    def compute(self, counts) -> base.TaskScores:
+    def compute(self, sums) -> base.TaskScores:
         """Returns mErr in degrees."""
-        return {"mErr": self._search(counts)[1]}
+        return {"mErr": self._search(sums)[1]}
 
-    def _search(self, counts) -> tuple[np.ndarray, float]:
+    def _search(self, sums) -> tuple[np.ndarray, float]:
         """Returns the best direction and its mean angle in degrees; NaN without normals."""
-        weights = np.asarray(counts["normals"])
+        weights = np.asarray(sums["normals"])
         held = weights > 0
         if not held.any():
             return np.full(3, np.nan), float("nan")
         weights = weights[held]
-        means = self._centres[held] + np.asarray(counts["offset"])[held] / weights[:, None]
+        means = self._centres[held] + np.asarray(sums["offset"])[held] / weights[:, None]
         directions = means / np.linalg.norm(means, axis=1, keepdims=True)
         fullest = directions[np.argsort(weights)[-self.CANDIDATES :]]
         candidates = np.concatenate([fullest, _even_directions(self.CANDIDATES)])

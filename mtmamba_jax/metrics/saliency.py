@@ -20,10 +20,10 @@ class Saliency(base.Metric):
     """
 
     def __init__(self, task: Task):
-        sums: dict[str, base.Sum] = dict.fromkeys(("pixels", "positives"), base.PIXELS)
+        specs: dict[str, base.SumSpec] = dict.fromkeys(("pixels", "positives"), base.PIXELS)
         names = ("predicted", "true_positives", "predicted_exact", "true_positives_exact")
-        sums |= dict.fromkeys(names, (THRESHOLDS.shape, np.int64))
-        super().__init__(task, sums, dict.fromkeys(("maxF", "maxF_exact"), "%"))
+        specs |= dict.fromkeys(names, (THRESHOLDS.shape, np.int64))
+        super().__init__(task, specs, dict.fromkeys(("maxF", "maxF_exact"), "%"))
 
     def _measure(self, logits, label, valid):
         positive = valid & (label[..., 0] == 1)
@@ -36,11 +36,11 @@ class Saliency(base.Metric):
             **base.threshold_counts(probability, positive, valid, THRESHOLDS, "_exact"),
         }
 
-    def compute(self, counts) -> base.TaskScores:
+    def compute(self, sums) -> base.TaskScores:
         """Returns the scores."""
         return {
-            "maxF": base.best_f(counts, BETA_SQUARED),
-            "maxF_exact": base.best_f(counts, BETA_SQUARED, "_exact"),
+            "maxF": base.best_f(sums, BETA_SQUARED),
+            "maxF_exact": base.best_f(sums, BETA_SQUARED, "_exact"),
         }
 
 
@@ -48,4 +48,3 @@ class SaliencyConstant(base.PositiveEverywhere):
     """Everything salient."""
 
     beta_squared = BETA_SQUARED
-    positive_logits = (0.0, 20.0)

@@ -22,18 +22,18 @@ class Segmentation(base.Metric):
         channels, labelled = self.task.channels, label[..., 0]
         known = valid & (labelled >= 0) & (labelled < channels)
         cells = labelled * channels + jnp.argmax(logits, axis=-1)
-        counts = base.histogram(cells, known, channels**2)
-        return {"confusion": counts.reshape(channels, channels)}
+        confusion = base.histogram(cells, known, channels**2)
+        return {"confusion": confusion.reshape(channels, channels)}
 
-    def compute(self, counts) -> base.TaskScores:
+    def compute(self, sums) -> base.TaskScores:
         """Returns mIoU in percent."""
-        if not np.any(counts["confusion"]):
+        if not np.any(sums["confusion"]):
             return {"mIoU": float("nan")}
-        return {"mIoU": 100.0 * float(np.mean(_intersection_over_union(counts)))}
+        return {"mIoU": 100.0 * float(np.mean(_intersection_over_union(sums)))}
 
-    def per_class(self, counts) -> base.TaskScores:
+    def per_class(self, sums) -> base.TaskScores:
         """Returns the IoU of each class in percent, by class name."""
-        values = 100.0 * _intersection_over_union(counts)
+        values = 100.0 * _intersection_over_union(sums)
         return dict(zip(self.task.class_names, values.tolist(), strict=True))
 
 
@@ -46,19 +46,15 @@ class SegmentationConstant(base.ConstantBaseline):
     def _measure(self, label, valid):
         return {"labelled": base.histogram(label[..., 0], valid, self.task.channels)}
 
-    def logits(self, counts):
-        """Returns 1 for the most common class and 0 for the others."""
-        return np.eye(self.task.channels)[np.argmax(counts["labelled"])]
-
-    def compute(self, counts) -> base.TaskScores:
+    def compute(self, sums) -> base.TaskScores:
         """Returns mIoU in percent."""
-        chosen = self.logits(counts).astype(np.int64)
-        confusion = np.outer(counts["labelled"], chosen)
-        return Segmentation(self.task).compute({"confusion": confusion})
+        labelled = np.asarray(sums["labelled"])
+        predicted = np.arange(labelled.size) == np.argmax(labelled)
+        return Segmentation(self.task).compute({"confusion": np.outer(labelled, predicted)})
 
 
-def _intersection_over_union(counts) -> np.ndarray:
-    confusion = np.asarray(counts["confusion"])
+def _intersection_over_union(sums) -> np.ndarray:
+    confusion = np.asarray(sums["confusion"])
     both = np.diag(confusion).astype(np.float64)
     union = confusion.sum(0) + confusion.sum(1) - both
     return both / np.maximum(union, 1.0)

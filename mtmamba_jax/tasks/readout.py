@@ -30,7 +30,7 @@ VALUES: Mapping[str, Callable[[Array, ModuleType], Array]] = {
     "probability": lambda logits, xp: 1.0 / (1.0 + xp.exp(-logits[..., 0])),
     "saliency": lambda logits, xp: 1.0 / (1.0 + xp.exp(logits[..., 0] - logits[..., 1])),
 }
-"""Maps logits [... channels] and numpy or jax.numpy to the quantity, for each `Task.display`."""
+"""Maps logits [... channels] and numpy or jax.numpy to the quantity, for each `Task.quantity`."""
 
 
 def to_value(
@@ -44,7 +44,7 @@ def to_value(
       Class IDs, uint8 [h w]; depth, float32 [h w]; normals of unit length, float32 [h w 3];
       the probability of an edge or of saliency, float32 [h w].
     """
-    value = VALUES[task.display](xp.asarray(logits, np.float32), xp)
+    value = VALUES[task.quantity](xp.asarray(logits, np.float32), xp)
     return value if value.dtype == np.uint8 else value.astype(np.float32)
 
 

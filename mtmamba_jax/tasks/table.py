@@ -26,8 +26,9 @@ class Task:
       metric: Key of `metrics.METRICS`.
       score: Score of the metric that represents the task in delta_m and in tables.
       lower_is_better: Whether a lower score is better.
-      display: Key of `visualization.render.RENDERERS`: how a prediction is drawn.
-      unit: Unit of the score, as printed; empty for fractions.
+      quantity: Kind of quantity: key of `readout.VALUES`, `render.RENDERERS`, `error_maps.ERRORS`,
+        `saved_predictions.FORMATS` and `model_card.MEANINGS`.
+      unit: Unit of the score and, for depth, of labels and predictions; empty for percentages.
       label_channels: Channels of the label.
       label_dtype: "int32" for class IDs, "float32" for measured quantities.
       ignore: Label value that losses and metrics ignore.
@@ -48,7 +49,7 @@ class Task:
     metric: str
     score: str
     lower_is_better: bool
-    display: str
+    quantity: str
     unit: str = ""
     label_channels: int = 1
     label_dtype: str = "int32"
@@ -110,7 +111,7 @@ CITYSCAPES_PALETTE = (
 def _segmentation(name: str, class_names: tuple[str, ...]) -> Task:
     return Task(
         name=name, channels=len(class_names), loss="cross_entropy", metric="segmentation",
-        score="mIoU", lower_is_better=False, display="classes", class_names=class_names,
+        score="mIoU", lower_is_better=False, quantity="classes", class_names=class_names,
         palette=_class_palette(class_names),
     )  # fmt: skip
 
@@ -135,22 +136,22 @@ HUMAN_PARTS = dataclasses.replace(
 )
 DEPTH = Task(
     name="depth", channels=1, loss="l1", metric="depth", score="RMSE", lower_is_better=True,
-    display="depth", unit="m", label_dtype="float32", scale_power=-1,
+    quantity="depth", unit="m", label_dtype="float32", scale_power=-1,
 )  # fmt: skip
 # Cityscapes: (v - 1) / 256 pixels of the raw image, from a file's 16-bit v. 0 is no measurement.
 DISPARITY = dataclasses.replace(DEPTH, unit="px", scale_power=1)
 NORMALS = Task(
     name="normals", channels=3, loss="normals_l1", metric="normals", score="mErr",
-    lower_is_better=True, display="normals", unit="deg", label_channels=3, label_dtype="float32",
+    lower_is_better=True, quantity="normals", unit="deg", label_channels=3, label_dtype="float32",
     negate_x_on_flip=True,
 )  # fmt: skip
 EDGE = Task(
     name="edge", channels=1, loss="edge_bce", metric="edge", score="maxF", lower_is_better=False,
-    display="probability",
+    quantity="probability",
 )  # fmt: skip
 SALIENCY = Task(
     name="saliency", channels=2, loss="balanced_cross_entropy", metric="saliency", score="maxF",
-    lower_is_better=False, display="saliency", class_names=("background", "salient"),
+    lower_is_better=False, quantity="saliency", class_names=("background", "salient"),
     palette=((0, 0, 0), (255, 255, 255)),
 )  # fmt: skip
 

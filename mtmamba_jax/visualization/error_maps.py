@@ -63,7 +63,7 @@ ERRORS: Mapping[str, Callable[[Task, np.ndarray, np.ndarray, np.ndarray], ErrorM
     "probability": _render_probability,
     "saliency": _render_probability,
 }
-"""The function that renders a prediction's errors for each `Task.display`."""
+"""The function that renders a prediction's errors for each `Task.quantity`."""
 
 
 def render_error_map(task: Task, predicted: np.ndarray, true: np.ndarray) -> ErrorMap:
@@ -75,6 +75,6 @@ def render_error_map(task: Task, predicted: np.ndarray, true: np.ndarray) -> Err
       true: Label from `readout.label_value`, of the same shape.
     """
     ignored = is_ignored(task, true)
-    meaning, image = ERRORS[task.display](task, predicted, true, ~ignored)
+    meaning, image = ERRORS[task.quantity](task, predicted, true, ~ignored)
     image[ignored] = IGNORED
     return meaning, image

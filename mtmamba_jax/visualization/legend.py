@@ -30,7 +30,7 @@ def add_legend(
     legends = [
         _draw_legend(task.name, list(_class_patches(task, maps[task.name])), image.shape[1])
         for task in tasks
-        if task.display == "classes"
+        if task.quantity == "classes"
     ]
     return np.concatenate([image, *legends]) if legends else image
 

@@ -46,7 +46,7 @@ def example_panel(
 
 def _describe_range(task: Task, label: np.ndarray) -> str:
     """Returns the range that the colours of a depth map span, or ""."""
-    if task.display != "depth" or is_ignored(task, label).all():
+    if task.quantity != "depth" or is_ignored(task, label).all():
         return ""
     low, high = depth_range(task, label)
     return f", {short(low)} to {short(high)} {task.unit}"

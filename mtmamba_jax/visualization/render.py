@@ -47,7 +47,7 @@ RENDERERS: Mapping[str, Callable[[Task, np.ndarray, np.ndarray], np.ndarray]] = 
     "probability": _render_probability,
     "saliency": _render_probability,
 }
-"""The function that renders a value for each `Task.display`; see `render_map`."""
+"""The function that renders a value for each `Task.quantity`; see `render_map`."""
 
 
 def depth_range(task: Task, value: Float[np.ndarray, "h w"]) -> tuple[float, float]:
@@ -68,7 +68,7 @@ def render_map(
       like: A map of the same task whose depth range the colours span; `value` if None.
     """
     # A predicted class never reaches 255, and no depth, normal or probability equals it.
-    image = RENDERERS[task.display](task, value, value if like is None else like)
+    image = RENDERERS[task.quantity](task, value, value if like is None else like)
     image[is_ignored(task, value)] = IGNORED
     return image
 

@@ -194,7 +194,7 @@ def test_folders_have_the_official_names():
 
 
 @pytest.mark.parametrize(
-    ("display", "value", "wanted"),
+    ("quantity", "value", "wanted"),
     [
         ("classes", np.array([[0, 39, 20]], np.uint8), [[0, 39, 20]]),
         ("probability", np.array([[0.0, 0.5, 0.999, 1.0]], np.float32), [[0, 128, 255, 255]]),
@@ -203,8 +203,8 @@ def test_folders_have_the_official_names():
         ("normals", np.array([[[1.0, 0.0, -1.0]]], np.float32), [[[0, 128, 255]]]),
     ],
 )
-def test_values_are_saved_as_levels(display, value, wanted):
-    file_format = saved_predictions.FORMATS[display]
+def test_values_are_saved_as_levels(quantity, value, wanted):
+    file_format = saved_predictions.FORMATS[quantity]
     assert file_format.suffix == ".png"
     levels = cv2.imdecode(np.frombuffer(file_format.encode(value), np.uint8), cv2.IMREAD_UNCHANGED)
     assert levels.dtype == np.uint8

@@ -110,13 +110,13 @@ def test_an_artifact_agrees_with_the_model_in_a_process_that_has_only_jax(tiny_r
         found = np.load(tmp_path / f"{task.name}.npy")
         assert found.dtype == expected.dtype
         exact = np.asarray(logits[task.name])
-        if task.display == "classes":  # may differ where two classes are almost equally likely
+        if task.quantity == "classes":  # may differ where two classes are almost equally likely
             best = np.sort(exact, axis=-1)
             clear = best[..., -1] - best[..., -2] > TOLERANCE
             assert clear.mean() > 0.99
             np.testing.assert_array_equal(found[clear], expected[clear])
         elif (
-            task.display == "normals"
+            task.quantity == "normals"
         ):  # the error of a unit vector is that of its logits over their length
             length = np.linalg.norm(exact, axis=-1, keepdims=True)
             assert (np.abs(found - expected) * np.minimum(length, 1) <= TOLERANCE).all()

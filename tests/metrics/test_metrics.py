@@ -93,7 +93,7 @@ def test_merge_is_an_associative_64_bit_sum_with_empty_as_identity(task):
     logits, label = random_set(task, 3)
     a, b, c = (measure(*batch) for batch in cut(logits, label, (1, 1, 1), 1))
     one, other = metric.merge(metric.merge(a, b), c), metric.merge(c, metric.merge(b, a))
-    for name, (shape, dtype) in metric.sums.items():
+    for name, (shape, dtype) in metric.specs.items():
         # float64 sums of float32 numbers.
         np.testing.assert_allclose(one[name], other[name], rtol=1e-14)
         assert (one[name].shape, one[name].dtype) == (shape, dtype)
@@ -274,7 +274,7 @@ def test_labels_of_higher_resolution_are_compared_with_upsampled_logits(task_set
 
 def test_every_task_has_a_metric_with_its_score():
     used = {task.metric for chosen in tasks.TASK_SETS.values() for task in chosen}
-    assert used == set(metrics.METRICS) == set(metrics.CONSTANTS)
+    assert used == set(metrics.METRICS)
     for task in KINDS.values():
         metric = metrics.create_metric(task)
         assert task.score in metric.compute(metric.empty())

@@ -21,7 +21,7 @@ from mtmamba_jax.visualization.render import IGNORED, RENDERERS
 ALL = {task: task.name for task in (*NYUDV2, *PASCAL_CONTEXT, *CITYSCAPES)}
 
 
-def test_every_display_has_an_error_map():
+def test_every_quantity_has_an_error_map():
     assert ERRORS.keys() == RENDERERS.keys()
 
 

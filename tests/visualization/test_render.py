@@ -68,7 +68,7 @@ def test_normals_have_unit_length_and_depth_keeps_metres():
 def test_rendered_levels_equal_those_of_saved_predictions(task):
     value = np.linspace(0, 1, 99, dtype=np.float32).reshape(1, 33, 3)
     value = 2 * value - 1 if task is NORMALS else value[..., 0]
-    saved = np.frombuffer(FORMATS[task.display].encode(value), np.uint8)
+    saved = np.frombuffer(FORMATS[task.quantity].encode(value), np.uint8)
     levels = cv2.imdecode(saved, cv2.IMREAD_COLOR)[..., ::-1]
     np.testing.assert_array_equal(render_map(task, value), levels)
 
