@@ -16,23 +16,17 @@ from mtmamba_jax.devices.timing import peak_device_memory
 from mtmamba_jax.messages import GIB
 from mtmamba_jax.models.mtmamba import abstract_build
 
-MEASURED = (
-    "seconds_per_step", "images_per_second", "input_wait", "flops_utilisation",
-    "device_memory_gib",
-)  # fmt: skip
-"""What a clock measures; the last two only where they are known."""
-
 
 class Clock:
     """Measures steps, and how long the devices were idle because a batch was not ready.
 
     Args:
       batch_size: Images per step.
-      least: Seconds per step at the devices' peak FLOP/s, None if unknown.
+      seconds_at_peak: Seconds per step at the devices' peak FLOP/s, None if unknown.
     """
 
-    def __init__(self, batch_size: int, least: float | None):
-        self._batch_size, self._least = batch_size, least
+    def __init__(self, batch_size: int, seconds_at_peak: float | None):
+        self._batch_size, self._seconds_at_peak = batch_size, seconds_at_peak
         self._watcher = concurrent.futures.ThreadPoolExecutor(1)  # waits for steps to end
         self._end: concurrent.futures.Future | None = None
         self.restart(0)
@@ -62,10 +56,11 @@ class Clock:
         self._end = self._watcher.submit(wait)
 
     def numbers(self, step: int) -> dict[str, float]:
-        """Returns means since the start, up to `step`; see `MEASURED`.
+        """Returns means since the start, up to `step`.
 
         `input_wait` is a share of the time, `flops_utilisation` a share of the devices' peak
-        FLOP/s; `device_memory_gib` is the peak on this process's first device.
+        FLOP/s; `device_memory_gib` is the peak on this process's first device. The last two are
+        left out where they are not known.
         """
         elapsed = time.monotonic() - self._start
         seconds = elapsed / (step - self._step)
@@ -74,8 +69,8 @@ class Clock:
             "images_per_second": self._batch_size / seconds,
             "input_wait": self._waited / elapsed,
         }
-        if self._least is not None:
-            found["flops_utilisation"] = self._least / seconds
+        if self._seconds_at_peak is not None:
+            found["flops_utilisation"] = self._seconds_at_peak / seconds
         peak = peak_device_memory()
         if peak is not None:
             found["device_memory_gib"] = peak / GIB
@@ -86,7 +81,7 @@ class Clock:
         self._watcher.shutdown()
 
 
-def least_seconds(config: Config, mesh: Mesh) -> float | None:
+def seconds_at_peak(config: Config, mesh: Mesh) -> float | None:
     """Returns the seconds that a training step takes at the devices' peak bfloat16 FLOP/s.
 
     As usual for model-FLOPs utilisation, a step counts as three times the matrix products and

@@ -103,7 +103,9 @@ class Loop:
             # After a signal there may be little time: the next start evaluates.
             evaluate = self._is_due(settings.eval_every, step) and not stop
             save = self._is_due(settings.checkpoint_every, step) or stop is not None
-            if log or evaluate or save:
+            # The first step compiles, so its time does not count.
+            waits = log or evaluate or save or step == first + 1
+            if waits:
                 guard.check()
             if log:
                 self._log(step, numbers)
@@ -114,7 +116,7 @@ class Loop:
             if stop:
                 self._checkpoints.wait()
                 raise StoppedError(step, stop)
-            if log or evaluate or save or step == first + 1:
+            if waits:
                 clock.restart(step)
         return state
 

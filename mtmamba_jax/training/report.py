@@ -46,7 +46,8 @@ class Report:
         self._file: TextIO = io.StringIO()
         with self._explain_errors():
             if writes:
-                lines = [line for line in read_metrics(directory) if line["step"] <= start_step > 0]
+                earlier = read_metrics(directory) if start_step > 0 else []
+                lines = [line for line in earlier if line["step"] <= start_step]
                 self._file = _write_lines(lines, directory.local / METRICS_FILE)
                 self.has_scores = (start_step, "test") in [(x["step"], x["kind"]) for x in lines]
             self._board = SummaryWriter(
@@ -56,7 +57,7 @@ class Report:
                 write_to_disk=writes,
             )
         writer: Any = self._board.file_writer
-        self._events = writer.event_writer if writes else None
+        self._events: Any = writer.event_writer if writes else None
         # Files and pipes get one line per logged step instead of a progress bar.
         self._live = writes and sys.stderr.isatty()
         self._bar = tqdm.tqdm(
@@ -124,7 +125,7 @@ class Report:
             self._file.close()
 
     def _close_board(self) -> None:
-        if self._events is not None and not self._events._worker.is_alive():
+        if not self._board_is_alive():
             # Nothing reads its queue any more: joining its feeder thread would block forever.
             self._events._event_queue.cancel_join_thread()
             return

@@ -23,7 +23,7 @@ from mtmamba_jax.devices.processes import fail_together, is_first
 from mtmamba_jax.devices.sharding import create_mesh
 from mtmamba_jax.evaluation.evaluate import Evaluator
 from mtmamba_jax.metrics import Scores
-from mtmamba_jax.training.clock import Clock, least_seconds
+from mtmamba_jax.training.clock import Clock, seconds_at_peak
 from mtmamba_jax.training.loop import Loop, Monitors
 from mtmamba_jax.training.optimizer import create_optimizer
 from mtmamba_jax.training.profile import Profile
@@ -99,7 +99,7 @@ def train(
                 config.data, config.eval.batch_size, graph, tasks, mesh, layout.parameters
             )
         resumed = resume(directory, state.to_items())
-        state = _initial_state(config, graph, state, directory, resumed)
+        state = _start_or_resume(config, graph, state, directory, resumed)
         start, best_so_far = (resumed.step, resumed.best) if resumed else (0, None)
         checkpoints = CheckpointWriter(
             directory, config.train.keep_checkpoints, config=config.flat(), best=best_so_far
@@ -133,25 +133,28 @@ def _close_at_end(stack: contextlib.ExitStack, close: Callable[[], object]) -> N
     stack.push(end)
 
 
-def _initial_state(
+def _start_or_resume(
     config: Config,
     graph: nnx.GraphDef,
     state: TrainState,
     directory: RunDirectory,
     resumed: Resumed | None,
 ) -> TrainState:
-    """Returns the state that training continues from; the given one has random weights."""
-    if resumed is None:
-        check_room(directory, state)
+    """Returns the state of the checkpoint found, else the given one with the weights of
+    `config.init`; checks that checkpoints have room and writes the configuration."""
+    if resumed:
+        print(f"Resuming from step {resumed.step} in {directory}", flush=True)
+    if resumed is None or resumed.step < config.train.steps:
+        with fail_together():
+            check_room(directory, state)
+    if resumed:
+        state = TrainState.from_items(resumed.items)
+    else:
         parameters = warm_start(config.init, graph, state.parameters)
         state = dataclasses.replace(state, parameters=parameters)
-    else:
-        print(f"Resuming from step {resumed.step} in {directory}", flush=True)
-        state = TrainState.from_items(resumed.items)
-        if resumed.step < config.train.steps:
-            check_room(directory, state)
-    if is_first() and (resumed is None or not directory.config_file.exists()):
-        directory.write_config(config)
+    with fail_together():
+        if is_first():  # also after resuming, which may change some keys
+            directory.write_config(config)
     return state
 
 
@@ -164,7 +167,7 @@ def _open_monitors(
     profile: tuple[int, int] | None,
 ) -> Monitors:
     """Opens the report, the clock and the profiler of a run that starts at a step."""
-    clock = Clock(config.train.batch_size, least_seconds(config, mesh))
+    clock = Clock(config.train.batch_size, seconds_at_peak(config, mesh))
     _close_at_end(stack, clock.close)
     report = Report(directory, start_step=start, steps=config.train.steps, writes=is_first())
     _close_at_end(stack, report.close)
@@ -202,12 +205,13 @@ def check_start(config: Config, directory: RunDirectory) -> None:
     if not directory.has_checkpoints():
         check_sources(config.init)
         return
+    saved = directory.read_config()
     if directory.steps("best") == [0] and not directory.steps("latest"):
         raise ValueError(
             f"{directory} holds converted weights, not a run to resume. Choose another --workdir "
             f"and start from them: --config.init.run={directory}"
         )
-    differing = configuration.differences(directory.read_config(), config)
+    differing = configuration.differences(saved, config)
     if differing:
         raise ValueError(
             f"{directory} holds a checkpoint of another configuration. These keys differ "

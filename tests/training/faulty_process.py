@@ -1,6 +1,7 @@
-"""One of two processes, of which the second has a fault: PORT INDEX WORKDIR FAULT."""
+"""One of two processes, of which one has a fault: PORT INDEX WORKDIR FAULT."""
 
 import sys
+import types
 
 import orbax.checkpoint as ocp
 
@@ -43,6 +44,8 @@ if __name__ == "__main__":
     if fault in ("none", "reading"):
         settings |= {"train.steps": "4", "train.log_every": "4", "train.eval_every": "4"}
 
+    if index == "0" and fault == "room":
+        paths.shutil.disk_usage = lambda folder: types.SimpleNamespace(free=100)
     if index == "1":
         if fault == "example":
             sources.SyntheticScenes = BrokenScenes

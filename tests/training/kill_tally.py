@@ -24,10 +24,9 @@ from tabulate import tabulate
 
 from mtmamba_jax.checkpoints.load import load_run
 from mtmamba_jax.checkpoints.run_directory import RunDirectory
-from mtmamba_jax.training.clock import MEASURED
 from mtmamba_jax.training.report import read_metrics
 from tests.tiny import TINY
-from tests.training.lives import NEVER, STEPS_A_KILL, Life, draw_moments, live
+from tests.training.lives import NEVER, STEPS_A_KILL, Life, draw_moments, live, repeatable
 
 COLUMNS = ("kill", "after", "while", "step", "latest", "best", "next start")
 ALIGNMENT = ("right", "right", "left", "right", "left", "left", "left")
@@ -167,8 +166,7 @@ def _scores(workdir: pathlib.Path) -> str:
 
 
 def _metrics(workdir: pathlib.Path) -> list[str]:
-    lines = read_metrics(workdir)
-    return [json.dumps({k: v for k, v in line.items() if k not in MEASURED}) for line in lines]
+    return [json.dumps(line) for line in repeatable(read_metrics(workdir))]
 
 
 def _files(workdir: pathlib.Path) -> set[pathlib.Path]:

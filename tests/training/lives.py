@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from mtmamba_jax.checkpoints.run_directory import KINDS
 
@@ -20,6 +20,11 @@ AFTER = 1.0  # seconds after a step: an evaluation, or two checkpoints, take abo
 START_UP = 15.0  # seconds: about what a start takes to its first step
 START_UPS = 0.3  # share of kills that come at any time of it
 LIMIT = 600.0  # seconds that no start takes
+MEASURED = (
+    "seconds_per_step", "images_per_second", "input_wait", "flops_utilisation",
+    "device_memory_gib",
+)  # fmt: skip
+"""What `Clock.numbers` measures, which differs from run to run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +104,11 @@ class Life:
         evaluated = step % eval_every or f"step {step}, test set" in self.output
         found = [] if evaluated else ["evaluating"]
         return ", ".join(found + [f"saving {name}" for name in self.saving]) or "training"
+
+
+def repeatable(lines: Iterable[Mapping[str, object]]) -> list[dict[str, object]]:
+    """Returns lines of metrics.jsonl without what is measured."""
+    return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
 
 
 def logged(output: str) -> list[int]:

@@ -29,7 +29,7 @@ def test_waiting_counts_only_while_devices_have_nothing_to_do(step, batch, share
             yield {}
 
     batches = slow_batches()
-    with contextlib.closing(Clock(batch_size=1, least=None)) as clock:
+    with contextlib.closing(Clock(batch_size=1, seconds_at_peak=None)) as clock:
         next(batches)
         clock.restart(0)
         for _ in range(3):

@@ -37,17 +37,21 @@ def end(workdir, fault):
 
 
 @pytest.mark.parametrize(
-    ("fault", "code", "message"),
+    ("fault", "index", "code", "message"),
     [
-        pytest.param("data", 2, "/nowhere is no folder", marks=pytest.mark.slow),
-        ("workdir", 2, "of process 1 is not that of the first. All processes need the same one"),
+        pytest.param("data", 1, 2, "/nowhere is no folder", marks=pytest.mark.slow),
+        ("workdir", 1, 2, "of process 1 is not that of the first. All processes need the same one"),
+        pytest.param("room", 0, 1, "A checkpoint needs about", marks=pytest.mark.slow),
     ],
 )
-def test_an_error_before_the_first_step_ends_all_processes_at_once(fault, code, message, tmp_path):
+def test_an_error_before_the_first_step_ends_all_processes_at_once(
+    fault, index, code, message, tmp_path
+):
     codes, outputs, _ = end(tmp_path / "run", fault)
-    assert codes == [1, code], outputs
-    assert message in outputs[1]
-    assert "Another process of this run failed at this point" in outputs[0]
+    assert codes[index] == code, outputs
+    assert message in outputs[index]
+    assert codes[1 - index] == 1, outputs
+    assert "Another process of this run failed at this point" in outputs[1 - index]
 
 
 def test_a_checkpoint_that_one_process_cannot_read_is_renamed_by_all(tmp_path):

@@ -1,11 +1,17 @@
 """A training run: what it leaves, how it resumes, what it refuses."""
 
+import contextlib
+import itertools
 import json
 import random
 import time
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from mtmamba_jax.checkpoints.run_directory import RunDirectory
+from mtmamba_jax.checkpoints.save import CheckpointWriter
 from mtmamba_jax.data_pipelines import sources
 from mtmamba_jax.training import state
 from mtmamba_jax.training.report import read_metrics
@@ -90,6 +96,49 @@ def test_other_configuration_is_refused_with_the_keys_that_differ(finished):
 def test_resuming_may_change_how_a_run_is_watched(finished):
     workdir, result = finished
     assert train(tiny_config(train__log_every="2"), workdir).step == result.step
+    assert RunDirectory(workdir).read_config().train.log_every == 2
+
+
+def test_converted_weights_are_no_run_to_resume(tmp_path):
+    for name, config in (("whole", tiny_config().flat()), ("encoder", {})):
+        directory = RunDirectory(tmp_path / name)
+        with contextlib.closing(CheckpointWriter(directory, config=config)) as checkpoints:
+            checkpoints.save_best({"parameters": {"weight": jnp.zeros(1)}}, 0, {})
+    with pytest.raises(ValueError, match=r"converted weights, .*--config.init.run=.*/whole$"):
+        train(tiny_config(), tmp_path / "whole")
+    with pytest.raises(ValueError, match=r"of an encoder, .*--config.init.encoder=.*/encoder and"):
+        train(tiny_config(), tmp_path / "encoder")
+
+
+class Late:
+    """A number that is there some seconds after its step was launched."""
+
+    def __init__(self, number, seconds):
+        self._number, self._end = number, time.monotonic() + seconds
+
+    def block_until_ready(self):
+        time.sleep(max(0, self._end - time.monotonic()))
+        return self
+
+    def __array__(self):
+        self.block_until_ready()
+        return np.asarray(self._number)
+
+
+def test_the_first_step_does_not_count_in_the_logged_time(tmp_path, monkeypatch):
+    def create_step(*arguments):
+        step, seconds = create_train_step(*arguments), itertools.chain([3], itertools.repeat(0))
+
+        def late_step(*arguments):
+            state, numbers = step(*arguments)
+            return state, numbers | {"loss": Late(numbers["loss"], next(seconds))}
+
+        return late_step
+
+    monkeypatch.setattr("mtmamba_jax.training.train.create_train_step", create_step)
+    train(tiny_config(train__log_every="4", train__eval_every="20"), tmp_path)
+    lines = [line for line in read_metrics(tmp_path) if line["kind"] == "train"]
+    assert lines[0]["seconds_per_step"] < 1  # of steps 2 to 4
 
 
 class SlowScenes(sources.SyntheticScenes):

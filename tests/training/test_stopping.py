@@ -11,12 +11,12 @@ import pytest
 
 from mtmamba_jax.checkpoints.run_directory import RunDirectory
 from mtmamba_jax.training import state
-from mtmamba_jax.training.clock import MEASURED
 from mtmamba_jax.training.report import read_metrics
 from mtmamba_jax.training.stopping import StoppedError, StopSignals
 from mtmamba_jax.training.train import train
 from tests.pixel_model import build_pixel_model
 from tests.tiny import tiny_config
+from tests.training.lives import repeatable
 from tests.training.test_processes import SETTINGS, finish, losses, run, start
 
 STEPS = ("train.steps=60", "train.eval_every=60", "train.checkpoint_every=20")
@@ -223,11 +223,8 @@ def test_a_run_stopped_at_an_evaluation_step_evaluates_when_it_resumes(tmp_path,
     assert not [line for line in read_metrics(tmp_path / "stopped") if line["kind"] == "test"]
     train(tiny_config(), tmp_path / "stopped")
 
-    def lines(name):
-        found = read_metrics(tmp_path / name)
-        return [{k: v for k, v in line.items() if k not in MEASURED} for line in found]
-
-    assert lines("stopped") == lines("whole")
+    stopped, whole = (repeatable(read_metrics(tmp_path / name)) for name in ("stopped", "whole"))
+    assert stopped == whole
 
 
 def test_a_lost_configuration_is_read_from_the_checkpoints(whole, tmp_path, capsys):
