@@ -55,10 +55,6 @@ def _run(options: argparse.Namespace, unknown: Sequence[str], parser: Parser) ->
         return command.run(options)
     except KeyboardInterrupt:
         return _fail(f"Interrupted.{_AFTER_INTERRUPTION.get(options.command, '')}", 130)
-    except ModuleNotFoundError as error:  # in a clone that is not installed, our own packages too
-        if options.traceback:
-            raise
-        return _fail(f"{error}. Install the package first: pip install -e .", 1)
     except (ValueError, OSError, RuntimeError) as error:
         if options.traceback:
             raise

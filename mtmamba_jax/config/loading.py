@@ -6,6 +6,7 @@ import pathlib
 import re
 import runpy
 from collections.abc import Mapping
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -30,7 +31,7 @@ def load(name: str, overrides: Mapping[str, str] | None = None) -> Config:
         or if a value does not fit.
     """
     path, _, variant = _locate(name).partition(":")
-    valid = runpy.run_path(path).get("VARIANTS")
+    valid = _execute(path).get("VARIANTS")
     if valid is not None and variant not in valid:
         raise ValueError(
             f"Config {name.partition(':')[0]!r} has no variant {variant!r}."
@@ -49,7 +50,7 @@ def variants(name: str) -> tuple[str, ...]:
       ValueError: If there is no such configuration.
     """
     path = _locate(name).partition(":")[0]
-    return tuple(runpy.run_path(path).get("VARIANTS", ("",)))
+    return tuple(_execute(path).get("VARIANTS", ("",)))
 
 
 def run_name(name: str) -> str:
@@ -78,6 +79,14 @@ def _locate(name: str) -> str:
     return f"{folder / stem}.py{colon}{variant}"
 
 
+def _execute(path: str) -> dict[str, Any]:
+    """Returns the globals of a configuration file."""
+    try:
+        return runpy.run_path(path)
+    except ImportError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def _read(path: str, overrides: Mapping[str, str]) -> ConfigDict:
     """Executes a configuration file and applies overrides."""
     values = flags.FlagValues()
@@ -86,6 +95,8 @@ def _read(path: str, overrides: Mapping[str, str]) -> ConfigDict:
     try:
         values(arguments)
         config = values.config
+    except ImportError as error:  # raised by get_config()
+        raise ValueError(f"{path}: {error}") from error
     except flags.IllegalFlagValueError as error:
         key = re.match(r"flag --config\.([\w.]+)=", str(error))
         if not key:  # raised by get_config()

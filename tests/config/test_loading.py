@@ -114,6 +114,8 @@ def test_a_users_config_file_is_loaded_by_its_path(tmp_path):
     [
         (OWN.replace("train.steps = 900", "train.stps = 900"), "Did you mean 'train.steps'"),
         (OWN.replace("return config", "pass"), "must return an ml_collections.ConfigDict"),
+        (f"import missing_thing\n{OWN}", "No module named 'missing_thing'"),
+        (OWN.replace("return config", "import missing_thing"), "No module named 'missing_thing'"),
     ],
 )
 def test_a_mistake_in_a_config_file_is_named_with_the_file(code, message, tmp_path):
