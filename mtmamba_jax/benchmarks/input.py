@@ -12,7 +12,6 @@ from mtmamba_jax.config import Config
 from mtmamba_jax.data_pipelines.parallel import available_cores
 from mtmamba_jax.data_pipelines.pipeline import Source
 from mtmamba_jax.data_pipelines.sources import open_source
-from mtmamba_jax.devices.timing import check_repeats
 from mtmamba_jax.messages import markdown_table, short
 from mtmamba_jax.training.train import open_batches
 
@@ -33,9 +32,8 @@ def report_input(
       settings: Settings to note in the JSON file.
 
     Raises:
-      ValueError: `repeats` is not positive, or the data is missing.
+      ValueError: The data is missing.
     """
-    check_repeats(repeats)
     source = open_source(config.data, config.tasks.selected, "train")
     cores = available_cores()
     records = []

@@ -14,13 +14,7 @@ from flax import nnx
 from mtmamba_jax.config import Config
 from mtmamba_jax.devices.chips import CHIPS
 from mtmamba_jax.devices.sharding import compiler_options, create_mesh, put_batch, state_sharding
-from mtmamba_jax.devices.timing import (
-    Timing,
-    check_repeats,
-    compile_timed,
-    program_memory,
-    time_calls,
-)
+from mtmamba_jax.devices.timing import Timing, compile_timed, program_memory, time_calls
 from mtmamba_jax.evaluation.evaluate import create_predict_step
 from mtmamba_jax.kernels.ss2d import IMPLEMENTATIONS, ss2d
 from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, PLATFORMS, SHAPES
@@ -83,21 +77,17 @@ def default_implementation(arguments: Sequence[jax.Array]) -> str:
     raise NotImplementedError(f"None of {', '.join(chosen)} supports this call.")
 
 
-def check_ss2d(
-    specs: Sequence[str], implementations: Sequence[str], dtype: str, repeats: int
-) -> None:
+def check_ss2d(specs: Sequence[str], implementations: Sequence[str], dtype: str) -> None:
     """Checks the arguments of `ss2d_records`.
 
     Raises:
-      ValueError: A name is unknown (the message suggests the closest and lists the valid ones), or
-        `repeats` is not positive.
+      ValueError: A name is unknown; the message suggests the closest and lists the valid ones.
     """
     for name in specs:
         check_name("spec", name, SPECS)
     for name in implementations:
         check_name("implementation", name, IMPLEMENTATIONS)
     check_name("dtype", dtype, DTYPES)
-    check_repeats(repeats)
 
 
 def ss2d_records(
@@ -117,9 +107,9 @@ def ss2d_records(
       repeats: Number of timing samples.
 
     Raises:
-      ValueError: A name is unknown, or `repeats` is not positive.
+      ValueError: A name is unknown.
     """
-    check_ss2d(specs, implementations, dtype, repeats)
+    check_ss2d(specs, implementations, dtype)
     for name in specs:
         spec = SPECS[name]
         arrays = tuple(
@@ -192,10 +182,9 @@ def model_record(what: str, config: Config, repeats: int) -> Record:
       repeats: Number of timing samples.
 
     Raises:
-      ValueError: The configuration is invalid, or `repeats` is not positive.
+      ValueError: The configuration is invalid.
     """
     check_name("program", what, MODEL_PROGRAMS)
-    check_repeats(repeats)
     create = {"step": _train_program, "inference": _predict_program}[what]
     size, mesh, step, state, batch = create(config, config.tasks.selected)
     program, compiling = compile_timed(step.lower, state, batch)

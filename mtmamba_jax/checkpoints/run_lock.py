@@ -14,6 +14,7 @@ from mtmamba_jax.checkpoints.run_directory import RunDirectory
 from mtmamba_jax.devices.processes import fail_together, is_first, max_over_processes
 from mtmamba_jax.files.locks import NoLocksError, locked
 from mtmamba_jax.files.paths import wait_until
+from mtmamba_jax.messages import first_line
 
 LOCK_FILE = ".lock"
 
@@ -43,8 +44,8 @@ class LockedRunDirectory(RunDirectory):
                     target.write_bytes(file.read_bytes())
         except Exception as error:  # of gcsfs, aiohttp, google.auth
             print(
-                f"warning: metrics could not be copied to {self} ({type(error).__name__}: "
-                f"{error}). They are kept in {self.local} and copied with the next checkpoint.",
+                f"warning: metrics could not be copied to {self} ({first_line(error)}). They are "
+                f"kept in {self.local} and copied with the next checkpoint.",
                 flush=True,
             )
             return False
@@ -97,8 +98,8 @@ def _write_token(directory: RunDirectory, token: int) -> Iterator[None]:
                 raise
             # Of gcsfs, google.auth or aiohttp: no package, bucket, right or network.
             raise OSError(
-                f"{file.parent} cannot be written ({type(error).__name__}: {error}). Does the "
-                'bucket exist, may this machine write there, and is pip install -e ".[data]" done?'
+                f"{file.parent} cannot be written ({first_line(error)}). Does the bucket exist, "
+                'may this machine write there, and is pip install -e ".[data]" done?'
             ) from error
         yield
 

@@ -24,6 +24,8 @@ def run(options: argparse.Namespace) -> int:
     for name in [*given, *(f"config.{key}" for key in options.overrides)]:
         if name.startswith("config") == (options.what == "ss2d"):
             raise ValueError(f"--{name} does not go with --what={options.what}.")
+    if options.repeats < 1:
+        raise ValueError(f"--repeats must be at least 1, got {options.repeats}.")
     measure = {"ss2d": _ss2d, "input": _input}.get(options.what, _model)
     code = measure(options, output)
     print(f"\nWrote every number to {output}")
@@ -34,7 +36,7 @@ def _ss2d(options: argparse.Namespace, output: pathlib.Path) -> int:
     specs = options.spec.split(",") if options.spec else list(DECODER)
     implementations = options.implementation.split(",") if options.implementation else []
     dtype = options.dtype or "bfloat16"
-    check_ss2d(specs, implementations, dtype, options.repeats)
+    check_ss2d(specs, implementations, dtype)
     announce(f"Timing LN(ss2d(x, ...)), {dtype}, median of {options.repeats}")
     errors = report_ss2d(specs, implementations, dtype, options.repeats, output)
     for error in errors:

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     ious = class_ious(run.tasks, totals)
     written = {"step": run.step, "scores": scores, "constants": constants, "class_iou": ious}
     _write(path, written)
-    sums = _pass(evaluator, run, benchmark, writer) if benchmark or writer else None
+    sums = _write_and_count(evaluator, run, benchmark, writer) if benchmark or writer else None
     if writer:
         if is_first():
             count = len(evaluator)
@@ -106,11 +106,11 @@ def _prediction_writer(options: argparse.Namespace, run: Run) -> PredictionWrite
     return PredictionWriter(options.save_predictions or default, run.tasks)
 
 
-def _pass(
+def _write_and_count(
     evaluator: Evaluator, run: Run, benchmark: Benchmark | None, writer: PredictionWriter | None
 ) -> BoundarySums | None:
     """Writes and counts predictions in one pass; returns the counts of all processes together."""
-    hide = None if is_first() else True  # None: unless on a terminal
+    hide = None if is_first() else True  # None hides the bar unless stderr is a terminal
     values = evaluator.values(run.parameters)
     predictions = tqdm.tqdm(values, total=evaluator.own, unit="image", disable=hide)
     if writer:

@@ -203,8 +203,7 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise ValueError(_refusal(path, str(error))) from error
     except Exception as error:  # any type: torch assumes that the file is valid
         raise ValueError(
-            f"{path} is not a PyTorch checkpoint ({first_line(error) or type(error).__name__}). "
-            + _guess(path)
+            f"{path} is not a PyTorch checkpoint ({first_line(error)}). {_guess(path)}"
         ) from error
     if not isinstance(loaded, Mapping):
         raise ValueError(

@@ -26,16 +26,6 @@ class Timing:
         return statistics.median(self.seconds)
 
 
-def check_repeats(repeats: int) -> None:
-    """Checks a number of samples.
-
-    Raises:
-      ValueError: If it is less than one.
-    """
-    if repeats < 1:
-        raise ValueError(f"--repeats must be at least 1, got {repeats}.")
-
-
 def time_calls(call: Callable[[], object], repeats: int) -> Timing:
     """Times `call()` until its result is ready, after `WARM_UPS` calls.
 

@@ -33,7 +33,6 @@ CARD, CARD_TEXT = "model_card.json", "model_card.md"
 
 FUSED = {"cuda": "pallas_gpu", "tpu": "pallas_tpu"}
 """Backend of the fused scan (a key of `kernels.ss2d.IMPLEMENTATIONS`) by platform."""
-SCANS = ("fused", "xla")
 
 
 def parse_batch(text: str) -> int | None:
@@ -50,7 +49,7 @@ def parse_batch(text: str) -> int | None:
 
 
 def choose_scan(platform: str, scan: str | None, batch: int | None) -> str:
-    """Returns the scan of an artifact: `scan`, one of `SCANS`, or by default the best available.
+    """Returns the scan of an artifact, "fused" or "xla": `scan`, by default the best available.
 
     Raises:
       ValueError: The fused scan is not available for the platform or for any number of images.
