@@ -6,7 +6,7 @@ import sys
 
 import jax
 
-from mtmamba_jax.config import Config
+from mtmamba_jax.config import Config, run_name
 from mtmamba_jax.devices.compilation_cache import enable_compilation_cache
 from mtmamba_jax.devices.processes import join
 
@@ -36,6 +36,14 @@ def program_name() -> str:
     """Returns how this process was called, for suggested commands."""
     name = pathlib.Path(sys.argv[0]).name
     return f"python {name}" if name.endswith(".py") else "mtmamba"
+
+
+def default_workdir(config: str) -> str:
+    """Returns the work directory of a configuration, given by its name, if there is no --workdir.
+
+    A sweep has its runs' work directories in it.
+    """
+    return f"runs/{run_name(config)}"
 
 
 def parse_size(text: str) -> tuple[int, int]:

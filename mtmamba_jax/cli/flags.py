@@ -4,8 +4,6 @@ import argparse
 import importlib.metadata
 from typing import Any
 
-BENCHMARKS = ("ss2d", "step", "inference", "devices", "input")
-
 _CONFIG = "NAME or NAME:VARIANT of configs/, or the path of a file of your own"
 
 
@@ -118,7 +116,7 @@ def _convert(command: argparse.ArgumentParser) -> None:
 
 def _benchmark(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--what", required=True, choices=BENCHMARKS)
+    add("--what", required=True, choices=("ss2d", "step", "inference", "devices", "input"))
     add("--repeats", type=int, default=20, help="number of timing samples (20)")
     add("--output", help="JSON file for every number (benchmark_WHAT.json)")
     add("--spec", metavar="NAME,...", help="ss2d: named shapes (all decoder stages)")
@@ -152,6 +150,7 @@ def _sweep(command: argparse.ArgumentParser) -> None:
     add("--seeds", default="0", metavar="N,...", help="seeds of each variant (0)")
     add("--workdir", help="folder for the work directories (runs/NAME)")
     add("--print", action="store_true", help="only print the commands of unfinished runs")
+    _add_processes(command)
 
 
 def _boundaries(command: argparse.ArgumentParser) -> None:

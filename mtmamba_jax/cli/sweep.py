@@ -7,17 +7,16 @@ import sys
 
 import jax
 
-from mtmamba_jax import config as configuration
 from mtmamba_jax.cli import train
-from mtmamba_jax.cli.console import program_name
-from mtmamba_jax.devices.processes import join
+from mtmamba_jax.cli.console import default_workdir, join_processes, program_name
 from mtmamba_jax.files.paths import is_remote
 from mtmamba_jax.paper.sweep import Job, create_jobs
+from mtmamba_jax.training.stopping import StoppedError
 
 
 def run(options: argparse.Namespace) -> int:
     """Trains the variants of a configuration or, with --print, prints the commands to do so."""
-    workdir = options.workdir or f"runs/{configuration.run_name(options.config)}"
+    workdir = options.workdir or default_workdir(options.config)
     patterns = options.rows.split(",") if options.rows else []
     seeds = _parse_seeds(options.seeds)
     jobs = create_jobs(options.config, patterns, seeds, workdir, options.overrides)
@@ -26,20 +25,23 @@ def run(options: argparse.Namespace) -> int:
         for job in left:
             print(f"{program_name()} {shlex.join(job.arguments())}")
         return 0
-    join()
+    join_processes(options)
     print(f"{len(jobs)} runs in {workdir}, {len(jobs) - len(left)} of them finished.", flush=True)
     failed = 0
     for number, job in enumerate(left, len(jobs) - len(left) + 1):
         print(f"\n[{number} of {len(jobs)}] {job.config}, seed {job.overrides['seed']}", flush=True)
         try:
             stop = _train(job)
+        except StoppedError as stopped:
+            print(stopped, flush=True)
+            return train.exit_code(stopped.number)
         except (OSError, RuntimeError) as error:  # the other runs may still succeed
             if jax.process_count() > 1:  # the other processes are waiting within this run
                 raise
             print(f"error: {job.workdir}: {error}", file=sys.stderr, flush=True)
             failed += 1
             continue
-        if stop:
+        if stop:  # after the last step of this run
             print(f"Stopped by {stop.name}. Run the same command to resume.", flush=True)
             return train.exit_code(stop)
     if failed:

@@ -5,7 +5,7 @@ import signal
 import time
 
 from mtmamba_jax import config as configuration
-from mtmamba_jax.cli.console import announce, join_processes, program_name
+from mtmamba_jax.cli.console import announce, default_workdir, join_processes, program_name
 from mtmamba_jax.config import Config
 from mtmamba_jax.evaluation.evaluate import score_table
 from mtmamba_jax.training.profile import parse_steps
@@ -16,10 +16,15 @@ from mtmamba_jax.training.train import train
 def run(options: argparse.Namespace) -> int:
     """Trains a model, evaluates it and draws predictions."""
     config = configuration.load(options.config, options.overrides)
-    workdir = options.workdir or f"runs/{configuration.run_name(options.config)}"
+    workdir = options.workdir or default_workdir(options.config)
     profile = options.profile and parse_steps(options.profile, config.train.steps)
     join_processes(options)
-    return exit_code(train_once(config, workdir, profile))
+    try:
+        stop = train_once(config, workdir, profile)
+    except StoppedError as stopped:
+        print(stopped, flush=True)
+        stop = stopped.number
+    return exit_code(stop)
 
 
 def exit_code(stop: signal.Signals | None) -> int:
@@ -30,7 +35,11 @@ def exit_code(stop: signal.Signals | None) -> int:
 def train_once(
     config: Config, workdir: str, profile: tuple[int, int] | None = None
 ) -> signal.Signals | None:
-    """Trains, prints the result and returns the signal that stopped the run, None if none did."""
+    """Trains, prints the result and returns the signal that came after the last step, if any.
+
+    Raises:
+      StoppedError: If a signal stopped the run before its last step; the state is saved.
+    """
     announce(
         f"Training {config.model.name} with {config.model.encoder} on {config.data.name}: "
         f"{', '.join(task.name for task in config.tasks.selected)}",
@@ -39,11 +48,7 @@ def train_once(
         f"Writing to {workdir}",
     )
     start = time.monotonic()
-    try:
-        result = train(config, workdir, profile)
-    except StoppedError as stopped:
-        print(f"{stopped} The same command resumes from there.", flush=True)
-        return stopped.number
+    result = train(config, workdir, profile)
     print(
         f"\nBest model: step {result.step}. On the test set, beside the best constant prediction:\n"
         f"{score_table(config.tasks.selected, result.scores, result.constants)}\n"

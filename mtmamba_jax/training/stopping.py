@@ -13,7 +13,10 @@ class StoppedError(Exception):
     """A run was stopped by the signal `number`; its state after `step` is saved."""
 
     def __init__(self, step: int, number: signal.Signals):
-        super().__init__(f"Stopped by {number.name} after step {step}, which is saved.")
+        super().__init__(
+            f"Stopped by {number.name} after step {step}, which is saved. The same command resumes "
+            "from there."
+        )
         self.step, self.number = step, number
 
 

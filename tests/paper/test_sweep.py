@@ -9,6 +9,7 @@ import pytest
 from mtmamba_jax import config as configuration
 from mtmamba_jax.checkpoints.run_directory import RunDirectory
 from mtmamba_jax.cli import main as cli
+from mtmamba_jax.training.stopping import StoppedError
 from tests.pixel_model import build_pixel_model
 from tests.tiny import TINY
 
@@ -37,7 +38,7 @@ def trained(monkeypatch):
         if "fails" in config.data.dir:
             raise OSError("the disk is full")
         if "stops" in config.data.dir and names[-1] == "stm_2_seed0":
-            return signal.SIGINT
+            raise StoppedError(8, signal.SIGINT)
         finish(config, workdir)
         return signal.SIGTERM if "ends" in config.data.dir else None
 
@@ -87,9 +88,14 @@ def test_a_failing_run_does_not_prevent_the_others(tmp_path, trained, capsys):
     assert "3 of 3 runs failed" in error
 
 
-def test_stopping_a_run_stops_the_sweep(tmp_path, trained):
+def test_stopping_a_run_stops_the_sweep(tmp_path, trained, capsys):
     assert sweep(tmp_path, "--rows=stm_*", "--config.data.dir=stops") == 130
     assert trained == ["stm_1_seed0", "stm_2_seed0"]
+    output = capsys.readouterr().out
+    assert output.endswith(
+        "Stopped by SIGINT after step 8, which is saved. The same command resumes from there.\n"
+    )
+    assert output.count("Stopped") == 1
 
 
 def test_a_signal_at_the_end_of_a_run_stops_the_sweep(tmp_path, trained, capsys):
@@ -111,6 +117,7 @@ def test_a_signal_at_the_end_of_a_run_stops_the_sweep(tmp_path, trained, capsys)
         (["--config=ablations", "--seeds=one"], "--seeds must be distinct numbers"),
         (["--config=ablations", "--config.seed=1"], "as --seeds=0,1, not as --config.seed"),
         (["--config=ablations", "--config.train.step=1"], "Did you mean 'train.steps'?"),
+        (["--config=ablations", "--num_processes=2"], "--coordinator, --process_id missing: give"),
     ],
 )
 def test_mistakes_are_reported_before_training(flags, message, trained, capsys):
