@@ -79,11 +79,12 @@ def create_mesh(
             f"of {sizes}: data x fsdp must not exceed the devices and must divide the batch sizes."
         )
     if count < len(devices):
-        free, fixed = (
-            f": batches of {sizes} split over no more",
-            ", as set by mesh.data and mesh.fsdp",
+        reason = (
+            f": batches of {sizes} split over no more"
+            if data == -1
+            else ", as set by mesh.data and mesh.fsdp"
         )
-        left = f"{count} of {len(devices)} devices{free if data == -1 else fixed}"
+        left = f"{count} of {len(devices)} devices{reason}"
         if jax.process_count() > 1:
             raise ValueError(f"{jax.process_count()} processes would use {left}. All must be used.")
         logging.getLogger(__name__).warning("Using %s.", left)
