@@ -1,20 +1,18 @@
 """Loads the trained model of a work directory."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from mtmamba_jax.checkpoints.run_directory import RunDirectory, explain_errors
+from mtmamba_jax.checkpoints.run_directory import CheckpointKind, RunDirectory, explain_errors
 from mtmamba_jax.config import Config
 from mtmamba_jax.devices.sharding import create_mesh, replicated
 from mtmamba_jax.models.mtmamba import MTMamba, abstract_build
 from mtmamba_jax.tasks.table import Task
-
-CheckpointKind = Literal["best", "latest"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,22 +5,26 @@ and deletes files.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils.epath.backend import fsspec_backend
 from jax.experimental import multihost_utils
 
-from mtmamba_jax.checkpoints.run_directory import KINDS, Checkpoint, RunDirectory, is_transient
+from mtmamba_jax.checkpoints.run_directory import (
+    KINDS,
+    Checkpoint,
+    CheckpointKind,
+    RunDirectory,
+    is_transient,
+)
 from mtmamba_jax.devices.processes import is_first, max_over_processes
 from mtmamba_jax.files.paths import is_remote, wait_until
 from mtmamba_jax.messages import first_line
 
 _READABLE, _DAMAGED, _UNKNOWN = range(3)  # the highest of all processes counts
-
-Found = TypeVar("Found")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +69,9 @@ def resume(directory: RunDirectory, like: Mapping[str, Any]) -> Resumed | None:
     if not latest:
         for checkpoint in _listed(directory, "best"):
             reason = "belongs to a run that left no state to resume from"
-            _move_aside(checkpoint, "earlier", reason, "training starts from scratch")
+            _move_aside(directory, checkpoint, "earlier", reason, "training starts from scratch")
         return None
-    found, unreadable = _read_newest(latest, lambda checkpoint: checkpoint.read(like))
+    found, unreadable = _read_newest(latest, like)
     if found is None:
         checkpoint, error = next(iter(unreadable.items()))
         raise ValueError(
@@ -75,29 +79,29 @@ def resume(directory: RunDirectory, like: Mapping[str, Any]) -> Resumed | None:
             f"{first_line(error)}). Choose another --workdir, or delete this one to start from "
             "scratch."
         ) from error
-    _move_unreadable_aside(unreadable, "the one before it is used")
-    newest = latest[len(unreadable)]
-    step = newest.step
+    items, details = found
+    _move_unreadable_aside(directory, unreadable, "the one before it is used")
+    step = latest[len(unreadable)].step
     # Best ones older than the newest were being deleted for it, and may be half gone.
     all_best = _listed(directory, "best")
     if all_best and all_best[0].step > step:
         for checkpoint in reversed(all_best):  # if killed here, the next start finds the newest
             if is_first():
                 checkpoint.path.rmtree()
-            _wait_until_gone(checkpoint)
-
-    def read_best(checkpoint: Checkpoint) -> dict[str, Any]:
-        checkpoint.read({"parameters": like["parameters"]})
-        return checkpoint.read_details()
-
-    best, unreadable = _read_newest(_listed(directory, "best"), read_best)
-    _move_unreadable_aside(unreadable, "the next best one takes its place")
-    known = newest.read_details().get("best")
+            _wait_until_gone(directory, checkpoint)
+    found, unreadable = _read_newest(_listed(directory, "best"), {"parameters": like["parameters"]})
+    best = found[1] if found else None
+    known = details.get("best")
     missing = known is not None and known["step"] == step and (best or {}).get("step") != step
-    return Resumed(step, found, known if missing else best, missing)
+    if missing:
+        outcome = "the best one is saved again from the latest state"
+    else:
+        outcome = "the one before it is used" if best else "the next evaluation saves a new one"
+    _move_unreadable_aside(directory, unreadable, outcome)
+    return Resumed(step, items, known if missing else best, missing)
 
 
-def _listed(directory: RunDirectory, kind: str) -> list[Checkpoint]:
+def _listed(directory: RunDirectory, kind: CheckpointKind) -> list[Checkpoint]:
     """Returns the checkpoints of a kind, the newest first, as the first process sees them.
 
     On a file system that hosts share, the others may still see what is gone.
@@ -117,14 +121,17 @@ def _delete_incomplete(directory: RunDirectory) -> None:
 
 
 def _read_newest(
-    checkpoints: Sequence[Checkpoint], read: Callable[[Checkpoint], Found]
-) -> tuple[Found | None, dict[Checkpoint, Exception]]:
-    """Reads the first checkpoint that all processes can, if any; returns the errors of others."""
+    checkpoints: Sequence[Checkpoint], like: Mapping[str, Any]
+) -> tuple[tuple[dict[str, Any], dict[str, Any]] | None, dict[Checkpoint, Exception]]:
+    """Reads the first checkpoint that all processes can.
+
+    Returns its items and details, None if there is none, and the errors of those before it.
+    """
     unreadable: dict[Checkpoint, Exception] = {}
     for checkpoint in checkpoints:
         found, error = None, None
         try:
-            found = read(checkpoint)
+            found = checkpoint.read(like), checkpoint.read_details()
         except Exception as caught:  # damaged JSON, missing or truncated arrays, the network
             error = caught
         state = _READABLE if error is None else _UNKNOWN if is_transient(error) else _DAMAGED
@@ -141,16 +148,20 @@ def _read_newest(
     return None, unreadable
 
 
-def _move_unreadable_aside(unreadable: Mapping[Checkpoint, Exception], outcome: str) -> None:
+def _move_unreadable_aside(
+    directory: RunDirectory, unreadable: Mapping[Checkpoint, Exception], outcome: str
+) -> None:
     for checkpoint, error in unreadable.items():
-        _move_aside(checkpoint, "unreadable", f"cannot be read ({first_line(error)})", outcome)
+        reason = f"cannot be read ({first_line(error)})"
+        _move_aside(directory, checkpoint, "unreadable", reason, outcome)
 
 
-def _move_aside(checkpoint: Checkpoint, label: str, reason: str, outcome: str) -> None:
+def _move_aside(
+    directory: RunDirectory, checkpoint: Checkpoint, label: str, reason: str, outcome: str
+) -> None:
     """Renames a checkpoint to `<work directory>/<label>_<kind>_<step>`, with a warning."""
     # Not into a folder: buckets have none that could be created first.
-    parent = checkpoint.path.parent.parent
-    target = parent / f"{label}_{checkpoint.kind}_{checkpoint.step}"
+    target = directory / f"{label}_{checkpoint.kind}_{checkpoint.step}"
     if is_first():
         if target.exists():
             target.rmtree()
@@ -161,7 +172,7 @@ def _move_aside(checkpoint: Checkpoint, label: str, reason: str, outcome: str) -
             checkpoint.path.rmtree()
         else:
             checkpoint.path.rename(target)
-    _wait_until_gone(checkpoint)
+    _wait_until_gone(directory, checkpoint)
     print(
         f"warning: checkpoint {checkpoint.path} {reason}. It is renamed to {target}, and "
         f"{outcome}.",
@@ -169,10 +180,9 @@ def _move_aside(checkpoint: Checkpoint, label: str, reason: str, outcome: str) -
     )
 
 
-def _wait_until_gone(checkpoint: Checkpoint) -> None:
+def _wait_until_gone(directory: RunDirectory, checkpoint: Checkpoint) -> None:
     """Waits until every process sees that the first one has moved or deleted a checkpoint."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"remove {checkpoint.path}")
-    directory = RunDirectory(checkpoint.path.parent.parent)
     if not wait_until(lambda: checkpoint.step not in directory.steps(checkpoint.kind)):
         raise OSError(f"{checkpoint.path} was removed, but another host still sees it. Try again.")

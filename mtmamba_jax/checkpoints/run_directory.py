@@ -16,7 +16,7 @@ import dataclasses
 import errno
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import jax
 import orbax.checkpoint as ocp
@@ -28,7 +28,8 @@ from mtmamba_jax.files import paths
 from mtmamba_jax.files.paths import write_atomically
 from mtmamba_jax.messages import first_line, shortened
 
-KINDS = ("best", "latest")
+CheckpointKind = Literal["best", "latest"]
+KINDS: tuple[CheckpointKind, ...] = get_args(CheckpointKind)
 ITEMS = ("parameters", "rest", "details")
 """The parts of a checkpoint: weights; the rest of a training state (latest only); JSON."""
 
@@ -52,9 +53,9 @@ class Checkpoint:
         return int(self.path.name)
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> CheckpointKind:
         """One of `KINDS`."""
-        return self.path.parent.name
+        return cast(CheckpointKind, self.path.parent.name)
 
     def read_details(self) -> dict[str, Any]:
         """Returns the checkpoint's step, versions and configuration, and a best one's scores."""
@@ -133,26 +134,26 @@ class RunDirectory:
         """The configuration as JSON."""
         return self.path / "config.json"
 
-    def scores_file(self, kind: str) -> epath.Path:
+    def scores_file(self, kind: CheckpointKind) -> epath.Path:
         """What the command `eval` measured of the checkpoint of a kind."""
         return self.path / f"scores_{kind}.json"
 
-    def steps(self, kind: str) -> list[int]:
+    def steps(self, kind: CheckpointKind) -> list[int]:
         """Returns the steps of the finished checkpoints of a kind, in increasing order."""
         paths.clear_listing_cache(self.path)
         found = {path.name for path in ocp.utils.checkpoint_steps_paths(self.path / kind)}
         # Folders such as 40_copy are not the run's.
         return sorted(int(name) for name in found if name.isdecimal() and str(int(name)) == name)
 
-    def checkpoints(self, kind: str) -> list[Checkpoint]:
+    def checkpoints(self, kind: CheckpointKind) -> list[Checkpoint]:
         """Returns the finished checkpoints of a kind, the newest first."""
         return [self.checkpoint(kind, step) for step in reversed(self.steps(kind))]
 
-    def checkpoint(self, kind: str, step: int) -> Checkpoint:
+    def checkpoint(self, kind: CheckpointKind, step: int) -> Checkpoint:
         """Returns the checkpoint of a step."""
         return Checkpoint(self.path / kind / str(step))
 
-    def newest(self, kind: str) -> Checkpoint | None:
+    def newest(self, kind: CheckpointKind) -> Checkpoint | None:
         """Returns the newest finished checkpoint of a kind, None if there is none."""
         return next(iter(self.checkpoints(kind)), None)
 

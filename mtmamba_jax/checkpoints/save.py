@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from mtmamba_jax.checkpoints.run_directory import ITEMS, RunDirectory
+from mtmamba_jax.checkpoints.run_directory import ITEMS, CheckpointKind, RunDirectory
 from mtmamba_jax.devices.processes import is_first
 from mtmamba_jax.files.paths import check_free_space
 from mtmamba_jax.messages import first_line
@@ -52,9 +52,10 @@ class CheckpointWriter:
         best: Mapping[str, Any] | None = None,
     ):
         self._directory, self._config = directory, dict(config)
-        self._unrecorded: set[tuple[str, int]] = set()
+        self._unrecorded: set[tuple[CheckpointKind, int]] = set()
         self._best = best and {key: best[key] for key in _BEST_DETAILS if key in best}
-        self._managers = {
+        numbers: dict[CheckpointKind, int] = {"best": 1, "latest": keep}
+        self._managers: dict[CheckpointKind, ocp.CheckpointManager] = {
             kind: ocp.CheckpointManager(
                 directory.path / kind,
                 item_names=ITEMS,
@@ -66,7 +67,7 @@ class CheckpointWriter:
                     ),
                 ),
             )
-            for kind, number in (("best", 1), ("latest", keep))
+            for kind, number in numbers.items()
         }
 
     def save_latest(self, items: Items, step: int) -> None:
@@ -82,7 +83,9 @@ class CheckpointWriter:
         with self._explain_errors():
             self._save("best", step, items, details)
 
-    def _save(self, kind: str, step: int, items: Items, details: Mapping[str, Any]) -> None:
+    def _save(
+        self, kind: CheckpointKind, step: int, items: Items, details: Mapping[str, Any]
+    ) -> None:
         manager = self._managers[kind]
         if step in manager.all_steps():
             return
@@ -133,7 +136,7 @@ class CheckpointWriter:
                 stack.callback(manager.close)
             self.wait()
 
-    def _record_files(self, kind: str) -> None:
+    def _record_files(self, kind: CheckpointKind) -> None:
         for each in sorted(self._unrecorded):
             checkpoint = self._directory.checkpoint(*each)
             if each[0] == kind:

@@ -9,7 +9,8 @@ from etils import epath
 from flax import nnx
 from jaxtyping import UInt8
 
-from mtmamba_jax.checkpoints.load import CheckpointKind, load_run
+from mtmamba_jax.checkpoints.load import load_run
+from mtmamba_jax.checkpoints.run_directory import CheckpointKind
 from mtmamba_jax.data_pipelines.batch import denormalise, remove_padding
 from mtmamba_jax.data_pipelines.transforms import eval_transforms
 from mtmamba_jax.devices.sharding import create_mesh

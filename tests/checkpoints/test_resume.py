@@ -87,6 +87,14 @@ def test_a_best_one_of_a_step_that_is_redone_is_deleted(workdir):
     assert RunDirectory(workdir).steps("best") == []
 
 
+def test_a_damaged_best_one_of_an_earlier_step_is_renamed(workdir, capsys):
+    (workdir / "best" / "9" / "details" / "metadata").unlink()
+    found = resumed(workdir)
+    assert (found.step, found.best, found.best_is_missing) == (12, None, False)
+    assert (workdir / "unreadable_best_9").is_dir()
+    assert "and the next evaluation saves a new one." in capsys.readouterr().out
+
+
 def test_nothing_is_found_where_no_run_was(tmp_path):
     assert resumed(tmp_path / "new") is None
     assert not (tmp_path / "new").exists()

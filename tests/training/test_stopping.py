@@ -140,12 +140,13 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
     assert_same_losses(workdir, whole, layout)
 
 
+@pytest.mark.parametrize("damage", [cut_arrays, lose_details])
 def test_damage_is_noticed_by_reading_if_the_sizes_of_files_were_not_recorded(
-    whole, tmp_path, capsys
+    damage, whole, tmp_path, capsys
 ):
     workdir = shutil.copytree(whole, tmp_path / "run")
     newest = workdir / "latest" / "60"
-    cut_arrays(newest)
+    damage(newest)
     (newest / "files.json").unlink()
     output = resume(workdir, None, capsys)
     assert f"warning: checkpoint {newest} cannot be read" in output
@@ -162,6 +163,7 @@ def test_a_damaged_best_checkpoint_is_named_and_saved_again(
     damage(best)
     output = resume(workdir, layout, capsys)
     assert f"warning: checkpoint {best} cannot be read" in output
+    assert "and the best one is saved again from the latest state." in output
     assert "Resuming from step 60" in output
     assert (workdir / f"unreadable_best_{best.name}").is_dir()
     assert [path.name for path in (workdir / "best").iterdir()] == ["60"]
