@@ -3,7 +3,10 @@
 import contextlib
 import itertools
 import json
+import os
 import random
+import re
+import signal
 import time
 
 import jax.numpy as jnp
@@ -13,6 +16,7 @@ import pytest
 from mtmamba_jax.checkpoints.run_directory import RunDirectory
 from mtmamba_jax.checkpoints.save import CheckpointWriter
 from mtmamba_jax.data_pipelines import sources
+from mtmamba_jax.data_pipelines.workers import WorkerError
 from mtmamba_jax.training import state
 from mtmamba_jax.training.report import read_metrics
 from mtmamba_jax.training.step import create_train_step
@@ -170,3 +174,30 @@ def test_waiting_for_input_is_logged(slow, tmp_path, monkeypatch, capsys):
     share = lines[1]["input_wait"]  # of steps 5 to 8: step 1 compiles
     assert 0.6 < share <= 1 if slow == "source" else 0 <= share < 0.4
     assert f", {100 * share:.0f} % waiting for input" in capsys.readouterr().out
+
+
+class DeadlyScenes(sources.SyntheticScenes):
+    """Scenes of which a process reads 13."""
+
+    read = 0
+
+    def __getitem__(self, index):
+        DeadlyScenes.read += 1
+        if DeadlyScenes.read > 13:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_a_run_whose_data_worker_died_resumes_from_its_last_checkpoint(
+    tmp_path, monkeypatch, capsys
+):
+    config = tiny_config(data__num_workers="1", train__eval_every="20")
+    with monkeypatch.context() as dying:
+        dying.setattr(sources, "SyntheticScenes", DeadlyScenes)
+        with pytest.raises(WorkerError, match="killed by SIGKILL"):
+            train(config, tmp_path)  # 13 examples: 6 steps, of which every second is saved
+    capsys.readouterr()
+    train(config, tmp_path)
+    step = int(re.search(r"Resuming from step (\d+)", capsys.readouterr().out)[1])
+    assert step in (4, 6)  # a batch that was on its way when the worker died may be lost
+    assert read_metrics(tmp_path)[-1]["step"] == 20

@@ -8,15 +8,8 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import PartitionSpec
 
-from mtmamba_jax.devices.sharding import (
-    create_mesh,
-    jit_on,
-    put_batch,
-    split_longest,
-    state_sharding,
-)
+from mtmamba_jax.devices.sharding import create_mesh, jit_on, put_batch, state_sharding
 from mtmamba_jax.models.layers import drop_path
 from mtmamba_jax.models.mtmamba import abstract_build
 from mtmamba_jax.models.plus import ConvHeads
@@ -270,34 +263,3 @@ def test_training_drops_paths():
         for rate in ("0.0", "0.5")
     )
     assert off[0]["loss"] != on[0]["loss"]
-
-
-def test_mesh_takes_as_many_devices_as_divide_the_batch(caplog):
-    assert create_mesh(8).size == 8
-    assert create_mesh(6).size == 6
-    assert "Using 6 of 8 devices: batches of 6 split" in caplog.text
-    assert create_mesh(16, 8).size == 8
-    assert create_mesh(16, 4).size == 4
-
-
-def test_mesh_of_two_axes():
-    assert dict(create_mesh(8, fsdp=2).shape) == {"data": 4, "fsdp": 2}
-    assert dict(create_mesh(8, data=2, fsdp=2).shape) == {"data": 2, "fsdp": 2}
-    assert dict(create_mesh(6, fsdp=2).shape) == {"data": 3, "fsdp": 2}
-    for wrong in ({"fsdp": 3}, {"fsdp": 16}, {"data": 16}, {"data": 4, "fsdp": 4}):
-        given = {"data": -1, "fsdp": 1} | wrong
-        message = f"mesh.data={given['data']} and mesh.fsdp={given['fsdp']} do not fit 8 devices"
-        with pytest.raises(ValueError, match=message):
-            create_mesh(8, **wrong)
-
-
-def test_devices_that_the_mesh_leaves_out_are_logged_with_the_reason(caplog):
-    assert create_mesh(8, data=2).size == 2
-    assert "Using 2 of 8 devices, as set by mesh.data and mesh.fsdp." in caplog.text
-
-
-def test_arrays_that_do_not_divide_are_replicated():
-    assert split_longest((6, 4), 4) == PartitionSpec(None, "fsdp")
-    assert split_longest((8, 4), 4) == PartitionSpec("fsdp")
-    for shape in ((6, 3), ()):
-        assert split_longest(shape, 4) == PartitionSpec()
