@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from mtmamba_jax.checkpoints.run_directory import KINDS, RunDirectory
 from mtmamba_jax.config import Config
+from mtmamba_jax.messages import first_line
 from mtmamba_jax.metrics.multitask import headline
 from mtmamba_jax.tasks.table import Task
 
@@ -91,8 +92,8 @@ def _read_scores(
         return headline(tasks, best.read_details()["scores"])
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"The scores in {best.path} cannot be read ({type(error).__name__}: {error}). To "
-            f"repair the run, run the command train with --workdir={workdir}."
+            f"The scores in {best.path} cannot be read ({first_line(error)}). To repair the run, "
+            f"run the command train with --workdir={workdir}."
         ) from error
 
 
@@ -110,6 +111,6 @@ def _read_boundary_scores(path: pathlib.Path) -> tuple[int, dict, dict] | None:
         return written["step"], contours, written["boundaries"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} cannot be read ({type(error).__name__}: {error}). Delete it, or write it "
-            f"again: the command eval, with --workdir={path.parent}."
+            f"{path} cannot be read ({first_line(error)}). Delete it, or write it again: the "
+            f"command eval, with --workdir={path.parent}."
         ) from error
