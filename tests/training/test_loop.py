@@ -140,7 +140,8 @@ def test_the_first_step_does_not_count_in_the_logged_time(tmp_path, monkeypatch)
         return late_step
 
     monkeypatch.setattr("mtmamba_jax.training.train.create_train_step", create_step)
-    train(tiny_config(train__log_every="4", train__eval_every="20"), tmp_path)
+    every = {"train__eval_every": "20", "train__checkpoint_every": "20", "train__log_every": "4"}
+    train(tiny_config(**every), tmp_path)
     lines = [line for line in read_metrics(tmp_path) if line["kind"] == "train"]
     assert lines[0]["seconds_per_step"] < 1  # of steps 2 to 4
 
