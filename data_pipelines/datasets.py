@@ -13,6 +13,11 @@ DATASETS = tuple(LICENSES)
 """Names of the datasets."""
 
 
+def prepare_command(name: str) -> str:
+    """Returns the command that prepares a dataset."""
+    return f"mtmamba prepare --dataset={name} --source=PUBLISHED_FILES"
+
+
 def default_data_dir() -> str:
     """Returns the folder where TFDS keeps datasets: $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     return os.environ.get("TFDS_DATA_DIR", os.path.join("~", "tensorflow_datasets"))

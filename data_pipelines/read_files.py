@@ -45,6 +45,11 @@ def read_bytes(path: pathlib.Path, if_empty: str = COPY_AGAIN) -> bytes:
     return data
 
 
+def is_web_page(data: bytes) -> bool:
+    """Returns True if a file with this beginning is what a server sends instead of the file."""
+    return data[:64].lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml"))
+
+
 def decode_image(data: bytes, path: pathlib.Path) -> Image.Image:
     """Decodes a PNG or JPEG; `path` is the file's, for messages."""
     if data.startswith(_PNG_SIGNATURE):
@@ -53,8 +58,7 @@ def decode_image(data: bytes, path: pathlib.Path) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
         image.load()
     except UnidentifiedImageError:
-        start = data.lstrip()[:20].lower()
-        what = "an HTML page" if start.startswith((b"<!doctype", b"<html")) else "not a PNG or JPEG"
+        what = "a web page" if is_web_page(data) else "not a PNG or JPEG"
         raise DataError(f"{path} is {what}. {COPY_AGAIN}") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error}). {COPY_AGAIN}") from error

@@ -11,12 +11,10 @@ from typing import Any
 
 from mtmamba_jax.data_pipelines import remote_cache
 from mtmamba_jax.data_pipelines.batch import Example
-from mtmamba_jax.data_pipelines.datasets import DATASETS, default_data_dir
+from mtmamba_jax.data_pipelines.datasets import DATASETS, default_data_dir, prepare_command
 from mtmamba_jax.files.paths import is_remote
 from mtmamba_jax.messages import check_name, shortened
 from mtmamba_jax.tasks.table import Task
-
-_PREPARE = "python launch.py prepare --dataset={} --source=PUBLISHED_FILES"
 
 
 def create_builder(name: str, data_dir: str | os.PathLike | None = None, **options):
@@ -107,7 +105,7 @@ def _how_to_prepare(name: str, folder: pathlib.Path) -> str:
         if (parent / name / folder.name).is_dir():
             return f"{name} is in {parent}, not in {data_dir}: --config.data.dir={parent}."
     return (
-        f"{name} is not prepared in {data_dir}. Prepare it there ({_PREPARE.format(name)}), or "
+        f"{name} is not prepared in {data_dir}. Prepare it there ({prepare_command(name)}), or "
         "give the folder that holds it: --config.data.dir=DIR."
     )
 
@@ -120,5 +118,5 @@ def _check_files(name: str, split: Any) -> None:
         raise ValueError(
             f"{name} in {paths[0].parent} lacks {len(missing)} of the {len(paths)} files of its "
             f"split {split.name!r}: {shortened(missing, 3)}. Copy the folder again from a complete "
-            f"one, or delete it and prepare it again ({_PREPARE.format(name)})."
+            f"one, or delete it and prepare it again ({prepare_command(name)})."
         )

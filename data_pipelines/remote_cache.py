@@ -17,9 +17,10 @@ from typing import Any
 
 import tqdm
 
+from mtmamba_jax.data_pipelines.datasets import prepare_command
 from mtmamba_jax.files.locks import locked
 from mtmamba_jax.files.paths import check_free_space, user_cache_folder
-from mtmamba_jax.messages import shortened
+from mtmamba_jax.messages import first_line, shortened
 
 _MARKER = "dataset_info.json"  # TFDS takes a folder with it for complete, so it is copied last
 _PARTIAL = ".partial"
@@ -105,8 +106,8 @@ def _list(
         entries = []
     except Exception as error:  # each file system raises its own types
         raise OSError(
-            f"{root} cannot be read ({type(error).__name__}: {error}). Is the name right, and does "
-            "this host have permission? For gs://: gcloud auth application-default login."
+            f"{root} cannot be read ({first_line(error)}). Is the name right, and does this host "
+            "have permission? For gs://: gcloud auth application-default login."
         ) from error
     listed = {
         entry["name"].rsplit("/", 1)[-1]: (
@@ -128,9 +129,7 @@ def _check_complete(system: Any, path: str, listed: Container[str], root: str) -
     try:
         info = json.loads(system.cat_file(f"{path}/{_MARKER}"))
     except Exception as error:  # as in `_list`
-        raise OSError(
-            f"{root}/{_MARKER} cannot be read ({type(error).__name__}: {error})."
-        ) from error
+        raise OSError(f"{root}/{_MARKER} cannot be read ({first_line(error)}).") from error
     missing = [shard for shard in _shards(info) if shard not in listed]
     if missing:
         raise _incomplete(root, missing)
@@ -156,8 +155,7 @@ def _incomplete(root: str, missing: Sequence[str]) -> ValueError:
 def how_to_upload(name: str, data_dir: str | os.PathLike) -> str:
     """Returns instructions for putting a prepared dataset on remote storage."""
     return (
-        f"Prepare it on a local disk (python launch.py prepare --dataset={name} "
-        f"--source=PUBLISHED_FILES --data_dir=DIR) and copy it there: "
+        f"Prepare it on a local disk ({prepare_command(name)} --data_dir=DIR) and copy it there: "
         f"gcloud storage cp -r DIR/{name} {os.fspath(data_dir).rstrip('/')}/"
     )
 
@@ -192,8 +190,8 @@ def _copy(system: Any, source: str, size: int, target: pathlib.Path) -> int:
     except Exception as error:  # as in `_list`
         partial.unlink(missing_ok=True)
         raise OSError(
-            f"{source} could not be copied to {target.parent} ({type(error).__name__}: {error}). "
-            "Run the command again: complete files are kept."
+            f"{source} could not be copied to {target.parent} ({first_line(error)}). Run the "
+            "command again: complete files are kept."
         ) from error
     found = partial.stat().st_size
     if found != size:

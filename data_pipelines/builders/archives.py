@@ -15,7 +15,7 @@ from typing import IO, cast
 
 import tqdm
 
-from mtmamba_jax.data_pipelines.read_files import DataError
+from mtmamba_jax.data_pipelines.read_files import DataError, is_web_page
 from mtmamba_jax.files.paths import check_free_space
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
@@ -92,8 +92,8 @@ def _check_kind(archive: pathlib.Path) -> None:
             "that holds the archives or their contents."
         )
     with archive.open("rb") as file:
-        start = file.read(64).lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        start = file.read(64)
+    if is_web_page(start):
         raise DataError(
             f"{archive} is a web page, not an archive: the server answered the download with a "
             "login or consent page. Download it in a browser."

@@ -23,7 +23,7 @@ from mtmamba_jax.data_pipelines.builders import encoding
 from mtmamba_jax.data_pipelines.builders.dataset_files import DatasetFiles
 from mtmamba_jax.data_pipelines.parallel import in_order
 from mtmamba_jax.data_pipelines.read_files import COPY_AGAIN, DataError
-from mtmamba_jax.messages import bulleted
+from mtmamba_jax.messages import bulleted, first_line
 from mtmamba_jax.tasks.table import Task
 
 EXAMPLES_PER_SHARD = 64
@@ -137,8 +137,7 @@ def _convert(
         raise
     except Exception as error:  # from a library, for a file that passed our checks
         return DataError(
-            f"{image_path} and its labels cannot be converted ({type(error).__name__}: {error}). "
-            f"{COPY_AGAIN}"
+            f"{image_path} and its labels cannot be converted ({first_line(error)}). {COPY_AGAIN}"
         )
 
 

@@ -63,7 +63,7 @@ def test_the_data_of_a_configuration_is_read(tmp_path, monkeypatch, capsys):
     ("arguments", "message"),
     [
         (["--config=nyudv2", "--config.data.dir=nowhere"], "nyudv2 is not prepared in nowhere"),
-        (["--config=custom", "--config.data.dir=nowhere"], "nowhere is no folder"),
+        (["--config=custom", "--config.data.dir=nowhere"], "nowhere is not a folder"),
     ],
 )
 def test_missing_data_is_answered_with_the_remedy(

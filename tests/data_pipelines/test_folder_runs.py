@@ -97,7 +97,7 @@ def test_eval_and_predict_keep_the_classes_of_the_run(run, written, tmp_path, ca
 
 MISTAKES = [
     ([], r"'data.dir' and 'tasks.names' are not set"),
-    (["data.dir=nowhere"], "nowhere is no folder"),
+    (["data.dir=nowhere"], "nowhere is not a folder"),
     (["data.dir={}"], "has labels for semseg, human_parts, saliency, depth, edge, normals: choose"),
     (["data.dir={}", "tasks.names=semseg"], "'semseg' of the set 'custom' has no classes"),
     (["tasks.names=semseg", "tasks.classes=road"], "must have 2 to 255 names, got 1"),

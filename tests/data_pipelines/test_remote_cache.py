@@ -239,7 +239,8 @@ def test_a_full_disk_is_reported_before_anything_is_copied(bucket, monkeypatch):
 
 
 def test_a_missing_dataset_is_answered_with_how_to_upload_it(bucket):
-    with pytest.raises(ValueError, match=r"not prepared in gs://bucket/other\. Prepare it on a lo"):
+    command = r"\(mtmamba prepare --dataset=nyudv2 .* --data_dir=DIR\)"
+    with pytest.raises(ValueError, match=rf"not prepared in gs://bucket/other.*{command}"):
         Records("nyudv2", "gs://bucket/other", "val", NYUDV2)
 
 

@@ -39,7 +39,7 @@ def end(workdir, fault):
 @pytest.mark.parametrize(
     ("fault", "index", "code", "message"),
     [
-        pytest.param("data", 1, 2, "/nowhere is no folder", marks=pytest.mark.slow),
+        pytest.param("data", 1, 2, "/nowhere is not a folder", marks=pytest.mark.slow),
         ("workdir", 1, 2, "of process 1 is not that of the first. All processes need the same one"),
         pytest.param("room", 0, 1, "A checkpoint needs about", marks=pytest.mark.slow),
     ],
