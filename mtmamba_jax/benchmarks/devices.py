@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import jax
 
 from mtmamba_jax.benchmarks.programs import Record, model_record
-from mtmamba_jax.benchmarks.report import compile_seconds, milliseconds, write_json
+from mtmamba_jax.benchmarks.report import compile_seconds, milliseconds, write_records
 from mtmamba_jax.config import Config
 from mtmamba_jax.messages import gib, markdown_table, short
 
@@ -37,7 +37,7 @@ def report_devices(config: Config, repeats: int, output: pathlib.Path, settings:
     records = []
     for record in _records(config, repeats, count):
         records.append(record)
-        write_json(output, "devices", settings, records)
+        write_records(output, "devices", settings, records)
         print(f"data {record['data']} x fsdp {record['fsdp']}: measured", flush=True)
     print(f"\n{markdown_table(_COLUMNS, [_row(each, records[0]) for each in records], left=0)}")
     print(

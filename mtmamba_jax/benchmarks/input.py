@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mtmamba_jax.benchmarks.report import to_json
+from mtmamba_jax.benchmarks.report import document
 from mtmamba_jax.config import Config
 from mtmamba_jax.data_pipelines.parallel import available_cores
 from mtmamba_jax.data_pipelines.pipeline import Source
 from mtmamba_jax.data_pipelines.sources import open_source
+from mtmamba_jax.files.json_files import to_json
 from mtmamba_jax.messages import markdown_table, short
 from mtmamba_jax.training.train import open_batches
 
@@ -39,7 +40,8 @@ def report_input(
     records = []
     for workers in worker_counts(cores):
         records.append(_measure(config, source, workers, repeats))
-        output.write_text(to_json("input", {"cores": cores}, settings, records, _PACKAGES) + "\n")
+        contents = document("input", {"cores": cores}, settings, records, _PACKAGES)
+        output.write_text(to_json(contents, indent=2) + "\n")
         print(f"workers={workers}: measured", flush=True)
     print(f"\n{markdown_table(('workers', 'images/s (min to max)'), map(_row, records), left=0)}")
     print(f"\n{_LEGEND}")

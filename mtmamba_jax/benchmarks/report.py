@@ -2,7 +2,6 @@
 
 import datetime
 import importlib.metadata
-import json
 import pathlib
 import platform
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ import jax
 
 from mtmamba_jax.benchmarks.programs import Record, ss2d_records
 from mtmamba_jax.devices.timing import WARM_UPS, peak_device_memory
+from mtmamba_jax.files.json_files import to_json
 from mtmamba_jax.messages import gib, markdown_table, percent, short
 
 _SS2D_COLUMNS = (
@@ -42,7 +42,7 @@ def report_ss2d(
     records, errors = [], []
     for record in ss2d_records(specs, implementations, dtype, repeats):
         records.append(record)
-        write_json(output, "ss2d", settings, records)
+        write_records(output, "ss2d", settings, records)
         what = ", ".join(record[key] for key in ("spec", "implementation", "passes"))
         print(f"{what}: {'failed' if 'error' in record else 'measured'}", flush=True)
         if "error" in record:
@@ -96,10 +96,13 @@ def compile_seconds(record: Record) -> str:
     return f"{record['compile_seconds']:.1f}{'*' if record['compile_cached'] else ''}"
 
 
-def write_json(path: pathlib.Path, what: str, settings: Mapping, records: Sequence[Record]) -> None:
+def write_records(
+    path: pathlib.Path, what: str, settings: Mapping, records: Sequence[Record]
+) -> None:
     """Writes the records as JSON, with the date, devices, package versions and settings."""
     device = {**describe_devices(jax.devices()), "peak_bytes": peak_device_memory()}
-    path.write_text(to_json(what, device, {"warm_ups": WARM_UPS, **settings}, records) + "\n")
+    contents = document(what, device, {"warm_ups": WARM_UPS, **settings}, records)
+    path.write_text(to_json(contents, indent=2) + "\n")
 
 
 def describe_devices(devices: Sequence[Any]) -> dict[str, object]:
@@ -108,26 +111,23 @@ def describe_devices(devices: Sequence[Any]) -> dict[str, object]:
     return {"kind": first.device_kind, "platform": first.platform, "count": len(devices)}
 
 
-def to_json(
+def document(
     what: str,
     device: Mapping,
     settings: Mapping,
     records: Sequence[Record],
     packages: Sequence[str] = ("jax", "jaxlib", "flax"),
-) -> str:
-    """Returns the records as JSON, with the date, device, package versions and settings."""
-    return json.dumps(
-        {
-            "what": what,
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "device": device,
-            "versions": {
-                "mtmamba_jax": importlib.metadata.version("mtmamba_jax"),
-                "python": platform.python_version(),
-                **{package: importlib.metadata.version(package) for package in packages},
-            },
-            "settings": settings,
-            "records": list(records),
+) -> dict[str, object]:
+    """Returns the records with the date, device, package versions and settings, for JSON."""
+    return {
+        "what": what,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": device,
+        "versions": {
+            "mtmamba_jax": importlib.metadata.version("mtmamba_jax"),
+            "python": platform.python_version(),
+            **{package: importlib.metadata.version(package) for package in packages},
         },
-        indent=2,
-    )
+        "settings": settings,
+        "records": list(records),
+    }

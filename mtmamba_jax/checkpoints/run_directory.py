@@ -25,6 +25,7 @@ from etils import epath
 from mtmamba_jax import config as configuration
 from mtmamba_jax.config import Config
 from mtmamba_jax.files import paths
+from mtmamba_jax.files.json_files import write_json
 from mtmamba_jax.files.paths import write_atomically
 from mtmamba_jax.messages import first_line, shortened
 
@@ -168,7 +169,7 @@ class RunDirectory:
     def write_config(self, config: Config) -> None:
         """Writes the configuration."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.config_file, (json.dumps(config.flat(), indent=2) + "\n").encode())
+        write_json(self.config_file, config.flat())
 
     def read_config(self) -> Config:
         """Returns the run's configuration, from its file or, if that is lost, from a checkpoint.

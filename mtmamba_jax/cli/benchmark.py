@@ -8,7 +8,7 @@ from mtmamba_jax import config as configuration
 from mtmamba_jax.benchmarks.devices import report_devices
 from mtmamba_jax.benchmarks.input import report_input
 from mtmamba_jax.benchmarks.programs import check_ss2d, model_record
-from mtmamba_jax.benchmarks.report import model_table, report_ss2d, write_json
+from mtmamba_jax.benchmarks.report import model_table, report_ss2d, write_records
 from mtmamba_jax.cli.console import announce, describe_program
 from mtmamba_jax.config import Config
 from mtmamba_jax.kernels.ss2d.arg_specs import DECODER
@@ -53,7 +53,7 @@ def _model(options: argparse.Namespace, output: pathlib.Path) -> int:
         return 0
     record = model_record(options.what, config, options.repeats)
     print(f"\n{model_table(record)}")
-    write_json(output, options.what, settings, [record])
+    write_records(output, options.what, settings, [record])
     return 0
 
 

@@ -15,7 +15,7 @@ from mtmamba_jax.evaluation.boundaries import Benchmark, choose_benchmark, count
 from mtmamba_jax.evaluation.evaluate import Evaluator, score_table
 from mtmamba_jax.evaluation.report import class_ious, format_details, write_confusions
 from mtmamba_jax.evaluation.saved_predictions import PredictionWriter
-from mtmamba_jax.files.paths import to_json, write_atomically
+from mtmamba_jax.files.json_files import write_json
 from mtmamba_jax.metrics import compute_scores
 from mtmamba_jax.metrics.boundaries.report import score_table as boundary_table
 from mtmamba_jax.metrics.boundaries.report import write_report
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _write(path: epath.Path, scores: Mapping[str, object]) -> None:
     if is_first():
-        write_atomically(path, (to_json(scores, indent=2) + "\n").encode())
+        write_json(path, scores)
 
 
 def _benchmark(options: argparse.Namespace, run: Run) -> Benchmark | None:

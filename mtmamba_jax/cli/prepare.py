@@ -108,9 +108,7 @@ def prepare(
         builder.download_and_prepare(download_dir=downloads)
     sheet = folder / SHEET_FILE
     if not sheet.exists():
-        partial = sheet.with_name(f"partial_{SHEET_FILE}")
-        write_png(partial, draw_contact_sheet(builder))
-        partial.replace(sheet)
+        write_png(sheet, draw_contact_sheet(builder))
     return builder
 
 

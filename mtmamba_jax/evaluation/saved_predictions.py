@@ -12,7 +12,6 @@ rounded.)
 
 import contextlib
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ import numpy as np
 from etils import epath
 
 from mtmamba_jax.evaluation.evaluate import Prediction
+from mtmamba_jax.files.json_files import write_json
 from mtmamba_jax.files.paths import write_atomically
 from mtmamba_jax.tasks.readout import normal_levels, to_levels
 from mtmamba_jax.tasks.table import Task
@@ -132,8 +132,7 @@ class PredictionWriter:
           OSError: If the record cannot be written.
         """
         with _explain_failure(self.folder):
-            contents = (json.dumps(record, indent=2) + "\n").encode()
-            write_atomically(self.folder / RECORD_FILE, contents)
+            write_json(self.folder / RECORD_FILE, record)
 
 
 @contextlib.contextmanager

@@ -1,12 +1,10 @@
 """Helpers for local folders and Google Cloud buckets: atomic writes, free space, caches."""
 
-import json
-import math
 import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import platformdirs
@@ -83,19 +81,6 @@ def write_atomically(path: epath.PathLike, contents: bytes) -> None:
     except OSError:
         partial.unlink(missing_ok=True)
         raise
-
-
-def to_json(record: object, *, indent: int | None = None) -> str:
-    """Returns a record as JSON, with null for NaN and infinity, which JSON does not have."""
-    return json.dumps(_finite(record), indent=indent, allow_nan=False)
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_writable_scheme(path: str | os.PathLike, flag: str) -> None:

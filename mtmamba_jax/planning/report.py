@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 from mtmamba_jax.benchmarks.programs import Record
-from mtmamba_jax.benchmarks.report import describe_devices, to_json
+from mtmamba_jax.benchmarks.report import describe_devices, document
 from mtmamba_jax.config import Config
+from mtmamba_jax.files.json_files import to_json
 from mtmamba_jax.messages import gib, markdown_table, percent, short
 from mtmamba_jax.planning.plan import batch_of, plan_records
 from mtmamba_jax.planning.topology import GPUS, Topology
@@ -100,4 +101,5 @@ def plan_json(what: str, config: Config, topology: Topology) -> tuple[str, bool]
     """Returns the records of `plan_records` as JSON, and whether the program fits as configured."""
     records = list(plan_records(what, config, topology))
     device = {"topology": topology.name, **describe_devices(topology.devices)}
-    return to_json(what, device, {"config": config.flat()}, records), records[0]["fits"]
+    contents = document(what, device, {"config": config.flat()}, records)
+    return to_json(contents, indent=2), records[0]["fits"]

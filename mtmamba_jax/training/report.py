@@ -16,7 +16,8 @@ from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 
 from mtmamba_jax.checkpoints.run_lock import LockedRunDirectory
-from mtmamba_jax.files.paths import to_json, write_atomically
+from mtmamba_jax.files.json_files import to_json
+from mtmamba_jax.files.paths import write_atomically
 from mtmamba_jax.messages import short
 
 METRICS_FILE = "metrics.jsonl"

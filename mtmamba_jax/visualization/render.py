@@ -10,6 +10,7 @@ from etils import epath
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from mtmamba_jax.files.paths import write_atomically
 from mtmamba_jax.tasks.readout import is_ignored, normal_levels, to_levels
 from mtmamba_jax.tasks.table import Task
 
@@ -126,10 +127,10 @@ def image_grid(
 
 
 def write_png(path: pathlib.Path | epath.Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
-    """Writes an RGB image.
+    """Writes an RGB image, completely or not at all.
 
     Raises:
       OSError: If the file cannot be written.
     """
     _, encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    path.write_bytes(encoded.tobytes())
+    write_atomically(path, encoded.tobytes())

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from etils import epath
 
-from mtmamba_jax.files.paths import to_json, write_atomically
+from mtmamba_jax.files.json_files import write_json
+from mtmamba_jax.files.paths import write_atomically
 from mtmamba_jax.messages import markdown_table
 from mtmamba_jax.metrics.boundaries.counts import THRESHOLDS
 from mtmamba_jax.metrics.boundaries.scores import BoundarySums, compute, curve
@@ -68,7 +69,7 @@ def write_report(
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     record = {**settings, "images": int(sums["images"]), "scores": compute(sums)}
-    write_atomically(folder / SCORES_FILE, (to_json(record, indent=2) + "\n").encode())
+    write_json(folder / SCORES_FILE, record)
     write_atomically(folder / TABLE_FILE, _curve_csv(sums).encode())
 
 
