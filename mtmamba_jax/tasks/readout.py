@@ -20,7 +20,7 @@ def unit_vectors(vectors: Float[Array, "*shape 3"], xp: ModuleType) -> Float[Arr
     `xp` is as in `to_value`.
     """
     squared = xp.sum(xp.square(vectors), axis=-1, keepdims=True)
-    return vectors / xp.sqrt(squared + _SQUARED_LENGTH_EPSILON)
+    return vectors * (1.0 / xp.sqrt(squared + _SQUARED_LENGTH_EPSILON))
 
 
 VALUES: Mapping[str, Callable[[Array, ModuleType], Array]] = {
