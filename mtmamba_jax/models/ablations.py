@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mtmamba_jax.array_types import TaskFeatures
@@ -50,7 +51,7 @@ class TaskSwin(nnx.Module):
 class TaskAttention(nnx.Module):
     """Window attention (W-MSA) for each feature of a stack."""
 
-    def __init__(self, stack: int, features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, stack: int, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         # Fewer heads where a model smaller than the paper's has too few channels.
         heads = math.gcd(HEADS, features)
         self.each = nnx.List(
@@ -86,7 +87,7 @@ class AttentionGate(nnx.Module):
     """W-MSA before the gate's Linear (Table 4)."""
 
     def __init__(
-        self, tasks: int, in_features: int, out_features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, tasks: int, in_features: int, out_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs
     ):
         self.attention = TaskAttention(tasks, in_features, dtype=dtype, rngs=rngs)
         self.linear = TaskLinear(tasks, in_features, out_features, dtype=dtype, rngs=rngs)
@@ -102,7 +103,7 @@ class FixedGate(nnx.Module):
     logit: float  # before the sigmoid
 
     def __init__(
-        self, tasks: int, in_features: int, out_features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, tasks: int, in_features: int, out_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs
     ):
         del tasks, in_features, out_features, rngs
         self.dtype = dtype

@@ -9,6 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mtmamba_jax.array_types import TaskFeatures
@@ -31,7 +32,7 @@ class MambaSettings:
 
     expansion: int = 2
     state_size: int = 16
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     scan_implementation: str | None = None
 
 

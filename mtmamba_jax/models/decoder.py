@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mtmamba_jax.array_types import Features, TaskFeatures
@@ -26,7 +26,7 @@ class SkipFusion(nnx.Module):
     Computed as the sum of two matrix products, without the concatenation.
     """
 
-    def __init__(self, tasks: int, features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, tasks: int, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.feature = TaskLinear(tasks, features, features, use_bias=True, dtype=dtype, rngs=rngs)
         self.skip = TaskLinear(tasks, features, features, dtype=dtype, rngs=rngs)
 

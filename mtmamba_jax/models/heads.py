@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mtmamba_jax.array_types import TaskFeatures
@@ -26,7 +27,7 @@ class ExpandHeads(nnx.Module):
 
     factor = 4
 
-    def __init__(self, tasks: Sequence[Task], features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, tasks: Sequence[Task], features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.names = tuple(task.name for task in tasks)
         self.dtype = dtype
         self.expand = TaskLinear(

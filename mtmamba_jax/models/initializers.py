@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.core import Tracer
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -63,7 +64,7 @@ def truncated_normal(key: jax.Array | Parts, shape: Sequence[int], deviation: fl
     return deviation * 2**0.5 * jax.lax.erf_inv(math.erf(2**0.5) * draw_unit(key, shape))
 
 
-def lecun_normal(key: jax.Array | Parts, shape: Sequence[int], dtype: jnp.dtype) -> jax.Array:
+def lecun_normal(key: jax.Array | Parts, shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
     """Returns a matrix [i o] of variance 1 / i; an initializer for `nnx.Linear`."""
     truncation = 0.87962566  # standard deviation of a normal number within (-2, 2)
     return truncated_normal(key, shape, shape[0] ** -0.5 / truncation).astype(dtype)

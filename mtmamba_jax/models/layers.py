@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mtmamba_jax.models import initializers
@@ -26,7 +27,7 @@ class TaskLinear(nnx.Module):
         out_features: int,
         *,
         use_bias: bool = False,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.dtype = dtype
@@ -47,7 +48,7 @@ class TaskLinear(nnx.Module):
 class Conv(nnx.Module):
     """A zero-padded 3x3 convolution, initialised as PyTorch's."""
 
-    def __init__(self, in_features: int, out_features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, in_features: int, out_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.dtype = dtype
         bound = (9 * in_features) ** -0.5
         shape = (3, 3, in_features, out_features)
@@ -66,7 +67,7 @@ class DepthwiseConv(nnx.Module):
     """A zero-padded 3x3 depthwise convolution for each task; sums in float32."""
 
     def __init__(
-        self, tasks: int, features: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs
+        self, tasks: int, features: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ):
         self.dtype = dtype
         # Fan-in 9, as for a convolution with one input channel per group.

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mtmamba_jax.models.ops import layer_norm
@@ -10,7 +11,7 @@ from mtmamba_jax.models.ops import layer_norm
 class LayerNorm(nnx.Module):
     """LayerNorm over the channels of [... c]; statistics in float32 at least."""
 
-    def __init__(self, features: int, *, dtype: jnp.dtype = jnp.float32):
+    def __init__(self, features: int, *, dtype: DTypeLike = jnp.float32):
         self.dtype = dtype
         self.scale = nnx.Param(jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
@@ -28,7 +29,7 @@ class TaskLayerNorm(nnx.Module):
     """
 
     def __init__(
-        self, tasks: int, features: int, *, joint: bool = False, dtype: jnp.dtype = jnp.float32
+        self, tasks: int, features: int, *, joint: bool = False, dtype: DTypeLike = jnp.float32
     ):
         self.axes = (0, -1) if joint else (-1,)
         self.dtype = dtype

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mtmamba_jax.models.windows import shift_mask
@@ -42,7 +43,7 @@ def layer_norm(
     bias: Float[Array, "..."],
     *,
     axes: Sequence[int] = (-1,),
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
 ) -> Float[Array, "..."]:
     """Returns (x - mean) / sqrt(variance + EPSILON) * scale + bias (Ba et al., 2016).
 

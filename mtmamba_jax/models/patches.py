@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mtmamba_jax.models import initializers
@@ -34,7 +35,7 @@ class PatchEmbed(nnx.Module):
 
     patch = 4
 
-    def __init__(self, features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         # PyTorch's initial bias of a convolution. With zeros, padding would stay zero through norm
         # after norm, each of which multiplies the gradient there by 1 / sqrt(EPSILON).
         bound = (self.patch**2 * 3) ** -0.5
@@ -60,7 +61,7 @@ class PatchMerging(nnx.Module):
     checkpoints with other orders.
     """
 
-    def __init__(self, features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm = LayerNorm(4 * features, dtype=dtype)
         self.reduction = linear(4 * features, 2 * features, use_bias=False, dtype=dtype, rngs=rngs)
 
@@ -75,7 +76,7 @@ class PatchExpand(nnx.Module):
     An input without the task axis, [b h w c], is expanded by every task.
     """
 
-    def __init__(self, tasks: int, features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, tasks: int, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.expand = TaskLinear(tasks, features, 2 * features, dtype=dtype, rngs=rngs)
         self.norm = TaskLayerNorm(tasks, features // 2, dtype=dtype)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mtmamba_jax.array_types import Features, TaskFeatures
@@ -69,7 +70,7 @@ class ConvHead(nnx.Module):
 
     factor = 4
 
-    def __init__(self, features: int, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, features: int, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.dtype = dtype
         self.conv = Conv(features, HEAD_FEATURES, dtype=dtype, rngs=rngs)
         self.norm = batch_norm(HEAD_FEATURES, dtype=dtype, rngs=rngs)
@@ -88,7 +89,7 @@ class ConvHead(nnx.Module):
 class ConvHeads(nnx.Module):
     """A `ConvHead` for each task."""
 
-    def __init__(self, tasks: Sequence[Task], features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, tasks: Sequence[Task], features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.names = tuple(task.name for task in tasks)
         self.heads = nnx.Dict(
             {task.name: ConvHead(features, task.channels, dtype=dtype, rngs=rngs) for task in tasks}

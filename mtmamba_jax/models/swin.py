@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mtmamba_jax.array_types import Features
@@ -59,7 +60,7 @@ class WindowAttention(nnx.Module):
         window: int,
         *,
         shifted: bool,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.heads, self.window, self.shifted = heads, window, shifted
@@ -100,7 +101,7 @@ class SwinBlock(nnx.Module):
         *,
         shifted: bool,
         drop_path_rate: float,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.drop_path_rate = drop_path_rate
@@ -143,7 +144,7 @@ class Swin(nnx.Module):
         size: SwinSize,
         *,
         drop_path_rate: float = 0.1,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         remat: str = "none",
         rngs: nnx.Rngs,
     ):

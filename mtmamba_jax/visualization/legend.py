@@ -45,8 +45,9 @@ def _class_patches(task: Task, maps: Sequence[np.ndarray]) -> Iterator[Patch]:
     found = [(task.palette[i], task.class_names[i]) for i in order if counts[i]]
     if ignored.any():
         found.append((IGNORED, "(ignored)"))
-    for color, name in found:
-        yield Patch(facecolor=np.divide(color, 255), edgecolor=_EDGE, linewidth=0.8, label=name)
+    for (red, green, blue), name in found:
+        color = (red / 255, green / 255, blue / 255)
+        yield Patch(facecolor=color, edgecolor=_EDGE, linewidth=0.8, label=name)
 
 
 def _draw_legend(title: str, patches: list[Patch], width: int) -> UInt8[np.ndarray, "h w 3"]:

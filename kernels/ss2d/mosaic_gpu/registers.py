@@ -30,6 +30,7 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
 )
 
 MULTIPLY = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
+_FLOAT32 = jnp.dtype(jnp.float32)
 READ = -(2**13)  # mask of the bits that the instruction reads: TF32, 11 significant bits
 
 
@@ -43,7 +44,7 @@ def sum_over_states(threads: Threads, left: States, right: States, *, exact: boo
     @inline_mgpu(
         arg_types=(threads.by_channel_and_state, threads.by_channel_and_state),
         return_type=plgpu.ShapeDtypeStruct(
-            threads.channel_shape, jnp.float32, layout=threads.by_channel
+            threads.channel_shape, _FLOAT32, layout=threads.by_channel
         ),
     )
     def run(_, left, right):
@@ -62,7 +63,7 @@ def sum_over_channels(
 
     @inline_mgpu(
         arg_types=(threads.by_channel_and_state, threads.by_channel_and_state),
-        return_type=plgpu.ShapeDtypeStruct(shape, jnp.float32, layout=threads.by_group),
+        return_type=plgpu.ShapeDtypeStruct(shape, _FLOAT32, layout=threads.by_group),
     )
     def run(_, left, right):
         sums = (

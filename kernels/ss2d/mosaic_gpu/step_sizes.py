@@ -63,8 +63,11 @@ def _split(v: Array, count: int) -> list[Array]:
 
 def scratch(scan: Scan, columns: int) -> list:
     """Returns the memory of `Steps`: two slots of dt, weight, a tile's step sizes, a barrier."""
-    # The order in which the tensor cores read.
-    tiled = (plgpu.TilingTransform((ROWS, COLUMNS)), plgpu.SwizzleTransform(2 * COLUMNS))
+    # The order in which the tensor cores read. jax 0.12 leaves methods of these classes abstract.
+    tiled = (
+        plgpu.TilingTransform((ROWS, COLUMNS)),  # pyright: ignore[reportAbstractUsage]
+        plgpu.SwizzleTransform(2 * COLUMNS),  # pyright: ignore[reportAbstractUsage]
+    )
     return [
         plgpu.SMEM((2, TILE, columns), jnp.bfloat16, transforms=tiled),
         plgpu.SMEM((scan.channels, columns), jnp.bfloat16, transforms=tiled),
