@@ -3,7 +3,7 @@
 python launch.py train                              four NYUDv2 tasks
 python launch.py train --config=synthetic:pascal    five PASCAL-Context tasks
 
-On 2 CPU cores (2026-11-25, jax 0.10.2) the first takes 2.5 minutes and 3.1 GiB, the second 5.6
+On 2 CPU cores (2026-11-25, jax 0.10.2) the first takes three minutes and 3.1 GiB, the second 5.6
 minutes. Scores on the 64 test rooms, scores of the best constant prediction and their ratio:
 
     semseg       mIoU         6.0   0.8    7.6x    |    8.6    2.2   3.9x

@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 LOG2E = math.log2(math.e)
 """The kernels use exp2, so A is multiplied by this factor first."""
@@ -44,11 +44,20 @@ def parse_directions(names: Iterable[str]) -> Directions:
     )
 
 
+def any_of(index: Array, flags: Sequence[bool]) -> Bool[Array, ""]:
+    """Returns whether the flag at a traced index is set."""
+    if len(set(flags)) == 1:
+        return index < len(flags) if flags[0] else index < 0
+    return functools.reduce(jnp.logical_or, [index == i for i, flag in enumerate(flags) if flag])
+
+
 def check_name(what: str, name: str, valid: Iterable[str]) -> None:
-    """Checks that `name` is one of `valid`.
+    """Checks that `name` is one of `valid`, as `mtmamba_jax.messages` does.
+
+    It is repeated because the kernels import no other folder and can be used alone.
 
     Raises:
-      ValueError: The name is unknown; the message suggests the closest and lists all valid names.
+      ValueError: If the name is unknown; the message suggests the closest and lists all valid ones.
     """
     valid = list(valid)
     if name not in valid:
@@ -82,7 +91,7 @@ def create_op(scan: Callable, gradients: Callable) -> Callable[..., Array]:
         return y.astype(inputs[0].dtype), saved
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-    def _ss2d(static, *arrays):
+    def ss2d_op(static, *arrays):
         return run(static, *arrays, save=False)[0]
 
     def forward(static, *arrays):
@@ -98,8 +107,8 @@ def create_op(scan: Callable, gradients: Callable) -> Callable[..., Array]:
         found = (dx, *others, jnp.broadcast_to(dD, D.shape))
         return tuple(g.astype(v.dtype) for g, v in zip(found, arrays, strict=True))
 
-    _ss2d.defvjp(forward, backward)
-    return cast(Callable[..., Array], _ss2d)
+    ss2d_op.defvjp(forward, backward)
+    return cast(Callable[..., Array], ss2d_op)
 
 
 def _sum_skips(D: Float[Array, "t k d"]) -> Float[Array, "t 1 1 1 d"]:

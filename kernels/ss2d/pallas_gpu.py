@@ -230,7 +230,7 @@ def _gradients(directions, x, dt, dt_weight, dt_bias, A, B, C, saved, dy):
     return dx, ddt, dweight, dbias, _from_stored_states(scan, dA, A), dB, dC
 
 
-_ss2d = create_op(_scan, _gradients)
+ss2d_op = create_op(_scan, _gradients)
 
 
 @functools.cache
@@ -259,4 +259,4 @@ def ss2d_pallas_gpu(*arrays: Array, directions: Sequence[str]) -> Float[Array, "
     x, dt, _, _, A, *_ = arrays
     # Raise now rather than in the backward pass.
     _choose_scan(orders, x, A.shape[-1], dt.shape[-1], backward_pass=True)
-    return _ss2d(orders, *arrays)
+    return ss2d_op(orders, *arrays)

@@ -119,7 +119,7 @@ def _split_gradients(tiling: Tiling, n: int, dmaps, dweight, dbias, dA):
         )
 
 
-_ss2d = create_op(_scan, _gradients)
+ss2d_op = create_op(_scan, _gradients)
 
 
 def ss2d_pallas_tpu(*arrays: Array, directions: Sequence[str]) -> Float[Array, "t b h w d"]:
@@ -130,4 +130,4 @@ def ss2d_pallas_tpu(*arrays: Array, directions: Sequence[str]) -> Float[Array, "
     """
     x, dt, _, _, A, *_ = arrays
     tilings = choose_tilings(directions, x, A.shape[-1], dt.shape[-1])
-    return _ss2d(tilings, *arrays)
+    return ss2d_op(tilings, *arrays)

@@ -232,7 +232,7 @@ def _gradients(plan, x, dt, dt_weight, dt_bias, A, B, C, boundaries, dy):
     return sum(_from_reading_order(dx, plan, h, w)), ddt, dweight, dbias, dA, dB, dC
 
 
-_ss2d = create_op(_scan, _gradients)
+ss2d_op = create_op(_scan, _gradients)
 
 
 def ss2d_xla(*arrays: Array, directions: Sequence[str]) -> Float[Array, "t b h w d"]:
@@ -244,4 +244,4 @@ def ss2d_xla(*arrays: Array, directions: Sequence[str]) -> Float[Array, "t b h w
     h, w = arrays[0].shape[2:4]
     chunk = min(LONG_CHUNK if h * w > LONG else CHUNK, h * w)
     plan = _Plan(parse_directions(directions), chunk)
-    return _ss2d(plan, *arrays)
+    return ss2d_op(plan, *arrays)

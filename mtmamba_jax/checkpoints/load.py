@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from mtmamba_jax.checkpoints.run_directory import CheckpointKind, RunDirectory, explain_errors
 from mtmamba_jax.config import Config
-from mtmamba_jax.devices.sharding import create_mesh, replicated
+from mtmamba_jax.devices.sharding import create_mesh, replicated, single_device_mesh
 from mtmamba_jax.models.mtmamba import MTMamba, abstract_build
 from mtmamba_jax.tasks.table import Task
 
@@ -41,13 +41,13 @@ class Run:
 
 
 def load_run(
-    path: epath.PathLike, checkpoint: CheckpointKind = "best", *, batch_size: int | None = None
+    path: epath.PathLike, checkpoint: CheckpointKind = "best", *, one_device: bool = False
 ) -> Run:
-    """Loads a run for batches of a size, by default that of evaluation; see `load`."""
+    """Loads a run for the devices that evaluation uses, or for one device; see `load`."""
     directory = RunDirectory(path)
     config = directory.read_config()
     graph, abstract = abstract_build(config.model, config.tasks.selected)
-    mesh = create_mesh(batch_size or config.eval.batch_size)
+    mesh = single_device_mesh() if one_device else create_mesh(config.eval.batch_size)
     found = directory.newest(checkpoint)
     if found is None:
         raise ValueError(
@@ -80,5 +80,5 @@ def load(path: epath.PathLike, checkpoint: CheckpointKind = "best") -> MTMamba:
       ValueError: If there is no run or no such checkpoint, or if it is damaged.
       OSError: If reading failed for a reason that may be transient.
     """
-    run = load_run(path, checkpoint, batch_size=1)
+    run = load_run(path, checkpoint, one_device=True)
     return nnx.merge(run.graph, run.parameters)

@@ -29,6 +29,7 @@ from mtmamba_jax.files.json_files import write_json
 from mtmamba_jax.files.paths import write_atomically
 from mtmamba_jax.messages import first_line, shortened
 
+CONFIG_FILE = "config.json"
 CheckpointKind = Literal["best", "latest"]
 KINDS: tuple[CheckpointKind, ...] = get_args(CheckpointKind)
 ITEMS = ("parameters", "rest", "details")
@@ -133,7 +134,7 @@ class RunDirectory:
     @property
     def config_file(self) -> epath.Path:
         """The configuration as JSON."""
-        return self.path / "config.json"
+        return self.path / CONFIG_FILE
 
     def scores_file(self, kind: CheckpointKind) -> epath.Path:
         """What the command `eval` measured of the checkpoint of a kind."""

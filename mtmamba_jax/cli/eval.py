@@ -12,8 +12,8 @@ from mtmamba_jax.checkpoints.load import Run, load_run
 from mtmamba_jax.cli.console import announce, join_processes, program_name
 from mtmamba_jax.devices.processes import is_first, max_over_processes, sum_over_processes
 from mtmamba_jax.evaluation.boundaries import Benchmark, choose_benchmark, count_test_set
-from mtmamba_jax.evaluation.evaluate import Evaluator, score_table
-from mtmamba_jax.evaluation.report import class_ious, format_details, write_confusions
+from mtmamba_jax.evaluation.evaluate import Evaluator
+from mtmamba_jax.evaluation.report import class_ious, format_details, score_table, write_confusions
 from mtmamba_jax.evaluation.saved_predictions import PredictionWriter
 from mtmamba_jax.files.json_files import write_json
 from mtmamba_jax.metrics import compute_scores
@@ -65,8 +65,8 @@ def run(options: argparse.Namespace) -> int:
     suffix = "" if options.checkpoint == "best" else f"_{options.checkpoint}"
     drawings = write_confusions(directory.path, run.tasks, totals, suffix)
     folder = f"panels{suffix}"
-    predictions = evaluator.predictions(run.parameters, config.eval.panels)
-    panels = write_panels(directory / folder, run.tasks, predictions)
+    examples = evaluator.examples_with_logits(run.parameters, config.eval.panels)
+    panels = write_panels(directory / folder, run.tasks, examples)
     names = "".join(f", {drawing.name}" for drawing in drawings)
     print(
         f"\nWrote {path} with every score{names} and {len(panels)} panels in "
@@ -111,8 +111,8 @@ def _write_and_count(
 ) -> BoundarySums | None:
     """Writes and counts predictions in one pass; returns the counts of all processes together."""
     hide = None if is_first() else True  # None hides the bar unless stderr is a terminal
-    values = evaluator.values(run.parameters)
-    predictions = tqdm.tqdm(values, total=evaluator.own, unit="image", disable=hide)
+    predictions = evaluator.predictions(run.parameters)
+    predictions = tqdm.tqdm(predictions, total=evaluator.own_examples, unit="image", disable=hide)
     if writer:
         predictions = writer.write_each(predictions)
     if not benchmark:

@@ -1,7 +1,6 @@
 """The command `export`: writes a trained model to run elsewhere."""
 
 import argparse
-import json
 import pathlib
 
 from flax import nnx
@@ -12,6 +11,7 @@ from mtmamba_jax.convert import to_torch
 from mtmamba_jax.convert.weight_files import find_writer
 from mtmamba_jax.export import program as export
 from mtmamba_jax.export.model_card import create_card, describe_run
+from mtmamba_jax.files.json_files import to_json
 
 
 def run(options: argparse.Namespace) -> int:
@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     size = parse_size(options.size) if options.size else None
     batch = export.parse_batch(options.batch or "1")
     scan = export.choose_scan(options.platform, options.scan, batch)
-    run = load_run(options.workdir, options.checkpoint, batch_size=1)
+    run = load_run(options.workdir, options.checkpoint, one_device=True)
     print(
         f"Exporting step {run.step} ({options.checkpoint}) of {options.workdir} for "
         f"{options.platform}, scan: {scan}",
@@ -51,9 +51,9 @@ def _torch(options: argparse.Namespace) -> int:
                 f"--{flag} does not go with --format=torch, which only writes weights."
             )
     write = find_writer(options.output)
-    run = load_run(options.workdir, options.checkpoint, batch_size=1)
+    run = load_run(options.workdir, options.checkpoint, one_device=True)
     tensors = to_torch(nnx.merge(run.graph, run.parameters))
-    about = json.dumps(describe_run(run, options.checkpoint))
+    about = to_json(describe_run(run, options.checkpoint))
     write(options.output, tensors, {"model_card": about})
     print(
         f"Wrote {options.output}: {len(tensors)} tensors of step {run.step}, named as in the "

@@ -18,7 +18,7 @@ def run(options: argparse.Namespace) -> int:
     """Predicts the maps of photos."""
     output = pathlib.Path(options.output)
     photos, failures = find_photos([pathlib.Path(path) for path in options.photos], skip=output)
-    run = load_run(options.workdir, options.checkpoint, batch_size=1)
+    run = load_run(options.workdir, options.checkpoint, one_device=True)
     if not photos:
         return _report_failures(failures)
     size = parse_size(options.size) if options.size else run.config.data.size

@@ -7,7 +7,7 @@ import time
 from mtmamba_jax import config as configuration
 from mtmamba_jax.cli.console import announce, default_workdir, join_processes, program_name
 from mtmamba_jax.config import Config
-from mtmamba_jax.evaluation.evaluate import score_table
+from mtmamba_jax.evaluation.report import score_table
 from mtmamba_jax.training.profile import parse_steps
 from mtmamba_jax.training.stopping import StoppedError
 from mtmamba_jax.training.train import train

@@ -2,12 +2,11 @@
 
 from mtmamba_jax.convert.encoder import encoder_from_torch, encoder_to_torch
 from mtmamba_jax.convert.model import from_torch, to_torch
-from mtmamba_jax.convert.rules import TASK_NAMES, Rule, nest, rule
+from mtmamba_jax.convert.rules import Rule, nest, rule
 from mtmamba_jax.convert.state_dicts import Contents, Naming, find_naming, identify
 from mtmamba_jax.convert.tensors import from_tensors, to_tensors
 
 __all__ = [
-    "TASK_NAMES",
     "Contents",
     "Naming",
     "Rule",

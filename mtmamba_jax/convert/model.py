@@ -10,7 +10,6 @@ from mtmamba_jax.convert.official import OFFICIAL_MODELS, OfficialModel
 from mtmamba_jax.convert.rules import Rule, nest
 from mtmamba_jax.convert.state_dicts import (
     Contents,
-    Naming,
     check_no_prefix,
     encoder_size,
     identify,
@@ -72,7 +71,7 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nnx.Module) -> nnx.S
     )
 
 
-def to_torch(model: nnx.Module, naming: str | Naming = "mmsegmentation") -> dict[str, np.ndarray]:
+def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
     """Returns a model's weights as a state dict that the official PyTorch code loads.
 
     Tasks are concatenated in the official order, and names are sorted. The state dict includes the
@@ -81,14 +80,12 @@ def to_torch(model: nnx.Module, naming: str | Naming = "mmsegmentation") -> dict
 
     Args:
       model: An `MTMamba` or `MTMambaPlus` with a `Swin`, or a `Swin` alone.
-      naming: Names for a `Swin` alone, see `encoder_to_torch`.
 
     Raises:
-      ValueError: There are no names for some weights of a `Swin`.
       TypeError: The class of the model is not supported.
     """
     if isinstance(model, Swin):
-        return encoder_to_torch(model, naming)
+        return encoder_to_torch(model)
     official = find_official_model(model)
     assert isinstance(model, MTMamba)
     tasks = model.heads.names

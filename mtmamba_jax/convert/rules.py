@@ -15,9 +15,7 @@ from einops import rearrange
 from flax import nnx
 
 from mtmamba_jax.kernels.ss2d import DIRECTIONS
-
-TASK_NAMES = {"saliency": "sal"}
-"""Official names of tasks that have another name here."""
+from mtmamba_jax.tasks.table import OFFICIAL_NAMES
 
 Path = tuple[object, ...]
 """Keys of a parameter in a flat NNX state."""
@@ -209,9 +207,9 @@ def _find_rule(
 
 
 def _expand_name(template: str, match: re.Match, task: str = "") -> str:
-    groups = [TASK_NAMES.get(group, group) for group in match.groups("")]
+    groups = [OFFICIAL_NAMES.get(group, group) for group in match.groups("")]
     name = re.sub(r"\\(\d)", lambda m: groups[int(m[1]) - 1], template)
-    return name.replace("{task}", TASK_NAMES.get(task, task))
+    return name.replace("{task}", OFFICIAL_NAMES.get(task, task))
 
 
 def compute_buffers(

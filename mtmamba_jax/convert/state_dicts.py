@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import numpy as np
 
 from mtmamba_jax.convert.official import OFFICIAL_MODELS, TASK_ORDER, OfficialModel
-from mtmamba_jax.convert.rules import TASK_NAMES, Rule
+from mtmamba_jax.convert.rules import Rule
 from mtmamba_jax.convert.swin import FAMILIES, INDEX, TABLE, swin_rules, table_window
 from mtmamba_jax.messages import check_name, shortened
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin, SwinSize
+from mtmamba_jax.tasks.table import OFFICIAL_NAMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +214,7 @@ def _find_tasks(names: Iterable[str]) -> tuple[str, ...]:
     That is the order of the names in the state dict. If the file has sorted its names, the order
     is lost, and that of the official code for its datasets is used.
     """
-    ours = {theirs: task for task, theirs in TASK_NAMES.items()}
+    ours = {theirs: task for task, theirs in OFFICIAL_NAMES.items()}
     matches = (re.fullmatch(r"final_project\.(\w+)\.weight", name) for name in names)
     theirs = [m[1] for m in matches if m]
     tasks = tuple(ours.get(name, name) for name in theirs)

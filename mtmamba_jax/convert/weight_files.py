@@ -3,23 +3,21 @@
 Code in a file is never executed: only the arrays of PyTorch's pickles are read.
 """
 
-import contextlib
 import json
 import os
 import pathlib
 import pickle
 import re
-import tempfile
 import types
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from mtmamba_jax.files.paths import check_free_space
+from mtmamba_jax.files.paths import replacing
 from mtmamba_jax.messages import first_line, shortened
 
 SAFETENSORS, SAFETENSORS_INDEX = ".safetensors", ".safetensors.index.json"
@@ -86,7 +84,7 @@ def write_safetensors(
     """
     # The library ignores strides. (np.ascontiguousarray would add an axis to scalars.)
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    with _replacing(pathlib.Path(path), arrays) as new:
+    with _replacing(path, arrays) as new:
         safetensors.numpy.save_file(arrays, new, metadata=dict(metadata))
 
 
@@ -103,7 +101,7 @@ def write_torch(
     """
     torch = _import_torch(path, "written")
     state = {_DISTRIBUTED + k: torch.from_numpy(np.array(v)) for k, v in arrays.items()}
-    with _replacing(pathlib.Path(path), arrays) as new:
+    with _replacing(path, arrays) as new:
         torch.save({"model": state, **metadata}, new)
 
 
@@ -126,16 +124,9 @@ def _unknown_ending(path: str | os.PathLike, *known: str) -> ValueError:
     return ValueError(f"{path} is not a weight file. The name must end in one of {names}.")
 
 
-@contextlib.contextmanager
-def _replacing(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> Iterator[pathlib.Path]:
-    """Yields a temporary file that replaces `path` at the end."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _replacing(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]):
     needed = sum(array.nbytes for array in arrays.values())
-    check_free_space(needed, path.parent, "The weight file", "write it elsewhere")
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-        new = pathlib.Path(temporary) / "new"
-        yield new
-        new.replace(path)
+    return replacing(pathlib.Path(path), needed, "The weight file", "write it elsewhere")
 
 
 def is_weight_file(source: str) -> bool:
@@ -273,13 +264,10 @@ def download(source: str) -> pathlib.Path:
 
     Raises:
       ValueError: The repository, the revision or the file does not exist.
-      RuntimeError: huggingface_hub is not installed.
       OSError: The download failed.
     """
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise RuntimeError(f"{source} needs huggingface_hub: pip install -e .") from error
+    import huggingface_hub  # slow to import
+
     repo, _, revision = source.removeprefix(HUB).partition("@")
     for patterns in _HUB_FILES:
         try:

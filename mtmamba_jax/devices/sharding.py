@@ -96,6 +96,11 @@ def create_mesh(
     return Mesh(grid, BATCH_AXES, axis_types=(AxisType.Auto,) * len(BATCH_AXES))
 
 
+def single_device_mesh() -> Mesh:
+    """Returns the mesh of this process's first device."""
+    return create_mesh(1, devices=jax.local_devices()[:1])
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
 from mtmamba_jax.data_pipelines.batch import remove_padding
 from mtmamba_jax.data_pipelines.pipeline import eval_batches
 from mtmamba_jax.data_pipelines.sources import DataSettings, open_source
 from mtmamba_jax.devices.sharding import batch_sharding, jit_on, put_batch, replicated
-from mtmamba_jax.metrics import Scores, compute_scores, create_constant, create_metric
+from mtmamba_jax.metrics import compute_scores, create_constant, create_metric
 from mtmamba_jax.metrics.base import Accumulator, Sums
 from mtmamba_jax.metrics.multitask import headline
 from mtmamba_jax.tasks.labels import resize_logits
@@ -84,7 +85,7 @@ class Evaluator:
         scores = {name: a.compute(totals[name]) for name, a in accumulators.items()}
         return headline(self._tasks, scores)
 
-    def predictions(
+    def examples_with_logits(
         self, parameters: dict, count: int
     ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
         """Yields (example, logits) for this process's first `count` test examples.
@@ -100,7 +101,7 @@ class Evaluator:
                 count -= 1
                 yield {k: v[i] for k, v in batch.items()}, {k: v[i] for k, v in logits.items()}
 
-    def values(self, parameters: dict) -> Iterator[Prediction]:
+    def predictions(self, parameters: dict) -> Iterator[Prediction]:
         """Yields the prediction for each of this process's test examples."""
         scale = self._data.label_scale
         for batch in self._batches():
@@ -120,7 +121,7 @@ class Evaluator:
         return len(self._source)
 
     @property
-    def own(self) -> int:
+    def own_examples(self) -> int:
         """The number of test examples that this process evaluates."""
         share = self._batch_size // jax.process_count()
         starts = range(jax.process_index() * share, len(self), self._batch_size)
@@ -201,19 +202,30 @@ def create_predict_step(graph: nnx.GraphDef, mesh: Mesh, layout: dict | None = N
     return jit_on(mesh, step, in_shardings=shardings, out_shardings=split)
 
 
+def create_feature_step(graph: nnx.GraphDef, tasks: Sequence[Task], mesh: Mesh) -> Callable:
+    """Returns `step(parameters, images [b h w 3]) -> (logits, activations)`.
+
+    Both results are dicts by task name: logits as from `create_predict_step`, activations
+    as from `mean_activation`. The tasks are those that the model was created with, in its order;
+    the mesh splits the batch.
+    """
+
+    def step(parameters: Mapping, images: jax.Array):
+        model = nnx.merge(graph, parameters)
+        features = model.features(images)
+        activations = {task.name: mean_activation(features[i]) for i, task in enumerate(tasks)}
+        return model.logits(features, images.shape[1:3]), activations
+
+    split = batch_sharding(mesh)
+    return jit_on(mesh, step, in_shardings=(replicated(mesh), split), out_shardings=split)
+
+
+def mean_activation(feature: Float[Array, "*axes c"]) -> Float[Array, "*axes"]:
+    """Returns the mean absolute value over the channels, in float32."""
+    return jnp.abs(feature.astype(jnp.float32)).mean(-1)
+
+
 def _local(array: jax.Array) -> np.ndarray:
     """Returns this process's part of an array whose leading axis is split over devices."""
     shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([shards[start] for start in sorted(shards)])
-
-
-def score_table(tasks: Sequence[Task], scores: Scores, constants: Mapping[str, float]) -> str:
-    """Returns a table of each task's score and that of the best constant prediction."""
-    lines = [f"{'task':<12} {'score':<18} {'MTMamba':>9} {'constant':>9} {'ratio':>7}"]
-    for task in tasks:
-        value, constant = scores[task.name][task.score], constants[task.name]
-        ratio = f"{value / constant:.2f}x" if constant else "-"
-        unit = f" ({task.unit})" if task.unit else ""
-        name = f"{task.score}{unit}, {'lower' if task.lower_is_better else 'higher'}"
-        lines.append(f"{task.name:<12} {name:<18} {value:9.3f} {constant:9.3f} {ratio:>7}")
-    return "\n".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import jax
 import numpy as np
 from etils import epath
 from flax import nnx
@@ -13,12 +14,12 @@ from mtmamba_jax.checkpoints.load import load_run
 from mtmamba_jax.checkpoints.run_directory import CheckpointKind
 from mtmamba_jax.data_pipelines.batch import denormalise, remove_padding
 from mtmamba_jax.data_pipelines.transforms import eval_transforms
-from mtmamba_jax.devices.sharding import create_mesh
-from mtmamba_jax.evaluation.evaluate import create_predict_step
+from mtmamba_jax.devices.sharding import replicated, single_device_mesh
+from mtmamba_jax.evaluation.evaluate import create_feature_step, create_predict_step
 from mtmamba_jax.evaluation.resizing import enlarge, fit
 from mtmamba_jax.models.weights import split_model
 from mtmamba_jax.tasks.table import Task
-from mtmamba_jax.visualization.features import create_feature_step, draw_features
+from mtmamba_jax.visualization.features import draw_features
 
 
 class Predictor:
@@ -42,10 +43,11 @@ class Predictor:
     def __init__(self, model: nnx.Module, tasks: Sequence[Task], size: tuple[int, int]):
         graph, parameters = split_model(model)
         self.tasks, self.size = tuple(tasks), (int(size[0]), int(size[1]))
-        self._graph, self._parameters, self._mesh = graph, parameters, create_mesh(1)
+        mesh = single_device_mesh()
+        self._parameters = jax.device_put(parameters, replicated(mesh))
         self._transforms = eval_transforms((), self.size)
-        self._predict = create_predict_step(graph, self._mesh)
-        self._predict_with_features = create_feature_step(graph, self.tasks, self._mesh)
+        self._predict = create_predict_step(graph, mesh)
+        self._predict_with_features = create_feature_step(graph, self.tasks, mesh)
 
     @classmethod
     def load(
@@ -66,7 +68,7 @@ class Predictor:
           ValueError: If there is no run or no such checkpoint, or if it is damaged.
           OSError: If reading failed for a reason that may be transient.
         """
-        run = load_run(path, checkpoint, batch_size=1)
+        run = load_run(path, checkpoint, one_device=True)
         model = nnx.merge(run.graph, run.parameters)
         return cls(model, run.tasks, size or run.config.data.size)
 

@@ -1,4 +1,4 @@
-"""Formats what `eval` prints below its table of scores, and writes confusion matrices."""
+"""Formats what `eval` prints, and writes confusion matrices."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from jaxtyping import Int
 
 from mtmamba_jax.config import Config
 from mtmamba_jax.devices.processes import is_first
+from mtmamba_jax.messages import markdown_table
 from mtmamba_jax.metrics import Scores, compute_scores, create_metric
 from mtmamba_jax.metrics.base import Sums
 from mtmamba_jax.metrics.multitask import delta_m, headline
@@ -33,6 +34,20 @@ def class_ious(tasks: Sequence[Task], totals: Mapping[str, Sums]) -> dict[str, d
     }
 
 
+def score_table(tasks: Sequence[Task], scores: Scores, constants: Mapping[str, float]) -> str:
+    """Returns a table of each task's score and that of the best constant prediction."""
+
+    def row(task: Task) -> tuple[str, ...]:
+        value, constant = scores[task.name][task.score], constants[task.name]
+        unit = f" ({task.unit})" if task.unit else ""
+        score = f"{task.score}{unit}, {'lower' if task.lower_is_better else 'higher'}"
+        ratio = f"{value / constant:.2f}x" if constant else "-"
+        return task.name, score, f"{value:.3f}", f"{constant:.3f}", ratio
+
+    columns = ("task", "score", "model", "constant", "ratio")
+    return markdown_table(columns, map(row, tasks), left=2)
+
+
 def format_details(
     config: Config,
     tasks: Sequence[Task],
@@ -40,7 +55,7 @@ def format_details(
     scores: Scores,
     constants: Mapping[str, float],
 ) -> str:
-    """Returns what is printed below `evaluate.score_table`: class IoUs, other scores, delta_m.
+    """Returns what is printed below `score_table`: class IoUs, other scores, delta_m.
 
     `totals` and `constants` are from an `Evaluator`; `scores` may have more than those computed
     from `totals`.

@@ -23,10 +23,7 @@ from mtmamba_jax.evaluation.evaluate import Prediction
 from mtmamba_jax.files.json_files import write_json
 from mtmamba_jax.files.paths import write_atomically
 from mtmamba_jax.tasks.readout import normal_levels, to_levels
-from mtmamba_jax.tasks.table import Task
-
-FOLDERS: Mapping[str, str] = {"saliency": "sal"}
-"""The official name of a task's folder, where it differs from the task's name."""
+from mtmamba_jax.tasks.table import OFFICIAL_NAMES, Task
 
 RECORD_FILE = "predictions.json"
 """Records which checkpoint made the predictions; written last, once all of them are complete."""
@@ -75,7 +72,7 @@ FORMATS: Mapping[str, FileFormat] = {
 
 def task_folder(task: Task) -> str:
     """Returns the name of a task's folder."""
-    return FOLDERS.get(task.name, task.name)
+    return OFFICIAL_NAMES.get(task.name, task.name)
 
 
 def prediction_path(task: Task, example_id: str) -> str:

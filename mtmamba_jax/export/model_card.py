@@ -16,7 +16,7 @@ from mtmamba_jax.devices.sharding import compiler_options
 from mtmamba_jax.tasks.table import Task
 
 MEANINGS = {
-    "classes": "class numbers",
+    "classes": "class IDs",
     "depth": "{unit}",
     "normals": "unit vectors: x right, y up, z towards the camera",
     "probability": "probabilities",
@@ -150,7 +150,7 @@ def to_markdown(card: Mapping) -> str:
         f"- Requires: {program['needs']}; flatbuffers; jax {program['exported_with']['jax']} or "
         "newer (jax.export guarantees compatibility for six months).",
         f"- Exported with: {_versions(program['exported_with'])}; scan: {program['scan']}.",
-        *(f"- Import {name} first, like run.py." for name in program["imports"]),
+        *(f"- Import {name} first, as run.py does." for name in program["imports"]),
         "",
         "`python run.py IMAGE.npy ...` predicts. `model_card.json` has all scores and settings.",
     ]

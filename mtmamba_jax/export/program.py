@@ -7,10 +7,8 @@ come near the limit of the file format (FlatBuffers), 2 GB.
 """
 
 import contextlib
-import json
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
@@ -23,7 +21,9 @@ from mtmamba_jax.array_types import Array
 from mtmamba_jax.config import Config
 from mtmamba_jax.data_pipelines.transforms import normalise
 from mtmamba_jax.export.model_card import to_markdown
-from mtmamba_jax.files.paths import check_free_space
+from mtmamba_jax.files.json_files import write_json
+from mtmamba_jax.files.paths import replacing
+from mtmamba_jax.kernels.ss2d.api import PLATFORMS
 from mtmamba_jax.models.mtmamba import abstract_build
 from mtmamba_jax.tasks.readout import to_value
 from mtmamba_jax.tasks.table import Task
@@ -31,7 +31,7 @@ from mtmamba_jax.tasks.table import Task
 PROGRAM, WEIGHTS, SCRIPT = "program.jax_export", "weights.npz", "run.py"
 CARD, CARD_TEXT = "model_card.json", "model_card.md"
 
-FUSED = {"cuda": "pallas_gpu", "tpu": "pallas_tpu"}
+FUSED = {name: scans[0] for name, scans in PLATFORMS.items() if scans[0] != "xla"}
 """Backend of the fused scan (a key of `kernels.ss2d.IMPLEMENTATIONS`) by platform."""
 
 
@@ -173,19 +173,13 @@ def write_artifact(
       OSError: The artifact cannot be written, or the disk is full.
     """
     check_output(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     needed = sum(array.nbytes for array in weights.values())
-    check_free_space(needed, folder.parent, "The artifact", "give another --output")
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        new = pathlib.Path(temporary) / "new"
+    with replacing(folder, needed, "The artifact", "give another --output") as new:
         new.mkdir()
         (new / PROGRAM).write_bytes(program.serialize())
         arrays = {name: np.asarray(array) for name, array in weights.items()}
         # The type checker takes any name for an option of savez.
         np.savez(new / WEIGHTS, **arrays)  # pyright: ignore[reportArgumentType]
-        (new / CARD).write_text(json.dumps(card, indent=2) + "\n")
+        write_json(new / CARD, card)
         (new / CARD_TEXT).write_text(to_markdown(card))
         shutil.copyfile(pathlib.Path(__file__).with_name("run_artifact.py"), new / SCRIPT)
-        if folder.exists():
-            folder.rename(pathlib.Path(temporary) / "old")
-        new.rename(folder)

@@ -18,15 +18,13 @@ from mtmamba_jax.config import Config
 from mtmamba_jax.convert import Contents, encoder_from_torch, from_torch, identify, to_torch
 from mtmamba_jax.convert.state_dicts import check_no_prefix, size_name
 from mtmamba_jax.convert.weight_files import SAFETENSORS, TORCH, write_safetensors
+from mtmamba_jax.data_pipelines.datasets import DATASETS
 from mtmamba_jax.files.paths import is_remote
 from mtmamba_jax.models.mtmamba import MODELS, abstract_model
 from mtmamba_jax.models.norm import LayerNorm
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin, SwinSize
 from mtmamba_jax.models.weights import WEIGHTS, split_model
 from mtmamba_jax.tasks.table import TASK_SETS
-
-RECIPES = ("nyudv2", "pascal_context", "cityscapes")
-"""Configurations of the published models, each with its own tasks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +73,7 @@ def convert(
     own = configuration.load(name, overrides).flat()
     sizes: dict[str, object] = {}
     if "model.encoder" not in overrides:
-        sizes["model.encoder"] = find_encoder_name(contents.size)
+        sizes["model.encoder"] = find_encoder_name(_known_size(contents))
     if contents.blocks:
         sizes["model.expansion"], sizes["model.state_size"] = contents.blocks
     found = {key: str(value) for key, value in sizes.items() if value != own[key]}
@@ -94,7 +92,7 @@ def find_recipe(contents: Contents) -> str:
       ValueError: No published model has these tasks.
     """
     plus = contents.official is not None and MODELS["mtmamba_plus"] is contents.official.model
-    for recipe in RECIPES:
+    for recipe in DATASETS:  # each has a configuration of its name
         if {task.name for task in TASK_SETS[recipe]} == set(contents.tasks):
             return f"{recipe}:plus" if plus else recipe
     raise ValueError(
@@ -103,7 +101,7 @@ def find_recipe(contents: Contents) -> str:
     )
 
 
-def find_encoder_name(size: SwinSize | None) -> str:
+def find_encoder_name(size: SwinSize) -> str:
     """Returns the key of `SWIN_SIZES` of a size, or raises ValueError if there is none."""
     for name, known in SWIN_SIZES.items():
         if known == size:
@@ -114,10 +112,15 @@ def find_encoder_name(size: SwinSize | None) -> str:
     )
 
 
-def _convert_encoder(tensors: Mapping[str, np.ndarray], contents: Contents) -> Swin:
-    size, naming = contents.size, contents.naming
-    if size is None or naming is None:
+def _known_size(contents: Contents) -> SwinSize:
+    if contents.size is None:
         raise ValueError(f"The state dict holds {contents}; its shapes are not those of a Swin.")
+    return contents.size
+
+
+def _convert_encoder(tensors: Mapping[str, np.ndarray], contents: Contents) -> Swin:
+    size, naming = _known_size(contents), contents.naming
+    assert naming is not None  # known where the size is
     encoder = nnx.eval_shape(lambda: Swin(size, rngs=nnx.Rngs(0)))
     nnx.update(encoder, encoder_from_torch(tensors, encoder))
     for i, width in enumerate(encoder.widths):

@@ -1,10 +1,12 @@
 """Helpers for local folders and Google Cloud buckets: atomic writes, free space, caches."""
 
+import contextlib
 import os
 import pathlib
 import shutil
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import platformdirs
@@ -81,6 +83,31 @@ def write_atomically(path: epath.PathLike, contents: bytes) -> None:
     except OSError:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path, needed: int, what: str, remedy: str) -> Iterator[pathlib.Path]:
+    """Yields a path for a new file or folder, which replaces that at `path` when the block ends.
+
+    If the block fails, what was at `path` stays.
+
+    Args:
+      path: A local path; its folder is made.
+      needed: Bytes that the new file or folder takes.
+      what: What is written, for messages.
+      remedy: What to do if the disk is full, for messages.
+
+    Raises:
+      OSError: The disk does not have the space.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    check_free_space(needed, path.parent, what, remedy)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+        new = pathlib.Path(temporary) / "new"
+        yield new
+        if path.is_dir():  # a folder that is not empty is not replaced by renaming
+            path.rename(pathlib.Path(temporary) / "old")
+        new.replace(path)
 
 
 def check_writable_scheme(path: str | os.PathLike, flag: str) -> None:

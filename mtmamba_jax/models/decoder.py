@@ -89,10 +89,10 @@ class MambaDecoder(nnx.Module):
         tasks: int,
         widths: Sequence[int],
         settings: MambaSettings,
-        blocks: Sequence[Block] = STAGE_BLOCKS,
-        drop_path_rate: float = 0.2,
-        remat: str = "none",
+        blocks: Sequence[Block],
         *,
+        drop_path_rate: float,
+        remat: str,
         rngs: nnx.Rngs,
     ):
         rates = np.linspace(drop_path_rate, 0.0, STAGES * len(blocks)).reshape(STAGES, -1)

@@ -1,4 +1,7 @@
-"""Layers with one set of weights per task, stacked on a leading axis t."""
+"""Layers and helpers that several modules share.
+
+`Task*` layers have one set of weights per task, stacked on a leading axis t.
+"""
 
 import functools
 

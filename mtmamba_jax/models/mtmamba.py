@@ -78,7 +78,13 @@ class MTMamba(nnx.Module):
         settings, widths = settings or MambaSettings(), encoder.widths
         self.encoder = encoder
         self.decoder = MambaDecoder(
-            len(tasks), widths, settings, self.stage_blocks, drop_path_rate, remat, rngs=rngs
+            len(tasks),
+            widths,
+            settings,
+            self.stage_blocks,
+            drop_path_rate=drop_path_rate,
+            remat=remat,
+            rngs=rngs,
         )
         self.heads = self.make_heads(tasks, widths[0], dtype=settings.dtype, rngs=rngs)
 

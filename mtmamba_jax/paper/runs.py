@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from mtmamba_jax.checkpoints.run_directory import KINDS, RunDirectory
+from mtmamba_jax.checkpoints.run_directory import CONFIG_FILE, KINDS, RunDirectory
 from mtmamba_jax.config import Config
 from mtmamba_jax.messages import first_line
 from mtmamba_jax.metrics.multitask import headline
@@ -61,7 +61,7 @@ def find_runs(folder: pathlib.Path) -> FoundRuns:
         )
     finished, unfinished, outdated = [], [], []
     for place, folders, files in os.walk(folder):
-        if "config.json" in files and set(folders) & set(KINDS):
+        if CONFIG_FILE in files and set(folders) & set(KINDS):
             folders.clear()  # checkpoints have many files, and runs do not nest
             workdir = pathlib.Path(place)
             directory = RunDirectory(workdir)
@@ -69,7 +69,7 @@ def find_runs(folder: pathlib.Path) -> FoundRuns:
             if not directory.is_finished(config.train.steps):
                 unfinished.append(workdir)
                 continue
-            scores = _read_scores(workdir, directory, config.tasks.selected)
+            scores = _read_scores(directory, config.tasks.selected)
             file = pathlib.Path(directory.scores_file("best"))
             found = _read_boundary_scores(file)
             if found and found[0] != directory.steps("best")[-1]:
@@ -83,9 +83,7 @@ def find_runs(folder: pathlib.Path) -> FoundRuns:
     return FoundRuns(finished, unfinished, outdated)
 
 
-def _read_scores(
-    workdir: pathlib.Path, directory: RunDirectory, tasks: Sequence[Task]
-) -> dict[str, float]:
+def _read_scores(directory: RunDirectory, tasks: Sequence[Task]) -> dict[str, float]:
     best = directory.newest("best")
     assert best is not None  # the run is finished
     try:
@@ -93,7 +91,7 @@ def _read_scores(
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"The scores in {best.path} cannot be read ({first_line(error)}). To repair the run, "
-            f"run the command train with --workdir={workdir}."
+            f"run the command train with --workdir={directory}."
         ) from error
 
 

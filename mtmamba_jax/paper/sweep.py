@@ -83,12 +83,12 @@ def create_jobs(
     if "seed" in overrides:
         raise ValueError("sweep takes the seeds of its runs as --seeds=0,1, not as --config.seed.")
     for pattern in patterns:
-        if not fnmatch.filter(rows, pattern):
+        if not any(fnmatch.fnmatchcase(row, pattern) for row in rows):
             raise ValueError(
                 f"--rows: {name} has no row {pattern!r}.{nearest(pattern, rows)} "
                 f"Valid: {', '.join(rows)}."
             )
-    chosen = [row for row in rows if any(fnmatch.fnmatchcase(row, p) for p in patterns or "*")]
+    chosen = [row for row in rows if any(fnmatch.fnmatchcase(row, p) for p in patterns or ["*"])]
     jobs = [
         Job(f"{name}:{row}", {"seed": str(seed), **overrides}, f"{workdir}/{row}_seed{seed}")
         for seed in seeds

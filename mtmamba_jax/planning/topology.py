@@ -19,10 +19,12 @@ class Tpu:
 
     Attributes:
       chip: Key of `CHIPS`.
+      dimensions: Dimensions of a shape in chips.
       shapes: Shapes in chips that Cloud TPU offers; libtpu supports more.
     """
 
     chip: str
+    dimensions: int
     shapes: str
 
 
@@ -30,11 +32,11 @@ _FLAT = "1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16 or 16x16"
 _CUBES = "2x2x1, 2x2x2, 2x2x4, 2x4x4, 4x4x4, 4x4x8 and larger"
 
 TPUS = {
-    "v4": Tpu("TPU v4", _CUBES),
-    "v5e": Tpu("TPU v5 lite", _FLAT),
-    "v5p": Tpu("TPU v5", _CUBES),
-    "v6e": Tpu("TPU v6 lite", _FLAT),
-    "tpu7x": Tpu("TPU7x", _CUBES),
+    "v4": Tpu("TPU v4", 3, _CUBES),
+    "v5e": Tpu("TPU v5 lite", 2, _FLAT),
+    "v5p": Tpu("TPU v5", 3, _CUBES),
+    "v6e": Tpu("TPU v6 lite", 2, _FLAT),
+    "tpu7x": Tpu("TPU7x", 3, _CUBES),
 }
 GPUS = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200"}
 """Keys of `CHIPS`."""
@@ -107,7 +109,7 @@ def find(name: str) -> Topology:
     """
     kind, _, shape = name.partition(":")
     check_name("topology", kind, [*TPUS, *GPUS])
-    dimensions = 1 if kind in GPUS else TPUS[kind].shapes.partition(",")[0].count("x") + 1
+    dimensions = 1 if kind in GPUS else TPUS[kind].dimensions
     if not re.fullmatch("x".join([r"[1-9]\d*"] * dimensions), shape):
         raise _unknown_shape(name, kind)
     stay_on_cpu()

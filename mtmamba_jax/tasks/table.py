@@ -12,6 +12,9 @@ from mtmamba_jax.messages import check_name
 IGNORE = 255
 """Label value that losses and metrics ignore, for every task (normals: in all three channels)."""
 
+OFFICIAL_NAMES = {"saliency": "sal"}
+"""The official code's names of tasks, in weights and folders, where they differ from ours."""
+
 Colour = tuple[int, int, int]
 
 

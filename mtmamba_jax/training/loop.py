@@ -12,7 +12,8 @@ from mtmamba_jax.config import Config
 from mtmamba_jax.data_pipelines.pipeline import Batches
 from mtmamba_jax.devices.processes import max_over_processes
 from mtmamba_jax.devices.sharding import put_batch
-from mtmamba_jax.evaluation.evaluate import Evaluator, score_table
+from mtmamba_jax.evaluation.evaluate import Evaluator
+from mtmamba_jax.evaluation.report import score_table
 from mtmamba_jax.metrics.multitask import delta_m, headline
 from mtmamba_jax.training.clock import Clock
 from mtmamba_jax.training.nonfinite import NonFiniteGuard
@@ -167,5 +168,5 @@ class Loop:
             f"step {step}, test set, delta_m {gain:+.2f} %\n"
             + score_table(self._tasks, scores, self.constants)
         )
-        for example, logits in self._evaluator.predictions(state.parameters, 1):
+        for example, logits in self._evaluator.examples_with_logits(state.parameters, 1):
             self._report.image(step, "predictions", example_panel(self._tasks, example, logits))

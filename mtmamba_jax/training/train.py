@@ -117,7 +117,9 @@ def train(
         best = directory.checkpoint("best", checkpoints.best_step())
         parameters = best.read({"parameters": state.parameters})["parameters"]
         panels = write_panels(
-            directory / "panels", tasks, evaluator.predictions(parameters, config.eval.panels)
+            directory / "panels",
+            tasks,
+            evaluator.examples_with_logits(parameters, config.eval.panels),
         )
         scores = best.read_details()["scores"]
     return Result(best.step, scores, loop.constants, panels, stops.found)

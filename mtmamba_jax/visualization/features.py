@@ -4,46 +4,17 @@ A feature has many channels; what is drawn is their mean absolute value at each 
 principal component it has no arbitrary sign, and it does not depend on the other images of a batch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
 
 from mtmamba_jax.data_pipelines.batch import remove_padding
-from mtmamba_jax.devices.sharding import batch_sharding, jit_on, replicated
-from mtmamba_jax.tasks.table import Task
 from mtmamba_jax.visualization.render import apply_colormap, image_grid
 
 STRIDE = 4  # pixels of the image per pixel of the final decoder feature
 _PERCENTILES = (2, 98)  # of a map, drawn in its darkest and brightest colours
-
-
-def create_feature_step(graph: nnx.GraphDef, tasks: Sequence[Task], mesh: Mesh) -> Callable:
-    """Returns `step(parameters, images [b h w 3]) -> (logits, activations)`.
-
-    Both results are dicts by task name: logits as from `evaluate.create_predict_step`, activations
-    as from `mean_activation`. The tasks are those that the model was created with, in its order;
-    the mesh splits the batch.
-    """
-
-    def step(parameters: Mapping, images: jax.Array):
-        model = nnx.merge(graph, parameters)
-        features = model.features(images)
-        activations = {task.name: mean_activation(features[i]) for i, task in enumerate(tasks)}
-        return model.logits(features, images.shape[1:3]), activations
-
-    split = batch_sharding(mesh)
-    return jit_on(mesh, step, in_shardings=(replicated(mesh), split), out_shardings=split)
-
-
-def mean_activation(feature: Float[Array, "*axes c"]) -> Float[Array, "*axes"]:
-    """Returns the mean absolute value over the channels, in float32."""
-    return jnp.abs(feature.astype(jnp.float32)).mean(-1)
 
 
 def draw_features(
@@ -57,7 +28,7 @@ def draw_features(
 
     Args:
       photo: RGB image that the model was given, with its padding.
-      activations: Mean activations by task name.
+      activations: Mean activations by task name, from `evaluate.create_feature_step`.
       size: Height and width of the photo without the padding.
     """
     images = {"photo": remove_padding(photo, size)}

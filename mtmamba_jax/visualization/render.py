@@ -14,6 +14,7 @@ from mtmamba_jax.files.paths import write_atomically
 from mtmamba_jax.tasks.readout import is_ignored, normal_levels, to_levels
 from mtmamba_jax.tasks.table import Task
 
+OPACITY = 0.55  # of a map over its image
 _GAP, _TITLE = 6, 22  # pixels: between images, height of a title line
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 IGNORED = (224, 224, 192)
@@ -88,10 +89,10 @@ def apply_colormap(
 
 
 def overlay(
-    image: UInt8[np.ndarray, "h w 3"], rendered: UInt8[np.ndarray, "h w 3"], opacity: float = 0.55
+    image: UInt8[np.ndarray, "h w 3"], rendered: UInt8[np.ndarray, "h w 3"]
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Blends a rendered map over an image."""
-    return (opacity * rendered + (1.0 - opacity) * image).astype(np.uint8)
+    return (OPACITY * rendered + (1.0 - OPACITY) * image).astype(np.uint8)
 
 
 def image_grid(

@@ -20,7 +20,7 @@ from mtmamba_jax.models.mtmamba import (
     to_linen,
 )
 from mtmamba_jax.models.swin import Swin, SwinSize
-from mtmamba_jax.tasks.table import CITYSCAPES, DEPTH, EDGE, NYUDV2, PASCAL_CONTEXT
+from mtmamba_jax.tasks.table import CITYSCAPES, DEPTH, EDGE, NYUDV2, OFFICIAL_NAMES, PASCAL_CONTEXT
 from tests.convert.state_dicts import assert_same_bits, microsoft_index, swin_state_dict
 from tests.models.golden import group, load
 
@@ -92,7 +92,7 @@ def test_concatenated_tasks_are_read_in_the_order_of_the_file(golden):
                 moved[name] = np.concatenate([parts[place] for place in places], axis)
         heads = {name: moved.pop(name) for name in arrays if name.startswith("final_project.")}
         for task in order:
-            theirs = convert.TASK_NAMES.get(task, task)
+            theirs = OFFICIAL_NAMES.get(task, task)
             moved |= {name: heads[name] for name in heads if name.split(".")[1] == theirs}
         found = convert.from_torch(moved, model)
         jax.tree.map(np.testing.assert_array_equal, found, wanted)

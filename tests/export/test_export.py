@@ -280,7 +280,7 @@ def test_a_card_describes_inputs_outputs_and_scores(pixel_run, tmp_path):
     assert card["input"] == {"shape": [None, 8, 12, 3], "dtype": "uint8", "meaning": "RGB"}
     semseg, depth = card["outputs"]["semseg"], card["outputs"]["depth"]
     assert semseg["shape"] == depth["shape"] == [None, 8, 12]
-    assert (semseg["dtype"], semseg["meaning"]) == ("uint8", "class numbers")
+    assert (semseg["dtype"], semseg["meaning"]) == ("uint8", "class IDs")
     assert semseg["classes"][:2] == ["wall", "floor"]
     assert (depth["dtype"], depth["meaning"], depth["unit"]) == ("float32", "metres", "m")
     assert card["scores"] == SCORES

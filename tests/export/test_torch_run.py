@@ -18,6 +18,7 @@ from mtmamba_jax.convert.weight_files import read_weights, write_safetensors
 from mtmamba_jax.export import model_card
 from mtmamba_jax.models.mtmamba import abstract_build, abstract_model
 from mtmamba_jax.models.swin import SWIN_SIZES, SwinSize
+from mtmamba_jax.tasks.table import OFFICIAL_NAMES
 from mtmamba_jax.training.train import train
 from tests.convert.state_dicts import FAMILIES, TINY, assert_same_bits, swin_state_dict
 from tests.models.golden import group, load, run
@@ -84,7 +85,7 @@ def test_an_official_file_becomes_a_run_that_predicts_the_official_numbers(name,
     ]
     logits = run(nnx.merge(found.graph, found.parameters), arrays["input"].transpose(0, 2, 3, 1))
     for task in found.tasks:
-        wanted = arrays[f"output/{convert.TASK_NAMES.get(task.name, task.name)}"]
+        wanted = arrays[f"output/{OFFICIAL_NAMES.get(task.name, task.name)}"]
         wanted = wanted.transpose(0, 2, 3, 1)
         bound = 1e-4 * np.abs(wanted).max()  # as in test_goldens.py
         np.testing.assert_allclose(logits[task.name], wanted, rtol=0, atol=bound)

@@ -15,7 +15,7 @@ from mtmamba_jax.models.norm import TaskLayerNorm
 from mtmamba_jax.models.patches import PatchExpand, depth_to_space
 from mtmamba_jax.models.swin import Swin, SwinSize
 from mtmamba_jax.tasks.losses import multitask_loss
-from mtmamba_jax.tasks.table import NYUDV2, PASCAL_CONTEXT
+from mtmamba_jax.tasks.table import NYUDV2, OFFICIAL_NAMES, PASCAL_CONTEXT
 from tests.models.golden import assert_states_close, group, load, run, value_and_gradients
 
 # float32 on both sides: the agreement of the official code with itself (golden/README).
@@ -161,7 +161,7 @@ def official(request):
 
 
 def of_task(arrays, what, task):
-    return channels_last(arrays[f"{what}/{convert.TASK_NAMES.get(task.name, task.name)}"])
+    return channels_last(arrays[f"{what}/{OFFICIAL_NAMES.get(task.name, task.name)}"])
 
 
 def test_model_reproduces_the_official_features_and_logits(official):
@@ -200,7 +200,7 @@ def test_model_reproduces_the_official_losses_and_gradient_norms(official):
     (total, losses), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(parameters)
     np.testing.assert_allclose(total, arrays["loss/total"], rtol=1e-5)
     for name, value in losses.items():
-        wanted = arrays[f"loss/{convert.TASK_NAMES.get(name, name)}"]
+        wanted = arrays[f"loss/{OFFICIAL_NAMES.get(name, name)}"]
         np.testing.assert_allclose(value.mean, wanted, rtol=1e-5, err_msg=name)
     norms = gradient_norms_by_torch_name(model, gradients)
     wanted = group(arrays, "gradnorm")

@@ -7,10 +7,14 @@ import pytest
 from flax import nnx
 
 from mtmamba_jax.devices.sharding import create_mesh
-from mtmamba_jax.evaluation.evaluate import create_predict_step
+from mtmamba_jax.evaluation.evaluate import (
+    create_feature_step,
+    create_predict_step,
+    mean_activation,
+)
 from mtmamba_jax.models.mtmamba import create_model
 from mtmamba_jax.tasks.table import DEPTH, EDGE
-from mtmamba_jax.visualization.features import create_feature_step, draw_features, mean_activation
+from mtmamba_jax.visualization.features import draw_features
 from tests import tiny
 
 TASKS = (EDGE, DEPTH)  # not sorted by name

@@ -33,9 +33,6 @@ def forward(
 ) -> list[Array]:
     """Scans every direction; `start` holds the states before each segment, None for a single one.
 
-    In the kernels, the suffix _g is for arrays in global memory, _s for shared memory, _v and _w
-    for views of shared memory by thread and by warp.
-
     Returns:
       y [q h w d] and, if `save`, the states before each tile [q*m e 4 128], in x's dtype.
     """

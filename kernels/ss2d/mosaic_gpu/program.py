@@ -6,12 +6,15 @@ brings to shared memory. `pallas_gpu.py` prepares the arrays and sums the progra
 `docs/kernels.md` explains the algorithm.
 
 Letters: q (task, direction, part of the states, image), g (task, image), s segments, m tiles of a
-whole reading order, c channels of a block. A block's channels have the shape [warps groups
-group_channels], its states [warps 16 groups group_channels].
+whole reading order, c channels of a block, e rows of stored states, split parts of the states. A
+block's channels have the shape [warps groups group_channels], its states [warps 16 groups
+group_channels].
+
+In the kernels, the suffix _g is for arrays in global memory, _s for shared memory, _v and _w for
+views of shared memory by thread and by warp.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -24,6 +27,8 @@ from jax.experimental.mosaic.gpu.fragmented_array import TiledLayout
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
+
+from mtmamba_jax.kernels.ss2d.common import any_of
 
 STATES = 16  # per program
 WARPS = 4  # per program, each with channels of its own
@@ -160,6 +165,8 @@ class Threads:
       by_channel: Layout of values per channel, [warps groups group_channels].
       by_state: Layout of values per state, [16].
       by_group: Layout of sums over a thread's channels, [warps 16 groups].
+      state_shape: Shape of a block's states, [warps 16 groups group_channels].
+      channel_shape: Shape of a block's channels, [warps groups group_channels].
     """
 
     def __init__(self, scan: Scan):
@@ -259,8 +266,8 @@ class Program:
         self.channels = pl.ds(self.block * scan.channels, scan.channels)
         rows = scan.stored_shape[0]
         self.rows = pl.ds(self.block * rows, rows)
-        self.column = _any_of(direction, scan.columns)
-        self.reverse = _any_of(direction, scan.reverses)
+        self.column = any_of(direction, scan.columns)
+        self.reverse = any_of(direction, scan.reverses)
         self._length = jnp.where(self.column, scan.height, scan.width)
         columns, rows = (lines * tiles for lines, tiles in scan.lines)
         self._tiles = jnp.where(self.column, columns, rows)
@@ -324,12 +331,6 @@ class Program:
                 plgpu.copy_gmem_to_smem(source, to.at[slot], ready.at[slot])
 
         self.call_oriented(copy)
-
-
-def _any_of(index, flags: Sequence[bool]):
-    if len(set(flags)) == 1:
-        return index < len(flags) if flags[0] else index < 0
-    return functools.reduce(jnp.logical_or, [index == i for i, flag in enumerate(flags) if flag])
 
 
 def launch(

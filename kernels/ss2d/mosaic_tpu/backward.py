@@ -75,7 +75,7 @@ def backward(
                 start = [saved_ref[line, piece, :, block_lanes(f)].astype(f32) for f in blocks]
                 last = tile.scan_pixels(
                     advance,
-                    [[h[e * SUBLANES :][:SUBLANES] for e in range(tile.states)] for h in start],
+                    [[h[e * SUBLANES :][:SUBLANES] for e in range(tile.registers)] for h in start],
                 )
 
                 def pixel(p, carry):

@@ -67,7 +67,7 @@ class Tile:
         self.tiling, self.exact, self._part = tiling, exact, part
         self._reverse = tiling.is_reversed(k)
         self._position = tiling.tile_position(k, i)
-        self.states = tiling.states // SUBLANES  # groups of 8 (e)
+        self.registers = tiling.states // SUBLANES  # of a pixel (e)
         # Pixels of a matrix product in `spread_columns`.
         self._product_pixels = next(n for n in (24, 16, 8) if tiling.piece_pixels % n == 0)
         # Rows and columns of a chunk, about 64 pixels.
@@ -208,7 +208,7 @@ class Tile:
 
         Reads maps [p c] from pixel `first` on; writes [registers*8 128].
         """
-        tiling, registers, count = self.tiling, 2 * self.states, self._product_pixels
+        tiling, registers, count = self.tiling, 2 * self.registers, self._product_pixels
         ones = jnp.ones((tiling.map_lanes, LANES), jnp.float32)
         selected = [self._selected(i) for i in range(registers)]
 
@@ -227,7 +227,7 @@ class Tile:
 
         Writes `parts` [c/128 pixels*8 128], still to be summed over sublanes (`sum_sublanes`).
         """
-        tiling, registers, count = self.tiling, 2 * self.states, self._product_pixels
+        tiling, registers, count = self.tiling, 2 * self.registers, self._product_pixels
         ones = jnp.ones((LANES, tiling.map_lanes), jnp.float32)
         selected = [self._selected(i) for i in range(registers)]
 
@@ -261,24 +261,24 @@ class Tile:
     def load_column(self, columns, pixel: Index, which: int) -> list[Array]:
         """Loads the e registers of a pixel's B (`which` 0) or C (1)."""
         first = self.column_register(pixel, which)
-        return [columns[sublanes(first + e)] for e in range(self.states)]
+        return [columns[sublanes(first + e)] for e in range(self.registers)]
 
     def column_register(self, pixel: Index, which: int) -> Index:
         """Returns the index of the first register of a pixel's B (`which` 0) or C (1)."""
-        return (pixel * 2 + which) * self.states
+        return (pixel * 2 + which) * self.registers
 
     def load_rates(self, ref, f) -> list[Array]:
         """Loads the e registers of A's f-th block of channels from [n d]."""
-        return [ref[sublanes(e), block_lanes(f)] for e in range(self.states)]
+        return [ref[sublanes(e), block_lanes(f)] for e in range(self.registers)]
 
     def load_states(self, ref, f, pixel: Index | int = 0) -> list[Array]:
         """Loads the e registers of a pixel's states from [f pixels*n 128]."""
-        return [ref[f, sublanes(pixel * self.states + e)] for e in range(self.states)]
+        return [ref[f, sublanes(pixel * self.registers + e)] for e in range(self.registers)]
 
     def store_states(self, ref, f, values: Sequence[Array], pixel: Index | int = 0) -> None:
         """Stores the e registers of a pixel's states in [f pixels*n 128]."""
         for e, value in enumerate(values):
-            ref[f, sublanes(pixel * self.states + e)] = value
+            ref[f, sublanes(pixel * self.registers + e)] = value
 
     def sum_sublanes(self, parts, to, first: Index) -> None:
         """Sums each pixel's sublanes of `parts` [pixels*8 128] into the piece's pixels of `to`."""

@@ -10,7 +10,6 @@ channels, e groups of 8 states.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,6 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool, Float, Int
+
+from mtmamba_jax.kernels.ss2d.common import any_of
 
 Index = Int[Array, ""]
 
@@ -115,8 +116,7 @@ class Tiling:
 
     def is_reversed(self, k: Index) -> Bool[Array, ""]:
         """Returns whether the k-th direction starts at the last pixel."""
-        flags = [k == i for i, flag in enumerate(self.reverses) if flag]
-        return functools.reduce(jnp.logical_or, flags) if flags else k < 0
+        return any_of(k, self.reverses)
 
     def tile_index(self, k: Index, i: Index) -> Index:
         """Returns the row- or column-major index of the i-th tile that the k-th direction reads."""
