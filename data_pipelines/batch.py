@@ -74,7 +74,7 @@ def check_example(example: Mapping[str, Any], tasks: Sequence[Task]) -> None:
     """Checks a raw example's keys, shapes and dtypes against the contract above.
 
     Raises:
-      ValueError: The example breaks the contract. The message names the key, and what was wanted
+      ValueError: If the example breaks the contract. The message names the key, and what was wanted
         and what was found.
     """
     shape = np.shape(_entry(example, "image"))

@@ -23,7 +23,7 @@ def worker_count(requested: int | None) -> int:
     """Returns the requested number of worker processes; for None, one per core.
 
     Raises:
-      ValueError: The requested number is negative.
+      ValueError: If the requested number is negative.
     """
     if requested is None:
         return available_cores()
@@ -46,7 +46,7 @@ def in_order(
         spawned, so a script that uses them needs the `if __name__ == "__main__":` guard.
 
     Raises:
-      RuntimeError: A worker was killed. Exceptions of `function` are raised as they are.
+      RuntimeError: If a worker was killed. Exceptions of `function` are raised as they are.
     """
     if num_workers == 0:
         yield from (function(*arguments) for arguments in work)

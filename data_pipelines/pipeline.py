@@ -66,8 +66,8 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         """Returns the next batch.
 
         Raises:
-          ExampleError: An example could not be read or transformed.
-          WorkerError: A worker process died.
+          ExampleError: If an example could not be read or transformed.
+          WorkerError: If a worker process died.
         """
         if not self._open:
             raise StopIteration
@@ -117,7 +117,7 @@ def train_batches(
         `if __name__ == "__main__":` guard.
 
     Raises:
-      ValueError: An argument is out of range, or the source is empty.
+      ValueError: If an argument is out of range, or the source is empty.
     """
     share = _share(batch_size, process_index, process_count)
     if not 0 <= seed < 2**32 or start_step < 0:

@@ -21,8 +21,8 @@ def create_builder(name: str, data_dir: str | os.PathLike | None = None, **optio
     """Returns the TFDS builder of one of `DATASETS`, a `builders.base.DenseBuilder`.
 
     Raises:
-      ValueError: The name is unknown.
-      RuntimeError: The extra "data" is not installed.
+      ValueError: If the name is unknown.
+      RuntimeError: If the extra "data" is not installed.
     """
     data_dir = os.path.expanduser(data_dir or default_data_dir())
     return _builder_class(name)(data_dir=data_dir, **options)
@@ -50,8 +50,8 @@ class Records:
       tasks: Tasks whose labels each example holds.
 
     Raises:
-      ValueError: The dataset is not prepared there, is incomplete, or has no label for a task.
-      OSError: The dataset cannot be copied from remote storage.
+      ValueError: If the dataset is not prepared there, is incomplete, or has no label for a task.
+      OSError: If the dataset cannot be copied from remote storage.
     """
 
     def __init__(

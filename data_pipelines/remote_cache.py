@@ -44,9 +44,9 @@ def fetch(data_dir: str, name: str, version: str) -> str:
     use.
 
     Raises:
-      ValueError: The dataset is not there, or is incomplete.
-      RuntimeError: No installed package can read such URLs.
-      OSError: The dataset cannot be read, changed meanwhile, or does not fit on the disk.
+      ValueError: If the dataset is not there, or is incomplete.
+      RuntimeError: If no installed package can read such URLs.
+      OSError: If the dataset cannot be read, changed meanwhile, or does not fit on the disk.
     """
     data_dir = data_dir.rstrip("/")
     root = f"{data_dir}/{name}/{version}"

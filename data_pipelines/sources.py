@@ -123,7 +123,7 @@ def open_source(data: DataSettings, tasks: Sequence[Task], split: str) -> Source
     The splits "train" and "test" have no example in common.
 
     Raises:
-      ValueError: The name is unknown (the message lists the valid ones), or the data is missing.
+      ValueError: If the name is unknown (the message lists the valid ones), or the data is missing.
     """
     check_name("data source", data.name, SOURCES)
     check_name("split", split, SPLITS)

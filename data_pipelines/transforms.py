@@ -137,7 +137,7 @@ class Shrink(Transform):
     `factor`, so that labels are exactly `factor` times as high and wide.
 
     Raises:
-      ValueError: The image has fewer rows or columns than `factor`.
+      ValueError: If the image has fewer rows or columns than `factor`.
     """
 
     tasks: tuple[Task, ...]
@@ -252,7 +252,7 @@ class NormaliseAndPad(Transform):
     their ignore value. Adds `size`, the image's height and width without the padding.
 
     Raises:
-      ValueError: The image is larger than `size`.
+      ValueError: If the image is larger than `size`.
     """
 
     tasks: tuple[Task, ...]

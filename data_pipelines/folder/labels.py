@@ -24,7 +24,7 @@ def read_label(task: Task, path: pathlib.Path, size: Size) -> Num[np.ndarray, "h
     """Reads a label as it is in a raw example (`batch.py`); a `size` of None accepts any size.
 
     Raises:
-      DataError: The file is unreadable, has another format or size, or contains invalid values.
+      DataError: If the file is unreadable, has another format or size, or contains invalid values.
     """
     return _FORMATS.get(task.name, _CLASSES)[1](task, path, size)
 

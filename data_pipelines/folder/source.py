@@ -52,7 +52,7 @@ class Folder:
       labelled: Number of labelled images, by task name.
 
     Raises:
-      DataError: Something is missing or wrong; the message names it and the remedy.
+      DataError: If something is missing or wrong; the message names it and the remedy.
     """
 
     def __init__(self, root: str | os.PathLike | None, split: str, tasks: Sequence[Task]):
@@ -145,7 +145,7 @@ def find_folder(root: str | os.PathLike | None) -> pathlib.Path:
     """Returns the folder given as `config.data.dir`.
 
     Raises:
-      DataError: The folder is not set, does not exist, or contains no folder of images.
+      DataError: If the folder is not set, does not exist, or contains no folder of images.
     """
     if root is None:
         raise DataError(

@@ -96,9 +96,9 @@ def ss2d(
       the terms of B's and C's gradients.
 
     Raises:
-      ValueError: A direction, implementation or mesh axis is unknown, an array has the wrong shape
-        or dtype, or the batch is not divisible by the number of devices.
-      NotImplementedError: The forced implementation does not support this call.
+      ValueError: If a direction, implementation or mesh axis is unknown, an array has the wrong
+        shape or dtype, or the batch is not divisible by the number of devices.
+      NotImplementedError: If the forced implementation does not support this call.
     """
     arrays = dict(x=x, dt=dt, dt_weight=dt_weight, dt_bias=dt_bias, A=A, B=B, C=C, D=D)
     directions = _check_directions(directions)
@@ -137,8 +137,8 @@ def selective_scan(
       y in x's dtype.
 
     Raises:
-      ValueError: The implementation is unknown, or an array has the wrong shape or dtype.
-      NotImplementedError: The forced implementation does not support this call.
+      ValueError: If the implementation is unknown, or an array has the wrong shape or dtype.
+      NotImplementedError: If the forced implementation does not support this call.
     """
     arrays = dict(x=x, dt=dt, dt_weight=dt_weight, dt_bias=dt_bias, A=A, B=B, C=C, D=D)
     shapes = {name: shape.replace("h w", "l").replace(" k", "") for name, shape in SHAPES.items()}

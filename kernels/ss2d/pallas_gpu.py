@@ -63,7 +63,7 @@ def _choose_scan(
     forward pass saved.
 
     Raises:
-      NotImplementedError: The step sizes' rank is too high for the shared memory.
+      NotImplementedError: If the step sizes' rank is too high for the shared memory.
     """
     t, b, h, w, d = x.shape
     group_channels = GROUP_CHANNELS if d > NARROW_CHANNELS else GROUP_CHANNELS // 2
@@ -246,7 +246,7 @@ def ss2d_pallas_gpu(*arrays: Array, directions: Sequence[str]) -> Float[Array, "
     """Computes SS2D with fused Hopper kernels; arrays and result are those of `api.ss2d`.
 
     Raises:
-      NotImplementedError: This machine's GPU is not a Hopper GPU, or the step sizes' rank is too
+      NotImplementedError: If this machine's GPU is not a Hopper GPU, or the step sizes' rank is too
         high for the shared memory.
     """
     capability = _compute_capability()

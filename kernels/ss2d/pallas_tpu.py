@@ -25,7 +25,7 @@ def choose_tilings(
     Uses only the shape and dtype of x; `states` is n, `rank` is r.
 
     Raises:
-      NotImplementedError: A tile does not fit in VMEM.
+      NotImplementedError: If a tile does not fit in VMEM.
     """
     h, w, d = x.shape[2:]
     capacity = _vmem_capacity()
@@ -126,7 +126,7 @@ def ss2d_pallas_tpu(*arrays: Array, directions: Sequence[str]) -> Float[Array, "
     """Computes SS2D with fused TPU kernels; arrays and result are those of `api.ss2d`.
 
     Raises:
-      NotImplementedError: Columns are too long, or states too many, for VMEM.
+      NotImplementedError: If columns are too long, or states too many, for VMEM.
     """
     x, dt, _, _, A, *_ = arrays
     tilings = choose_tilings(directions, x, A.shape[-1], dt.shape[-1])

@@ -26,7 +26,7 @@ def report_devices(config: Config, repeats: int, output: pathlib.Path, settings:
       settings: Settings to write to the JSON file.
 
     Raises:
-      ValueError: There is only one device, or the configuration is invalid.
+      ValueError: If there is only one device, or the configuration is invalid.
     """
     count = jax.device_count()
     if count == 1:

@@ -33,7 +33,7 @@ def report_input(
       settings: Settings to note in the JSON file.
 
     Raises:
-      ValueError: The data is missing.
+      ValueError: If the data is missing.
     """
     source = open_source(config.data, config.tasks.selected, "train")
     cores = available_cores()

@@ -63,7 +63,7 @@ def default_implementation(arguments: Sequence[jax.Array]) -> str:
     """Returns the name of the backend that `ss2d` chooses for these arrays on this machine.
 
     Raises:
-      NotImplementedError: No backend supports this call.
+      NotImplementedError: If no backend supports this call.
     """
     names = tuple(PLATFORMS.values())
     branches = {name: functools.partial(jnp.int32, i) for i, name in enumerate(PLATFORMS)}
@@ -81,7 +81,7 @@ def check_ss2d(specs: Sequence[str], implementations: Sequence[str], dtype: str)
     """Checks the arguments of `ss2d_records`.
 
     Raises:
-      ValueError: A name is unknown; the message suggests the closest and lists the valid ones.
+      ValueError: If a name is unknown; the message suggests the closest and lists the valid ones.
     """
     for name in specs:
         check_name("spec", name, SPECS)
@@ -107,7 +107,7 @@ def ss2d_records(
       repeats: Number of timing samples.
 
     Raises:
-      ValueError: A name is unknown.
+      ValueError: If a name is unknown.
     """
     check_ss2d(specs, implementations, dtype)
     for name in specs:
@@ -182,7 +182,7 @@ def model_record(what: str, config: Config, repeats: int) -> Record:
       repeats: Number of timing samples.
 
     Raises:
-      ValueError: The configuration is invalid.
+      ValueError: If the configuration is invalid.
     """
     check_name("program", what, MODEL_PROGRAMS)
     create = {"step": _train_program, "inference": _predict_program}[what]

@@ -37,8 +37,8 @@ def encoder_from_torch(state_dict: Mapping[str, np.ndarray], encoder: Swin) -> n
       encoder: It may be abstract (`nnx.eval_shape`) and is not modified.
 
     Raises:
-      ValueError: There is no encoder, the encoder has another size, or names, shapes or values do
-        not fit. The message lists them.
+      ValueError: If there is no encoder, the encoder has another size, or names, shapes or values
+        do not fit. The message lists them.
     """
     contents = identify(state_dict)
     if (naming := contents.naming) is None:
@@ -64,7 +64,7 @@ def encoder_to_torch(
         classifiers ("timm", "microsoft") have no LayerNorm for the first three outputs.
 
     Raises:
-      ValueError: The family is unknown, or it has no names for norms that are not the identity.
+      ValueError: If the family is unknown, or it has no names for norms that are not the identity.
     """
     naming = default_naming(naming) if isinstance(naming, str) else naming
     nameless = [i for i, name in enumerate(naming.norms) if name is None]
@@ -85,7 +85,7 @@ def check_size(contents: Contents, encoder: Swin) -> None:
     """Checks that the encoder in a state dict has the size of another, except for the window.
 
     Raises:
-      ValueError: The sizes differ. The message describes both.
+      ValueError: If the sizes differ. The message describes both.
     """
     ours = encoder_size(encoder)
     if contents.size and dataclasses.replace(contents.size, window=ours.window) != ours:

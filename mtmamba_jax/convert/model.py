@@ -37,9 +37,9 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nnx.Module) -> nnx.S
         (`nnx.eval_shape`) and is not modified.
 
     Raises:
-      ValueError: The state dict is of another model or size, or tensors are missing, unexpected,
+      ValueError: If the state dict is of another model or size, or tensors are missing, unexpected,
         not finite or of a wrong shape. The message lists them.
-      TypeError: The class of the model is not supported.
+      TypeError: If the class of the model is not supported.
     """
     if isinstance(model, Swin):
         return encoder_from_torch(state_dict, model)
@@ -82,7 +82,7 @@ def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
       model: An `MTMamba` or `MTMambaPlus` with a `Swin`, or a `Swin` alone.
 
     Raises:
-      TypeError: The class of the model is not supported.
+      TypeError: If the class of the model is not supported.
     """
     if isinstance(model, Swin):
         return encoder_to_torch(model)
@@ -106,7 +106,7 @@ def find_official_model(model: nnx.Module) -> OfficialModel:
     """Returns the official code's counterpart of a model.
 
     Raises:
-      TypeError: There is none.
+      TypeError: If there is none.
     """
     what = type(model).__name__
     if isinstance(model, MTMamba):

@@ -71,7 +71,7 @@ def default_naming(family: str) -> Naming:
     """Returns the naming of published files of a family.
 
     Raises:
-      ValueError: The family is unknown; the message lists the valid ones.
+      ValueError: If the family is unknown; the message lists the valid ones.
     """
     check_name("family of Swin encoders", family, FAMILIES)
     names = FAMILIES[family]
@@ -83,7 +83,7 @@ def find_naming(tensors: Iterable[str]) -> Naming:
     """Returns the naming of the Swin encoder in a state dict, found by the names in it.
 
     Raises:
-      ValueError: The state dict has no Swin encoder or several. The message lists the names that
+      ValueError: If the state dict has no Swin encoder or several. The message lists the names that
         were searched for.
     """
     names = set(tensors)
@@ -165,7 +165,7 @@ def identify(tensors: Mapping[str, np.ndarray]) -> Contents:
     """Identifies the model in a state dict.
 
     Raises:
-      ValueError: The state dict has neither a model of the official code nor one Swin encoder.
+      ValueError: If the state dict has neither a model of the official code nor one Swin encoder.
     """
     found = (each for each in OFFICIAL_MODELS if any(n.startswith(each.mark) for n in tensors))
     official = next(found, None)
@@ -184,7 +184,7 @@ def check_no_prefix(names: Iterable[str]) -> None:
     """Checks that a state dict without a known model is not a whole model below a prefix.
 
     Raises:
-      ValueError: It is a model of the official code, but its names have a prefix.
+      ValueError: If it is a model of the official code, but its names have a prefix.
     """
     marks = "|".join(re.escape(each.mark) for each in OFFICIAL_MODELS)
     matches = (re.match(rf"(.*?\.)(?:{marks})", name) for name in names)

@@ -49,7 +49,7 @@ def from_tensors(
       context: Text to append to the error message.
 
     Raises:
-      ValueError: Parameters have no rule, or tensors are missing, unexpected, not finite or of a
+      ValueError: If parameters have no rule, or tensors are missing, unexpected, not finite or of a
         wrong shape or dtype. The message lists the first names of each problem and the number of
         the others.
     """
@@ -90,7 +90,7 @@ def to_tensors(
     `from_tensors`; a state may hold weights or gradients.
 
     Raises:
-      ValueError: Parameters have no rule. The message lists them.
+      ValueError: If parameters have no rule. The message lists them.
     """
     parameters = _flatten(model, skipped_parameters)
     bound, no_rule = bind(parameters, rules, tasks, order)

@@ -45,10 +45,10 @@ def read_weights(source: str | os.PathLike) -> dict[str, np.ndarray]:
         folder) or one of `TORCH`; or `hf:REPO` or `hf:REPO@REVISION`, see `download`.
 
     Raises:
-      ValueError: The file or repository does not exist, or does not contain weights. The message
+      ValueError: If the file or repository does not exist, or does not contain weights. The message
         names it and the remedy.
-      RuntimeError: A package is not installed.
-      OSError: The file cannot be read or downloaded.
+      RuntimeError: If PyTorch is not installed.
+      OSError: If the file cannot be read or downloaded.
     """
     source = os.fspath(source)
     path = download(source) if source.startswith(HUB) else pathlib.Path(source)
@@ -80,7 +80,7 @@ def write_safetensors(
     """Writes a safetensors file with `metadata` in its header, atomically over an existing one.
 
     Raises:
-      OSError: The file cannot be written, or the disk is full.
+      OSError: If the file cannot be written, or the disk is full.
     """
     # The library ignores strides. (np.ascontiguousarray would add an axis to scalars.)
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
@@ -96,8 +96,8 @@ def write_torch(
     All names have the prefix of DistributedDataParallel, which the official code wraps models in.
 
     Raises:
-      RuntimeError: PyTorch is not installed.
-      OSError: The file cannot be written, or the disk is full.
+      RuntimeError: If PyTorch is not installed.
+      OSError: If the file cannot be written, or the disk is full.
     """
     torch = _import_torch(path, "written")
     state = {_DISTRIBUTED + k: torch.from_numpy(np.array(v)) for k, v in arrays.items()}
@@ -109,7 +109,7 @@ def find_writer(path: str | os.PathLike) -> Callable:
     """Returns `write_safetensors` or `write_torch`, depending on the ending of the file name.
 
     Raises:
-      ValueError: The ending is unknown.
+      ValueError: If the ending is unknown.
     """
     name = os.fspath(path)
     if name.endswith(SAFETENSORS):
@@ -263,8 +263,8 @@ def download(source: str) -> pathlib.Path:
     branch, tag or commit. Returns the path of the file or the index.
 
     Raises:
-      ValueError: The repository, the revision or the file does not exist.
-      OSError: The download failed.
+      ValueError: If the repository, the revision or the file does not exist.
+      OSError: If the download failed.
     """
     import huggingface_hub  # slow to import
 

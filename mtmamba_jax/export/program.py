@@ -52,7 +52,7 @@ def choose_scan(platform: str, scan: str | None, batch: int | None) -> str:
     """Returns the scan of an artifact, "fused" or "xla": `scan`, by default the best available.
 
     Raises:
-      ValueError: The fused scan is not available for the platform or for any number of images.
+      ValueError: If the fused scan is not available for the platform or for any number of images.
     """
     scan = scan or ("fused" if platform in FUSED else "xla")
     if scan == "fused" and platform not in FUSED:
@@ -87,7 +87,7 @@ def export_program(
       scan: Result of `choose_scan`.
 
     Raises:
-      NotImplementedError: The fused scan does not support this model.
+      NotImplementedError: If the fused scan does not support this model.
     """
     implementation = FUSED[platform] if scan == "fused" else "xla"
     config = config.replace(model={"scan_implementation": implementation})
@@ -148,7 +148,7 @@ def check_output(folder: pathlib.Path) -> None:
     """Checks that a folder can be written as an artifact: it is new, empty or an older artifact.
 
     Raises:
-      ValueError: The folder is something else. It is not changed.
+      ValueError: If the folder is something else. It is not changed.
     """
     if not folder.exists() and not folder.is_symlink():
         return
@@ -170,7 +170,7 @@ def write_artifact(
     `weights` are those of `name_weights`, `card` is the result of `create_card`.
 
     Raises:
-      OSError: The artifact cannot be written, or the disk is full.
+      OSError: If the artifact cannot be written, or the disk is full.
     """
     check_output(folder)
     needed = sum(array.nbytes for array in weights.values())

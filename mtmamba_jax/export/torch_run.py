@@ -55,7 +55,7 @@ def convert(
       overrides: Values of configuration keys as text, by key.
 
     Raises:
-      ValueError: The model or the encoder is unknown, or does not fit the configuration.
+      ValueError: If the model or the encoder is unknown, or does not fit the configuration.
     """
     contents = identify(tensors)
     if contents.official is None:
@@ -89,7 +89,7 @@ def find_recipe(contents: Contents) -> str:
     """Returns the name of the configuration of a published model, found by the model's tasks.
 
     Raises:
-      ValueError: No published model has these tasks.
+      ValueError: If no published model has these tasks.
     """
     plus = contents.official is not None and MODELS["mtmamba_plus"] is contents.official.model
     for recipe in DATASETS:  # each has a configuration of its name
@@ -153,7 +153,7 @@ def check_target(place: str) -> None:
     """Checks that weights can be written to a place, before they are read.
 
     Raises:
-      ValueError: The place is a run already, or has an ending that is not supported.
+      ValueError: If the place is a run already, or has an ending that is not supported.
     """
     if place.endswith(TORCH):
         raise ValueError(
@@ -180,7 +180,7 @@ def write_run(converted: Converted, workdir: epath.PathLike, source: str) -> Non
     `config.init.encoder`. `source` is the name of the file that the weights are from.
 
     Raises:
-      OSError: The run cannot be written.
+      OSError: If the run cannot be written.
     """
     directory, config = RunDirectory(workdir), converted.config
     weights = jax.tree.map(np.asarray, split_model(converted.model)[1])
@@ -197,7 +197,7 @@ def write_file(converted: Converted, path: epath.PathLike, source: str) -> None:
     """Writes weights as a safetensors file with the names of the official code.
 
     Raises:
-      OSError: The file cannot be written.
+      OSError: If the file cannot be written.
     """
     about = {"source": source, "holds": str(converted.contents)}
     write_safetensors(path, to_torch(converted.model), about)

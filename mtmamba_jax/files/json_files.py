@@ -13,7 +13,7 @@ def write_json(path: epath.PathLike, record: object) -> None:
     """Writes a record as an indented JSON file, completely or not at all; see `to_json`.
 
     Raises:
-      OSError: The file cannot be written.
+      OSError: If the file cannot be written.
     """
     write_atomically(path, (to_json(record, indent=2) + "\n").encode())
 

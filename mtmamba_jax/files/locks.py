@@ -23,8 +23,8 @@ def locked(path: pathlib.Path, activity: str, *, wait: bool) -> Iterator[None]:
       wait: Whether to wait while another process holds the lock, or to raise.
 
     Raises:
-      OSError: Another process holds the lock, or the folder cannot be written.
-      NoLocksError: The file system or the operating system does not support locks.
+      OSError: If another process holds the lock, or the folder cannot be written.
+      NoLocksError: If the file system or the operating system does not support locks.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

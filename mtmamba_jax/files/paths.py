@@ -27,7 +27,7 @@ def user_cache_folder() -> pathlib.Path:
     On Linux that is `$XDG_CACHE_HOME/mtmamba_jax`, by default `~/.cache/mtmamba_jax`.
 
     Raises:
-      RuntimeError: The user has no home folder and no cache folder is set.
+      RuntimeError: If the user has no home folder and no cache folder is set.
     """
     folder = platformdirs.user_cache_path("mtmamba_jax")
     if not folder.is_absolute():  # "~/...": older releases of platformdirs return it as it is
@@ -70,7 +70,7 @@ def write_atomically(path: epath.PathLike, contents: bytes) -> None:
     Local files are written under a temporary name and then renamed; buckets are atomic anyway.
 
     Raises:
-      OSError: The file cannot be written.
+      OSError: If the file cannot be written.
     """
     path = epath.Path(path)
     if is_remote(path):
@@ -98,7 +98,7 @@ def replacing(path: pathlib.Path, needed: int, what: str, remedy: str) -> Iterat
       remedy: What to do if the disk is full, for messages.
 
     Raises:
-      OSError: The disk does not have the space.
+      OSError: If the disk does not have the space.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     check_free_space(needed, path.parent, what, remedy)
@@ -114,7 +114,7 @@ def check_writable_scheme(path: str | os.PathLike, flag: str) -> None:
     """Checks that a path is a local folder or a gs:// URL, which runs can be written to.
 
     Raises:
-      ValueError: The path has another URL scheme. The message names the `flag` that gave it.
+      ValueError: If the path has another URL scheme. The message names the `flag` that gave it.
     """
     scheme, found, _ = os.fspath(path).partition("://")
     if found and scheme != "gs":
@@ -128,7 +128,7 @@ def check_free_space(needed: int, folder: pathlib.Path, what: str, remedy: str) 
     """Checks that the disk of a folder has `needed` bytes of free space for `what`.
 
     Raises:
-      OSError: It does not. The message also gives the `remedy`.
+      OSError: If it does not. The message also gives the `remedy`.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:

@@ -93,7 +93,7 @@ def plan_records(what: str, config: Config, topology: Topology) -> Iterator[Reco
       topology: Devices to compile for.
 
     Raises:
-      ValueError: The configuration is invalid, or the batch does not split over the devices.
+      ValueError: If the configuration is invalid, or the batch does not split over the devices.
     """
     check_name("program", what, MODEL_PROGRAMS)
     _check_batch(what, config, topology)

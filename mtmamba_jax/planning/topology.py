@@ -104,8 +104,8 @@ def find(name: str) -> Topology:
       name: One of `TPUS` and a shape in chips, or one of `GPUS` and a number of GPUs in one host.
 
     Raises:
-      ValueError: There is no such topology; the message lists kinds and shapes.
-      RuntimeError: The compiler for the topology is not installed.
+      ValueError: If there is no such topology; the message lists kinds and shapes.
+      RuntimeError: If the compiler for the topology is not installed.
     """
     kind, _, shape = name.partition(":")
     check_name("topology", kind, [*TPUS, *GPUS])
