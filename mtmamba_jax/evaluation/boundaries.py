@@ -32,7 +32,7 @@ class Benchmark:
     Attributes:
       task: Task whose predictions are scored.
       dataset: `config.data.name`.
-      label_kind: What the labels hold, a key of `folders.LABEL_KINDS`.
+      label_kind: Key of `folders.LABEL_KINDS`.
       max_distance: Maximum distance of matched pixels, as a fraction of the image diagonal.
       labels: Folder of NAME.png or NAME.mat; None for the test set's own labels.
       excluded: IDs that are not scored.

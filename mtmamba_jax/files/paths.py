@@ -94,8 +94,8 @@ def replacing(path: pathlib.Path, needed: int, what: str, remedy: str) -> Iterat
     Args:
       path: A local path; its folder is made.
       needed: Bytes that the new file or folder takes.
-      what: What is written, for messages.
-      remedy: What to do if the disk is full, for messages.
+      what: Subject of messages, such as "The artifact".
+      remedy: Advice to give if the disk is full.
 
     Raises:
       OSError: If the disk does not have the space.

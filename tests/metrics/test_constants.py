@@ -11,7 +11,7 @@ from tests.metrics.scored_sets import KINDS, ONE, SPLITS, cut, random_set, score
 
 
 def best_logits(constant, sums):
-    """Returns the network's output for one pixel that stands for the best constant."""
+    """Returns the network's output for one pixel whose prediction is the best constant."""
     match constant.task.metric:
         case "segmentation":
             return np.eye(constant.task.channels)[np.argmax(sums["labelled"])]

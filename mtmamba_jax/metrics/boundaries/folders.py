@@ -151,7 +151,7 @@ def count_prediction(
     Args:
       levels: Predicted probability times 255.
       label: Label values.
-      label_kind: What the label holds, a key of `LABEL_KINDS`.
+      label_kind: Key of `LABEL_KINDS`.
       max_distance: Maximum distance of matched pixels, as a fraction of the image diagonal.
       ignore: Value of unlabelled pixels. They and their neighbours hold no true contour, and
         predictions on them do not count. None if every pixel is labelled.
