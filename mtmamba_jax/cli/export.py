@@ -10,7 +10,7 @@ from mtmamba_jax.cli.console import parse_size
 from mtmamba_jax.convert import to_torch
 from mtmamba_jax.convert.weight_files import find_writer
 from mtmamba_jax.export import program as export
-from mtmamba_jax.export.model_card import create_card, describe_run
+from mtmamba_jax.export.model_card import NEEDS, create_card, describe_run
 from mtmamba_jax.files.json_files import to_json
 
 
@@ -39,7 +39,8 @@ def run(options: argparse.Namespace) -> int:
     export.write_artifact(output, program, export.name_weights(run.parameters), card)
     print(
         f"Wrote {output}: the program, its weights, model_card.md (inputs and outputs) and run.py\n"
-        f"Next: python {output / export.SCRIPT} IMAGE.npy, on any machine with jax and flatbuffers"
+        f"Next: python {output / export.SCRIPT} IMAGE.npy, on any machine with jax, flatbuffers "
+        f"and {NEEDS[options.platform, scan]}"
     )
     return 0
 

@@ -145,8 +145,8 @@ def _plan(command: argparse.ArgumentParser) -> None:
 
 def _sweep(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    _add_config(command, required=True, help="NAME of configs/, such as ablations")
-    add("--rows", metavar="NAME,...", help="variants; * matches any text (all)")
+    _add_config(command, required=True, help="NAME of configs/ or path of a file, with VARIANTS")
+    add("--rows", metavar="NAME,...", help="variants; * matches any text (all that have a name)")
     add("--seeds", default="0", metavar="N,...", help="seeds of each variant (0)")
     add("--workdir", help="folder for the work directories (runs/NAME)")
     add("--print", action="store_true", help="only print the commands of unfinished runs")

@@ -16,5 +16,9 @@ def run(options: argparse.Namespace) -> int:
         text, fits = plan_json(options.what, config, topology)
         print(text)
         return 0 if fits else 1
-    print(f"Compiling {describe_program(options.what, config)}, for {topology.name}", flush=True)
+    print(
+        f"Compiling {describe_program(options.what, config)}, for {topology.name}: a minute for a "
+        "small model, several for Swin-Large",
+        flush=True,
+    )
     return 0 if report_plan(options.what, config, topology) else 1

@@ -55,7 +55,7 @@ def train_once(
         f"\nTook {(time.monotonic() - start) / 60:.1f} minutes. Wrote to {workdir}:"
         f"\n  panels/         {len(result.panels)} test images with predictions, labels and errors"
         "\n  metrics.jsonl   all logged numbers"
-        "\n  tensorboard/    the same with images: tensorboard --logdir DIR"
+        "\n  tensorboard/    the same with images, for TensorBoard: pip install tensorboard"
         "\n  best/, latest/  checkpoints\n"
         "\nNext:"
         f"\n  {program_name()} predict --workdir={workdir} PHOTO_OR_FOLDER..."

@@ -31,7 +31,7 @@ _LICENSES = LICENSES | {
     "folder": "Those of the owner of the images and labels.",
 }
 
-_NEEDS = {
+NEEDS = {
     ("cuda", "fused"): "an NVIDIA Hopper GPU (H100, H200)",
     ("cuda", "xla"): "an NVIDIA GPU",
     ("tpu", "fused"): "a TPU",
@@ -58,7 +58,7 @@ def create_card(run: Run, program: Exported, *, checkpoint: str, scan: str) -> d
         "program": {
             "platform": platform,
             "scan": scan,
-            "needs": _NEEDS[platform, scan],
+            "needs": NEEDS[platform, scan],
             "exported_with": versions(),
             "imports": _IMPORTS.get((platform, scan), []),
             "compiler_options": compiler_options({"cuda": "gpu"}.get(platform, platform)),

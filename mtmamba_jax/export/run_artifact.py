@@ -1,7 +1,8 @@
 """Predicts maps of images with JAX alone: `python run.py IMAGE.npy ...` writes TASK.npy files.
 
-Install it with `pip install jax flatbuffers`. model_card.md lists the oldest supported version of
-jax, the size and number of the images (uint8 RGB [h w 3]) and the meaning of the maps.
+Install it with `pip install jax flatbuffers` (`jax[cuda13]` for NVIDIA GPUs, `jax[tpu]` for TPUs).
+model_card.md lists the oldest supported version of jax, the size and number of the images (uint8
+RGB [h w 3]) and the meaning of the maps.
 """
 
 import importlib

@@ -26,7 +26,10 @@ def report_plan(what: str, config: Config, topology: Topology) -> bool:
 
 
 def _report_options(records: Iterator[Record]) -> None:
-    print("\nSettings that may use less memory, each added to those above that do:", flush=True)
+    print(
+        "\nSettings that may use less memory, compiled in turn, each added to those above that do:",
+        flush=True,
+    )
     record, before = None, {}
     for record in records:
         new = {k: v for k, v in record["settings"].items() if before.get(k) != v}
