@@ -85,7 +85,7 @@ class CachedSource:
     cache, so together they hold up to `num_workers * max_bytes`.
 
     Raises:
-      ValueError: `max_bytes`, the bound on the size of the kept arrays, is negative.
+      ValueError: If `max_bytes`, the bound on the size of the kept arrays, is negative.
     """
 
     def __init__(self, source: Source, max_bytes: int):

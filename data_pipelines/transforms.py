@@ -309,7 +309,7 @@ def train_transforms(
     window = (crop_size[0] * label_scale, crop_size[1] * label_scale)
     return (
         RandomZoomCrop(tasks, window, augment),
-        *((Shrink(tasks, label_scale),) if label_scale > 1 else ()),
+        *_shrink(tasks, label_scale),
         RandomFlip(tasks, augment.flip_probability),
         ColourJitter(augment),
         IgnoreUnannotated(tasks),
@@ -326,7 +326,11 @@ def eval_transforms(
     """
     tasks = tuple(tasks)
     return (
-        *((Shrink(tasks, label_scale),) if label_scale > 1 else ()),
+        *_shrink(tasks, label_scale),
         IgnoreUnannotated(tasks),
         NormaliseAndPad(tasks, size, label_scale),
     )
+
+
+def _shrink(tasks: tuple[Task, ...], factor: int) -> tuple[Shrink, ...]:
+    return (Shrink(tasks, factor),) if factor > 1 else ()

@@ -14,7 +14,7 @@ from mtmamba_jax.data_pipelines.pipeline import Source
 from mtmamba_jax.data_pipelines.sources import open_source
 from mtmamba_jax.files.json_files import to_json
 from mtmamba_jax.messages import markdown_table, short
-from mtmamba_jax.training.train import open_batches
+from mtmamba_jax.training.batches import open_batches
 
 _PREFETCHED = 2  # batches that each worker prepares ahead
 _PACKAGES = ("grain", "numpy", "opencv-python-headless")

@@ -30,7 +30,7 @@ _NUM_SAMPLES = 8
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command."""
+    """Prepares a dataset, reads it back with --check, and prints what to do next."""
     workers = worker_count(options.workers)
     given = options.dataset, options.source, options.data_dir
     builder = prepare(*given, allow_partial=options.allow_partial, num_workers=workers)

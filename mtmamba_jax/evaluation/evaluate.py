@@ -179,7 +179,7 @@ def _create_value_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
 
 
 def _create_constant_step(tasks: Sequence[Task], mesh: Mesh) -> Callable:
-    """Returns `step(batch) -> {task: counts}` for each task's best constant prediction."""
+    """Returns `step(batch) -> {task: sums}` for each task's best constant prediction."""
     constants = {task.name: create_constant(task) for task in tasks}
 
     def step(batch):

@@ -39,7 +39,7 @@ def parse_batch(text: str) -> int | None:
     """Parses the number of images that a program takes; None means any number.
 
     Raises:
-      ValueError: `text` is neither a positive number nor "any".
+      ValueError: If `text` is neither a positive number nor "any".
     """
     if text == "any":
         return None

@@ -5,7 +5,6 @@ import dataclasses
 import signal
 from collections.abc import Callable, Mapping
 
-import jax
 from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
@@ -17,12 +16,12 @@ from mtmamba_jax.checkpoints.run_lock import LockedRunDirectory, lock
 from mtmamba_jax.checkpoints.save import CheckpointWriter, check_room
 from mtmamba_jax.checkpoints.warm_start import check_sources, warm_start
 from mtmamba_jax.config import Config
-from mtmamba_jax.data_pipelines.pipeline import Batches, Source, train_batches
 from mtmamba_jax.data_pipelines.sources import open_source
 from mtmamba_jax.devices.processes import fail_together, is_first
 from mtmamba_jax.devices.sharding import create_mesh
 from mtmamba_jax.evaluation.evaluate import Evaluator
 from mtmamba_jax.metrics import Scores
+from mtmamba_jax.training.batches import open_batches
 from mtmamba_jax.training.clock import Clock, seconds_at_peak
 from mtmamba_jax.training.loop import Loop, Monitors
 from mtmamba_jax.training.optimizer import create_optimizer
@@ -178,23 +177,6 @@ def _open_monitors(
     profiler = Profile(profile if is_first() else None, directory.local)
     _close_at_end(stack, profiler.close)
     return Monitors(report, clock, profiler)
-
-
-def open_batches(config: Config, source: Source, start_step: int = 0) -> Batches:
-    """Returns this process's share of the training batches after `start_step`."""
-    return train_batches(
-        source,
-        config.tasks.selected,
-        crop_size=config.data.size,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        augment=config.augment,
-        label_scale=config.data.label_scale,
-        start_step=start_step,
-        num_workers=config.data.num_workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
 
 
 def check_start(config: Config, directory: RunDirectory) -> None:

@@ -12,12 +12,13 @@ from mtmamba_jax.data_pipelines.sources import open_source
 from mtmamba_jax.devices.sharding import create_mesh, put_batch
 from mtmamba_jax.tasks.table import select
 from mtmamba_jax.training import nonfinite, state
+from mtmamba_jax.training.batches import open_batches
 from mtmamba_jax.training.nonfinite import NonFiniteError
 from mtmamba_jax.training.optimizer import create_optimizer
 from mtmamba_jax.training.report import read_metrics
 from mtmamba_jax.training.state import create_state
 from mtmamba_jax.training.step import create_train_step
-from mtmamba_jax.training.train import open_batches, train
+from mtmamba_jax.training.train import train
 from tests.pixel_model import build_pixel_model
 from tests.tiny import tiny_config
 

@@ -41,8 +41,8 @@ def create_tpu_mesh(topology: str, devices: int = 1) -> Mesh:
       devices: Size of the mesh.
 
     Raises:
-      ValueError: libtpu does not know the topology.
-      RuntimeError: libtpu is not installed.
+      ValueError: If libtpu does not know the topology.
+      RuntimeError: If libtpu is not installed.
     """
     stay_on_cpu()
     return Mesh(np.array(find_tpus(topology)[:devices]), ("data",))

@@ -28,8 +28,8 @@ def find_tpus(name: str) -> Sequence[jax.Device]:  # pyright: ignore[reportInval
       name: Kind of TPU and its shape in chips, such as "v5e:2x2".
 
     Raises:
-      ValueError: libtpu does not know the topology.
-      RuntimeError: libtpu is not installed.
+      ValueError: If libtpu does not know the topology.
+      RuntimeError: If libtpu is not installed.
     """
     # Without these variables libtpu queries the network for the TPU it runs on, warns that there is
     # none, and refuses to compile in two processes at once. Any TPU type will do.
