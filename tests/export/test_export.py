@@ -14,7 +14,7 @@ from mtmamba_jax.checkpoints import load as runs
 from mtmamba_jax.checkpoints.run_directory import RunDirectory
 from mtmamba_jax.checkpoints.save import CheckpointWriter
 from mtmamba_jax.cli import main as cli
-from mtmamba_jax.data_pipelines.transforms import eval_transforms
+from mtmamba_jax.data_pipelines.transforms import eval_transforms, normalise
 from mtmamba_jax.export import model_card
 from mtmamba_jax.export import program as export
 from mtmamba_jax.kernels import ss2d
@@ -103,7 +103,11 @@ def test_an_artifact_agrees_with_the_model_in_a_process_that_has_only_jax(tiny_r
     tasks = config.tasks.selected
     (transform,) = eval_transforms((), (32, 64))[1:]
     examples = [transform({"image": image}, np.random.default_rng(0)) for image in images]
-    normalised = np.stack([example["image"] for example in examples])
+    # Programs normalise with JAX and the pipeline with a table. Their last bits differ, which this
+    # random model amplifies twentyfold, beyond the tolerance below (jax 0.12).
+    normalised = jax.jit(normalise)(images.astype(np.float32))
+    for ours, example in zip(normalised, examples, strict=True):
+        np.testing.assert_allclose(ours, example["image"], rtol=0, atol=1e-6)
     logits = jax.jit(lambda p, x: nnx.merge(graph, p)(x))(parameters, normalised)
     for task in tasks:
         expected = to_value(task, logits[task.name])
