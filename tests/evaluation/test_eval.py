@@ -231,18 +231,27 @@ def evaluate_in(count, *arguments):
     finish(start_each(command, count, *arguments, "--odsf", "--workers=1"))
 
 
-def test_several_processes_save_and_count_what_one_does(workdir, tmp_path):
-    results = {}
-    for count in (1, 2):
-        folder = tmp_path / str(count)
-        evaluate_in(count, f"--workdir={workdir}", f"--save_predictions={folder}")
-        curve = (workdir / "boundaries_best" / "curve.csv").read_text()
-        results[count] = files_below(folder), curve, scores_of(workdir)["scores"]["edge"]["odsF"]
-    assert len(results[1][0]) == 4 * len(NAMES) + 1
-    assert results[2] == results[1]
+@pytest.fixture(scope="module")
+def of_one_process(workdir):
+    """The predictions that one process saves, what it writes beside the curve, and its odsF."""
+    evaluate_in(1, f"--workdir={workdir}", "--save_predictions")
+    return results(workdir, workdir / "predictions_best")
 
 
-def test_a_run_in_a_bucket_has_its_predictions_and_curve_there(workdir, tmp_path, monkeypatch):
+def results(workdir, predictions):
+    odsf = scores_of(workdir)["scores"]["edge"]["odsF"]
+    return files_below(predictions), files_below(workdir / "boundaries_best"), odsf
+
+
+def test_several_processes_save_and_count_what_one_does(workdir, of_one_process, tmp_path):
+    evaluate_in(2, f"--workdir={workdir}", f"--save_predictions={tmp_path}")
+    assert len(of_one_process[0]) == 4 * len(NAMES) + 1
+    assert results(workdir, tmp_path) == of_one_process
+
+
+def test_a_run_in_a_bucket_has_its_predictions_and_curve_there(
+    workdir, of_one_process, tmp_path, monkeypatch
+):
     place = f"gs://{BUCKET}/run"
     with serve_bucket() as environment:
         for name, value in environment.items():
@@ -256,9 +265,8 @@ def test_a_run_in_a_bucket_has_its_predictions_and_curve_there(workdir, tmp_path
         evaluate_in(1, f"--workdir={place}", "--save_predictions")
         for name in ("predictions_best", "boundaries_best"):
             copy("get", f"{place}/{name}", str(tmp_path / name))
-    evaluate_in(1, f"--workdir={workdir}", "--save_predictions")
-    for name in ("predictions_best", "boundaries_best"):
-        found, wanted = (files_below(folder / name) for folder in (tmp_path, workdir))
+    for name, wanted in zip(("predictions_best", "boundaries_best"), of_one_process, strict=False):
+        found = files_below(tmp_path / name)
         assert found.keys() == wanted.keys()
         # The record names the place.
         assert {n for n in found if found[n] != wanted[n]} <= {"predictions.json"}

@@ -13,6 +13,7 @@ from mtmamba_jax.kernels.ss2d.arg_specs import ODD, ArgSpec
 
 NAMES = ("y", "x", "dt", "dt_weight", "dt_bias", "A", "B", "C", "D")
 ACTIVATIONS = (0, 1, 5, 6)
+REVERSED = DIRECTIONS[::-1][:3]
 
 # Both sides sum in float32 in different orders: about sqrt(terms) rounding errors of 6e-8, with at
 # most a few thousand terms in a sum. Measured: at most 8e-7 on a CPU and 5.5e-6 on a GPU, whose
@@ -112,8 +113,8 @@ class SS2DSuite:
     @pytest.mark.parametrize(
         "directions",
         mark_slow(
-            [*((one,) for one in DIRECTIONS), DIRECTIONS[::-1][:3]],
-            (("row",), ("column_reversed",), DIRECTIONS[::-1][:3]),
+            [*((one,) for one in DIRECTIONS), REVERSED],
+            (("row",), ("column_reversed",), REVERSED),
         ),
     )
     @pytest.mark.parametrize("size", [pytest.param(0, marks=pytest.mark.slow), 1])

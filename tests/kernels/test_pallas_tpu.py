@@ -7,7 +7,7 @@ from jax.experimental.pallas import tpu as pltpu
 from mtmamba_jax.kernels.ss2d import DIRECTIONS, pallas_tpu
 from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ODD, ArgSpec
 from mtmamba_jax.kernels.ss2d.mosaic_tpu import launch, tiling
-from tests.kernels.ss2d_suite import SS2DSuite, mark_slow
+from tests.kernels.ss2d_suite import REVERSED, SS2DSuite, mark_slow
 
 
 def interpreted() -> bool:
@@ -64,6 +64,18 @@ class TestPallasTPU(SS2DSuite):
     def test_value_and_gradients_equal_the_definition(self, name):
         super().test_value_and_gradients_equal_the_definition(name)
 
+    @pytest.mark.parametrize(
+        "directions", mark_slow([*((one,) for one in DIRECTIONS), REVERSED], (REVERSED,))
+    )
+    @pytest.mark.parametrize("size", [pytest.param(0, marks=pytest.mark.slow), 1])
+    def test_directions_in_any_order_equal_the_definition(self, directions, size):
+        super().test_directions_in_any_order_equal_the_definition(directions, size)
+
+    @pytest.mark.parametrize("step_scale", mark_slow([1e-3, 1e3], (1e3,)))
+    def test_tiny_and_large_step_sizes_equal_the_definition(self, step_scale):
+        super().test_tiny_and_large_step_sizes_equal_the_definition(step_scale)
+
+    @pytest.mark.slow  # shard_map, over images too, is not
     def test_vmap_equals_one_call_per_image(self, monkeypatch, clear_caches):
         if interpreted():  # the interpreter does not know the additional axis of the grid
             monkeypatch.setattr(launch, "SEMANTICS", None)
@@ -84,10 +96,11 @@ class TestPallasTPU(SS2DSuite):
         monkeypatch.setattr(tiling, "MAX_PIECES", 1)
         self.check(ArgSpec(2, 9, d=4, n=3, k=1).arguments(), ("row_reversed",))
 
-    @pytest.mark.slow  # the next test has as many states
+    @pytest.mark.slow
     def test_more_states_than_a_register_has_equal_the_definition(self):
         self.check(ArgSpec(2, 3, d=4, n=17).arguments())
 
+    @pytest.mark.slow
     def test_several_groups_of_channels_and_registers_of_maps_equal_the_definition(self):
         spec = ArgSpec(2, 3, d=300, n=17, k=2, r=100)  # two groups of two blocks
         self.check(spec.arguments(), DIRECTIONS[:2])

@@ -12,6 +12,9 @@ from mtmamba_jax.training import state
 from tests.pixel_model import build_pixel_model
 from tests.tiny import TINY
 
+SETTINGS = TINY | {"train.batch_size": "2", "eval.batch_size": "2", "train.steps": "200"}
+SHORT = SETTINGS | {"train.steps": "4", "train.log_every": "4", "train.eval_every": "4"}
+
 
 class BrokenScenes(sources.SyntheticScenes):
     """Scenes of which one cannot be read, after some steps."""
@@ -40,10 +43,7 @@ def fail_once(read):
 if __name__ == "__main__":
     port, index, place, fault = sys.argv[1:]
     state.build = build_pixel_model
-    settings = TINY | {"train.batch_size": "2", "eval.batch_size": "2", "train.steps": "200"}
-    if fault in ("none", "reading"):
-        settings |= {"train.steps": "4", "train.log_every": "4", "train.eval_every": "4"}
-
+    settings = SHORT if fault == "reading" else SETTINGS
     if index == "0" and fault == "room":
         paths.shutil.disk_usage = lambda folder: types.SimpleNamespace(free=100)
     if index == "1":

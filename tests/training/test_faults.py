@@ -7,6 +7,11 @@ import time
 
 import pytest
 
+from mtmamba_jax import config as configuration
+from mtmamba_jax.training import state
+from mtmamba_jax.training.train import train
+from tests.pixel_model import build_pixel_model
+from tests.training.faulty_process import SHORT
 from tests.training.test_processes import ROOT, free_port
 
 
@@ -54,10 +59,10 @@ def test_an_error_before_the_first_step_ends_all_processes_at_once(
     assert "Another process of this run failed at this point" in outputs[1 - index]
 
 
-def test_a_checkpoint_that_one_process_cannot_read_is_renamed_by_all(tmp_path):
+def test_a_checkpoint_that_one_process_cannot_read_is_renamed_by_all(tmp_path, monkeypatch):
     workdir = tmp_path / "run"
-    codes, outputs, _ = end(workdir, "none")
-    assert codes == [0, 0], outputs
+    monkeypatch.setattr(state, "build", build_pixel_model)
+    train(configuration.load("synthetic", SHORT), workdir)
     codes, outputs, _ = end(workdir, "reading")
     assert codes == [0, 0], outputs
     assert (
