@@ -265,7 +265,8 @@ def test_a_run_in_a_bucket_has_its_predictions_and_curve_there(
         evaluate_in(1, f"--workdir={place}", "--save_predictions")
         for name in ("predictions_best", "boundaries_best"):
             copy("get", f"{place}/{name}", str(tmp_path / name))
-    for name, wanted in zip(("predictions_best", "boundaries_best"), of_one_process, strict=False):
+    predictions, boundaries, _ = of_one_process
+    for name, wanted in (("predictions_best", predictions), ("boundaries_best", boundaries)):
         found = files_below(tmp_path / name)
         assert found.keys() == wanted.keys()
         # The record names the place.

@@ -96,7 +96,6 @@ class TestPallasTPU(SS2DSuite):
         monkeypatch.setattr(tiling, "MAX_PIECES", 1)
         self.check(ArgSpec(2, 9, d=4, n=3, k=1).arguments(), ("row_reversed",))
 
-    @pytest.mark.slow
     def test_more_states_than_a_register_has_equal_the_definition(self):
         self.check(ArgSpec(2, 3, d=4, n=17).arguments())
 
