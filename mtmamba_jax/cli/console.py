@@ -35,6 +35,8 @@ def describe_program(what: str, config: Config, kind: str = "") -> str:
 def program_name() -> str:
     """Returns how this process was called, for suggested commands."""
     name = pathlib.Path(sys.argv[0]).name
+    if name == "__main__.py":
+        return "python -m mtmamba_jax"
     return f"python {name}" if name.endswith(".py") else "mtmamba"
 
 

@@ -1,4 +1,5 @@
-"""The command line: `python launch.py COMMAND`, installed as `mtmamba COMMAND`."""
+"""The command line: `python launch.py COMMAND`; once installed, also `mtmamba COMMAND` and
+`python -m mtmamba_jax COMMAND`."""
 
 import argparse
 import importlib

@@ -111,8 +111,8 @@ class TaskLoss(NamedTuple):
 
     @property
     def mean(self) -> jax.Array:
-        """Mean loss; 0 where there is none."""
-        return jnp.where(self.count > 0, self.total / jnp.where(self.count > 0, self.count, 1), 0)
+        """Mean loss; NaN if there is none."""
+        return self.total / self.count
 
 
 def multitask_loss(

@@ -33,7 +33,9 @@ def create_train_step(
 ) -> TrainStep:
     """Returns `step(state, batch) -> (state, numbers)`, which donates the given state.
 
-    The numbers are scalars: `loss` (the total), `loss/<task>`, those of `gradient_norms`, and with
+    The numbers are scalars: `loss` (the total); `loss/<task>`, NaN if no pixel of the batch is
+    labelled for the task; `labelled/<task>`, the number of losses in that mean (images, or 0 or 1
+    batch, depending on `config.loss.reduction`); those of `gradient_norms`; and with
     `config.on_nonfinite="skip"` also `skipped`, the number of steps so far whose loss or gradient
     was not finite. Skipped steps leave parameters and optimizer, with its count, unchanged.
 
@@ -80,6 +82,7 @@ def create_train_step(
         learned = optax.apply_updates(learned, updates)
         parameters = split_model(nnx.merge(structure, learned, statistics))[1]
         numbers = {"loss": total} | {f"loss/{name}": found.mean for name, found in losses.items()}
+        numbers |= {f"labelled/{name}": parts * found.count for name, found in losses.items()}
         numbers |= gradient_norms(gradients, tasks)
         new = TrainState(state.step + 1, parameters, optimizer_state)
         if config.on_nonfinite == "skip":

@@ -1,12 +1,15 @@
 """The commands as a person meets them: what they write, and what a mistake prints."""
 
 import json
+import runpy
+import sys
 
 import cv2
 import numpy as np
 import pytest
 
 from mtmamba_jax.cli import main as cli
+from mtmamba_jax.cli.console import program_name
 from mtmamba_jax.tasks.table import SEMSEG_NYUDV2
 from mtmamba_jax.training.train import train
 from tests.tiny import tiny_config
@@ -57,6 +60,15 @@ def test_mistake_prints_one_message_without_a_stack_trace_and_writes_nothing(
     assert message in error
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_module_is_the_command_line_and_suggests_itself(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/site/mtmamba_jax/__main__.py", "eval", "--workdir=nowhere"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("mtmamba_jax", run_name="__main__")
+    assert ended.value.code == 2
+    assert "nowhere holds no run" in capsys.readouterr().err
+    assert program_name() == "python -m mtmamba_jax"
 
 
 def test_traceback_flag_shows_where_an_error_comes_from(tmp_path):

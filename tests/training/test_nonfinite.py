@@ -10,7 +10,7 @@ from mtmamba_jax.checkpoints.run_directory import RunDirectory
 from mtmamba_jax.data_pipelines import sources
 from mtmamba_jax.data_pipelines.sources import open_source
 from mtmamba_jax.devices.sharding import create_mesh, put_batch
-from mtmamba_jax.tasks.table import select
+from mtmamba_jax.tasks.table import DEPTH, select
 from mtmamba_jax.training import nonfinite, state
 from mtmamba_jax.training.batches import open_batches
 from mtmamba_jax.training.nonfinite import NonFiniteError
@@ -50,6 +50,16 @@ class WorseScenes(sources.SyntheticScenes):
         return example
 
 
+class UnlabelledScenes(sources.SyntheticScenes):
+    """Scenes without a depth wherever the model learns from it."""
+
+    def __getitem__(self, index):
+        example = super().__getitem__(index)
+        if example["id"].startswith("train"):
+            example["depth"][...] = DEPTH.ignore
+        return example
+
+
 def spoiled_steps(config):
     """Returns the steps whose batch holds the broken example."""
     tasks = select(config.tasks.set, config.tasks.names)
@@ -84,6 +94,17 @@ def test_a_nonfinite_loss_stops_the_run_and_skipping_resumes_it(tmp_path, monkey
     assert lines[first]["loss/depth"] is None
     assert lines[20]["skipped"] == 1 + len(others)
     assert all(np.isfinite(lines[step]["loss"]) for step in lines if step not in (first, *others))
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+def test_loss_without_a_label_is_null_and_no_fault(on_nonfinite, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sources, "SyntheticScenes", UnlabelledScenes)
+    train(tiny_config(on_nonfinite=on_nonfinite), tmp_path)
+    assert "warning: step" not in capsys.readouterr().out
+    lines = [line for line in read_metrics(tmp_path) if line["kind"] == "train"]
+    assert [line["loss/depth"] for line in lines] == [None] * 20
+    assert all(line["labelled/depth"] == 0 for line in lines)
+    assert all(line["loss/semseg"] > 0 and np.isfinite(line["loss"]) for line in lines)
 
 
 def test_a_skipped_step_changes_nothing_but_the_count_of_steps():

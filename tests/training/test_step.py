@@ -221,6 +221,7 @@ def test_microbatches_without_a_label_do_not_enter_the_mean_of_a_loss():
 
     whole = numbers(config)
     assert whole["loss/depth"] > 0
+    assert (whole["labelled/depth"], whole["labelled/semseg"]) == (1, 4)
     for name, value in numbers(config.replace(train={"microbatches": 4})).items():
         np.testing.assert_allclose(value, whole[name], rtol=1e-5, err_msg=name)
 
