@@ -16,7 +16,7 @@ A batch, on the host, after the transforms, where s is the label scale (`config.
 | images      | float32 [b h w 3]                   | RGB, ImageNet mean 0 and deviation 1  |
 | class tasks | int32 [b h*s w*s 1]                 | class ID, 255 ignore                  |
 | depth       | float32 [b h*s w*s 1]               | metres or pixels (the task's unit),   |
-|             |                                     | 255 ignore                            |
+|             |                                     | 255 ignore; your own data: -255       |
 | normals     | float32 [b h*s w*s 3]               | unit vectors, ignored where all three |
 |             |                                     | channels are 255                      |
 | id          | str [b]                             | IDs of the examples                   |

@@ -21,7 +21,9 @@ COPY_AGAIN = "Extract or copy it again from its source."
 """The remedy for a damaged file."""
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_BIT_DEPTH = 24  # position of the byte with the bits per channel
 _EXIF_ORIENTATION = 0x0112
+_FARTHEST = 1e9  # metres; sums of squares stay finite in float32, unlike those of "no hit" markers
 
 
 Size = Sequence[int] | None
@@ -106,22 +108,30 @@ def read_photo(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def read_grey(path: pathlib.Path, size: Size = None) -> Integer[np.ndarray, "h w"]:
-    """Reads a single-channel image as uint8 or uint16: grey levels, palette indices, or bits."""
-    image = decode_image(read_bytes(path), path)
+    """Reads the values of a one-channel image as uint8 or uint16; they may be palette indices."""
+    data = read_bytes(path)
+    image = decode_image(data, path)
+    if image.format == "JPEG":
+        raise DataError(f"{path} is a JPEG, which changes values. Save it as PNG from its source.")
     if image.mode not in ("L", "P", "I;16", "1"):
         raise DataError(
             f"{path} has mode {image.mode}, expected one channel of 8 or 16 bits. Save the values "
             "themselves, not colours."
         )
     values = np.asarray(image)
+    if image.mode == "L":  # Pillow scales grey levels of fewer bits to 0..255
+        values = values // (255 // (2 ** data[_PNG_BIT_DEPTH] - 1))
     return check_size(values.astype(np.uint8) if values.dtype == bool else values, size, path)
 
 
-def read_depth(path: pathlib.Path, size: Size) -> Float32[np.ndarray, "h w 1"]:
+def read_depth(
+    path: pathlib.Path, size: Size, ignore: int = IGNORE
+) -> Float32[np.ndarray, "h w 1"]:
     """Reads depth in metres from a .npy file; 0 (not measured) becomes the ignore value.
 
     Raises:
-      DataError: If it does not hold floats [h w] or has NaN, infinite or negative values.
+      DataError: If it does not hold floats [h w] or has values that are no distances, that
+        float32 cannot hold, or that equal the ignore value.
     """
     try:
         depth = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
@@ -142,14 +152,20 @@ def read_depth(path: pathlib.Path, size: Size) -> Float32[np.ndarray, "h w 1"]:
         shape = "x".join(map(str, depth.shape))
         raise DataError(f"{path} has shape {shape}, expected [h w]. Save one distance per pixel.")
     check_size(depth, size, path)
-    bad = ~np.isfinite(depth) | (depth < 0)
+    bad = ~((depth >= 0) & (depth <= _FARTHEST))  # NaN too
     if bad.any():
         raise DataError(
-            f"{path} has {bad.sum()} values that are NaN, infinite or negative. Depth is in "
-            "metres; write 0 where it was not measured."
+            f"{path} has {bad.sum()} values that are NaN, infinite or negative, or over "
+            f"{_FARTHEST:g}. Depth is in metres; write 0 where it was not measured."
         )
-    depth = depth.astype(np.float32)[..., None]
-    return np.where(depth == 0, np.float32(IGNORE), depth)
+    metres = depth.astype(np.float32)
+    for wrong, value in (((metres == 0) & (depth != 0), 0), (metres == ignore, ignore)):
+        if wrong.any():
+            raise DataError(
+                f"{path} has {wrong.sum()} values that are {value} in float32, which here means "
+                f"not measured. Write {value + 0.001} there."
+            )
+    return np.where(metres == 0, np.float32(ignore), metres)[..., None]
 
 
 NORMAL_OF_LEVEL = 2 * np.arange(256, dtype=np.float32) / 255 - 1

@@ -22,7 +22,7 @@ from jaxtyping import Float32, UInt8
 from mtmamba_jax.data_pipelines.batch import Example
 from mtmamba_jax.data_pipelines.read_files import NORMAL_OF_LEVEL
 from mtmamba_jax.tasks.readout import normal_levels
-from mtmamba_jax.tasks.table import Task
+from mtmamba_jax.tasks.table import IGNORE, Task
 
 # PNG settings decide how fast an image is read. Milliseconds and kB for 425x560 pixels: class IDs
 # without a filter 0.16 and 5.5, with zlib's level 1 and OpenCV's choice of filters 0.46 and 9.5;
@@ -106,6 +106,8 @@ def decode(record: Mapping[str, Any], tasks: Sequence[Task]) -> Example:
             label = _decode_normals(_decode_image(value, cv2.IMREAD_UNCHANGED), task.ignore)
         else:
             label = np.frombuffer(value["value"], np.float32).reshape(value["shape"])
+            if task.ignore != IGNORE:  # the value in the records
+                label = np.where(label == IGNORE, np.float32(task.ignore), label)
         example[task.name] = label
     return example
 

@@ -13,6 +13,7 @@ from mtmamba_jax.tasks.table import Task
 # A unit vector in 8 bits is within 0.01 of length 1; interpolation and JPEG shorten it.
 _LENGTHS = (0.8, 1.2)
 _NO_DIRECTION = 0.5
+_LARGEST = 65535  # of 16 bits
 
 
 def label_suffixes(task: Task) -> tuple[str, ...]:
@@ -41,11 +42,17 @@ def _read_classes(task: Task, path: pathlib.Path, size: Size) -> Int[np.ndarray,
 
 def _read_depth(task: Task, path: pathlib.Path, size: Size) -> Float[np.ndarray, "h w 1"]:
     if path.suffix.lower() == ".npy":
-        return read_files.read_depth(path, size)
+        return read_files.read_depth(path, size, task.ignore)
     levels = read_files.read_grey(path, size)
     if levels.dtype != np.uint16:
         raise DataError(
             f"{path} has 8 bits, wanted 16: millimetres. Save it as uint16, or metres as .npy."
+        )
+    unmeasured = np.count_nonzero(levels == _LARGEST)
+    if unmeasured:
+        raise DataError(
+            f"{path} has {unmeasured} values of {_LARGEST}, with which many sensors mark pixels "
+            "without a measurement. Write 0 there; if 65.535 m was measured, save metres as .npy."
         )
     metres = levels.astype(np.float32) / 1000
     return np.where(levels == 0, np.float32(task.ignore), metres)[..., None]

@@ -82,8 +82,12 @@ class Folder:
             task: [file for name, file in files.items() if name not in images]
             for task, files in labels.items()
         }
-        if split == "train":
-            _raise_all(self.root, [p for task in self.tasks for p in self._check_values(task)])
+        problems = []
+        for name in checked:
+            for task in tasks:
+                files = [f for n in lists[name] if (f := labels[task.name].get(n))]
+                problems += _check_values(self.root, task, name, files)
+        _raise_all(self.root, problems)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -115,30 +119,6 @@ class Folder:
             if files:
                 text += f"\n  labels without an image: {len(files)}, such as {files[0]}"
         return text
-
-    def _check_values(self, task: Task) -> Iterable[str]:
-        """Yields a problem if labels of a two-class task contain no 1, but 255.
-
-        Drawing programs write such masks as 0 and 255, where 255 would mean unlabelled. A sample
-        spread over the list usually shows that the labels are right.
-        """
-        if task.num_classes != 2:
-            return
-        labels = [files[task.name] for files in self._files if task.name in files]
-        ignored = False
-        sample = labels[:: -(-len(labels) // _SAMPLED)]
-        for files in (sample, labels):  # all of them if the sample looks wrong
-            for file in files:
-                label = read_label(task, self.root / file, None)
-                if (label == 1).any():
-                    return
-                ignored |= bool((label == IGNORE).any())
-            if not ignored:
-                return
-        yield (
-            f"{self.root / task.name} holds no values but 0 and 255 for the images of "
-            f"{self.split}.txt, and 255 means not labelled. Write 1 instead of 255."
-        )
 
 
 def find_folder(root: str | os.PathLike | None) -> pathlib.Path:
@@ -236,6 +216,32 @@ def _read_lists(
             "were not trained on."
         )
     return lists
+
+
+def _check_values(
+    root: pathlib.Path, task: Task, split: str, labels: Sequence[str]
+) -> Iterable[str]:
+    """Yields a problem if a split's labels of a two-class task contain no 1, but 255.
+
+    Drawing programs write such masks as 0 and 255, where 255 would mean unlabelled. A sample
+    spread over the list usually shows that the labels are right.
+    """
+    if task.num_classes != 2:
+        return
+    ignored = False
+    sample = labels[:: -(-len(labels) // _SAMPLED)]
+    for files in (sample, labels):  # all of them if the sample looks wrong
+        for file in files:
+            label = read_label(task, root / file, None)
+            if (label == 1).any():
+                return
+            ignored |= bool((label == IGNORE).any())
+        if not ignored:
+            return
+    yield (
+        f"{root / task.name} holds no values but 0 and 255 for the images of {split}.txt, and 255 "
+        "means not labelled. Write 1 instead of 255, or list an image whose label holds a 1."
+    )
 
 
 def _how_to_list(root: pathlib.Path, missing: Sequence[str], count: int) -> str:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from mtmamba_jax.messages import check_name
 
 IGNORE = 255
-"""Label value that losses and metrics ignore, for every task (normals: in all three channels)."""
+"""Label value that losses and metrics ignore (normals: in all three channels), unless a task has
+another one: `Task.ignore`."""
 
 OFFICIAL_NAMES = {"saliency": "sal"}
 """The official code's names of tasks, in weights and folders, where they differ from ours."""
@@ -169,7 +170,8 @@ CUSTOM = (
     _semseg(()),
     _segmentation("human_parts", HUMAN_PART_CLASSES),
     SALIENCY,
-    DEPTH,
+    # 255 m can be measured; no depth is negative.
+    dataclasses.replace(DEPTH, ignore=-IGNORE),
     EDGE,
     NORMALS,
 )

@@ -84,8 +84,14 @@ def test_some_labels_of_two_classes_are_read_when_the_source_is_opened(copy, mon
     monkeypatch.setattr(folder, "read_label", background)
     monkeypatch.setattr(folder, "_SAMPLED", 3)
     Folder(copy, "train", TASKS)
-    names = [pathlib.PurePath(f"{NAMES[i]}.png").stem for i in (0, 2, 4)]
-    assert read == [(task, name) for task in ("saliency", "edge") for name in names]
+    train, val = (
+        [pathlib.PurePath(f"{NAMES[i]}.png").stem for i in ids] for ids in ((0, 2, 4), (6, 7))
+    )
+    assert read == [
+        *((task, name) for task in ("saliency", "edge") for name in train),
+        *(("saliency", name) for name in val),
+        ("edge", val[0]),  # the other has no label
+    ]
 
 
 def test_scoring_needs_no_training_list(copy):
