@@ -28,6 +28,7 @@ import numpy as np
 from mtmamba_jax.data_pipelines.batch import Example
 from mtmamba_jax.data_pipelines.folder.labels import label_suffixes, read_label
 from mtmamba_jax.data_pipelines.read_files import DataError, read_list, read_rgb
+from mtmamba_jax.files.paths import walk_files
 from mtmamba_jax.messages import check_name, shortened
 from mtmamba_jax.tasks.table import CUSTOM, IGNORE, Task
 
@@ -162,23 +163,13 @@ def _raise_all(root: pathlib.Path, problems: Sequence[str]) -> None:
         raise DataError(f"{len(problems)} things are wrong in {root}:\n" + "\n".join(problems))
 
 
-def _walk(root: pathlib.Path, folder: str) -> list[pathlib.PurePosixPath]:
-    """Returns the visible files of a folder and its subfolders, relative to the folder."""
-    found = []
-    for place, folders, files in os.walk(root / folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = pathlib.Path(place).relative_to(root / folder)
-        found += [inside / name for name in files if not name.startswith(".")]
-    return sorted(pathlib.PurePosixPath(path.as_posix()) for path in found)
-
-
 def _scan(
     root: pathlib.Path, folder: str, suffixes: Sequence[str], problems: list[str]
 ) -> dict[str, str]:
     """Returns the files that have one of the suffixes, relative to the root, by NAME."""
     found: dict[str, str] = {}
     duplicates = []
-    for path in _walk(root, folder):
+    for path in walk_files(root / folder):
         if path.suffix.lower() in suffixes:
             name, file = str(path.with_suffix("")), f"{folder}/{path}"
             if name in found:
@@ -294,7 +285,7 @@ def _scan_labels(
         return {}
     wrong = [
         f"{task.name}/{path}"
-        for path in _walk(root, task.name)
+        for path in walk_files(folder)
         if path.suffix.lower() not in suffixes and str(path.with_suffix("")) in images
     ]
     if wrong:

@@ -64,6 +64,31 @@ def file_sizes(folder: epath.PathLike) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
+def walk_files(folder: str | os.PathLike) -> list[pathlib.PurePosixPath]:
+    """Returns the visible files below a folder, relative to it and sorted.
+
+    Links to folders are followed: every link once, so that links to each other end, and none to a
+    folder that the link itself or `folder` lies in.
+    """
+    found, followed = [], set()
+    top = pathlib.Path(os.path.realpath(folder))
+    starts = [os.fspath(folder)]
+    for start in starts:  # grows
+        for place, folders, files in os.walk(start):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            real = pathlib.Path(os.path.realpath(place))
+            for path in (os.path.join(place, name) for name in folders):
+                link = real / os.path.basename(path)
+                if link.is_symlink() and link not in followed:
+                    followed.add(link)
+                    target = os.path.realpath(link)
+                    if not real.is_relative_to(target) and not top.is_relative_to(target):
+                        starts.append(path)
+            inside = pathlib.Path(place).relative_to(folder)
+            found += [inside / name for name in files if not name.startswith(".")]
+    return sorted(pathlib.PurePosixPath(path.as_posix()) for path in found)
+
+
 def write_atomically(path: epath.PathLike, contents: bytes) -> None:
     """Writes a file completely or not at all, even if the process is killed or the disk is full.
 
