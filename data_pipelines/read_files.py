@@ -3,6 +3,7 @@
 Every function raises `DataError` for a file that is missing, damaged or not as its docstring says.
 """
 
+import codecs
 import io
 import pathlib
 import struct
@@ -192,18 +193,26 @@ def read_mat(path: pathlib.Path, key: str) -> np.ndarray:
     return variables[key]
 
 
-def read_list(path: pathlib.Path, remedy: str = "Write one name per line.") -> tuple[str, ...]:
+def read_list(
+    path: pathlib.Path, remedy: str = "Write one name per line.", allow_empty: bool = False
+) -> tuple[str, ...]:
     """Reads a text file of names, one per line, without repeats or names that leave the folder.
 
-    `remedy` is what to do about a file that is no such list.
+    The file is UTF-8, or UTF-16 with a byte order mark, which Windows tools write. `remedy` is what
+    to do about a file that is no such list.
     """
+    if allow_empty and path.is_file() and not path.stat().st_size:
+        return ()
+    data = read_bytes(path, remedy)
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        # Windows editors write a byte order mark.
-        text = read_bytes(path, remedy).decode("utf-8-sig")
-        names = [line.strip() for line in text.splitlines() if line.strip()]
+        text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError:
-        raise DataError(f"{path} is not a text file. {remedy}") from None
-    if not names:
+        text = "\0"
+    if "\0" in text:
+        raise DataError(f"{path} is not UTF-8 text. Save it as UTF-8. {remedy}")
+    names = [line.strip() for line in text.splitlines() if line.strip()]
+    if not names and not allow_empty:
         raise DataError(f"{path} names no image. {remedy}")
     seen = set()
     for name in names:

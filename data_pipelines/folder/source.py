@@ -21,6 +21,7 @@ import glob
 import os
 import pathlib
 import shlex
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -163,6 +164,15 @@ def _raise_all(root: pathlib.Path, problems: Sequence[str]) -> None:
         raise DataError(f"{len(problems)} things are wrong in {root}:\n" + "\n".join(problems))
 
 
+def _name(path: pathlib.PurePosixPath) -> str:
+    return _composed(str(path.with_suffix("")))
+
+
+def _composed(name: str) -> str:
+    """Returns a name as an editor writes it; macOS splits accents from letters in file names."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _scan(
     root: pathlib.Path, folder: str, suffixes: Sequence[str], problems: list[str]
 ) -> dict[str, str]:
@@ -171,7 +181,7 @@ def _scan(
     duplicates = []
     for path in walk_files(root / folder):
         if path.suffix.lower() in suffixes:
-            name, file = str(path.with_suffix("")), f"{folder}/{path}"
+            name, file = _name(path), f"{folder}/{path}"
             if name in found:
                 duplicates.append(f"{found[name]} and {file}")
             found[name] = file
@@ -186,12 +196,16 @@ def _scan(
 def _read_lists(
     root: pathlib.Path, images: Mapping[str, str], checked: Sequence[str], problems: list[str]
 ) -> dict[str, tuple[str, ...]]:
-    """Returns the names in each split's list, if it exists; the splits `checked` need one."""
+    """Returns the names in each split's list, if it has any; the splits `checked` need some."""
     paths = {split: root / f"{split}.txt" for split in LISTS}
-    lists = {split: read_list(path) for split, path in paths.items() if path.exists()}
-    missing = [split for split in checked if split not in lists]
+    lists = {
+        split: tuple(dict.fromkeys(map(_composed, read_list(path, allow_empty=True))))
+        for split, path in paths.items()
+        if path.exists()
+    }
+    missing = [split for split in checked if not lists.get(split)]
     if missing:
-        problems.append(_how_to_list(root, missing, len(images)))
+        problems.append(_how_to_list(root, missing, lists, images))
     for split in checked:
         unknown = [name for name in lists.get(split, ()) if name not in images]
         if unknown:
@@ -206,7 +220,7 @@ def _read_lists(
             f"{shortened(shared, _LISTED)}. Remove them from one: scores must be on images that "
             "were not trained on."
         )
-    return lists
+    return {split: names for split, names in lists.items() if names}
 
 
 def _check_values(
@@ -235,22 +249,35 @@ def _check_values(
     )
 
 
-def _how_to_list(root: pathlib.Path, missing: Sequence[str], count: int) -> str:
-    """Returns a message with a command that writes the missing lists, one or both."""
+def _how_to_list(
+    root: pathlib.Path,
+    missing: Sequence[str],
+    lists: Mapping[str, Sequence[str]],
+    images: Mapping[str, str],
+) -> str:
+    """Returns a message with a command that writes the missing or empty lists, one or both."""
     names = r"find -L images/ -type f | sed 's|^images/*||; s|\.[^./]*$||'"
-    if len(missing) == 2:
-        scored = max(1, round(count / 10))
+    other = next((split for split in LISTS if lists.get(split)), None)
+    to_split = len(missing) == 2
+    how = f"To make {'them' if to_split else 'it'} from the {len(images)} images there"
+    if other and images.keys() <= set(lists[other]):  # which leaves none for the missing list
+        names, to_split = f"cat {other}.txt", True
+        how = f"{other}.txt names all {len(images)} images. To split it (names.txt keeps them all)"
+    if to_split:
+        scored = max(1, round(len(images) / 10))
         command = (
             f"{names} | sort -R > names.txt && tail -n +{scored + 1} names.txt > train.txt "
             f"&& head -n {scored} names.txt > val.txt"
         )
     else:
-        (other,) = set(LISTS) - set(missing)
-        command = f"{names} | grep -vxF -f {other}.txt > {missing[0]}.txt"
-    wanted = " and ".join(f"{split}.txt (images to {LISTS[split]})" for split in missing)
+        unused = f" | grep -vxF -f {other}.txt" if other else ""
+        command = f"{names}{unused} > {missing[0]}.txt"
+    wanted = " and ".join(
+        f"{split}.txt (images to {LISTS[split]}{'; it is empty' if split in lists else ''})"
+        for split in missing
+    )
     return (
-        f"{root} lacks {wanted}: names, one per line, without suffix. To make "
-        f"{'them' if len(missing) == 2 else 'it'} from the {count} images there:"
+        f"{root} lacks {wanted}: names, one per line, without suffix. {how}:"
         f"\n  cd {shlex.quote(str(root))} && {command}"
     )
 
@@ -286,7 +313,7 @@ def _scan_labels(
     wrong = [
         f"{task.name}/{path}"
         for path in walk_files(folder)
-        if path.suffix.lower() not in suffixes and str(path.with_suffix("")) in images
+        if path.suffix.lower() not in suffixes and _name(path) in images
     ]
     if wrong:
         problems.append(

@@ -162,7 +162,11 @@ NYUDV2 = (
     ("gt_sets/val.txt", text("0001\n0002\n0001\n"), r"names '0001' twice\. Remove one"),
     ("gt_sets/val.txt", text("0001\n../0002\n"), r"names '../0002', which is not a plain name"),
     ("gt_sets/val.txt", text("0001\n0004\n"), r"images/0004\.png is missing"),
-    ("gt_sets/val.txt", lambda path: path.write_bytes(b"\xff\xfe\x00"), r"is not a text file"),
+    (
+        "gt_sets/val.txt",
+        lambda path: path.write_bytes(b"\xff\xfe\x00"),
+        r"is not UTF-8 text. Save it as UTF-8",
+    ),
 )
 PASCAL = (
     ("JPEGImages/2008_000003.jpg", delete, r"is missing"),

@@ -3,8 +3,10 @@
 import pathlib
 import pickle
 import shutil
+import unicodedata
 
 import numpy as np
+import pytest
 
 from mtmamba_jax.data_pipelines.batch import check_example
 from mtmamba_jax.data_pipelines.folder import source as folder
@@ -97,6 +99,34 @@ def test_some_labels_of_two_classes_are_read_when_the_source_is_opened(copy, mon
 def test_scoring_needs_no_training_list(copy):
     (copy / "train.txt").unlink()
     assert len(Folder(copy, "val", TASKS)) == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_lists_of_windows_tools_are_read(copy, encoding):
+    text = (
+        ("\ufeff" if encoding.endswith("e") else "") + "\r\n".join(["größe", *NAMES[6:]]) + "\r\n"
+    )
+    for file in copy.rglob(f"{NAMES[0]}.*"):
+        file.rename(file.with_name(f"größe{file.suffix}"))
+    (copy / "train.txt").unlink()
+    (copy / "val.txt").write_bytes(text.encode(encoding))
+    assert Folder(copy, "val", TASKS).ids == ("größe", *NAMES[6:])
+
+
+@pytest.mark.parametrize("listed", ["NFC", "NFD"])
+@pytest.mark.parametrize("image", ["NFC", "NFD"])
+@pytest.mark.parametrize("label", ["NFC", "NFD"])
+def test_unicode_normal_forms_of_one_name_are_not_told_apart(copy, listed, image, label):
+    forms = {"images": image, "listed": listed}
+    name = {key: unicodedata.normalize(form, "größe é 각") for key, form in forms.items()}
+    for file in copy.rglob(f"{NAMES[6]}.*"):
+        stem = name.get(file.parent.name, unicodedata.normalize(label, name["listed"]))
+        file.rename(file.with_name(stem + file.suffix))
+    (copy / "val.txt").write_text("\n".join([name["listed"], NAMES[7]]), encoding="utf-8")
+    found = Folder(copy, "val", TASKS)
+    assert found.ids[0] == unicodedata.normalize("NFC", name["listed"])
+    assert found.labelled["semseg"] == found.labelled["edge"] + 1 == 2
+    assert found[0]["image"].shape == (*SIZE, 3)
 
 
 def test_documented_tasks_are_those_of_the_set():

@@ -75,6 +75,10 @@ def text(content):
     return lambda path: path.write_text(content)
 
 
+def utf_16_without_mark(path):
+    path.write_bytes(path.read_text().encode("utf-16-le"))
+
+
 def cut(path):
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
@@ -100,8 +104,13 @@ WRONG = (
     ),
     ("train.txt", delete, r"lacks train\.txt \(images to train on\).*\n  cd .* grep -vxF -f val"),
     ("val.txt", delete, r"lacks val\.txt \(images to score\)"),
-    ("train.txt", text(""), r"train\.txt is empty\. Write one name per line\."),
-    ("train.txt", text("\n\n"), r"train\.txt names no image\. Write one name per line\."),
+    (
+        "train.txt",
+        text(""),
+        r"lacks train\.txt \(images to train on; it is empty\).*\n  cd .* > tr",
+    ),
+    ("val.txt", text("\ufeff\n\n"), r"lacks val\.txt \(images to score; it is empty\).*\n  cd "),
+    ("val.txt", utf_16_without_mark, r"val\.txt is not UTF-8 text\. Save it as UTF-8\. Write one"),
     ("train.txt", text(f"{A0}\n{A1}\n{A0}"), r"names 'room\.0' twice"),
     ("train.txt", text(f"{A0}.png"), r"Write 'room\.0', not 'room\.0\.png'"),
     ("train.txt", text(f"images/{A1}.PNG"), r"Write 'a/room1', not 'images/a/room1\.PNG'"),
@@ -171,20 +180,23 @@ def test_all_mistakes_in_names_are_reported_at_once(copy):
     assert "room20" not in message
 
 
-@pytest.mark.parametrize("missing", [("train",), ("val",), ("train", "val")])
+@pytest.mark.parametrize("missing", [("train",), ("val",), ("train", "val"), ("used up",)])
 def test_the_command_in_the_message_makes_the_lists(copy, missing):
     (copy / "images" / ".DS_Store").unlink()
     link = next((copy / "images" / "a").iterdir())
     link.symlink_to(link.rename(copy / f"moved{link.suffix}"))
     for split in missing:
-        (copy / f"{split}.txt").unlink()
+        (copy / f"{split}.txt").unlink(missing_ok=True)
+    if missing == ("used up",):
+        (copy / "train.txt").write_text("\n".join(NAMES))
+        (copy / "val.txt").write_text("")
     with pytest.raises(DataError) as error:
         Folder(copy, "train", TASKS)
     (command,) = [line for line in str(error.value).splitlines() if line.startswith("  cd ")]
     subprocess.run(command, shell=True, check=True)
     lists = [(copy / f"{split}.txt").read_text().split() for split in ("train", "val")]
     assert sorted(lists[0] + lists[1]) == sorted(NAMES)
-    if len(missing) == 1:
+    if missing in (("train",), ("val",)):
         assert len(lists[1]) == 2
 
 
