@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from mtmamba_jax.cli.flags import Parser, create_parser
+from mtmamba_jax.cli.streams import open_streams
 from mtmamba_jax.messages import check_name, nearest
 
 _AFTER_INTERRUPTION = {
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       The exit code. 0: success. 1: the command, or a part of it, failed. 2: the command line or its
       input is wrong. 130: interrupted by Ctrl-C.
     """
+    open_streams()
     # Orbax logs through absl: usage warnings, and errors that it raises as well.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -53,7 +55,9 @@ def _run(options: argparse.Namespace, unknown: Sequence[str], parser: Parser) ->
         options.overrides = parse_overrides(unknown, options.command, parser)
         # Imported late: --help and a mistyped flag answer at once.
         command = importlib.import_module(f"mtmamba_jax.cli.{options.command}")
-        return command.run(options)
+        code = command.run(options)
+        sys.stdout.flush()  # here, where an error becomes a message
+        return code
     except KeyboardInterrupt:
         return _fail(f"Interrupted.{_AFTER_INTERRUPTION.get(options.command, '')}", 130)
     except (ValueError, OSError, RuntimeError) as error:

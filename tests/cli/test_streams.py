@@ -1,0 +1,79 @@
+"""Commands whose standard streams are closed, full, or read by nobody."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mtmamba_jax.checkpoints.run_directory import RunDirectory
+from tests.training.test_processes import ROOT
+
+# Prints more than a pipe holds, then writes a file.
+COMMAND = """
+import sys, types
+from mtmamba_jax.cli.main import main
+
+path = sys.argv[1]
+
+def run(options):
+    with open(path, "w") as file:
+        print("printed" * 100_000)
+        print(file=sys.stderr, end="", flush=True)
+        file.write(f"number {file.fileno()}")
+    return 3
+
+sys.modules["mtmamba_jax.cli.train"] = types.SimpleNamespace(run=run)
+sys.exit(main(["train"]))
+"""
+
+
+def run(redirection, folder, *command):
+    """Runs a command in a shell; returns its exit code and what arrived."""
+    found = subprocess.run(
+        [
+            "bash",
+            "-c",
+            f'("$@"; echo $? > "$CODE") {redirection}',
+            "bash",
+            sys.executable,
+            *command,
+        ],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "CODE": str(folder / "code")},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    return int((folder / "code").read_text()), found.stdout + found.stderr
+
+
+@pytest.mark.parametrize(
+    "redirection",
+    [
+        ">&-", "2>&-", "<&-", "<&- >&- 2>&-", "| true", "| head -c 3", "2>&1 >/dev/null | true",
+        "2>&1 | true", "2>&- | true",
+    ],
+)  # fmt: skip
+def test_a_command_does_its_work_if_nobody_reads_what_it_prints(redirection, tmp_path):
+    code, output = run(redirection, tmp_path, "-c", COMMAND, str(tmp_path / "file"))
+    assert code == 3
+    # Files do not get the numbers of closed streams: libraries write to those.
+    assert int((tmp_path / "file").read_text().removeprefix("number ")) > 2
+    assert "Broken pipe" not in output
+    assert "Exception" not in output
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
+def test_output_that_a_full_disk_does_not_take_is_one_message(tmp_path):
+    code, output = run(">/dev/full", tmp_path, "-c", COMMAND, str(tmp_path / "file"))
+    assert code == 1
+    assert "error: The output could not be written (No space left on device)." in output
+    assert output.count("\n") == 1
+
+
+def test_training_needs_no_standard_streams(tmp_path):
+    command = ("-m", "tests.training.killed_run", str(tmp_path / "run"), "pixel")
+    code, output = run("2>&- | true", tmp_path, *command, "train.steps=2", "train.eval_every=2")
+    assert (code, output) == (0, "")
+    assert RunDirectory(tmp_path / "run").is_finished(2)
