@@ -116,11 +116,11 @@ def count_test_set(benchmark: Benchmark, predictions: Iterable[Prediction]) -> I
 
     Raises:
       ValueError: If a label is missing or invalid (`DataError`).
-      RuntimeError: If a worker process was killed.
+      RuntimeError: If a prediction is NaN, or a worker process was killed.
     """
     name, ignore = benchmark.task.name, benchmark.task.ignore
     settings = benchmark.label_kind, benchmark.max_distance
-    scored = ((p, to_levels(p.values[name])) for p in predictions if p.id not in benchmark.excluded)
+    scored = ((p, _levels(p, name)) for p in predictions if p.id not in benchmark.excluded)
     if benchmark.labels is not None:
         work = ((p.id, levels, benchmark.labels, *settings) for p, levels in scored)
         return in_order(count_against_file, work, benchmark.num_workers)
@@ -129,3 +129,14 @@ def count_test_set(benchmark: Benchmark, predictions: Iterable[Prediction]) -> I
         (levels, label, *settings, ignore) for label, levels in labelled if (label != ignore).any()
     )
     return in_order(count_prediction, work, benchmark.num_workers)
+
+
+def _levels(prediction: Prediction, name: str) -> np.ndarray:
+    """Returns a task's probabilities as levels 0 to 255."""
+    probability = prediction.values[name]
+    if nonfinite := np.count_nonzero(~np.isfinite(probability)):
+        raise RuntimeError(
+            f"The predicted {name} of image {prediction.id} is NaN at {nonfinite:,} pixels: --odsf "
+            "cannot score this model. Omit it to see the other scores."
+        )
+    return to_levels(probability)

@@ -11,7 +11,7 @@ from mtmamba_jax.config import Config
 from mtmamba_jax.devices.processes import is_first
 from mtmamba_jax.messages import markdown_table
 from mtmamba_jax.metrics import Scores, compute_scores, create_metric
-from mtmamba_jax.metrics.base import Sums
+from mtmamba_jax.metrics.base import NONFINITE, Sums
 from mtmamba_jax.metrics.multitask import delta_m, headline
 from mtmamba_jax.metrics.segmentation import Segmentation
 from mtmamba_jax.paper.published import DATASET, ROWS, SCORES
@@ -35,7 +35,10 @@ def class_ious(tasks: Sequence[Task], totals: Mapping[str, Sums]) -> dict[str, d
 
 
 def score_table(tasks: Sequence[Task], scores: Scores, constants: Mapping[str, float]) -> str:
-    """Returns a table of each task's score and that of the best constant prediction."""
+    """Returns a table of each task's score and that of the best constant prediction.
+
+    Below it, a line warns of each task with predictions that are not finite.
+    """
 
     def row(task: Task) -> tuple[str, ...]:
         value, constant = scores[task.name][task.score], constants[task.name]
@@ -45,7 +48,13 @@ def score_table(tasks: Sequence[Task], scores: Scores, constants: Mapping[str, f
         return task.name, score, f"{value:.3f}", f"{constant:.3f}", ratio
 
     columns = ("task", "score", "model", "constant", "ratio")
-    return markdown_table(columns, map(row, tasks), left=2)
+    warnings = [
+        f"\nwarning: {task.name} has no score: the prediction is NaN or infinite at "
+        f"{scores[task.name][NONFINITE]:,} labelled pixels."
+        for task in tasks
+        if NONFINITE in scores[task.name]
+    ]
+    return markdown_table(columns, map(row, tasks), left=2) + "".join(warnings)
 
 
 def format_details(
@@ -94,7 +103,8 @@ def format_other_scores(tasks: Sequence[Task], scores: Scores) -> str:
     lines = []
     for task in tasks:
         units = create_metric(task).units
-        values = {name: v for name, v in scores[task.name].items() if name != task.score}
+        without = (task.score, NONFINITE)
+        values = {name: v for name, v in scores[task.name].items() if name not in without}
         others = [f"{name} {v:.3f} {units.get(name, '')}".rstrip() for name, v in values.items()]
         if others:
             lines.append(f"{task.name:<12} {', '.join(others)}")

@@ -6,6 +6,7 @@ test set is split into batches.
 """
 
 import abc
+import math
 from collections.abc import Mapping
 
 import jax
@@ -29,6 +30,9 @@ PIXELS: SumSpec = ((), np.int64)
 """Shape and dtype of a number of pixels."""
 TOTAL: SumSpec = ((), np.float64)
 """Shape and dtype of a sum over pixels."""
+
+NONFINITE = "nonfinite_pixels"
+"""Number of labelled pixels whose prediction is NaN or infinite: a sum, and a score if not 0."""
 
 
 class Accumulator(abc.ABC):
@@ -61,12 +65,15 @@ class Accumulator(abc.ABC):
 class Metric(Accumulator):
     """Scores of predictions against labels.
 
+    A prediction that is NaN or infinite has no score: the sums leave its pixel out, but count it as
+    `NONFINITE`, and then `compute` returns NaN for every score beside that number.
+
     Attributes:
       units: Units of the scores that have one, by name.
     """
 
     def __init__(self, task: Task, specs: Mapping[str, SumSpec], units: Mapping[str, str]):
-        super().__init__(task, specs)
+        super().__init__(task, {**specs, NONFINITE: PIXELS})
         self.units = units
 
     def measure(
@@ -86,12 +93,25 @@ class Metric(Accumulator):
           ValueError: If shapes do not fit.
         """
         check_shapes(self.task, logits, label)
+        logits = jnp.asarray(logits, jnp.float32)
         valid = valid_pixels(self.task, label, mask)
-        return self._measure(jnp.asarray(logits, jnp.float32), jnp.asarray(label), valid)
+        finite = jnp.isfinite(logits).all(axis=-1)
+        sums = self._measure(logits, jnp.asarray(label), valid & finite)
+        return sums | {NONFINITE: count(valid & ~finite)}
+
+    def compute(self, sums: Sums) -> TaskScores:
+        """Returns the scores, all NaN if no pixel was counted or a prediction was not finite."""
+        scores = self._compute(sums)
+        nonfinite = int(sums.get(NONFINITE, 0))
+        return dict.fromkeys(scores, math.nan) | {NONFINITE: nonfinite} if nonfinite else scores
 
     @abc.abstractmethod
     def _measure(self, logits, label, valid) -> dict[str, jax.Array]:
-        """Measures checked, float32 logits on valid pixels, [b h w]."""
+        """Measures checked, float32 logits on valid pixels, [b h w], where they are finite."""
+
+    @abc.abstractmethod
+    def _compute(self, sums: Sums) -> TaskScores:
+        """Returns the scores of finite predictions."""
 
 
 class ConstantBaseline(Accumulator):

@@ -46,8 +46,7 @@ class Depth(base.Metric):
             },
         }
 
-    def compute(self, sums) -> base.TaskScores:
-        """Returns the scores."""
+    def _compute(self, sums) -> base.TaskScores:
         pixels = sums["pixels"]
         return {
             "RMSE": base.ratio(sums["squared"], pixels) ** 0.5,

@@ -37,8 +37,7 @@ class Edge(base.Metric):
             "loss": base.sum_where(valid, edge_bce(probability, label, valid, axes=())),
         }
 
-    def compute(self, sums) -> base.TaskScores:
-        """Returns the scores."""
+    def _compute(self, sums) -> base.TaskScores:
         loss = base.ratio(sums["loss"], sums["pixels"])
         return {"maxF": base.best_f(sums, beta_squared=1.0), "loss": loss}
 

@@ -33,9 +33,7 @@ class Normals(base.Metric):
 
     def _measure(self, logits, label, valid):
         degrees = angle(unit_vectors(logits, jnp), label, jnp)
-        # NaN counts as 180 degrees, not as 0.
-        bins = jnp.nan_to_num(degrees, nan=180.0) / BIN_WIDTH
-        bins = jnp.minimum(bins, self.BINS - 1).astype(jnp.int32)
+        bins = jnp.minimum(degrees / BIN_WIDTH, self.BINS - 1).astype(jnp.int32)
         return {
             "pixels": base.count(valid),
             "degrees": base.sum_where(valid, degrees),
@@ -43,8 +41,7 @@ class Normals(base.Metric):
             **{name: base.count(valid & (degrees < most)) for name, most in LIMITS.items()},
         }
 
-    def compute(self, sums) -> base.TaskScores:
-        """Returns the scores."""
+    def _compute(self, sums) -> base.TaskScores:
         pixels = sums["pixels"]
         return {
             "mErr": base.ratio(sums["degrees"], pixels),

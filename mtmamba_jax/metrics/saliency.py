@@ -36,8 +36,7 @@ class Saliency(base.Metric):
             **base.threshold_counts(probability, positive, valid, THRESHOLDS, "_exact"),
         }
 
-    def compute(self, sums) -> base.TaskScores:
-        """Returns the scores."""
+    def _compute(self, sums) -> base.TaskScores:
         return {
             "maxF": base.best_f(sums, BETA_SQUARED),
             "maxF_exact": base.best_f(sums, BETA_SQUARED, "_exact"),

@@ -10,8 +10,8 @@ from mtmamba_jax.tasks.table import Task
 class Segmentation(base.Metric):
     """`mIoU` in percent; a class without a predicted or labelled pixel has IoU 0, as published.
 
-    The only sum is `confusion`, pixels by [labelled, predicted] class. Labels that are no class are
-    not counted.
+    The sum is `confusion`, pixels by [labelled, predicted] class. Labels that are no class are not
+    counted.
     """
 
     def __init__(self, task: Task):
@@ -25,15 +25,14 @@ class Segmentation(base.Metric):
         confusion = base.histogram(cells, known, channels**2)
         return {"confusion": confusion.reshape(channels, channels)}
 
-    def compute(self, sums) -> base.TaskScores:
-        """Returns mIoU in percent."""
-        if not np.any(sums["confusion"]):
-            return {"mIoU": float("nan")}
-        return {"mIoU": 100.0 * float(np.mean(_intersection_over_union(sums)))}
+    def _compute(self, sums) -> base.TaskScores:
+        return {"mIoU": _mean_iou(np.asarray(sums["confusion"]))}
 
     def per_class(self, sums) -> base.TaskScores:
-        """Returns the IoU of each class in percent, by class name."""
-        values = 100.0 * _intersection_over_union(sums)
+        """Returns the IoU of each class in percent, by class name; NaN as in `compute`."""
+        values = 100.0 * _intersection_over_union(np.asarray(sums["confusion"]))
+        if sums.get(base.NONFINITE, 0):
+            values = np.full_like(values, np.nan)
         return dict(zip(self.task.class_names, values.tolist(), strict=True))
 
 
@@ -50,11 +49,17 @@ class SegmentationConstant(base.ConstantBaseline):
         """Returns mIoU in percent."""
         labelled = np.asarray(sums["labelled"])
         predicted = np.arange(labelled.size) == np.argmax(labelled)
-        return Segmentation(self.task).compute({"confusion": np.outer(labelled, predicted)})
+        return {"mIoU": _mean_iou(np.outer(labelled, predicted))}
 
 
-def _intersection_over_union(sums) -> np.ndarray:
-    confusion = np.asarray(sums["confusion"])
+def _mean_iou(confusion: np.ndarray) -> float:
+    """Returns mIoU in percent; NaN if no pixel was counted."""
+    if not np.any(confusion):
+        return float("nan")
+    return 100.0 * float(np.mean(_intersection_over_union(confusion)))
+
+
+def _intersection_over_union(confusion: np.ndarray) -> np.ndarray:
     both = np.diag(confusion).astype(np.float64)
     union = confusion.sum(0) + confusion.sum(1) - both
     return both / np.maximum(union, 1.0)
