@@ -195,13 +195,14 @@ def select(
       classes: Class names of semseg, instead of the set's.
 
     Raises:
-      ValueError: If the set or a task is unknown (the message lists the valid names), if `classes`
-        are invalid or given without semseg, or if semseg has no classes.
+      ValueError: If the set or a task is unknown (the message lists the valid names), if a task is
+        named twice, if `classes` are invalid or given without semseg, or if semseg has no classes.
     """
     check_name("task set", task_set, TASK_SETS)
     tasks = {task.name: task for task in TASK_SETS[task_set]}
     for name in names:
         check_name("task", name, tasks)
+    _check_distinct("tasks.names", names)
     chosen = {name: task for name, task in tasks.items() if not names or name in names}
     if classes:
         if "semseg" not in chosen:
@@ -220,15 +221,19 @@ def select(
     return tuple(chosen.values())
 
 
+def _check_distinct(key: str, names: Sequence[str]) -> None:
+    twice = sorted({name for name in names if list(names).count(name) > 1})
+    if twice:
+        raise ValueError(f"{key} names {twice[0]!r} twice. Name each once; got {', '.join(names)}.")
+
+
 def _check_classes(classes: Sequence[str]) -> None:
     wrong = [name for name in classes if not isinstance(name, str) or not name.strip()]
     if wrong:
         raise ValueError(
             f"tasks.classes must be names, such as background,crack; got {wrong[0]!r}."
         )
-    twice = sorted({name for name in classes if classes.count(name) > 1})
-    if twice:
-        raise ValueError(f"tasks.classes names {twice[0]!r} twice.")
+    _check_distinct("tasks.classes", classes)
     if not 2 <= len(classes) <= IGNORE:
         why = (
             "Pixels outside that class need one too: background,crack."

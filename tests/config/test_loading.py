@@ -77,7 +77,7 @@ def test_override_keeps_types():
         ("train.steps", "many", "'train.steps' wants an int, got 'many'"),
         ("model.encoder", "3", "Unknown value of config key 'model.encoder', '3'."),
         ("tasks.baselines.dept", "3", "Did you mean 'tasks.baselines.depth'?"),
-        ("data.size", "32", "'data.size' wants a height and a width"),
+        ("data.size", "32", "'data.size' must be two integers in [1, 2**31)"),
     ],
 )
 def test_wrong_override_is_refused(key, value, message):
