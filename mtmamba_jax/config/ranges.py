@@ -12,7 +12,8 @@ Forms of valid values, besides a tuple of names:
 
 import importlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def check_ranges(values: Mapping[str, object]) -> None:
                 _check(name, key, values[name])
 
 
-def _check(name: str, key: Key, value: object) -> None:
+def _check(name: str, key: Key, value: Any) -> None:
     if names := _names(key.valid):
         if value not in names:
             check_name(f"value of config key {name!r},", str(value), names)
@@ -62,7 +63,7 @@ def _check(name: str, key: Key, value: object) -> None:
         raise ValueError(f"Config key {name!r} must be {key.valid}; got ''. Omit it to use none.")
 
 
-def _names(valid: str | tuple[str, ...]) -> Iterable[str]:
+def _names(valid: str | tuple[str, ...]) -> Collection[str]:
     """Returns the names of a tuple or of a table in the package; none for other valid values."""
     if not isinstance(valid, str):
         return valid
