@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, Int32, Integer, Shaped, UInt8
+from jaxtyping import Float32, Int32, Integer, Shaped, UInt8, UInt16
 from PIL import Image, UnidentifiedImageError
 
 from mtmamba_jax.messages import shortened
@@ -65,7 +65,21 @@ def decode_image(data: bytes, path: pathlib.Path) -> Image.Image:
         raise DataError(f"{path} is {what}. {COPY_AGAIN}") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error}). {COPY_AGAIN}") from error
+    # Of 16 bits in three channels Pillow returns the upper 8, which sensors' data leave empty.
+    if image.format == "PNG" and image.mode == "RGB" and data[_PNG_BIT_DEPTH] == 16:
+        bits = used_bits(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
+        if bits < 16:
+            raise DataError(
+                f"{path} has 16 bits per channel, but its values fit in {bits}: it would be nearly "
+                f"black. Save it with 8 bits: values // {2 ** (bits - 8)} if it holds {bits}-bit "
+                "data, values // 256 if it is a dark image of 16 bits."
+            )
     return image
+
+
+def used_bits(levels: UInt16[np.ndarray, "..."]) -> int:
+    """Returns how many bits of a 16-bit image hold its data, if that came from a usual sensor."""
+    return next(bits for bits in (8, 10, 12, 14, 16) if levels.max() < 2**bits)
 
 
 def _check_png(data: bytes, path: pathlib.Path) -> None:

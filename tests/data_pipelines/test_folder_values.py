@@ -3,6 +3,7 @@
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 
@@ -123,3 +124,26 @@ def test_masks_of_0_and_255_are_noticed_in_val(copy, task, opened):
         save(copy / task.name / f"{name}.png", mask)
     with pytest.raises(DataError, match=r"0 and 255 for the images of val\.txt.* Write 1 instead"):
         Folder(copy, opened, (task,))
+
+
+def save_16_bits(path, levels):
+    cv2.imwrite(str(path), np.broadcast_to(levels[..., None], (*SIZE, 3)))
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+@pytest.mark.parametrize("folder", ["images", "normals"])
+def test_data_of_few_bits_in_a_16_bit_png_are_refused(copy, bits, folder):
+    levels = np.linspace(0, 2**bits - 1, SIZE[0] * SIZE[1]).reshape(SIZE).astype(np.uint16)
+    save_16_bits(copy / folder / f"{NAMES[0]}.png", levels)
+    message = (
+        rf"room\.0\.png has 16 bits .* in {bits}: .*values // {2 ** (bits - 8)} if .*// 256 if"
+    )
+    with pytest.raises(DataError, match=message):
+        Folder(copy, "train", (tasks.NORMALS,))[0]
+
+
+def test_a_16_bit_image_of_full_range_is_read(copy):
+    levels = np.linspace(0, 65535, SIZE[0] * SIZE[1]).reshape(SIZE).astype(np.uint16)
+    save_16_bits(copy / "images" / f"{NAMES[0]}.png", levels)
+    image = Folder(copy, "train", (DEPTH,))[0]["image"]
+    np.testing.assert_array_equal(image, np.repeat((levels >> 8)[..., None], 3, -1))
