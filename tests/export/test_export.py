@@ -2,6 +2,8 @@
 
 import json
 import os
+import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -26,6 +28,7 @@ from tests.tiny import tiny_config
 
 SCORES = {"semseg": {"mIoU": 12.5}, "depth": {"RMSE": 0.75}}
 TOLERANCE = 1e-5  # for logits of order 1: two programs of one model round differently
+FILES = (export.PROGRAM, export.WEIGHTS, export.CARD)
 # Runs a script that can only import jax, numpy and their dependencies.
 ONLY_JAX = """
 import runpy, sys
@@ -277,6 +280,77 @@ def test_the_script_reports_what_is_wrong_with_its_images(pixel_run, tmp_path):
     ran = run_script(output, tmp_path, image)
     assert ran.returncode == 0
     assert ran.stdout.startswith("Wrote ")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def spoil(path):
+    contents = path.read_bytes()
+    middle = len(contents) // 2
+    path.write_bytes(contents[:middle] + bytes(64) + contents[middle + 64 :])
+
+
+def lose_an_array(path):
+    arrays = dict(np.load(path))
+    arrays.popitem()
+    np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        *((name, cut, f"{name} cannot be read by jax") for name in FILES),
+        *((name, empty, f"{name} cannot be read by jax") for name in FILES),
+        *((name, pathlib.Path.unlink, f"{name} cannot be read by jax") for name in FILES),
+        (export.PROGRAM, spoil, "does not run on cpu"),
+        (export.WEIGHTS, spoil, "weights.npz cannot be read by jax"),
+        (export.WEIGHTS, lose_an_array, "weights.npz is not of the program beside it: 1 arrays"),
+    ],
+)
+def test_the_script_names_a_damaged_file_in_one_line(
+    name, damage, message, pixel_run, tmp_path, monkeypatch
+):
+    output = tmp_path / "artifact"
+    assert call_export(pixel_run, output, "--size=8x12") == 0
+    damage(output / name)
+    assert message in failure(output, tmp_path, monkeypatch)
+
+
+def failure(folder, cwd, monkeypatch):
+    """Runs an artifact's script in this process and returns the one line that it ends with."""
+    np.save(cwd / "image.npy", np.zeros((8, 12, 3), np.uint8))
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(sys, "argv", ["run.py", "image.npy"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(folder / export.SCRIPT), run_name="__main__")
+    assert "\n" not in str(ended.value)
+    return str(ended.value)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_the_script_names_the_platform_that_is_not_here(platform, pixel_run, tmp_path, monkeypatch):
+    output = tmp_path / "artifact"
+    flags = ["--size=8x12", "--scan=xla"]
+    assert call_export(pixel_run, output, *flags, platform=platform) == 0
+    message = failure(output, tmp_path, monkeypatch)
+    assert f"{output} is for {platform}, which JAX does not find here" in message
+
+
+def test_the_script_names_a_map_that_it_cannot_write_and_leaves_no_part_of_it(
+    pixel_run, tmp_path, monkeypatch
+):
+    output, cwd = tmp_path / "artifact", tmp_path / "cwd"
+    (cwd / "depth.npy").mkdir(parents=True)
+    assert call_export(pixel_run, output, "--size=8x12") == 0
+    message = failure(output, cwd, monkeypatch)
+    assert f"{cwd / 'depth.npy'} could not be written (Is a directory)" in message
+    assert {path.name for path in cwd.iterdir()} == {"depth.npy", "image.npy"}
 
 
 def test_a_card_describes_inputs_outputs_and_scores(pixel_run, tmp_path):
