@@ -12,7 +12,7 @@ from mtmamba_jax.devices.processes import is_first
 from mtmamba_jax.messages import markdown_table
 from mtmamba_jax.metrics import Scores, compute_scores, create_metric
 from mtmamba_jax.metrics.base import NONFINITE, Sums
-from mtmamba_jax.metrics.multitask import delta_m, headline
+from mtmamba_jax.metrics.multitask import delta_m, headline, left_out
 from mtmamba_jax.metrics.segmentation import Segmentation
 from mtmamba_jax.paper.published import DATASET, ROWS, SCORES
 from mtmamba_jax.tasks.table import Task
@@ -125,7 +125,13 @@ def format_gains(
     that is odsF, which maxF cannot stand in for.
     """
     name = "tasks.baselines" if baselines else "the best constant predictions"
-    lines = [_format_gain(tasks, headline(tasks, scores), baselines or constants, name)]
+    reasons = {} if baselines else left_out(tasks, constants)
+    included = [task for task in tasks if task.name not in reasons]
+    if reasons:
+        why = "; ".join(f"{task}: {reason}" for task, reason in reasons.items())
+        kept = f", of {', '.join(task.name for task in included)} only" if included else ""
+        name += f"{kept} ({why})"
+    lines = [_format_gain(included, headline(tasks, scores), baselines or constants, name)]
     if data_name == DATASET:
         lines.append(_format_gain_on_paper(tasks, scores))
     return "\n".join(lines)
@@ -148,10 +154,8 @@ def _format_gain_on_paper(tasks: Sequence[Task], scores: Scores) -> str:
 def _format_gain(
     tasks: Sequence[Task], scores: Mapping[str, float], baselines: Mapping[str, float], name: str
 ) -> str:
-    try:
-        return f"delta_m {delta_m(tasks, scores, baselines):+.2f} % against {name}"
-    except ValueError as error:  # a baseline of 0 or NaN: constants on a test set without labels
-        return f"delta_m against {name}: none. {error}"
+    gain = f"{delta_m(tasks, scores, baselines):+.2f} %" if tasks else "none"
+    return f"delta_m {gain} against {name}"
 
 
 def write_confusions(

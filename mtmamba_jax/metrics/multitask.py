@@ -48,3 +48,26 @@ def delta_m(
         sign = -1.0 if task.lower_is_better else 1.0
         gains.append(sign * (score - baseline) / baseline)
     return 100.0 * float(np.mean(gains))
+
+
+def left_out(tasks: Sequence[Task], baselines: Mapping[str, float]) -> dict[str, str]:
+    """Returns {task name: reason} for tasks that delta_m cannot include.
+
+    These are tasks whose best constant prediction has no score, or one of 0, by which delta_m would
+    divide.
+
+    Args:
+      tasks: The tasks.
+      baselines: Scores of the best constant predictions, by task name.
+    """
+    reasons = {}
+    for task in tasks:
+        baseline = baselines[task.name]
+        if not np.isfinite(baseline):
+            reasons[task.name] = "no pixel of the test set is labelled for it"
+        elif baseline == 0:
+            cause = "all its labels are equal" if task.lower_is_better else "no label is positive"
+            reasons[task.name] = (
+                f"its best constant prediction has {task.score} 0 because {cause} in the test set"
+            )
+    return reasons

@@ -1,5 +1,6 @@
 """Fills in one of the paper's tables with the scores of finished runs."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from mtmamba_jax.messages import short
@@ -103,7 +104,10 @@ def _score_title(task: Task, score: str) -> str:
 def _gain(
     key: LineKey, lines: Lines, tasks: Sequence[Task], main_scores: ScoreChoice
 ) -> str | Spread:
-    """Returns a line's delta_m over single-task models with its encoder, "-" if one is missing."""
+    """Returns a line's delta_m over single-task models with its encoder.
+
+    It is "-" if one of them is missing or has a score that delta_m cannot divide by.
+    """
     index = next(i for i, row in enumerate(ROWS) if row.single_task)
     found: dict[str, list[float]] = {}
     for run in lines.get(key._replace(row=index), ()):
@@ -114,6 +118,8 @@ def _gain(
     if ROWS[key.row].single_task:
         return "0"
     baselines = {name: sum(values) / len(values) for name, values in found.items()}
+    if not all(value and math.isfinite(value) for value in baselines.values()):
+        return "-"
     gains = tuple(delta_m(tasks, main_scores(run), baselines) for run in lines[key])
     return Spread(gains, sign=True)
 

@@ -14,7 +14,7 @@ from mtmamba_jax.devices.processes import max_over_processes
 from mtmamba_jax.devices.sharding import put_batch
 from mtmamba_jax.evaluation.evaluate import Evaluator
 from mtmamba_jax.evaluation.report import score_table
-from mtmamba_jax.metrics.multitask import delta_m, headline
+from mtmamba_jax.metrics.multitask import delta_m, headline, left_out
 from mtmamba_jax.training.clock import Clock
 from mtmamba_jax.training.nonfinite import NonFiniteGuard
 from mtmamba_jax.training.optimizer import learning_rate
@@ -61,7 +61,15 @@ class Loop:
         self._guard = NonFiniteGuard(skips, checkpoints.last_on_disk, self._report.say)
         self.constants = evaluator.constants()
         self._baselines = config.tasks.baselines or self.constants
-        delta_m(self._tasks, self._baselines, self._baselines)  # fail now if a baseline is 0
+        reasons = left_out(self._tasks, self._baselines)
+        self._compared = [task for task in self._tasks if task.name not in reasons]
+        for name, reason in reasons.items():
+            self._report.say(
+                f"warning: delta_m leaves out {name}: {reason}. --config.tasks.baselines.{name}="
+                "SCORE, with those of all other tasks, includes it."
+            )
+        if not self._compared:
+            self._report.say("warning: the best checkpoint is the one that is evaluated last.")
         if self._report.start_step == 0:
             self._report.numbers(0, "constant", self.constants)
         self._best = np.nan if best_delta_m is None else best_delta_m
@@ -154,7 +162,9 @@ class Loop:
     def _score(self, step: int, state: TrainState) -> tuple[dict, float]:
         """Returns the scores and delta_m of a state, and saves its weights if it is the best."""
         scores = self._evaluator.scores(state.parameters)
-        gain = delta_m(self._tasks, headline(self._tasks, scores), self._baselines)
+        found, gain = headline(self._tasks, scores), np.nan
+        if self._compared:
+            gain = delta_m(self._compared, found, self._baselines)
         if np.isnan(self._best) or gain > self._best:  # NaN: nothing to compare with
             self._best = gain
             details = {"delta_m": gain, "scores": scores}

@@ -104,10 +104,24 @@ def test_gain_over_the_paper_uses_odsf_and_never_maxf():
     assert edge_only[1].endswith("none, no score here is the paper's")
 
 
-def test_a_zero_baseline_gives_a_reason_instead_of_a_gain():
-    text = format_gains(tasks.NYUDV2, SCORES, CONSTANTS | {"edge": 0.0}, {}, "synthetic")
-    assert text.startswith("delta_m against the best constant predictions: none. ")
-    assert "'edge' (maxF) is 0.0" in text
+@pytest.mark.parametrize(
+    ("task", "constant", "reason"),
+    [
+        ("edge", 0.0, "its best constant prediction has maxF 0 because no label is positive"),
+        ("depth", 0.0, "its best constant prediction has RMSE 0 because all its labels are equal"),
+        ("normals", np.nan, "no pixel of the test set is labelled for it"),
+    ],
+)
+def test_a_constant_that_delta_m_cannot_divide_by_is_left_out_with_the_cause(
+    task, constant, reason
+):
+    text = format_gains(tasks.NYUDV2, SCORES, CONSTANTS | {task: constant}, {}, "synthetic")
+    kept = ", ".join(each.name for each in tasks.NYUDV2 if each.name != task)
+    assert text.startswith("delta_m +")
+    assert f"against the best constant predictions, of {kept} only ({task}: {reason}" in text
+    (only,) = (each for each in tasks.NYUDV2 if each.name == task)
+    text = format_gains((only,), SCORES, {task: constant}, {}, "synthetic")
+    assert text.startswith("delta_m none against the best constant predictions (")
 
 
 def test_details_have_no_empty_parts():

@@ -17,6 +17,7 @@ from mtmamba_jax.checkpoints.run_directory import RunDirectory
 from mtmamba_jax.checkpoints.save import CheckpointWriter
 from mtmamba_jax.data_pipelines import sources
 from mtmamba_jax.data_pipelines.workers import WorkerError
+from mtmamba_jax.tasks.table import DEPTH
 from mtmamba_jax.training import state
 from mtmamba_jax.training.report import read_metrics
 from mtmamba_jax.training.step import create_train_step
@@ -74,6 +75,32 @@ def test_run_leaves_scores_panels_numbers_and_checkpoints(finished):
     assert result.step == best
     assert tests[best]["depth/RMSE"] == result.scores["depth"]["RMSE"]
     assert list((workdir / "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize(
+    ("names", "depth", "warning"),
+    [
+        ("semseg,depth", 3.3, "leaves out depth: its best constant prediction has RMSE 0 because"),
+        ("semseg,depth", DEPTH.ignore, "leaves out depth: no pixel of the test set is labelled"),
+        ("depth", 3.3, "the best checkpoint is the one that is evaluated last"),
+    ],
+)
+def test_a_constant_score_of_0_or_none_does_not_end_a_run(
+    names, depth, warning, tmp_path, monkeypatch, capsys
+):
+    class FlatScenes(sources.SyntheticScenes):
+        def __getitem__(self, index):
+            example = super().__getitem__(index)
+            if example["id"].startswith("test"):
+                example["depth"][...] = depth
+            return example
+
+    monkeypatch.setattr(sources, "SyntheticScenes", FlatScenes)
+    result = train(tiny_config(tasks__names=names, train__steps="8"), tmp_path)
+    assert warning in capsys.readouterr().out
+    assert result.step == 8
+    (line,) = (line for line in read_metrics(tmp_path) if line["kind"] == "test")
+    assert (line["delta_m"] is None) == (names == "depth")
 
 
 def test_finished_run_is_not_trained_again(finished):
