@@ -4,7 +4,7 @@ import argparse
 import shlex
 
 from mtmamba_jax.cli.console import program_name
-from mtmamba_jax.convert.weight_files import SAFETENSORS, read_weights
+from mtmamba_jax.convert.weight_files import SAFETENSORS, has_ending, read_weights
 from mtmamba_jax.export.model_card import public_name
 from mtmamba_jax.export.torch_run import (
     check_target,
@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
         f"{options.source} holds {converted.contents}\n{describe_weights(converted.model)}",
         flush=True,
     )
-    is_file = options.to.endswith(SAFETENSORS)
+    is_file = has_ending(options.to, SAFETENSORS)
     (write_file if is_file else write_run)(converted, options.to, name)
     if converted.config and not is_file:
         next_command = (

@@ -191,8 +191,9 @@ def check_no_prefix(names: Iterable[str]) -> None:
     prefix = next((m[1] for m in matches if m), "")
     if prefix:
         raise ValueError(
-            f"The state dict holds a whole model, but its names have the prefix {prefix!r}. Remove "
-            "the prefix."
+            f"The state dict holds a whole model, but its names have the prefix {prefix!r}. Save "
+            f"only these names, without the prefix: {{k.removeprefix({prefix!r}): v for k, v in "
+            f"state_dict.items() if k.startswith({prefix!r})}}."
         )
 
 

@@ -21,11 +21,16 @@ from mtmamba_jax.files.paths import replacing
 from mtmamba_jax.messages import first_line, shortened
 
 SAFETENSORS, SAFETENSORS_INDEX = ".safetensors", ".safetensors.index.json"
-TORCH = (".pth", ".pth.tar", ".pt", ".bin")
+TORCH = (".pth", ".pth.tar", ".pt", ".bin", ".ckpt")
+"""Endings of file names, in upper or lower case."""
 HUB = "hf:"
 
-_WRAPPERS = ("model", "state_dict")  # keys of a state dict in a checkpoint
 _DISTRIBUTED = "module."  # prefix of all names in a model wrapped in DistributedDataParallel
+_PREFIXES = (_DISTRIBUTED, "model.", "net.")  # the others: attributes of a LightningModule
+# Parts of names that wrappers of PyTorch and Lightning add around a model or a module in it.
+_WRAPPERS = re.compile(
+    r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
+)
 _HUB_FILES = (
     ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"),
     ("pytorch_model.bin",),
@@ -36,8 +41,9 @@ _BROKEN = "It may be truncated or of another format: fetch it again."
 def read_weights(source: str | os.PathLike) -> dict[str, np.ndarray]:
     """Returns the arrays of a weight file, by name.
 
-    The state dict may be in {"model": ...} or {"state_dict": ...}, whose other entries are ignored.
-    A prefix `module.` of all names is removed. PyTorch files are memory-mapped if their format
+    The state dict may be an entry of a dict, such as "model", "state_dict" or "params", whose other
+    entries are ignored. What wrappers add to names is removed: `_orig_mod.` anywhere; `module.`,
+    `model.` and `net.` if all names start with it. PyTorch files are memory-mapped if their format
     allows it.
 
     Args:
@@ -45,8 +51,8 @@ def read_weights(source: str | os.PathLike) -> dict[str, np.ndarray]:
         folder) or one of `TORCH`; or `hf:REPO` or `hf:REPO@REVISION`, see `download`.
 
     Raises:
-      ValueError: If the file or repository does not exist, or does not contain weights. The message
-        names it and the remedy.
+      ValueError: If the file or repository does not exist, or does not contain weights, or contains
+        several state dicts. The message names it and the remedy.
       RuntimeError: If PyTorch is not installed.
       OSError: If the file cannot be read or downloaded.
     """
@@ -59,19 +65,41 @@ def read_weights(source: str | os.PathLike) -> dict[str, np.ndarray]:
         )
     if not path.exists():
         raise ValueError(f"{path} does not exist.")
-    if path.name.endswith(SAFETENSORS):
+    if has_ending(path, SAFETENSORS):
         weights = _read_safetensors(path)
-    elif path.name.endswith(SAFETENSORS_INDEX):
+    elif has_ending(path, SAFETENSORS_INDEX):
         weights = _read_parts(path)
-    elif path.name.endswith(TORCH):
+    elif has_ending(path, *TORCH):
         weights = _read_torch(path)
     else:
         raise _unknown_ending(path, SAFETENSORS, SAFETENSORS_INDEX, *TORCH)
     if not weights:
         raise ValueError(f"{path} holds no arrays. Give a weight file.")
-    while all(name.startswith(_DISTRIBUTED) for name in weights):  # wrappers may be nested
-        weights = {name.removeprefix(_DISTRIBUTED): array for name, array in weights.items()}
-    return weights
+    return _without_wrappers(path, weights)
+
+
+def _without_wrappers(path: pathlib.Path, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Removes what wrappers added to the names."""
+    names = {name: _WRAPPERS.sub("", name) for name in weights}
+    while prefix := next((p for p in _PREFIXES if all(map(_starts(p), names.values()))), ""):
+        names = {name: short.removeprefix(prefix) for name, short in names.items()}
+    sources: dict[str, str] = {}
+    for name, short in names.items():
+        if (other := sources.setdefault(short, name)) != name:
+            raise ValueError(
+                f"{path} holds {other} and {name}, which are both {short} without the wrapper of a "
+                "model. Save only one of them."
+            )
+    return {short: weights[name] for name, short in names.items()}
+
+
+def _starts(prefix: str) -> Callable[[str], bool]:
+    return lambda name: name.startswith(prefix)
+
+
+def has_ending(path: str | os.PathLike, *endings: str) -> bool:
+    """Returns whether a file name ends in one of `endings`, in upper or lower case."""
+    return os.fspath(path).lower().endswith(endings)
 
 
 def write_safetensors(
@@ -111,10 +139,9 @@ def find_writer(path: str | os.PathLike) -> Callable:
     Raises:
       ValueError: If the ending is unknown.
     """
-    name = os.fspath(path)
-    if name.endswith(SAFETENSORS):
+    if has_ending(path, SAFETENSORS):
         return write_safetensors
-    if name.endswith(TORCH):
+    if has_ending(path, *TORCH):
         return write_torch
     raise _unknown_ending(path, SAFETENSORS, *TORCH)
 
@@ -131,7 +158,7 @@ def _replacing(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]):
 
 def is_weight_file(source: str) -> bool:
     """Returns whether `read_weights` reads this source, judged by its name."""
-    named = source.startswith(HUB) or source.endswith((SAFETENSORS, SAFETENSORS_INDEX, *TORCH))
+    named = source.startswith(HUB) or has_ending(source, SAFETENSORS, SAFETENSORS_INDEX, *TORCH)
     return named and not pathlib.Path(source).is_dir()
 
 
@@ -200,13 +227,23 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"{path} holds a {type(loaded).__name__}, not a state dict. Save model.state_dict()."
         )
-    inner = (loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping))
-    state = next(inner, loaded)
+    inner = {
+        key: each
+        for key, each in loaded.items()
+        if isinstance(each, Mapping) and any(isinstance(v, torch.Tensor) for v in each.values())
+    }
+    if len(inner) > 1:
+        raise ValueError(
+            f"{path} holds several state dicts: {shortened(list(inner))}. Save the one to use in a "
+            f"file of its own: torch.save(torch.load({path.name!r})[{next(reversed(inner))!r}], "
+            "'weights.pth')."
+        )
+    state = next(iter(inner.values()), loaded)
     others = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise ValueError(
             f"{path} holds more than arrays: {shortened(others, 5)}. Save only its state dict, or "
-            f"a dict with the state dict as {' or '.join(_WRAPPERS)}."
+            "a dict with the state dict as an entry of its own."
         )
     return {str(name): _to_numpy(path, name, tensor) for name, tensor in state.items()}
 
@@ -236,7 +273,7 @@ def _guess(path: pathlib.Path) -> str:
         return "It is empty: fetch it again."
     if start.lstrip()[:1] == b"<":
         return "It is a web page: fetch the file that the page describes."
-    if start.startswith(b"PK") and path.name.endswith(SAFETENSORS):
+    if start.startswith(b"PK") and has_ending(path, SAFETENSORS):
         return "It looks like a PyTorch file: give it a name that ends in .pth."
     return _BROKEN
 

@@ -17,7 +17,7 @@ from mtmamba_jax.checkpoints.save import CheckpointWriter
 from mtmamba_jax.config import Config
 from mtmamba_jax.convert import Contents, encoder_from_torch, from_torch, identify, to_torch
 from mtmamba_jax.convert.state_dicts import check_no_prefix, size_name
-from mtmamba_jax.convert.weight_files import SAFETENSORS, TORCH, write_safetensors
+from mtmamba_jax.convert.weight_files import SAFETENSORS, TORCH, has_ending, write_safetensors
 from mtmamba_jax.data_pipelines.datasets import DATASETS
 from mtmamba_jax.files.paths import is_remote
 from mtmamba_jax.models.mtmamba import MODELS, abstract_model
@@ -155,12 +155,12 @@ def check_target(place: str) -> None:
     Raises:
       ValueError: If the place is a run already, or has an ending that is not supported.
     """
-    if place.endswith(TORCH):
+    if has_ending(place, *TORCH):
         raise ValueError(
             f"--to={place}: convert writes a work directory or a file that ends in {SAFETENSORS}. "
             "PyTorch files are written by export --format=torch."
         )
-    if place.endswith(SAFETENSORS):
+    if has_ending(place, SAFETENSORS):
         if is_remote(place):
             raise ValueError(f"--to={place}: a file can only be written to a local disk.")
         return

@@ -192,22 +192,6 @@ def test_a_torch_file_is_read_back_bit_for_bit(suffix, zipped, torch, tmp_path):
     assert_same(read_weights(path))
 
 
-@pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
-@pytest.mark.parametrize("prefix", ["", "module.", "module.module."])
-def test_wrappers_and_the_prefix_of_distributed_training_are_removed(
-    wrapper, prefix, torch, tmp_path
-):
-    state = tensors(torch, prefix)
-    saved = {wrapper: state, "epoch": 3, "optimizer": {"lr": 0.1}} if wrapper else state
-    torch.save(saved, tmp_path / "w.pth")
-    assert_same(read_weights(tmp_path / "w.pth"))
-
-
-def test_a_prefix_of_only_some_names_is_kept(torch, tmp_path):
-    torch.save({"module.a": torch.ones(2), "b": torch.ones(2)}, tmp_path / "w.pth")
-    assert set(read_weights(tmp_path / "w.pth")) == {"module.a", "b"}
-
-
 def test_parameters_and_transposed_tensors_are_read(torch, tmp_path):
     weight = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
     torch.save({"weight": weight, "turned": weight.detach().T}, tmp_path / "w.pth")

@@ -1,0 +1,73 @@
+"""What training code wraps a model in is removed; what is ambiguous is refused with a remedy."""
+
+import numpy as np
+import pytest
+
+from mtmamba_jax.convert.weight_files import is_weight_file, read_weights, write_safetensors
+
+torch = pytest.importorskip("torch", reason='reads .pth files: pip install -e ".[convert]"')
+
+NAMES = ("layers.0.weight", "norm.bias")
+
+
+def state(prefix="", value=1.0):
+    return {prefix + name: torch.full((2,), value) for name in NAMES}
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    [None, "model", "state_dict", "params", "model_state_dict", "model_ema", "net", "params_ema"],
+)
+@pytest.mark.parametrize("prefix", ["", "module.", "module.module.", "model._orig_mod."])
+def test_a_state_dict_in_a_wrapper_is_found(wrapper, prefix, tmp_path):
+    others = {
+        "epoch": 3,
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]},
+        "hyper_parameters": {"lr": 0.1},
+        "best_score": torch.tensor(0.5),
+    }
+    torch.save({wrapper: state(prefix)} | others if wrapper else state(prefix), tmp_path / "w.ckpt")
+    assert set(read_weights(tmp_path / "w.ckpt")) == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["_orig_mod.", "model.", "net.", "module._orig_mod.", "_orig_mod.module.", "model.net.",
+     "_forward_module.model.", "_fsdp_wrapped_module."],
+)  # fmt: skip
+def test_prefixes_of_wrappers_are_removed_from_every_format(prefix, tmp_path):
+    arrays = {name: np.ones(2, np.float32) for name in state(prefix)}
+    write_safetensors(tmp_path / "w.safetensors", arrays, {})
+    assert set(read_weights(tmp_path / "w.safetensors")) == set(NAMES)
+
+
+def test_a_compiled_part_of_a_model_has_the_names_of_the_part(tmp_path):
+    torch.save({"a._orig_mod.w": torch.ones(2), "not_orig_mod.b": torch.ones(2)}, tmp_path / "w.pt")
+    assert set(read_weights(tmp_path / "w.pt")) == {"a.w", "not_orig_mod.b"}
+
+
+def test_a_prefix_of_only_some_names_is_kept(tmp_path):
+    torch.save({"module.a": torch.ones(2), "b": torch.ones(2)}, tmp_path / "w.pth")
+    assert set(read_weights(tmp_path / "w.pth")) == {"module.a", "b"}
+
+
+def test_of_several_state_dicts_none_is_chosen(tmp_path):
+    torch.save({"model": state(), "model_ema": state(value=2.0)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"several state dicts: model, model_ema\. Save the one"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_names_that_only_a_wrapper_tells_apart_are_refused(tmp_path):
+    torch.save(state() | state("_orig_mod.", 2.0), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"are both layers\.0\.weight without the wrapper"):
+        read_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", ["W.PTH", "w.Pth.Tar", "W.CKPT", "w.BIN", "w.SafeTensors"])
+def test_endings_may_be_in_upper_case(name, tmp_path):
+    if name.endswith("SafeTensors"):
+        write_safetensors(tmp_path / name, {n: np.ones(2, np.float32) for n in NAMES}, {})
+    else:
+        torch.save(state(), tmp_path / name)
+    assert is_weight_file(str(tmp_path / name))
+    assert set(read_weights(tmp_path / name)) == set(NAMES)
