@@ -42,7 +42,7 @@ KEYS = tuple(map(Key._make, (
     # both.
     ("init.run", str, "a path",
      "work directory of a run with the same model and tasks, or a file with the official code's "
-     "weights (.safetensors, .pth, .pth.tar, .pt, .bin; hf:REPO)"),
+     "weights (.safetensors, .pth, .pth.tar, .pt, .bin, .ckpt; hf:REPO)"),
     ("init.encoder", str, "a path",
      "the same for the encoder alone, or a file with a Swin encoder of Microsoft, mmsegmentation, "
      "timm or Hugging Face; takes precedence over init.run"),

@@ -108,7 +108,7 @@ def _convert(command: argparse.ArgumentParser) -> None:
         required=True,
         metavar="FILE|hf:REPO",
         help="weights of MTMamba, MTMamba++ or a Swin encoder: .safetensors, .pth, .pth.tar, .pt, "
-        ".bin",
+        ".bin, .ckpt",
     )
     add("--to", required=True, metavar="DIR|FILE.safetensors", help="work directory or file")
     _add_config(command, help=f"{_CONFIG} (the published one with these tasks)")
