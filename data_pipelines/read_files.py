@@ -67,8 +67,8 @@ def decode_image(data: bytes, path: pathlib.Path) -> Image.Image:
         raise DataError(f"{path} is damaged ({error}). {COPY_AGAIN}") from error
     # Of 16 bits in three channels Pillow returns the upper 8, which sensors' data leave empty.
     if image.format == "PNG" and image.mode == "RGB" and data[_PNG_BIT_DEPTH] == 16:
-        bits = used_bits(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))
-        if bits < 16:
+        levels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if levels is not None and (bits := used_bits(levels)) < 16:
             raise DataError(
                 f"{path} has 16 bits per channel, but its values fit in {bits}: it would be nearly "
                 f"black. Save it with 8 bits: values // {2 ** (bits - 8)} if it holds {bits}-bit "

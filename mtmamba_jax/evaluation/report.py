@@ -9,11 +9,11 @@ from jaxtyping import Int
 
 from mtmamba_jax.config import Config
 from mtmamba_jax.devices.processes import is_first
-from mtmamba_jax.messages import markdown_table
+from mtmamba_jax.messages import markdown_table, shortened
 from mtmamba_jax.metrics import Scores, compute_scores, create_metric
 from mtmamba_jax.metrics.base import NONFINITE, Sums
 from mtmamba_jax.metrics.multitask import delta_m, headline, left_out
-from mtmamba_jax.metrics.segmentation import Segmentation
+from mtmamba_jax.metrics.segmentation import PRESENT, Segmentation, present_classes
 from mtmamba_jax.paper.published import DATASET, ROWS, SCORES
 from mtmamba_jax.tasks.table import Task
 from mtmamba_jax.visualization.confusion import draw_confusion
@@ -37,7 +37,8 @@ def class_ious(tasks: Sequence[Task], totals: Mapping[str, Sums]) -> dict[str, d
 def score_table(tasks: Sequence[Task], scores: Scores, constants: Mapping[str, float]) -> str:
     """Returns a table of each task's score and that of the best constant prediction.
 
-    Below it, a line warns of each task with predictions that are not finite.
+    Below it, a line warns of each task with predictions that are not finite, and one gives the
+    other reading of a mIoU in which absent classes count as 0.
     """
 
     def row(task: Task) -> tuple[str, ...]:
@@ -48,13 +49,19 @@ def score_table(tasks: Sequence[Task], scores: Scores, constants: Mapping[str, f
         return task.name, score, f"{value:.3f}", f"{constant:.3f}", ratio
 
     columns = ("task", "score", "model", "constant", "ratio")
-    warnings = [
+    notes = [
         f"\nwarning: {task.name} has no score: the prediction is NaN or infinite at "
         f"{scores[task.name][NONFINITE]:,} labelled pixels."
         for task in tasks
         if NONFINITE in scores[task.name]
     ]
-    return markdown_table(columns, map(row, tasks), left=2) + "".join(warnings)
+    notes += [
+        f"\n{task.name}: mIoU counts classes that are neither labelled nor predicted as 0, as "
+        f"published; without them ({PRESENT}) it is {scores[task.name][PRESENT]:.3f}."
+        for task in tasks
+        if scores[task.name].get(PRESENT, math.nan) > scores[task.name][task.score]
+    ]
+    return markdown_table(columns, map(row, tasks), left=2) + "".join(notes)
 
 
 def format_details(
@@ -84,18 +91,21 @@ def format_class_ious(
 ) -> str:
     """Returns a table of a task's IoUs in percent, whose columns are read downwards.
 
-    A class that is neither labelled nor predicted in `confusion` is printed as "-".
+    A class that is neither labelled nor predicted in `confusion` is printed as "-". Of many
+    classes only those are listed.
     """
+    seen = present_classes(confusion)
+    absent = [each for each, s in zip(ious, seen, strict=True) if not s]
     if len(ious) > MOST_LISTED:
-        return f"{name}: IoU of {len(ious)} classes, in the file of scores"
-    seen = confusion.sum(0) + confusion.sum(1) > 0
+        listed = f"; neither labelled nor predicted: {shortened(absent, 20)}" if absent else ""
+        return f"{name}: IoU of {len(ious)} classes, in the file of scores{listed}"
     values = [f"{v:6.2f}" if s else f"{'-':>6}" for v, s in zip(ious.values(), seen, strict=True)]
     width = max(map(len, ious))
     cells = [f"{c:<{width}} {value}" for c, value in zip(ious, values, strict=True)]
     rows = math.ceil(len(cells) / max(1, _WIDTH // (width + 10)))
-    absent = "" if seen.all() else "; -: neither labelled nor predicted, 0 in the mean"
+    note = f"; -: neither labelled nor predicted, 0 in mIoU, not in {PRESENT}" if absent else ""
     lines = ("   ".join(cells[i::rows]) for i in range(rows))
-    return "\n".join([f"{name}, IoU in %{absent}", *lines])
+    return "\n".join([f"{name}, IoU in %{note}", *lines])
 
 
 def format_other_scores(tasks: Sequence[Task], scores: Scores) -> str:

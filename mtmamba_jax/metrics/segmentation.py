@@ -2,13 +2,20 @@
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Int
 
 from mtmamba_jax.metrics import base
 from mtmamba_jax.tasks.table import Task
 
+PRESENT = "mIoU_present"
+"""Name of the score that leaves out absent classes."""
+
 
 class Segmentation(base.Metric):
-    """`mIoU` in percent; a class without a predicted or labelled pixel has IoU 0, as published.
+    """`mIoU` and `mIoU_present` in percent.
+
+    A class without a predicted or labelled pixel has IoU 0 in mIoU, as published, and is left out
+    of mIoU_present, which differs on small test sets.
 
     The sum is `confusion`, pixels by [labelled, predicted] class. Labels that are no class are not
     counted.
@@ -16,7 +23,7 @@ class Segmentation(base.Metric):
 
     def __init__(self, task: Task):
         confusion = ((task.channels, task.channels), np.int64)
-        super().__init__(task, {"confusion": confusion}, {"mIoU": "%"})
+        super().__init__(task, {"confusion": confusion}, dict.fromkeys(("mIoU", PRESENT), "%"))
 
     def _measure(self, logits, label, valid):
         channels, labelled = self.task.channels, label[..., 0]
@@ -26,7 +33,10 @@ class Segmentation(base.Metric):
         return {"confusion": confusion.reshape(channels, channels)}
 
     def _compute(self, sums) -> base.TaskScores:
-        return {"mIoU": _mean_iou(np.asarray(sums["confusion"]))}
+        confusion = np.asarray(sums["confusion"])
+        present = present_classes(confusion)
+        among_present = confusion[np.ix_(present, present)]
+        return {"mIoU": _mean_iou(confusion), PRESENT: _mean_iou(among_present)}
 
     def per_class(self, sums) -> base.TaskScores:
         """Returns the IoU of each class in percent, by class name; NaN as in `compute`."""
@@ -34,6 +44,11 @@ class Segmentation(base.Metric):
         if sums.get(base.NONFINITE, 0):
             values = np.full_like(values, np.nan)
         return dict(zip(self.task.class_names, values.tolist(), strict=True))
+
+
+def present_classes(confusion: Int[np.ndarray, "c c"]) -> Bool[np.ndarray, " c"]:
+    """Returns which classes have a labelled or predicted pixel."""
+    return confusion.sum(0) + confusion.sum(1) > 0
 
 
 class SegmentationConstant(base.ConstantBaseline):

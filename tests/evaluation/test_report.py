@@ -11,6 +11,7 @@ from mtmamba_jax.evaluation.report import (
     format_details,
     format_gains,
     format_other_scores,
+    score_table,
     write_confusions,
 )
 from mtmamba_jax.metrics import compute_scores, create_metric
@@ -46,7 +47,9 @@ def test_class_table_is_read_downwards_and_marks_absent_classes():
     confusion = parts_confusion()
     ious = create_metric(PARTS).per_class({"confusion": confusion})
     head, *lines = format_class_ious("human_parts", ious, confusion).splitlines()
-    assert head == "human_parts, IoU in %; -: neither labelled nor predicted, 0 in the mean"
+    assert head == (
+        "human_parts, IoU in %; -: neither labelled nor predicted, 0 in mIoU, not in mIoU_present"
+    )
     assert [" ".join(line.split()) for line in lines] == [
         "background 46.15 torso 0.00 lower arms - lower legs -",
         "head 50.00 upper arms - upper legs -",
@@ -68,6 +71,24 @@ def test_ious_of_many_classes_are_only_in_the_file():
     assert format_class_ious("semseg", ious, np.eye(61)) == (
         "semseg: IoU of 61 classes, in the file of scores"
     )
+    confusion = np.diag([1] * 59 + [0, 0])
+    assert format_class_ious("semseg", ious, confusion).endswith("predicted: class 59, class 60")
+
+
+def test_a_perfect_prediction_of_some_classes_is_reported_in_both_readings():
+    (task,) = tasks.select("custom", ["semseg"], ["background", "crack", "moss"])
+    totals = {"semseg": {"confusion": np.diag([5, 3, 0])}}
+    scores = compute_scores((task,), totals)
+    assert scores["semseg"] == {"mIoU": pytest.approx(200 / 3), "mIoU_present": 100.0}
+    *_, table_end, note = score_table((task,), scores, {"semseg": 20.0}).splitlines()
+    assert "66.667" in table_end
+    assert note.endswith("as published; without them (mIoU_present) it is 100.000.")
+    assert "moss            -" in format_class_ious(
+        "semseg", class_ious((task,), totals)["semseg"], totals["semseg"]["confusion"]
+    )
+    everything = compute_scores((task,), {"semseg": {"confusion": np.ones((3, 3), int)}})
+    assert everything["semseg"]["mIoU"] == pytest.approx(everything["semseg"]["mIoU_present"])
+    assert "mIoU_present" not in score_table((task,), everything, {"semseg": 20.0})
 
 
 def test_other_scores_have_units_and_exclude_the_main_score():
@@ -129,8 +150,9 @@ def test_details_have_no_empty_parts():
     totals = {"human_parts": {"confusion": parts_confusion()}}
     scores = compute_scores((PARTS,), totals)
     text = format_details(config, (PARTS,), totals, scores, {"human_parts": 5.0})
-    table, gain = text.split("\n\n")
+    table, others, gain = text.split("\n\n")
     assert table.startswith("human_parts, IoU")
+    assert others == "human_parts  mIoU_present 32.051 %"
     assert gain.startswith("delta_m ")
 
 
