@@ -19,7 +19,8 @@ def run(options: argparse.Namespace) -> int:
     """Converts PyTorch weights to a run or to a safetensors file."""
     check_target(options.to)
     name = public_name(options.source)
-    converted = convert(read_weights(options.source), options.config, options.overrides)
+    tensors, merging = read_weights(options.source), options.patch_merging
+    converted = convert(tensors, options.config, options.overrides, merging)
     print(
         f"{options.source} holds {converted.contents}\n{describe_weights(converted.model)}",
         flush=True,

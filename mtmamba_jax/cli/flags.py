@@ -111,6 +111,11 @@ def _convert(command: argparse.ArgumentParser) -> None:
         ".bin, .ckpt",
     )
     add("--to", required=True, metavar="DIR|FILE.safetensors", help="work directory or file")
+    add(
+        "--patch_merging",
+        choices=("mmsegmentation", "microsoft"),
+        help="an encoder alone: whose order its patch mergings have (that of the names)",
+    )
     _add_config(command, help=f"{_CONFIG} (the published one with these tasks)")
 
 

@@ -1,6 +1,7 @@
 """Conversion of a Swin encoder's weights from the state dicts of other code bases, and back."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 
 import cv2
@@ -17,13 +18,19 @@ from mtmamba_jax.convert.state_dicts import (
     identify,
     size_name,
 )
-from mtmamba_jax.convert.swin import INDEX, TABLE, table_window
+from mtmamba_jax.convert.swin import INDEX, PATCH_MERGINGS, TABLE, table_window
 from mtmamba_jax.convert.tensors import from_tensors, to_tensors
+from mtmamba_jax.messages import check_name
 from mtmamba_jax.models.norm import LayerNorm
 from mtmamba_jax.models.swin import Swin
 
+MMSEGMENTATION_PARTS = ("decode_head.", "auxiliary_head.", "head.fc.")
+"""Beginnings of other names in whole models of mmsegmentation and mmpretrain."""
 
-def encoder_from_torch(state_dict: Mapping[str, np.ndarray], encoder: Swin) -> nnx.State:
+
+def encoder_from_torch(
+    state_dict: Mapping[str, np.ndarray], encoder: Swin, patch_merging: str | None = None
+) -> nnx.State:
     """Converts the Swin encoder in a state dict; `nnx.update` loads the result.
 
     The state dict may be from Microsoft's code, mmsegmentation, timm or Hugging Face transformers,
@@ -32,18 +39,36 @@ def encoder_from_torch(state_dict: Mapping[str, np.ndarray], encoder: Swin) -> n
     keep their values. Heads are ignored, and so are attention masks, which follow from the image
     size. Position bias tables of another window are resampled (bicubic).
 
+    mmsegmentation's patch mergings gather the same channels in another order than those of the
+    other code bases, in arrays of the same shapes. An encoder alone with its names may thus hold
+    Microsoft's tensors, only renamed: a warning is logged unless `patch_merging` is given.
+
     Args:
       state_dict: Arrays by tensor name; float16, bfloat16 and float64 are cast to float32.
       encoder: It may be abstract (`nnx.eval_shape`) and is not modified.
+      patch_merging: Key of `swin.PATCH_MERGINGS`, the order of the channels of patch mergings. None
+        uses the order of the code base that the names are from.
 
     Raises:
-      ValueError: If there is no encoder, the encoder has another size, or names, shapes or values
-        do not fit. The message lists them.
+      ValueError: If the order is unknown, there is no encoder, the encoder has another size, or
+        names, shapes or values do not fit. The message lists them.
     """
     contents = identify(state_dict)
     if (naming := contents.naming) is None:
         raise ValueError(f"The state dict holds {contents}; expected a Swin encoder.")
     check_size(contents, encoder)
+    if patch_merging:
+        check_name("order of patch mergings", patch_merging, PATCH_MERGINGS)
+        naming = dataclasses.replace(naming, patch_merging=patch_merging)
+    elif contents.official is None and naming.family == "mmsegmentation":
+        if not any(part in name for name in state_dict for part in MMSEGMENTATION_PARTS):
+            logging.getLogger(__name__).warning(
+                "warning: the encoder has mmsegmentation's names, so its patch mergings are read "
+                "in mmsegmentation's order. If these are Microsoft's tensors, only renamed, that "
+                "is wrong. To choose, convert the file first: convert --from=FILE --to=DIR "
+                "--patch_merging=microsoft (or =mmsegmentation, without this warning), then "
+                "--config.init.encoder=DIR."
+            )
     return from_tensors(
         resample_positions(state_dict, encoder, naming),
         encoder,

@@ -8,7 +8,14 @@ import numpy as np
 
 from mtmamba_jax.convert.official import OFFICIAL_MODELS, TASK_ORDER, OfficialModel
 from mtmamba_jax.convert.rules import Rule
-from mtmamba_jax.convert.swin import FAMILIES, INDEX, TABLE, swin_rules, table_window
+from mtmamba_jax.convert.swin import (
+    FAMILIES,
+    INDEX,
+    PATCH_MERGINGS,
+    TABLE,
+    swin_rules,
+    table_window,
+)
 from mtmamba_jax.messages import check_name, shortened
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin, SwinSize
 from mtmamba_jax.tasks.table import OFFICIAL_NAMES
@@ -23,19 +30,22 @@ class Naming:
       norms: Full names of the LayerNorms of the four outputs, None for outputs without one.
       prefix: Prefix of all other names.
       has_index: Whether relative position indices are saved.
+      patch_merging: Key of `PATCH_MERGINGS`, the order of patch mergings; None for the family's.
     """
 
     family: str
     norms: tuple[str | None, ...]
     prefix: str = ""
     has_index: bool = True
+    patch_merging: str | None = None
 
     @property
     def rules(self) -> tuple[Rule, ...]:
         """Conversion rules of the encoder."""
-        return swin_rules(
-            FAMILIES[self.family], self.norms, prefix=self.prefix, has_index=self.has_index
-        )
+        family = FAMILIES[self.family]
+        if self.patch_merging:
+            family = dataclasses.replace(family, merged=PATCH_MERGINGS[self.patch_merging])
+        return swin_rules(family, self.norms, prefix=self.prefix, has_index=self.has_index)
 
     @property
     def skipped_tensors(self) -> tuple[str, ...]:

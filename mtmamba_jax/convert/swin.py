@@ -14,6 +14,8 @@ COLUMNS = ("(w h c)", "(h w c)", {"h": 2, "w": 2})
 """Orders of the 4c channels that a patch merging gathers: in PyTorch and here, where pixels are
 row by row. `UNFOLD` is that of nn.Unfold, the four pixels of each channel; `COLUMNS` has the
 channels of pixels (0,0) (1,0) (0,1) (1,1)."""
+PATCH_MERGINGS = {"mmsegmentation": UNFOLD, "microsoft": COLUMNS}
+"""Orders by the code base that introduced them; timm and Hugging Face have Microsoft's."""
 
 TABLE, INDEX = "relative_position_bias_table", "relative_position_index"
 

@@ -45,7 +45,10 @@ class Converted:
 
 
 def convert(
-    tensors: Mapping[str, np.ndarray], name: str | None, overrides: Mapping[str, str]
+    tensors: Mapping[str, np.ndarray],
+    name: str | None,
+    overrides: Mapping[str, str],
+    patch_merging: str | None = None,
 ) -> Converted:
     """Converts the model in a state dict.
 
@@ -53,6 +56,7 @@ def convert(
       tensors: Arrays by tensor name.
       name: Name of the model's configuration. None finds that of a published model by its tasks.
       overrides: Values of configuration keys as text, by key.
+      patch_merging: Order of an encoder alone; see `encoder_from_torch`.
 
     Raises:
       ValueError: If the model or the encoder is unknown, or does not fit the configuration.
@@ -64,10 +68,15 @@ def convert(
             raise ValueError(
                 f"--config does not go with an encoder alone. The file holds {contents}."
             )
-        encoder = _convert_encoder(tensors, contents)
+        encoder = _convert_encoder(tensors, contents, patch_merging)
         known = contents.size and size_name(contents.size)
         return Converted(
             contents, encoder, None, (f"--config.model.encoder={known}",) if known else ()
+        )
+    if patch_merging:
+        raise ValueError(
+            f"--patch_merging goes with an encoder alone. The file holds {contents}, whose order "
+            "is known: omit the flag."
         )
     name = name or find_recipe(contents)
     own = configuration.load(name, overrides).flat()
@@ -118,11 +127,13 @@ def _known_size(contents: Contents) -> SwinSize:
     return contents.size
 
 
-def _convert_encoder(tensors: Mapping[str, np.ndarray], contents: Contents) -> Swin:
+def _convert_encoder(
+    tensors: Mapping[str, np.ndarray], contents: Contents, patch_merging: str | None
+) -> Swin:
     size, naming = _known_size(contents), contents.naming
     assert naming is not None  # known where the size is
     encoder = nnx.eval_shape(lambda: Swin(size, rngs=nnx.Rngs(0)))
-    nnx.update(encoder, encoder_from_torch(tensors, encoder))
+    nnx.update(encoder, encoder_from_torch(tensors, encoder, patch_merging))
     for i, width in enumerate(encoder.widths):
         if naming.norms[i] is None:  # a classifier does not have this norm; it is the identity
             encoder.norms[i] = LayerNorm(width, dtype=encoder.norms[i].dtype)

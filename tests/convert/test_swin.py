@@ -15,8 +15,10 @@ from mtmamba_jax.convert import (
     identify,
 )
 from mtmamba_jax.convert.encoder import resample_table
+from mtmamba_jax.convert.state_dicts import Naming
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin
 from tests.convert.state_dicts import (
+    EACH_OUTPUT,
     FAMILIES,
     TINY,
     assert_same_bits,
@@ -228,3 +230,30 @@ def test_from_torch_also_converts_an_encoder(encoder):
             for read in (from_torch, encoder_from_torch)
         )
     )
+
+
+def test_microsofts_tensors_under_mmsegmentations_names_are_warned_of_and_can_be_forced(
+    encoder, caplog
+):
+    theirs = encoder_to_torch(encoder, "mmsegmentation")
+    microsofts = encoder_to_torch(encoder, Naming("microsoft", tuple(EACH_OUTPUT["microsoft"])))
+    merging = {name: v for name, v in microsofts.items() if "downsample" in name}
+    renamed = theirs | {name.replace("layers", "stages"): v for name, v in merging.items()}
+    assert renamed.keys() == theirs.keys()
+    wanted = leaves(nnx.state(encoder))
+
+    def found(tensors, patch_merging=None):
+        return leaves(encoder_from_torch(tensors, encoder, patch_merging))
+
+    wrong = found(renamed)
+    assert "--patch_merging=microsoft (or =mmsegmentation, without this warning)" in caplog.text
+    assert any((wrong[path] != value).any() for path, value in wanted.items())
+    caplog.clear()
+    for tensors, order in ((renamed, "microsoft"), (theirs, "mmsegmentation")):
+        right = found(tensors, order)
+        assert all((right[path] == value).all() for path, value in wanted.items())
+    whole = {f"backbone.{name}": v for name, v in theirs.items()}
+    found(whole | {"decode_head.conv_seg.bias": np.zeros(2, np.float32)})
+    assert not caplog.text
+    with pytest.raises(ValueError, match="Unknown order of patch mergings 'timm'"):
+        found(theirs, "timm")
