@@ -84,6 +84,9 @@ def create_op(scan: Callable, gradients: Callable) -> Callable[..., Array]:
         arrays; that of x without D * dy, in float32.
     """
 
+    # The kernels are written in 32 bits: with jax_enable_x64 their indices would be int64, which
+    # Mosaic does not have.
+    @jax.enable_x64(False)
     def run(static: Hashable, *arrays: Array, save: bool):
         *inputs, D = arrays
         y, saved = scan(static, *inputs, save=save)
@@ -98,6 +101,7 @@ def create_op(scan: Callable, gradients: Callable) -> Callable[..., Array]:
         y, saved = run(static, *arrays, save=True)
         return y, (arrays, saved)
 
+    @jax.enable_x64(False)
     def backward(static, residuals, dy):
         arrays, saved = residuals
         *inputs, D = arrays

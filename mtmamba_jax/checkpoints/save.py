@@ -1,7 +1,9 @@
 """Writes the checkpoints of a run while it trains."""
 
 import contextlib
+import errno
 import importlib.metadata
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -157,8 +159,10 @@ class CheckpointWriter:
                 if last is None
                 else f"The last good one is of step {last}; the same command resumes from it"
             )
+            full = os.strerror(errno.ENOSPC)  # behind a long path in TensorStore's message
+            reason = full if full in str(error) else first_line(error)
             raise SavingError(
-                f"A checkpoint could not be written to {self._directory} ({first_line(error)}). "
+                f"A checkpoint could not be written to {self._directory} ({reason}). "
                 f"{good} once this is fixed."
             ) from error
 

@@ -29,8 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       input is wrong. 130: interrupted by Ctrl-C.
     """
     open_streams()
-    # Orbax logs through absl: usage warnings, and errors that it raises as well.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    _silence_orbax()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = create_parser()
     if arguments and not arguments[0].startswith("-") and arguments[0] not in parser.commands:
@@ -64,6 +63,22 @@ def _run(options: argparse.Namespace, unknown: Sequence[str], parser: Parser) ->
         if options.traceback:
             raise
         return _fail(str(error), 2 if isinstance(error, ValueError) else 1)
+
+
+def _silence_orbax() -> None:
+    """Silences usage warnings of Orbax, and what it prints of errors that it raises as well.
+
+    After a full disk, its closed event loops would print a traceback for each of a thousand arrays.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+    def report(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(unraisable)
+
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = report
 
 
 def _exit_if_one_of_several(code: int, message: str = "") -> None:

@@ -78,7 +78,7 @@ class NormalsConstant(base.ConstantBaseline):
         kept = jnp.where(counted, index, bins)
         return {
             "normals": base.histogram(index, counted, bins),
-            "offset": jnp.zeros((bins, 3)).at[kept].add(offset, mode="drop"),
+            "offset": jnp.zeros((bins, 3), jnp.float32).at[kept].add(offset, mode="drop"),
         }
 
     def compute(self, sums) -> base.TaskScores:

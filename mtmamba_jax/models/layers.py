@@ -37,7 +37,7 @@ class TaskLinear(nnx.Module):
         bound = in_features**-0.5  # the official decoder's initial range
         shape = (tasks, in_features, out_features)
         self.kernel = nnx.Param(initializers.uniform(rngs.params(), shape, -bound, bound))
-        self.bias = nnx.Param(jnp.zeros((tasks, out_features))) if use_bias else None
+        self.bias = nnx.Param(jnp.zeros((tasks, out_features), jnp.float32)) if use_bias else None
 
     def __call__(self, x: Float[Array, "*t b h w i"]) -> Float[Array, "t b h w o"]:
         """Applies each task's map."""
@@ -76,7 +76,7 @@ class DepthwiseConv(nnx.Module):
         # Fan-in 9, as for a convolution with one input channel per group.
         shape = (tasks, 3, 3, features)
         self.kernel = nnx.Param(initializers.normal(rngs.params(), shape, 9**-0.5))
-        self.bias = nnx.Param(jnp.zeros((tasks, features)))
+        self.bias = nnx.Param(jnp.zeros((tasks, features), jnp.float32))
 
     def __call__(self, x: Float[Array, "t b h w d"]) -> Float[Array, "t b h w d"]:
         """Convolves x and casts it to the compute dtype."""
@@ -95,7 +95,7 @@ def drop_path(
     if key is None or rate == 0.0:
         return residual
     shape = residual.shape[:leading] + (1,) * (residual.ndim - leading)
-    keep = jax.random.bernoulli(key, 1.0 - rate, shape)
+    keep = jax.random.bernoulli(key, jnp.float32(1.0 - rate), shape)
     return jnp.where(keep, residual / (1.0 - rate), jnp.zeros((), residual.dtype))
 
 

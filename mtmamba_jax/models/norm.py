@@ -13,8 +13,8 @@ class LayerNorm(nnx.Module):
 
     def __init__(self, features: int, *, dtype: DTypeLike = jnp.float32):
         self.dtype = dtype
-        self.scale = nnx.Param(jnp.ones(features))
-        self.bias = nnx.Param(jnp.zeros(features))
+        self.scale = nnx.Param(jnp.ones(features, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(features, jnp.float32))
 
     def __call__(self, x: Float[Array, "*shape c"]) -> Float[Array, "*shape c"]:
         """Normalises x and casts it to the compute dtype."""
@@ -33,8 +33,8 @@ class TaskLayerNorm(nnx.Module):
     ):
         self.axes = (0, -1) if joint else (-1,)
         self.dtype = dtype
-        self.scale = nnx.Param(jnp.ones((tasks, features)))
-        self.bias = nnx.Param(jnp.zeros((tasks, features)))
+        self.scale = nnx.Param(jnp.ones((tasks, features), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((tasks, features), jnp.float32))
 
     def __call__(self, x: Float[Array, "t *shape c"]) -> Float[Array, "t *shape c"]:
         """Normalises x and casts it to the compute dtype."""

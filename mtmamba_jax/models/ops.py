@@ -154,7 +154,7 @@ def _attention_forward(qkv, bias, shifted):
     scores = jnp.einsum("mqhc,mkhc->mhqk", query, key, preferred_element_type=jnp.float32) + bias
     if shifted:
         # -100 rather than -inf: the value released weights were trained with.
-        mask = jnp.where(shift_mask(*shifted), 0.0, -100.0)[None, :, None]
+        mask = jnp.where(shift_mask(*shifted), 0.0, jnp.float32(-100.0))[None, :, None]
         by_image = scores.reshape(-1, mask.shape[1], *scores.shape[1:])
         scores = (by_image + mask).reshape(scores.shape)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)

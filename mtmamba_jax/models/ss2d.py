@@ -60,7 +60,7 @@ class SS2D(nnx.Module):
         self.step_bias = nnx.Param(_step_bias(rngs.params(), (t, k, d)))
         log_a = jnp.log(jnp.arange(1, n + 1, dtype=jnp.float32))
         self.log_a = nnx.Param(jnp.broadcast_to(log_a, (t, k, d, n)))
-        self.skip = nnx.Param(jnp.ones((t, k, d)))
+        self.skip = nnx.Param(jnp.ones((t, k, d), jnp.float32))
 
     def __call__(
         self, x: Float[Array, "t b h w d"], selecting: Float[Array, "t b h w d"] | None = None

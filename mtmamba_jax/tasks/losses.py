@@ -46,7 +46,8 @@ def cross_entropy(logits, label, valid, axes):
 def balanced_cross_entropy(logits, label, valid, axes):
     """Two-class cross entropy; the weight of a class is the other's share of the valid pixels."""
     positive = valid & (label[..., 0] == 1)
-    count = jnp.maximum(jnp.sum(valid, axis=axes, keepdims=True), 1)
+    # One of them float32: two integers would make a float64 with jax_enable_x64.
+    count = jnp.maximum(jnp.sum(valid, axis=axes, keepdims=True), 1).astype(jnp.float32)
     positive_share = jnp.sum(positive, axis=axes, keepdims=True) / count
     weight = jnp.where(positive, 1.0 - positive_share, positive_share)
     return weight * cross_entropy(logits, label, valid, axes)

@@ -93,7 +93,7 @@ def test_a_full_disk_is_reported_and_the_run_resumes_from_what_was_saved(tmp_pat
     disk = tmp_path / "disk"
     disk.mkdir()
     workdir = disk / "run"
-    command = [sys.executable, "-m", "tests.training.one_of_several", "0", "1", "0", str(workdir)]
+    command = [sys.executable, "-m", "tests.training.killed_run", str(workdir), "pixel"]
     settings = ["train.steps=30", "train.checkpoint_every=1", "train.keep_checkpoints=100"]
     found = subprocess.run(
         [
@@ -102,7 +102,7 @@ def test_a_full_disk_is_reported_and_the_run_resumes_from_what_was_saved(tmp_pat
             *(*command, *settings, "train.eval_every=30"),
         ],
         cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "WORKDIR": str(workdir)},
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "WORKDIR": str(workdir)},
         capture_output=True,
         text=True,
         timeout=400,
@@ -111,9 +111,10 @@ def test_a_full_disk_is_reported_and_the_run_resumes_from_what_was_saved(tmp_pat
         pytest.skip("needs a user namespace, to mount a small disk in")
     output = found.stdout + found.stderr
     assert found.returncode == 0, output
-    assert "could not be written" in found.stderr
-    assert "No space left on device" in found.stderr
-    assert "the same command resumes from" in found.stderr
+    (message,) = found.stderr.splitlines()
+    assert message.startswith(f"error: A checkpoint could not be written to {workdir}")
+    assert "No space left on device" in message
+    assert "the same command resumes from" in message
     full, room = found.stdout.split("--- with room:\n")
     saved = [int(name) for name in room.split("Resuming")[0].split() if name.isdigit()]
     assert saved, output

@@ -77,3 +77,27 @@ def test_training_needs_no_standard_streams(tmp_path):
     code, output = run("2>&- | true", tmp_path, *command, "train.steps=2", "train.eval_every=2")
     assert (code, output) == (0, "")
     assert RunDirectory(tmp_path / "run").is_finished(2)
+
+
+# What Orbax does when the disk is full, once for each array.
+SAVES = """
+import logging, sys, types
+from mtmamba_jax.cli.main import main
+
+class Array:
+    def __del__(self):
+        raise RuntimeError("Event loop is closed")
+
+def run(options):
+    Array()
+    logging.getLogger("asyncio").error("Task exception was never retrieved")
+    logging.getLogger("absl").error("Failed to run 5 Handler Commit operations")
+    raise OSError("the disk is full")
+
+sys.modules["mtmamba_jax.cli.train"] = types.SimpleNamespace(run=run)
+sys.exit(main(["train"]))
+"""
+
+
+def test_an_error_of_orbax_is_printed_once(tmp_path):
+    assert run("", tmp_path, "-c", SAVES) == (1, "error: the disk is full\n")
