@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, Integer, Shaped, UInt8, UInt16
 from PIL import Image, UnidentifiedImageError
 
-from mtmamba_jax.messages import shortened
+from mtmamba_jax.messages import first_line, shortened
 from mtmamba_jax.tasks.table import IGNORE
 
 COPY_AGAIN = "Extract or copy it again from its source."
@@ -148,12 +148,13 @@ def read_depth(
       DataError: If it does not hold floats [h w] or has values that are no distances, that
         float32 cannot hold, or that equal the ignore value.
     """
+    data = read_bytes(path)
     try:
-        depth = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
-    except DataError:
-        raise
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path} is not a readable .npy array ({error}). {COPY_AGAIN}") from error
+        depth = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # any type: NumPy parses headers with Python's tokenizer
+        raise DataError(
+            f"{path} is not a readable .npy array ({first_line(error)}). {COPY_AGAIN}"
+        ) from error
     if not isinstance(depth, np.ndarray) or depth.dtype.kind not in "fiu":
         raise DataError(f"{path} is not an array of real numbers. Save metres as float32 [h w].")
     if depth.dtype.kind != "f":
