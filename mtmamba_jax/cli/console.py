@@ -9,6 +9,7 @@ import jax
 from mtmamba_jax.config import Config, run_name
 from mtmamba_jax.devices.compilation_cache import enable_compilation_cache
 from mtmamba_jax.devices.processes import join
+from mtmamba_jax.files.paths import path_inside
 
 
 def announce(*lines: str) -> None:
@@ -45,7 +46,7 @@ def default_workdir(config: str) -> str:
 
     A sweep has its runs' work directories in it.
     """
-    return f"runs/{run_name(config)}"
+    return f"runs/{path_inside(run_name(config))}"
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -10,15 +10,19 @@ from flax import nnx
 
 from mtmamba_jax.checkpoints.load import load_run
 from mtmamba_jax.cli.console import announce, parse_size
-from mtmamba_jax.evaluation.photos import Failure, find_photos, overlay_task, predict_photos
+from mtmamba_jax.evaluation.photo_files import Failure, find_photos
+from mtmamba_jax.evaluation.photos import overlay_task, predict_photos
 from mtmamba_jax.evaluation.predictor import Predictor
 
 
 def run(options: argparse.Namespace) -> int:
     """Predicts the maps of photos."""
     output = pathlib.Path(options.output)
-    photos, failures = find_photos([pathlib.Path(path) for path in options.photos], skip=output)
+    found = find_photos([pathlib.Path(path) for path in options.photos], skip=output)
     run = load_run(options.workdir, options.checkpoint, one_device=True)
+    for line in found.skipped:
+        print(line)
+    photos, failures = found.photos, found.failures
     if not photos:
         return _report_failures(failures)
     size = parse_size(options.size) if options.size else run.config.data.size
@@ -28,20 +32,24 @@ def run(options: argparse.Namespace) -> int:
         f"Predicting {', '.join(task.name for task in run.tasks)}, photos: {len(photos)}, "
         f"fitted into {size[0]}x{size[1]}, with step {run.step} of {options.workdir}"
     )
+    output.mkdir(parents=True, exist_ok=True)
     results = predict_photos(
         photos,
         Predictor(nnx.merge(run.graph, run.parameters), run.tasks, size),
         output,
+        origin={"workdir": str(run.directory), "checkpoint": options.checkpoint, "step": run.step},
         with_overlay=options.overlay,
         with_features=options.features,
     )
     folders = []
-    for result in tqdm.tqdm(results, total=len(photos), unit="photo", disable=None):
-        if isinstance(result, Failure):
-            failures.append(result)
-        else:
-            folders.append(result)
-    code = _report_failures(failures)
+    try:
+        for result in tqdm.tqdm(results, total=len(photos), unit="photo", disable=None):
+            if isinstance(result, Failure):
+                failures.append(result)
+            else:
+                folders.append(result)
+    finally:  # also if the disk is full
+        code = _report_failures(failures)
     if folders:
         print(
             f"Wrote {len(folders)} of {len(photos)} photos to {output}: one folder each, with "
@@ -55,5 +63,7 @@ def run(options: argparse.Namespace) -> int:
 def _report_failures(failures: Sequence[Failure]) -> int:
     """Prints why photos have no prediction; returns the exit code."""
     for failure in failures:
-        print(f"error: {failure.path}: {failure.reason}", file=sys.stderr)
+        path = str(failure.path)
+        path = path if path.isprintable() else ascii(path)  # a line break, or bytes of no text
+        print(f"error: {path}: {failure.reason}", file=sys.stderr)
     return 1 if failures else 0

@@ -24,7 +24,8 @@ def open_streams() -> None:
         stream = getattr(sys, name)
         if stream is getattr(sys, f"__{name}__"):  # not a notebook's or a test's
             raw = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
-            settings = {"encoding": stream.encoding, "errors": stream.errors}
+            # File names may hold what the terminal's encoding does not.
+            settings = {"encoding": stream.encoding, "errors": "backslashreplace"}
             wrapped = io.TextIOWrapper(raw, **settings, line_buffering=stream.line_buffering)
             setattr(sys, name, wrapped)
 

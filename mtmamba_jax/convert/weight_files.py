@@ -3,6 +3,7 @@
 Code in a file is never executed: only the arrays of PyTorch's pickles are read.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -10,7 +11,7 @@ import pickle
 import re
 import types
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import ml_dtypes
 import numpy as np
@@ -151,9 +152,14 @@ def _unknown_ending(path: str | os.PathLike, *known: str) -> ValueError:
     return ValueError(f"{path} is not a weight file. The name must end in one of {names}.")
 
 
-def _replacing(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]):
+@contextlib.contextmanager
+def _replacing(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> Iterator[pathlib.Path]:
     needed = sum(array.nbytes for array in arrays.values())
-    return replacing(pathlib.Path(path), needed, "The weight file", "write it elsewhere")
+    with replacing(pathlib.Path(path), needed, "The weight file", "write it elsewhere") as new:
+        try:
+            yield new
+        except (safetensors.SafetensorError, RuntimeError) as error:  # how they report a full disk
+            raise OSError(first_line(error)) from error
 
 
 def is_weight_file(source: str) -> bool:

@@ -1,59 +1,26 @@
-"""Predicts files of photos: finds and reads them, and writes one folder for each."""
+"""Predicts files of photos, and writes one folder for each."""
 
-import dataclasses
+import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
-import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, Shaped, UInt8
 
+from mtmamba_jax.evaluation.photo_files import Failure, read_photo
 from mtmamba_jax.evaluation.predictor import Predictor
+from mtmamba_jax.evaluation.resizing import enlarged_strips
+from mtmamba_jax.files.json_files import write_json
+from mtmamba_jax.files.paths import path_inside, replacing, unique_name
+from mtmamba_jax.tasks.readout import to_value
 from mtmamba_jax.tasks.table import Task
 from mtmamba_jax.visualization.legend import add_legend
-from mtmamba_jax.visualization.render import image_grid, overlay, render_map, write_png
+from mtmamba_jax.visualization.render import image_grid, overlay, render_map, thumbnail, write_png
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+RECORD_FILE = "photo.json"
+"""Names the photo that a folder's predictions are of, and the folder's files."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Failure:
-    """A photo without a prediction, and the reason."""
-
-    path: pathlib.Path
-    reason: str
-
-
-def find_photos(
-    paths: Sequence[pathlib.Path], skip: pathlib.Path
-) -> tuple[list[pathlib.Path], list[Failure]]:
-    """Finds photos, each once.
-
-    Args:
-      paths: Files, and folders to search with their subfolders.
-      skip: Folder of predictions, which are not photos.
-
-    Returns:
-      The photos, and the paths that do not exist, hold no photo or lie in `skip`.
-    """
-    photos: dict[pathlib.Path, pathlib.Path] = {}
-    failures = []
-    skip = skip.resolve()
-    for path in paths:
-        found = []
-        if path.resolve().is_relative_to(skip):
-            failures.append(Failure(path, "lies in the output folder; choose another --output"))
-        elif path.is_dir():
-            found = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in SUFFIXES]
-            found = [p for p in found if not p.resolve().is_relative_to(skip)]
-            if not found:
-                failures.append(Failure(path, f"holds no photo ({' '.join(SUFFIXES)})"))
-        elif path.exists():
-            found = [path]
-        else:
-            failures.append(Failure(path, "does not exist"))
-        photos |= {p.resolve(): p for p in found}
-    return list(photos.values()), failures
+_OF_DESKTOPS = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
 
 def predict_photos(
@@ -61,29 +28,43 @@ def predict_photos(
     predictor: Predictor,
     folder: pathlib.Path,
     *,
+    origin: Mapping[str, object],
     with_overlay: bool = False,
     with_features: bool = False,
 ) -> Iterator[pathlib.Path | Failure]:
-    """Predicts photos and writes a folder for each to `folder`.
+    """Predicts photos and writes a folder for each to `folder`, replacing one of an earlier call.
 
-    It holds `<task>.npy` (the map, see `Predictor.__call__`), `<task>.png`, `panel.png` and,
-    if asked for, `overlay.png` (the first task of classes over the photo) and `features.png`.
+    It holds `<task>.npy` (the map, see `Predictor.__call__`), `<task>.png`, `panel.png`,
+    `RECORD_FILE` with the photo's path and `origin` and, if asked for, `overlay.png` (the first
+    task of classes over the photo) and `features.png`. It appears once all are written. Beside the
+    photo, only one task's image and a few rows of its map are in memory.
 
     Yields:
       The folder of each photo, or why there is none.
+
+    Raises:
+      OSError: If a folder cannot be written, for instance because the disk is full.
     """
-    for path, name in zip(photos, _unique_names(photos), strict=True):
-        photo = read_photo(path)
+    for path, name in zip(photos, _folder_names(photos), strict=True):
+        target = folder / name
+        reason = _why_not_replaceable(target)
+        photo = Failure(path, reason) if reason else read_photo(path)
         if isinstance(photo, Failure):
             yield photo
             continue
-        maps, features = (
-            predictor.with_features(photo) if with_features else (predictor(photo), None)
-        )
-        written = _write(folder / name, photo, predictor.tasks, maps, with_overlay)
-        if features is not None:
-            write_png(written / "features.png", features)
-        yield written
+        logits, features = predictor.logits(photo, with_features=with_features)
+        small = {t.name: np.asarray(to_value(t, logits[t.name])) for t in predictor.tasks}
+        needed = sum(_full_size(value, photo) for value in small.values())
+        what = f"The prediction of {path}"
+        with replacing(target, needed, what, "give another --output") as new:
+            new.mkdir()
+            _write(new, photo, predictor.tasks, logits, small, with_overlay)
+            if features is not None:
+                write_png(new / "features.png", features)
+            files = sorted(file.name for file in new.iterdir())
+            record = {"photo": str(path.absolute()), **origin, "files": [*files, RECORD_FILE]}
+            write_json(new / RECORD_FILE, record)
+        yield target
 
 
 def overlay_task(tasks: Sequence[Task]) -> Task:
@@ -98,50 +79,77 @@ def overlay_task(tasks: Sequence[Task]) -> Task:
     raise ValueError("--overlay draws classes, but no task of this run has any.")
 
 
-def read_photo(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"] | Failure:
-    """Returns a photo as RGB, rotated as its EXIF data says, or why it cannot be read."""
-    try:
-        data = np.frombuffer(path.read_bytes(), np.uint8)
-    except OSError as error:
-        return Failure(path, error.strerror or str(error))
-    if not data.size:
-        return Failure(path, "the file is empty")
-    try:
-        photo = cv2.imdecode(data, cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        return Failure(path, f"not decodable: {error.err}")
-    if photo is None:
-        return Failure(path, "not an image, or a damaged one")
-    return cv2.cvtColor(photo, cv2.COLOR_BGR2RGB)
+def _folder_names(photos: Sequence[pathlib.Path]) -> list[str]:
+    """Returns a folder name for each photo: its stem, with a number for repeated stems."""
+    names: dict[str, None] = {}  # an ordered set
+    for path in photos:
+        names[unique_name(path_inside(path.stem), names)] = None
+    return list(names)
+
+
+def _why_not_replaceable(folder: pathlib.Path) -> str:
+    """Returns why predictions cannot replace a folder, "" if they can.
+
+    They replace earlier predictions, which name their files, and nothing else.
+    """
+    if folder.is_dir():
+        try:
+            known = {*json.loads((folder / RECORD_FILE).read_bytes())["files"], *_OF_DESKTOPS}
+        except (OSError, ValueError, KeyError, TypeError):
+            known = _OF_DESKTOPS
+        others = sorted({file.name for file in folder.iterdir()} - known)
+    else:
+        others = [folder] if folder.exists() or folder.is_symlink() else []
+    if not others:
+        return ""
+    advice = "Move it, or give another --output"
+    return f"{folder} is not replaced, because predict did not write {others[0]}. {advice}"
+
+
+def _full_size(value: np.ndarray, photo: np.ndarray) -> int:
+    """Returns the bytes of a map at a photo's size."""
+    return value.nbytes * photo[..., 0].size // (value.shape[0] * value.shape[1])
 
 
 def _write(
     folder: pathlib.Path,
-    photo: np.ndarray,
+    photo: UInt8[np.ndarray, "h w 3"],
     tasks: Sequence[Task],
-    maps: Mapping[str, np.ndarray],
+    logits: Mapping[str, np.ndarray],
+    small: Mapping[str, np.ndarray],
     with_overlay: bool,
-) -> pathlib.Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    images = {"photo": photo}
+) -> None:
+    images, last = {"photo": thumbnail(photo)}, {}
     for task in tasks:
-        images[task.name] = render_map(task, maps[task.name])
-        np.save(folder / f"{task.name}.npy", maps[task.name])
-        write_png(folder / f"{task.name}.png", images[task.name])
-    if with_overlay:
-        images["overlay"] = overlay(photo, images[overlay_task(tasks).name])
-        write_png(folder / "overlay.png", images["overlay"])
-    shown = {name: [value] for name, value in maps.items()}
-    write_png(folder / "panel.png", add_legend(image_grid([images]), tasks, shown))
-    return folder
+        file = folder / f"{task.name}.npy"
+        rendered = _write_map(file, task, logits[task.name], photo.shape[:2], small[task.name])
+        write_png(file.with_suffix(".png"), rendered)
+        images[task.name] = thumbnail(rendered)
+        if with_overlay and task == overlay_task(tasks):
+            rendered = overlay(photo, rendered)
+            write_png(folder / "overlay.png", rendered)
+            last = {"overlay": thumbnail(rendered)}
+    shown = {name: [value] for name, value in small.items()}
+    write_png(folder / "panel.png", add_legend(image_grid([images | last]), tasks, shown))
 
 
-def _unique_names(photos: Sequence[pathlib.Path]) -> list[str]:
-    """Returns a folder name for each photo: its stem, with a number for repeated stems."""
-    names: dict[str, None] = {}  # an ordered set
-    for path in photos:
-        name, number = path.stem, 2
-        while name in names:
-            name, number = f"{path.stem}_{number}", number + 1
-        names[name] = None
-    return list(names)
+def _write_map(
+    path: pathlib.Path,
+    task: Task,
+    logits: Float[np.ndarray, "h w channels"],
+    size: tuple[int, ...],
+    like: Shaped[np.ndarray, "..."],
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Writes the map of a photo as .npy, a few rows at a time, and returns it rendered."""
+    rendered, row = np.empty((*size, 3), np.uint8), 0
+    with path.open("wb") as file:
+        for strip in enlarged_strips(task, logits, size):
+            if not row:
+                descr = np.lib.format.dtype_to_descr(strip.dtype)
+                shape = (*size, *strip.shape[2:])
+                header = {"descr": descr, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(strip.tobytes())
+            rendered[row : row + len(strip)] = render_map(task, strip, like=like)
+            row += len(strip)
+    return rendered

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -83,19 +83,30 @@ class Predictor:
         Raises:
           ValueError: If the photo has another dtype or shape.
         """
-        example = self._fit(photo)
-        logits = self._predict(self._parameters, example["image"][None])
-        return self._read(photo, example, logits)
+        logits, _ = self.logits(photo)
+        size = photo.shape[:2]
+        return {task.name: enlarge(task, logits[task.name], size) for task in self.tasks}
 
-    def with_features(
-        self, photo: UInt8[np.ndarray, "h w 3"]
-    ) -> tuple[dict[str, np.ndarray], UInt8[np.ndarray, "height width 3"]]:
-        """Returns the maps and an image of how strong each task's final decoder feature is."""
-        example = self._fit(photo)
-        logits, activations = self._predict_with_features(self._parameters, example["image"][None])
-        activations = {task.name: np.asarray(activations[task.name][0]) for task in self.tasks}
-        image = draw_features(denormalise(example["image"]), activations, example["size"])
-        return self._read(photo, example, logits), image
+    def logits(
+        self, photo: UInt8[np.ndarray, "h w 3"], *, with_features: bool = False
+    ) -> tuple[dict[str, np.ndarray], UInt8[np.ndarray, "height width 3"] | None]:
+        """Returns the logits of each task at the size that the photo was fitted into.
+
+        Also returns an image of how strong each task's final decoder feature is, if asked for.
+        """
+        example, image = self._fit(photo), None
+        batch = example["image"][None]
+        if with_features:
+            logits, activations = self._predict_with_features(self._parameters, batch)
+            activations = {task.name: np.asarray(activations[task.name][0]) for task in self.tasks}
+            image = draw_features(denormalise(example["image"]), activations, example["size"])
+        else:
+            logits = self._predict(self._parameters, batch)
+        inside = {
+            task.name: remove_padding(np.asarray(logits[task.name][0]), example["size"])
+            for task in self.tasks
+        }
+        return inside, image
 
     def _fit(self, photo: np.ndarray) -> dict:
         photo = np.asarray(photo)
@@ -107,10 +118,3 @@ class Predictor:
         for transform in self._transforms:
             example = transform(example, np.random.default_rng(0))  # nothing is random
         return example
-
-    def _read(self, photo: np.ndarray, example: Mapping, logits: Mapping) -> dict[str, np.ndarray]:
-        def read(task: Task) -> np.ndarray:
-            inside = remove_padding(np.asarray(logits[task.name][0]), example["size"])
-            return enlarge(task, inside, photo.shape[:2])
-
-        return {task.name: read(task) for task in self.tasks}

@@ -1,5 +1,7 @@
 """Resizes photos for the network, and its logits back to the size of the photo."""
 
+from collections.abc import Iterator, Sequence
+
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -7,7 +9,7 @@ from jaxtyping import Float, UInt8
 from mtmamba_jax.tasks.readout import to_value
 from mtmamba_jax.tasks.table import Task
 
-_STRIP = 256  # rows of a large photo whose logits are in memory at once
+_STRIP = 2**22  # logits of a large photo that are in memory at once
 
 
 def fit(
@@ -24,20 +26,28 @@ def fit(
 def enlarge(
     task: Task, logits: Float[np.ndarray, "h w channels"], size: tuple[int, ...]
 ) -> np.ndarray:
-    """Resizes logits bilinearly to `size` (height, width) and reads them with `to_value`.
+    """Resizes logits bilinearly to `size` (height, width) and reads them with `to_value`."""
+    return np.concatenate(list(enlarged_strips(task, logits, size)))
 
-    This happens in strips: 40 classes of a 12-megapixel photo would need 2 GB at once.
+
+def enlarged_strips(
+    task: Task, logits: Float[np.ndarray, "h w channels"], size: tuple[int, ...]
+) -> Iterator[np.ndarray]:
+    """Yields the rows of `enlarge` from top to bottom, a few at a time.
+
+    40 classes of a 12-megapixel photo would need 2 GB at once.
     """
-    low, high, weight = _neighbours(logits.shape[1], size[1])
-    wide = logits[:, low] * (1 - weight)[:, None] + logits[:, high] * weight[:, None]
-    low, high, weight = _neighbours(logits.shape[0], size[0])
-    weight = weight[:, None, None]
-    strips = []
-    for start in range(0, size[0], _STRIP):
-        rows = slice(start, start + _STRIP)
-        strip = wide[low[rows]] * (1 - weight[rows]) + wide[high[rows]] * weight[rows]
-        strips.append(to_value(task, strip))
-    return np.concatenate(strips)
+    rows, columns = (_neighbours(old, new) for old, new in zip(logits.shape, size, strict=False))
+    count = max(1, _STRIP // (size[1] * logits.shape[2]))
+    for start in range(0, size[0], count):
+        strip = _blend(logits, [each[start : start + count] for each in rows], axis=0)
+        yield np.asarray(to_value(task, _blend(strip, columns, axis=1)))
+
+
+def _blend(logits: np.ndarray, neighbours: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    low, high, weight = neighbours
+    weight = np.expand_dims(weight, (1 - axis, 2))
+    return logits.take(low, axis) * (1 - weight) + logits.take(high, axis) * weight
 
 
 def _neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -19,14 +19,18 @@ import cv2
 import numpy as np
 from etils import epath
 
+from mtmamba_jax.devices.processes import fail_together, is_first
 from mtmamba_jax.evaluation.evaluate import Prediction
 from mtmamba_jax.files.json_files import write_json
-from mtmamba_jax.files.paths import write_atomically
+from mtmamba_jax.files.paths import file_sizes, path_inside, write_atomically
 from mtmamba_jax.tasks.readout import normal_levels, to_levels
-from mtmamba_jax.tasks.table import OFFICIAL_NAMES, Task
+from mtmamba_jax.tasks.table import OFFICIAL_NAMES, TASK_SETS, Task
 
 RECORD_FILE = "predictions.json"
 """Records which checkpoint made the predictions; written last, once all of them are complete."""
+
+STARTED_FILE = "incomplete.json"
+"""Marks a folder whose predictions are not complete; removed when `RECORD_FILE` is written."""
 
 _MATLAB_HEADER_BYTES = 116
 
@@ -78,34 +82,49 @@ def task_folder(task: Task) -> str:
 def prediction_path(task: Task, example_id: str) -> str:
     """Returns the path of an image's prediction, relative to the folder of predictions.
 
-    A "/" in an example ID separates folders, as in a dataset of one's own. A path component that
-    begins with a dot becomes "%2E...", an empty one "%", so no file is hidden or leaves the folder.
+    A "/" in an example ID separates folders, as in a dataset of one's own; see `path_inside`.
     """
-    parts = (
-        f"%2E{part[1:]}" if part.startswith(".") else part or "%" for part in example_id.split("/")
-    )
-    return f"{task_folder(task)}/{'/'.join(parts)}{FORMATS[task.quantity].suffix}"
+    suffix = FORMATS[task.quantity].suffix
+    return f"{task_folder(task)}/{path_inside(example_id)}{suffix}"
 
 
 class PredictionWriter:
     """Writes predictions to a folder or bucket; each file is written whole or not at all.
 
-    With several processes each writes its own examples, and the first writes the record.
+    With several processes each writes its own examples, and the first removes those of an earlier
+    run and writes the record.
 
     Args:
-      folder: Destination; existing predictions of the same tasks and images are overwritten.
+      folder: Destination; predictions that an earlier run wrote there are removed.
       tasks: Tasks whose predictions are written.
 
     Raises:
+      ValueError: If the folder holds files that no run wrote, such as labels.
       OSError: If the folder is not writable.
     """
 
     def __init__(self, folder: epath.PathLike, tasks: Sequence[Task]):
         self.folder, self._tasks = epath.Path(folder), tasks
-        with _explain_failure(self.folder):
+        with fail_together(), _explain_failure(self.folder):
+            if is_first():
+                self._clear()
             for task in tasks:
                 (self.folder / task_folder(task)).mkdir(parents=True, exist_ok=True)
-            (self.folder / RECORD_FILE).unlink(missing_ok=True)
+
+    def _clear(self) -> None:
+        names = {task_folder(task) for tasks in TASK_SETS.values() for task in tasks}
+        files = file_sizes(self.folder) if self.folder.exists() else {}
+        old = sorted(file for file in files if file.split("/")[0] in names)
+        if old and not files.keys() & {RECORD_FILE, STARTED_FILE}:
+            raise ValueError(
+                f"{self.folder} holds files that were not written by eval, such as {old[0]}, so "
+                "no predictions are written there. Choose another folder with "
+                "--save_predictions=FOLDER."
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / STARTED_FILE, {"complete": False})
+        for file in (RECORD_FILE, *old):
+            (self.folder / file).unlink(missing_ok=True)
 
     def write_each(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
         """Yields the predictions unchanged, each one after it has been written.
@@ -130,6 +149,7 @@ class PredictionWriter:
         """
         with _explain_failure(self.folder):
             write_json(self.folder / RECORD_FILE, record)
+            (self.folder / STARTED_FILE).unlink()
 
 
 @contextlib.contextmanager

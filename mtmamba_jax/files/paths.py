@@ -1,12 +1,14 @@
 """Helpers for local folders and Google Cloud buckets: atomic writes, free space, caches."""
 
 import contextlib
+import itertools
 import os
 import pathlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import platformdirs
@@ -64,8 +66,15 @@ def file_sizes(folder: epath.PathLike) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
-def walk_files(folder: str | os.PathLike) -> list[pathlib.PurePosixPath]:
-    """Returns the visible files below a folder, relative to it and sorted.
+def walk_files(
+    folder: str | os.PathLike,
+    *,
+    hidden: bool = False,
+    on_error: Callable[[OSError], None] | None = None,
+) -> list[pathlib.PurePosixPath]:
+    """Returns the visible files below a folder, and hidden ones if asked for, relative and sorted.
+
+    `on_error` is called for each folder that cannot be listed; None leaves it out.
 
     Links to folders are followed: every link once, so that links to each other end, and none to a
     folder that the link itself or `folder` lies in.
@@ -74,8 +83,8 @@ def walk_files(folder: str | os.PathLike) -> list[pathlib.PurePosixPath]:
     top = pathlib.Path(os.path.realpath(folder))
     starts = [os.fspath(folder)]
     for start in starts:  # grows
-        for place, folders, files in os.walk(start):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for place, folders, files in os.walk(start, onerror=on_error):
+            folders[:] = sorted(name for name in folders if hidden or name[0] != ".")
             real = pathlib.Path(os.path.realpath(place))
             for path in (os.path.join(place, name) for name in folders):
                 link = real / os.path.basename(path)
@@ -85,8 +94,25 @@ def walk_files(folder: str | os.PathLike) -> list[pathlib.PurePosixPath]:
                     if not real.is_relative_to(target) and not top.is_relative_to(target):
                         starts.append(path)
             inside = pathlib.Path(place).relative_to(folder)
-            found += [inside / name for name in files if not name.startswith(".")]
+            found += [inside / name for name in files if hidden or name[0] != "."]
     return sorted(pathlib.PurePosixPath(path.as_posix()) for path in found)
+
+
+def path_inside(name: str) -> str:
+    """Returns a name as a relative path that does not leave its folder and is not hidden.
+
+    A "/" separates folders. A part that begins with "." or "%" begins with that character's code
+    instead, and an empty part becomes "%", so different names stay different.
+    """
+    codes = {".": "%2E", "%": "%25"}
+    parts = ((codes.get(part[:1], part[:1]) + part[1:]) or "%" for part in name.split("/"))
+    return "/".join(parts)
+
+
+def unique_name(name: str, taken: Container[str]) -> str:
+    """Returns a name, with a number behind it if it is taken."""
+    numbered = (f"{name}_{number}" for number in itertools.count(2))
+    return next(each for each in itertools.chain([name], numbered) if each not in taken)
 
 
 def write_atomically(path: epath.PathLike, contents: bytes) -> None:
@@ -101,13 +127,19 @@ def write_atomically(path: epath.PathLike, contents: bytes) -> None:
     if is_remote(path):
         path.write_bytes(contents)
         return
-    partial = pathlib.Path(path.parent) / f".{path.name}.partial"
+    # The checksum: with another suffix, the longest file names would be too long.
+    partial = pathlib.Path(path.parent) / f".{zlib.crc32(os.fsencode(path.name)):08x}.partial"
     try:
         partial.write_bytes(contents)
         partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        raise OSError(
+            f"{path} could not be written ({error.strerror or error}). Free some disk space, or "
+            "write to another folder."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 @contextlib.contextmanager
@@ -123,16 +155,22 @@ def replacing(path: pathlib.Path, needed: int, what: str, remedy: str) -> Iterat
       remedy: Advice to give if the disk is full.
 
     Raises:
-      OSError: If the disk does not have the space.
+      OSError: If the disk does not have the space, or the block raises an OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     check_free_space(needed, path.parent, what, remedy)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-        new = pathlib.Path(temporary) / "new"
-        yield new
-        if path.is_dir():  # a folder that is not empty is not replaced by renaming
-            path.rename(pathlib.Path(temporary) / "old")
-        new.replace(path)
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial.") as temporary:
+            new = pathlib.Path(temporary) / "new"
+            yield new
+            if path.is_dir():  # a folder that is not empty is not replaced by renaming
+                path.rename(pathlib.Path(temporary) / "old")
+            new.replace(path)
+    except OSError as error:
+        raise OSError(
+            f"{what} could not be written to {path} ({error.strerror or error}). Free some disk "
+            f"space, or {remedy}."
+        ) from error
 
 
 def check_writable_scheme(path: str | os.PathLike, flag: str) -> None:

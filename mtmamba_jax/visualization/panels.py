@@ -8,12 +8,15 @@ from jaxtyping import Float, UInt8
 
 from mtmamba_jax.data_pipelines.batch import denormalise, remove_padding
 from mtmamba_jax.devices.processes import is_first
+from mtmamba_jax.files.paths import file_sizes, path_inside, unique_name
 from mtmamba_jax.messages import short
 from mtmamba_jax.tasks.readout import is_ignored, label_value, to_value
 from mtmamba_jax.tasks.table import Task
 from mtmamba_jax.visualization.error_maps import render_error_map
 from mtmamba_jax.visualization.legend import add_legend
 from mtmamba_jax.visualization.render import depth_range, image_grid, render_map, write_png
+
+_LONGEST_NAME = 60  # characters, of up to 4 bytes each; a file's name has at most 255 bytes
 
 
 def example_panel(
@@ -59,6 +62,7 @@ def write_panels(
 ) -> list[epath.Path]:
     """Writes `<id>.png` for each pair of an example and its logits; returns the paths.
 
+    A "/" in an ID becomes "_". Panels of an earlier run are removed once all are written.
     With several processes the first one writes; the others only compute their part.
     """
     if is_first():
@@ -67,7 +71,12 @@ def write_panels(
     for example, logits in predictions:
         if not is_first():
             continue
-        path = folder / f"{str(example['id']).replace('/', '_')}.png"
+        name = path_inside(str(example["id"]).replace("/", "_")[-_LONGEST_NAME:])
+        path = folder / f"{unique_name(name, {path.stem for path in paths})}.png"
         write_png(path, example_panel(tasks, example, logits))
         paths.append(path)
+    if is_first():
+        for old in {folder / name for name in file_sizes(folder)} - set(paths):
+            if old.parent == folder and old.suffix == ".png":
+                old.unlink()
     return paths

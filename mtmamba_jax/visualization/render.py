@@ -15,6 +15,7 @@ from mtmamba_jax.tasks.readout import is_ignored, normal_levels, to_levels
 from mtmamba_jax.tasks.table import Task
 
 OPACITY = 0.55  # of a map over its image
+CELL = 320  # pixels of the longer side of an image in a grid
 _GAP, _TITLE = 6, 22  # pixels: between images, height of a title line
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 IGNORED = (224, 224, 192)
@@ -92,11 +93,25 @@ def overlay(
     image: UInt8[np.ndarray, "h w 3"], rendered: UInt8[np.ndarray, "h w 3"]
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Blends a rendered map over an image."""
-    return (OPACITY * rendered + (1.0 - OPACITY) * image).astype(np.uint8)
+    return np.asarray(cv2.addWeighted(rendered, OPACITY, image, 1.0 - OPACITY, 0))
+
+
+def thumbnail(image: UInt8[np.ndarray, "h w 3"], cell: int = CELL) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Shrinks an image to the size that it has in `image_grid`, unless it is smaller."""
+    if max(image.shape) <= cell:
+        return image
+    return cv2.resize(image, _cell_size(image, cell), interpolation=cv2.INTER_AREA)
+
+
+def _cell_size(image: np.ndarray, cell: int) -> tuple[int, int]:
+    """Returns the width and height of an image whose longer side is `cell` pixels."""
+    height, width = image.shape[:2]
+    scale = cell / max(height, width)
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def image_grid(
-    rows: Sequence[Mapping[str, UInt8[np.ndarray, "h w 3"]]], *, cell: int = 320
+    rows: Sequence[Mapping[str, UInt8[np.ndarray, "h w 3"]]], *, cell: int = CELL
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
     """Arranges titled RGB images of one size in rows.
 
@@ -108,16 +123,15 @@ def image_grid(
 
     # The font of the legends, matplotlib's default.
     font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 12)
-    height, width = next(iter(rows[0].values())).shape[:2]
-    scale = cell / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    first = next(iter(rows[0].values()))
+    size = _cell_size(first, cell)
     columns = max(len(row) for row in rows)
     titles = max(math.ceil(font.getlength(title)) for row in rows for title in row)
     pitch = (max(size[0], titles) + _GAP, size[1] + _TITLE + _GAP)
     sheet = Image.new("RGB", (columns * pitch[0] + _GAP, len(rows) * pitch[1] + _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
     # Nearest-neighbour enlargement shows the network's pixels, not a smoothed version of them.
-    interpolation = cv2.INTER_NEAREST if scale > 1 else cv2.INTER_AREA
+    interpolation = cv2.INTER_NEAREST if cell > max(first.shape) else cv2.INTER_AREA
     for i, row in enumerate(rows):
         for j, (title, image) in enumerate(row.items()):
             x, y = _GAP + j * pitch[0], _GAP + i * pitch[1]

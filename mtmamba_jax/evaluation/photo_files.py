@@ -1,0 +1,158 @@
+"""Finds and reads files of photos."""
+
+import collections
+import dataclasses
+import io
+import pathlib
+import warnings
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from mtmamba_jax.data_pipelines.read_files import is_web_page
+from mtmamba_jax.files.paths import walk_files
+
+SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"),
+    *(".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+)
+_HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")  # at byte 4
+_SAVE = "save it as JPEG or PNG"
+_LARGEST_FILE = 2**31 - 1  # bytes; OpenCV takes no more
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A photo without a prediction, and the reason."""
+
+    path: pathlib.Path
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What `find_photos` found.
+
+    Attributes:
+      photos: Files to predict, each once.
+      failures: Paths that do not exist, cannot be read, hold no photo or lie in the output folder.
+      skipped: A line for each folder with files that were not taken for photos.
+    """
+
+    photos: list[pathlib.Path]
+    failures: list[Failure]
+    skipped: list[str]
+
+
+def find_photos(paths: Sequence[pathlib.Path], skip: pathlib.Path) -> Found:
+    """Finds photos, each once.
+
+    Args:
+      paths: Files, and folders to search with their subfolders, also linked ones.
+      skip: Folder of predictions, which are not photos.
+    """
+    photos: dict[pathlib.Path, pathlib.Path] = {}
+    found, skip = Found([], [], []), skip.resolve()
+    for path in paths:
+        if path.resolve().is_relative_to(skip):
+            reason = "lies in the output folder; choose another --output"
+            found.failures.append(Failure(path, reason))
+        elif path.is_dir():
+            photos |= {each.resolve(): each for each in _search(path, skip, found)}
+        elif path.exists():
+            photos[path.resolve()] = path
+        else:
+            found.failures.append(Failure(path, "does not exist"))
+    found.photos.extend(photos.values())
+    return found
+
+
+def _search(folder: pathlib.Path, skip: pathlib.Path, found: Found) -> list[pathlib.Path]:
+    """Returns the photos below a folder; adds what it holds besides to `found`."""
+
+    def fail(error: OSError) -> None:
+        found.failures.append(Failure(pathlib.Path(error.filename), f"{error.strerror}"))
+
+    below = [folder / file for file in walk_files(folder, hidden=True, on_error=fail)]
+    below = [file for file in below if not file.parent.resolve().is_relative_to(skip)]
+    files = [(file, _other_kind(file)) for file in below]
+    others = [(file, kind) for file, kind in files if kind]
+    counts = collections.Counter(kind for _, kind in others).most_common()
+    listed = ", ".join(f"{count} {kind}" for kind, count in counts)
+    if len(others) == len(files):
+        also = f"; it holds {listed}. Save photos as JPEG or PNG" if others else ""
+        reason = f"holds no photo ({' '.join(SUFFIXES)}){also}"
+        found.failures.append(Failure(folder, reason))
+    elif others:
+        found.skipped.append(
+            f"{folder}: skipped {len(others)} files that are not read as photos: {listed}; the "
+            f"first is {others[0][0]}. Save photos among them as JPEG or PNG."
+        )
+    return [file for file, kind in files if not kind]
+
+
+def _other_kind(file: pathlib.Path) -> str:
+    """Returns what a file is if it is not taken for a photo, "" if it is."""
+    if file.name.startswith("._"):
+        return "._* (of macOS)"
+    if not file.is_file():
+        return "broken link" if file.is_symlink() else "device or pipe"
+    suffix = file.suffix.lower()
+    return "" if suffix in SUFFIXES else suffix or "without suffix"
+
+
+def read_photo(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"] | Failure:
+    """Returns a photo as RGB, rotated as its EXIF data says, or why it cannot be read.
+
+    Of files with several images it is the first.
+    """
+    try:
+        if not path.is_file():
+            return Failure(path, "not a file")
+        if path.stat().st_size > _LARGEST_FILE:
+            return Failure(path, f"has more than 2 GB; {_SAVE}")
+        data = path.read_bytes()
+    except OSError as error:
+        return Failure(path, error.strerror or str(error))
+    if not data:
+        return Failure(path, "the file is empty")
+    if data[4:12] in _HEIC:
+        return Failure(path, f"is HEIC, which is not read here; {_SAVE}")
+    try:
+        image = _open(data)
+    except Image.DecompressionBombError:
+        megapixels = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        return Failure(path, f"has more than {megapixels} megapixels; shrink it")
+    try:
+        # OpenCV does not turn AVIF as its EXIF data says.
+        if image is None or image.format != "AVIF":
+            photo = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            if photo is not None:
+                return cv2.cvtColor(photo, cv2.COLOR_BGR2RGB)
+        if image is not None:
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except cv2.error as error:
+        return Failure(path, f"not decodable: {error.err}")
+    except Exception as error:  # for damaged files Pillow raises many types
+        return Failure(path, f"not decodable: {error}")
+    what = "but a web page" if is_web_page(data) else "or a damaged one"
+    return Failure(path, f"not an image, {what}")
+
+
+def _open(data: bytes) -> Image.Image | None:
+    """Returns an image of which only the size and format were read; None if Pillow cannot.
+
+    Raises:
+      Image.DecompressionBombError: If it has more pixels than Pillow reads.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            return Image.open(io.BytesIO(data))
+        except Image.DecompressionBombError:
+            raise
+        except Exception:  # for damaged files it raises many types
+            return None

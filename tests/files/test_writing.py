@@ -1,0 +1,64 @@
+"""Names from outside as paths, and files that are written whole or not at all."""
+
+import errno
+import pathlib
+
+import pytest
+
+from mtmamba_jax.cli.console import default_workdir
+from mtmamba_jax.files.paths import path_inside, replacing, write_atomically
+
+NAMES = ["a", "a/b", "a_b", "..", "../a", "/etc/x", "a/../../b", ".a", "%2Ea", "%", "a//b", "."]
+
+
+def test_a_name_as_a_path_stays_in_its_folder_is_visible_and_is_of_no_other_name(tmp_path):
+    paths = [path_inside(name) for name in NAMES]
+    assert len(set(paths)) == len(NAMES)
+    for path in paths:
+        assert (tmp_path / path).resolve().is_relative_to(tmp_path)
+        assert not any(part.startswith(".") for part in pathlib.PurePath(path).parts)
+    assert path_inside("val/room 1.2") == "val/room 1.2"
+
+
+@pytest.mark.parametrize("config", ["x.py:../../up", "folder/...py", "x.py:/etc"])
+def test_a_default_work_directory_stays_in_runs(config, tmp_path):
+    path = tmp_path / default_workdir(config)
+    assert path.resolve().is_relative_to(tmp_path / "runs")
+    assert path.resolve() != tmp_path / "runs"
+
+
+def fill_up(path, contents):
+    with open(path, "wb") as file:
+        file.write(contents[:3])
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_leaves_the_old_file_and_the_message_names_it(tmp_path, monkeypatch):
+    path = tmp_path / "map.png"
+    write_atomically(path, b"old")
+    monkeypatch.setattr(pathlib.Path, "write_bytes", fill_up)
+    with pytest.raises(OSError, match=r"map\.png could not be written \(No space left on device"):
+        write_atomically(path, b"new contents")
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
+
+
+def test_a_file_may_have_the_longest_name_that_disks_take(tmp_path):
+    path = tmp_path / (251 * "x" + ".png")
+    write_atomically(path, b"map")
+    with replacing(path, 1, "The file", "choose another") as new:
+        new.write_bytes(b"other")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {path.name: b"other"}
+
+
+def test_a_replacement_that_fails_leaves_the_old_folder_and_names_it(tmp_path):
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    (folder / "weights").write_bytes(b"old")
+    with (
+        pytest.raises(OSError, match=r"The artifact could not be written to .*artifact \(No space"),
+        replacing(folder, 1, "The artifact", "give another --output") as new,
+    ):
+        new.mkdir()
+        fill_up(new / "weights", b"new contents")
+    assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
+    assert (folder / "weights").read_bytes() == b"old"
