@@ -5,7 +5,9 @@ Every function raises `DataError` for a file that is missing, damaged or not as 
 
 import codecs
 import io
+import os
 import pathlib
+import shlex
 import struct
 import zlib
 from collections.abc import Sequence
@@ -24,6 +26,11 @@ COPY_AGAIN = "Extract or copy it again from its source."
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_BIT_DEPTH = 24  # position of the byte with the bits per channel
 _EXIF_ORIENTATION = 0x0112
+_TURN = (
+    "python -c 'import pathlib; from PIL import Image, ImageOps; [ImageOps.exif_transpose(i)"
+    '.save(p, quality=95) for p in pathlib.Path().rglob("*") if p.suffix.lower() in (".jpg", '
+    f'".jpeg", ".png") and (i := Image.open(p)).getexif().get({_EXIF_ORIENTATION}, 1) != 1]\''
+)
 _FARTHEST = 1e9  # metres; sums of squares stay finite in float32, unlike those of "no hit" markers
 
 
@@ -63,6 +70,15 @@ def decode_image(data: bytes, path: pathlib.Path) -> Image.Image:
     except UnidentifiedImageError:
         what = "a web page" if is_web_page(data) else "not a PNG or JPEG"
         raise DataError(f"{path} is {what}. {COPY_AGAIN}") from None
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{path} is too large to be read ({error}). Shrink it, and with it its labels or its "
+            "image."
+        ) from error
+    except MemoryError as error:
+        raise DataError(
+            f"{path} does not fit into memory. Shrink it, or use fewer workers."
+        ) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error}). {COPY_AGAIN}") from error
     # Of 16 bits in three channels Pillow returns the upper 8, which sensors' data leave empty.
@@ -105,8 +121,10 @@ def read_rgb(path: pathlib.Path, size: Size = None) -> UInt8[np.ndarray, "h w 3"
         raise DataError(f"{path} has mode {image.mode}, expected 8-bit RGB. Save it as RGB.")
     if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
         raise DataError(
-            f"{path} is stored rotated (EXIF orientation), so labels may not match it. Save it "
-            "upright, without EXIF data."
+            f"{path} is stored turned (EXIF orientation), so its labels may be of the picture as "
+            "stored or as shown. If as shown, turn the images of that folder, after a copy of it:"
+            f"\n  cd {shlex.quote(os.fspath(path.parent))} && {_TURN}\n"
+            "If as stored, save the images without EXIF data."
         )
     return check_size(np.asarray(image), size, path)
 
