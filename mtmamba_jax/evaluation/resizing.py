@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from mtmamba_jax.tasks.readout import to_value
 from mtmamba_jax.tasks.table import Task
 
-_STRIP = 2**22  # logits of a large photo that are in memory at once
+_STRIP = 2**20  # logits of a large photo that are in memory at once
 
 
 def fit(
