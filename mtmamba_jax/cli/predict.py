@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
         photos,
         Predictor(nnx.merge(run.graph, run.parameters), run.tasks, size),
         output,
-        origin={"workdir": str(run.directory), "checkpoint": options.checkpoint, "step": run.step},
+        origin={"workdir": options.workdir, "checkpoint": options.checkpoint, "step": run.step},
         with_overlay=options.overlay,
         with_features=options.features,
     )
