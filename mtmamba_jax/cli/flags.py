@@ -96,6 +96,13 @@ def _predict(command: argparse.ArgumentParser) -> None:
     add("photos", nargs="+", help="files or folders")
     add("--output", default="predictions", help="folder to write (predictions)")
     add("--size", help="HEIGHTxWIDTH that photos are fitted into (as in training)")
+    add(
+        "--bits",
+        type=int,
+        choices=range(8, 17),
+        metavar="8..16",
+        help="bits that hold the data of 16-bit photos (as many as the largest value needs)",
+    )
     add("--overlay", action="store_true", help="also draw classes over the photo")
     add("--features", action="store_true", help="also draw the final decoder features")
 

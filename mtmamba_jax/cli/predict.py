@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
         Predictor(nnx.merge(run.graph, run.parameters), run.tasks, size),
         output,
         origin={"workdir": options.workdir, "checkpoint": options.checkpoint, "step": run.step},
+        bits=options.bits,
         with_overlay=options.overlay,
         with_features=options.features,
     )

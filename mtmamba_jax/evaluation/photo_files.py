@@ -4,15 +4,17 @@ import collections
 import dataclasses
 import io
 import pathlib
+import sys
 import warnings
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+import tqdm
+from jaxtyping import Num, UInt8
 from PIL import Image, ImageOps
 
-from mtmamba_jax.data_pipelines.read_files import is_web_page
+from mtmamba_jax.data_pipelines.read_files import is_web_page, used_bits
 from mtmamba_jax.files.paths import walk_files
 
 SUFFIXES = (
@@ -21,6 +23,7 @@ SUFFIXES = (
 )
 _HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")  # at byte 4
 _SAVE = "save it as JPEG or PNG"
+_ANY_COLOUR = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH  # alone, the first divides 16 bits by 256
 _LARGEST_FILE = 2**31 - 1  # bytes; OpenCV takes no more
 
 
@@ -104,10 +107,11 @@ def _other_kind(file: pathlib.Path) -> str:
     return "" if suffix in SUFFIXES else suffix or "without suffix"
 
 
-def read_photo(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"] | Failure:
+def read_photo(path: pathlib.Path, bits: int | None = None) -> UInt8[np.ndarray, "h w 3"] | Failure:
     """Returns a photo as RGB, rotated as its EXIF data says, or why it cannot be read.
 
-    Of files with several images it is the first.
+    Of files with several images it is the first. `bits` is how many bits hold the data of a 16-bit
+    file; if it is None, that is taken from the largest value, and printed.
     """
     try:
         if not path.is_file():
@@ -129,9 +133,13 @@ def read_photo(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"] | Failure:
     try:
         # OpenCV does not turn AVIF as its EXIF data says.
         if image is None or image.format != "AVIF":
-            photo = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            photo = cv2.imdecode(np.frombuffer(data, np.uint8), _ANY_COLOUR)
             if photo is not None:
-                return cv2.cvtColor(photo, cv2.COLOR_BGR2RGB)
+                photo = _to_8_bits(path, photo, bits)
+                failed = isinstance(photo, Failure)
+                return photo if failed else cv2.cvtColor(photo, cv2.COLOR_BGR2RGB)
+        if image is not None and image.mode[0] in "IF":  # which convert() would clip to 255
+            return Failure(path, f"holds 16 or 32 bits per pixel (mode {image.mode}); {_SAVE}")
         if image is not None:
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except cv2.error as error:
@@ -140,6 +148,22 @@ def read_photo(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"] | Failure:
         return Failure(path, f"not decodable: {error}")
     what = "but a web page" if is_web_page(data) else "or a damaged one"
     return Failure(path, f"not an image, {what}")
+
+
+def _to_8_bits(
+    path: pathlib.Path, photo: Num[np.ndarray, "h w 3"], bits: int | None
+) -> UInt8[np.ndarray, "h w 3"] | Failure:
+    if photo.dtype == np.uint8:
+        return photo
+    if photo.dtype != np.uint16:
+        return Failure(path, f"holds {photo.dtype} values; {_SAVE}")
+    used = used_bits(photo)
+    if bits is None and used < 16:
+        told = f"{path}: a 16-bit file whose values fit in {used} bits, read as {used}-bit data"
+        tqdm.tqdm.write(f"{told}; --bits=16 reads it as dark.", file=sys.stderr)
+    if bits is not None and photo.max() >= 2**bits:
+        return Failure(path, f"holds {photo.max()}, too large for --bits={bits}")
+    return (photo >> (bits or used) - 8).astype(np.uint8)
 
 
 def _open(data: bytes) -> Image.Image | None:

@@ -29,6 +29,7 @@ def predict_photos(
     folder: pathlib.Path,
     *,
     origin: Mapping[str, object],
+    bits: int | None = None,
     with_overlay: bool = False,
     with_features: bool = False,
 ) -> Iterator[pathlib.Path | Failure]:
@@ -37,7 +38,8 @@ def predict_photos(
     It holds `<task>.npy` (the map, see `Predictor.__call__`), `<task>.png`, `panel.png`,
     `RECORD_FILE` with the photo's path and `origin` and, if asked for, `overlay.png` (the first
     task of classes over the photo) and `features.png`. It appears once all are written. Beside the
-    photo, only one task's image and a few rows of its map are in memory.
+    photo, only one task's image and a few rows of its map are in memory. `bits` is as in
+    `read_photo`.
 
     Yields:
       The folder of each photo, or why there is none.
@@ -48,7 +50,7 @@ def predict_photos(
     for path, name in zip(photos, _folder_names(photos), strict=True):
         target = folder / name
         reason = _why_not_replaceable(target)
-        photo = Failure(path, reason) if reason else read_photo(path)
+        photo = Failure(path, reason) if reason else read_photo(path, bits)
         if isinstance(photo, Failure):
             yield photo
             continue
