@@ -5,10 +5,13 @@ import argparse
 import importlib
 import logging
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Sequence
 
 from mtmamba_jax.cli.flags import Parser, create_parser
+from mtmamba_jax.cli.interrupts import Interrupts
 from mtmamba_jax.cli.streams import open_streams
 from mtmamba_jax.messages import check_name, nearest
 
@@ -29,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       input is wrong. 130: interrupted by Ctrl-C.
     """
     open_streams()
-    _silence_orbax()
+    _silence_repeated_errors()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = create_parser()
     if arguments and not arguments[0].startswith("-") and arguments[0] not in parser.commands:
@@ -39,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(str(error), 2)
     options, unknown = parser.parse_known_args(arguments)
     try:
-        code = _run(options, unknown, parser)
+        with Interrupts(f"error: {_interrupted(options)}") as interrupts:
+            code = _run(options, unknown, parser, interrupts)
     except BaseException:
         _exit_if_one_of_several(1, traceback.format_exc())
         raise
@@ -48,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _run(options: argparse.Namespace, unknown: Sequence[str], parser: Parser) -> int:
+def _run(
+    options: argparse.Namespace, unknown: Sequence[str], parser: Parser, interrupts: Interrupts
+) -> int:
     """Runs a command; turns errors of the user into a message and an exit code."""
     try:
         options.overrides = parse_overrides(unknown, options.command, parser)
@@ -58,17 +64,27 @@ def _run(options: argparse.Namespace, unknown: Sequence[str], parser: Parser) ->
         sys.stdout.flush()  # here, where an error becomes a message
         return code
     except KeyboardInterrupt:
-        return _fail(f"Interrupted.{_AFTER_INTERRUPTION.get(options.command, '')}", 130)
+        return _fail(_interrupted(options), 130)
     except (ValueError, OSError, RuntimeError) as error:
         if options.traceback:
             raise
         return _fail(str(error), 2 if isinstance(error, ValueError) else 1)
+    except Exception:
+        time.sleep(0.2)  # the thread that counts may be behind this one
+        if not interrupts.count:
+            raise
+        return _fail(_interrupted(options), 130)  # an import or a library made this of Ctrl-C
 
 
-def _silence_orbax() -> None:
-    """Silences usage warnings of Orbax, and what it prints of errors that it raises as well.
+def _interrupted(options: argparse.Namespace) -> str:
+    return f"Interrupted.{_AFTER_INTERRUPTION.get(options.command, '')}"
 
-    After a full disk, its closed event loops would print a traceback for each of a thousand arrays.
+
+def _silence_repeated_errors() -> None:
+    """Silences usage warnings of Orbax, and tracebacks of errors that are raised as well.
+
+    When a disk is full, Orbax's event loops would print one for each of a thousand arrays, and
+    TensorBoard's thread one more.
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -77,8 +93,12 @@ def _silence_orbax() -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             sys.__unraisablehook__(unraisable)
 
-    if sys.unraisablehook is sys.__unraisablehook__:
-        sys.unraisablehook = report
+    def report_thread(error):
+        if not issubclass(error.exc_type, OSError):
+            threading.__excepthook__(error)
+
+    if sys.unraisablehook is sys.__unraisablehook__:  # not a test's
+        sys.unraisablehook, threading.excepthook = report, report_thread
 
 
 def _exit_if_one_of_several(code: int, message: str = "") -> None:

@@ -111,12 +111,13 @@ def test_a_full_disk_is_reported_and_the_run_resumes_from_what_was_saved(tmp_pat
         pytest.skip("needs a user namespace, to mount a small disk in")
     output = found.stdout + found.stderr
     assert found.returncode == 0, output
-    (message,) = found.stderr.splitlines()
+    message, *more = found.stderr.splitlines()
+    assert not more, found.stderr
     assert message.startswith(f"error: A checkpoint could not be written to {workdir}")
     assert "No space left on device" in message
     assert "the same command resumes from" in message
     full, room = found.stdout.split("--- with room:\n")
-    saved = [int(name) for name in room.split("Resuming")[0].split() if name.isdigit()]
+    saved = [int(name) for name in room.split("Training")[0].split() if name.isdigit()]
     assert saved, output
     assert f"Resuming from step {max(saved)} in {workdir}" in room
     assert "step 30/30" in room

@@ -79,25 +79,31 @@ def test_training_needs_no_standard_streams(tmp_path):
     assert RunDirectory(tmp_path / "run").is_finished(2)
 
 
-# What Orbax does when the disk is full, once for each array.
+# What Orbax and TensorBoard do when the disk is full, some of it once for each array.
 SAVES = """
-import logging, sys, types
+import logging, sys, threading, types
 from mtmamba_jax.cli.main import main
 
 class Array:
     def __del__(self):
         raise RuntimeError("Event loop is closed")
 
+def fail():
+    raise OSError("the disk is full")
+
 def run(options):
     Array()
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
     logging.getLogger("asyncio").error("Task exception was never retrieved")
     logging.getLogger("absl").error("Failed to run 5 Handler Commit operations")
-    raise OSError("the disk is full")
+    fail()
 
 sys.modules["mtmamba_jax.cli.train"] = types.SimpleNamespace(run=run)
 sys.exit(main(["train"]))
 """
 
 
-def test_an_error_of_orbax_is_printed_once(tmp_path):
+def test_an_error_of_several_threads_is_printed_once(tmp_path):
     assert run("", tmp_path, "-c", SAVES) == (1, "error: the disk is full\n")

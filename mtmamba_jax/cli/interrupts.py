@@ -1,0 +1,51 @@
+"""Ends a command at the second Ctrl-C, whatever it is doing."""
+
+import os
+import signal
+import threading
+from typing import Self
+
+# Forked processes get the parent's Ctrl-C too, and must not count it a second time.
+os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+
+
+class Interrupts:
+    """Counts Ctrl-C inside a `with` block; the second one ends the process at once.
+
+    Python handles signals only between two steps of the main thread: not while XLA compiles. What
+    it raises in a callback of a library may be lost. Here a thread reads the signals from a pipe,
+    which Python writes them to as they arrive.
+
+    Args:
+      message: What to print as the process ends.
+
+    Attributes:
+      count: The number of Ctrl-C so far.
+    """
+
+    def __init__(self, message: str):
+        self.count = 0
+        self._message = f"\n{message}\n".encode()
+        self._write: int | None = None
+
+    def __enter__(self) -> Self:
+        # Python accepts signals in the main thread only.
+        if threading.current_thread() is threading.main_thread():
+            read, self._write = os.pipe()
+            os.set_blocking(self._write, False)
+            self._before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, args=(read,), daemon=True).start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self._write is not None:
+            signal.set_wakeup_fd(self._before)
+            os.close(self._write)  # ends the thread
+
+    def _watch(self, read: int) -> None:
+        with open(read, "rb", buffering=0) as signals:
+            while number := signals.read(1):
+                self.count += number[0] == signal.SIGINT
+                if self.count == 2:
+                    os.write(2, self._message)
+                    os._exit(130)
