@@ -40,6 +40,7 @@ def _train(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     _add_config(command, default="synthetic")
     add("--workdir", help="folder or gs://... to write to and resume from (runs/NAME)")
+    add("--extend", action="store_true", help="resume a run with a larger train.steps")
     add("--profile", metavar="START:STOP", help="trace these steps into WORKDIR/profile")
     _add_processes(command)
 

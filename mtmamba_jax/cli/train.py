@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> int:
     profile = options.profile and parse_steps(options.profile, config.train.steps)
     join_processes(options)
     try:
-        stop = train_once(config, workdir, profile)
+        stop = train_once(config, workdir, profile, extend=options.extend)
     except StoppedError as stopped:
         print(stopped, flush=True)
         stop = stopped.number
@@ -33,7 +33,7 @@ def exit_code(stop: signal.Signals | None) -> int:
 
 
 def train_once(
-    config: Config, workdir: str, profile: tuple[int, int] | None = None
+    config: Config, workdir: str, profile: tuple[int, int] | None = None, *, extend: bool = False
 ) -> signal.Signals | None:
     """Trains, prints the result and returns the signal that came after the last step, if any.
 
@@ -48,7 +48,7 @@ def train_once(
         f"Writing to {workdir}",
     )
     start = time.monotonic()
-    result = train(config, workdir, profile)
+    result = train(config, workdir, profile, extend=extend)
     print(
         f"\nBest model: step {result.step}. On the test set, beside the best constant prediction:\n"
         f"{score_table(config.tasks.selected, result.scores, result.constants)}\n"

@@ -51,7 +51,11 @@ class Result:
 
 
 def train(
-    config: Config, workdir: epath.PathLike, profile: tuple[int, int] | None = None
+    config: Config,
+    workdir: epath.PathLike,
+    profile: tuple[int, int] | None = None,
+    *,
+    extend: bool = False,
 ) -> Result:
     """Trains and evaluates a model and keeps the best checkpoint; resumes an interrupted run.
 
@@ -63,6 +67,8 @@ def train(
       config: The run's configuration.
       workdir: A folder, or a place in a bucket (gs://BUCKET/NAME).
       profile: The first and last step to trace, into `profile/` of the work directory.
+      extend: Whether `config.train.steps` may be larger than that of the checkpoints. Parameters
+        and optimizer state are kept; the learning rate follows the schedule of the longer run.
 
     Raises:
       ValueError: If the configuration cannot work, or differs from that of the checkpoints in
@@ -89,7 +95,7 @@ def train(
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(lock(directory))
         with fail_together():
-            check_start(config, directory)
+            check_start(config, directory, extend)
         optimizer = create_optimizer(config.optimizer, config.train.steps)
         graph, state, layout = create_state(config.model, tasks, config.seed, optimizer, mesh)
         train_step = create_train_step(config, graph, tasks, optimizer, mesh, layout)
@@ -179,7 +185,7 @@ def _open_monitors(
     return Monitors(report, clock, profiler)
 
 
-def check_start(config: Config, directory: RunDirectory) -> None:
+def check_start(config: Config, directory: RunDirectory, extend: bool = False) -> None:
     """Checks that a run can start, or that it can resume from the checkpoints it finds.
 
     Raises:
@@ -195,11 +201,16 @@ def check_start(config: Config, directory: RunDirectory) -> None:
             f"{directory} holds converted weights, not a run to resume. Choose another --workdir "
             f"and start from them: --config.init.run={directory}"
         )
+    steps, wanted = saved.train.steps, config.train.steps
+    if extend and wanted > steps:
+        print(f"Extending the run from {steps} to {wanted} steps, with their learning rates.")
+        saved = saved.replace(train={"steps": wanted})
     differing = configuration.differences(saved, config)
     if differing:
+        hint = " --extend resumes with a larger train.steps." if wanted > steps else ""
         raise ValueError(
             f"{directory} holds a checkpoint of another configuration. These keys differ "
             "(saved -> wanted):\n  " + "\n  ".join(differing) + "\n"
             "Set them back to resume that run, or choose another --workdir; "
-            f"--config.init.run={directory} starts from its weights."
+            f"--config.init.run={directory} starts from its weights.{hint}"
         )

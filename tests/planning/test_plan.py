@@ -92,14 +92,19 @@ def test_a_step_takes_labels_on_a_finer_grid(pixel_model):
 # The verdict, and the settings that are tried.
 
 
-def test_settings_are_tried_until_the_program_fits(pixel_model):
-    one, two = peak(), peak(train__microbatches="2")
-    assert two < one
-    found = records("step", pixel_config(), (one + two) / 2)
+def test_settings_are_tried_until_the_program_fits(pixel_model, monkeypatch):
+    sizes = iter([4, 3, 5, 2])  # fsdp needs more memory: a program may have few weights
+
+    def numbers(program, topology):
+        size = next(sizes)
+        return {"memory_bytes": {"peak": size}, "fits": size <= topology.memory}
+
+    monkeypatch.setattr(plan, "_numbers", numbers)
+    found = records("step", pixel_config(), 2.5)
     assert [record["settings"] for record in found] == [
         {},
         {"model.dtype": "bfloat16"},
-        {"model.dtype": "bfloat16", "mesh.fsdp": 2},  # it has few weights: this needs more memory
+        {"model.dtype": "bfloat16", "mesh.fsdp": 2},
         {"model.dtype": "bfloat16", "train.microbatches": 2},
     ]
     assert [record["fits"] for record in found] == [False, False, False, True]
@@ -193,8 +198,10 @@ def test_the_command_exits_with_0_if_the_program_fits(pixel_model, monkeypatch, 
 def test_the_command_exits_with_1_and_suggests_settings_if_the_program_does_not_fit(
     pixel_model, monkeypatch, capsys
 ):
-    memory = (peak() + peak(train__microbatches="2")) / 2
-    code, captured = command(monkeypatch, capsys, memory)
+    one, two = peak(), peak(train__microbatches="2")
+    assert two < one
+    mesh = "--config.mesh.data=2"  # fsdp is not tried
+    code, captured = command(monkeypatch, capsys, (one + two) / 2, mesh)
     assert code == 1
     assert "\nDoes not fit: " in captured.out
     assert "--config.model.dtype=bfloat16: Does not fit" in captured.out

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import time
 
@@ -19,6 +20,7 @@ from mtmamba_jax.data_pipelines import sources
 from mtmamba_jax.data_pipelines.workers import WorkerError
 from mtmamba_jax.tasks.table import DEPTH
 from mtmamba_jax.training import state
+from mtmamba_jax.training.optimizer import learning_rate
 from mtmamba_jax.training.report import read_metrics
 from mtmamba_jax.training.step import create_train_step
 from mtmamba_jax.training.train import train
@@ -128,6 +130,24 @@ def test_resuming_may_change_how_a_run_is_watched(finished):
     workdir, result = finished
     assert train(tiny_config(train__log_every="2"), workdir).step == result.step
     assert RunDirectory(workdir).read_config().train.log_every == 2
+
+
+def test_a_finished_run_is_extended_only_if_asked_and_keeps_its_optimizer(finished, tmp_path):
+    workdir = tmp_path / "longer"
+    shutil.copytree(finished[0], workdir)
+    longer = tiny_config(train__steps="24", on_nonfinite="skip")  # logs if AdamW's count is behind
+    with pytest.raises(ValueError, match=r"train.steps: 20 -> 24\n.*--extend resumes with"):
+        train(longer, workdir)
+    train(longer, workdir, extend=True)
+    lines = [line for line in read_metrics(workdir) if line["kind"] == "train"]
+    assert [line["step"] for line in lines] == [*range(1, 25)]
+    assert [line["skipped"] for line in lines[20:]] == [0] * 4
+    rate = learning_rate(longer.optimizer, 24)
+    found = [line["learning_rate"] for line in lines[20:]]
+    np.testing.assert_allclose(found, [rate(step) for step in range(20, 24)], rtol=1e-6)
+    assert RunDirectory(workdir).read_config().train.steps == 24
+    with pytest.raises(ValueError, match=r"train.steps: 24 -> 20\n.* starts from its weights\.$"):
+        train(tiny_config(), workdir, extend=True)
 
 
 def test_converted_weights_are_no_run_to_resume(tmp_path):
