@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from mtmamba_jax.kernels.ss2d.common import check_name
 from mtmamba_jax.kernels.ss2d.pallas_gpu import ss2d_pallas_gpu
 from mtmamba_jax.kernels.ss2d.pallas_tpu import ss2d_pallas_tpu
+from mtmamba_jax.kernels.ss2d.platform_check import WAY
 from mtmamba_jax.kernels.ss2d.reference import ss2d_reference
 from mtmamba_jax.kernels.ss2d.xla import ss2d_xla
 
@@ -102,10 +104,10 @@ def ss2d(
     """
     arrays = dict(x=x, dt=dt, dt_weight=dt_weight, dt_bias=dt_bias, A=A, B=B, C=C, D=D)
     directions = _check_directions(directions)
-    _check_arrays(arrays, SHAPES, {"k": len(directions)})
+    arrays = _check_arrays(arrays, SHAPES, {"k": len(directions)})
     run = functools.partial(_run, directions=directions, implementation=implementation)
     if batch_axes:
-        _check_batch(x.shape[1], tuple(batch_axes))
+        _check_batch(arrays["x"].shape[1], tuple(batch_axes))
         split, whole = P(None, tuple(batch_axes)), P()
         specs = tuple(split if name in ACTIVATIONS else whole for name in arrays)
         run = jax.shard_map(run, in_specs=specs, out_specs=split)
@@ -142,7 +144,7 @@ def selective_scan(
     """
     arrays = dict(x=x, dt=dt, dt_weight=dt_weight, dt_bias=dt_bias, A=A, B=B, C=C, D=D)
     shapes = {name: shape.replace("h w", "l").replace(" k", "") for name, shape in SHAPES.items()}
-    _check_arrays(arrays, shapes, {})
+    x, dt, dt_weight, dt_bias, A, B, C, D = _check_arrays(arrays, shapes, {}).values()
     y = ss2d(
         x[:, :, None],
         *(dt[:, :, None, :, None], dt_weight[:, None], dt_bias[:, None], A[:, None]),
@@ -161,7 +163,14 @@ def _run(*arrays: Array, directions: tuple[str, ...], implementation: str | None
         arrays = tuple(_vary(v, varying) for v in arrays)
     if implementation is not None:
         check_name("implementation", implementation, IMPLEMENTATIONS)
-        return IMPLEMENTATIONS[implementation](*arrays, directions=directions)
+        try:
+            return IMPLEMENTATIONS[implementation](*arrays, directions=directions)
+        except ValueError as error:
+            if "interpret mode" not in str(error):  # what Pallas says of a CPU
+                raise
+            raise NotImplementedError(
+                f"ss2d: backend {implementation} does not run on cpu. {WAY}."
+            ) from error
     branches = {
         platform: functools.partial(_run_first_supported, platform, names, directions=directions)
         for platform, names in PLATFORMS.items()
@@ -225,11 +234,21 @@ def _check_batch(size: int, axes: tuple[str, ...]) -> None:
 
 
 def _check_arrays(
-    arrays: Mapping[str, Array], shapes: Mapping[str, str], known: Mapping[str, int]
-) -> None:
-    """Checks shapes and dtypes; the first array that has a letter not `known` sets its size."""
-    sizes = dict(known)
-    for name, array in arrays.items():
+    arrays: Mapping[str, ArrayLike], shapes: Mapping[str, str], known: Mapping[str, int]
+) -> dict[str, Array]:
+    """Returns JAX arrays, or lists of numbers as such; checks their shapes and dtypes.
+
+    The first array that has a letter not `known` sets its size.
+    """
+    sizes, checked = dict(known), {}
+    for name, given in arrays.items():
+        try:
+            checked[name] = array = jnp.asarray(given)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{name} must be an array or a nested list of numbers, got a "
+                f"{type(given).__name__}."
+            ) from error
         letters, shape = shapes[name].split(), jnp.shape(array)
         fits = len(shape) == len(letters) and all(
             size >= 1 and sizes.get(letter, size) == size
@@ -243,7 +262,9 @@ def _check_arrays(
             )
         sizes |= dict(zip(letters, shape, strict=True))
         wanted = ("float32", "bfloat16") if name in ACTIVATIONS else ("float32",)
-        if jnp.result_type(array).name not in wanted:
+        if array.dtype.name not in wanted:
             raise ValueError(
-                f"{name} must be {' or '.join(wanted)}, got {jnp.result_type(array).name}."
+                f"{name} must be {' or '.join(wanted)}, got {array.dtype.name}. Cast it: "
+                f"{name}.astype(jnp.{wanted[0]})."
             )
+    return checked

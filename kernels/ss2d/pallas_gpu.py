@@ -25,6 +25,7 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     Inputs,
     Scan,
 )
+from mtmamba_jax.kernels.ss2d.platform_check import require_platform
 
 # Measured on an H200 with 132 multiprocessors. Segments cost a second pass over the exponentials,
 # so they pay off only if programs are few, and then only in large numbers.
@@ -246,8 +247,8 @@ def ss2d_pallas_gpu(*arrays: Array, directions: Sequence[str]) -> Float[Array, "
     """Computes SS2D with fused Hopper kernels; arrays and result are those of `api.ss2d`.
 
     Raises:
-      NotImplementedError: If this machine's GPU is not a Hopper GPU, or the step sizes' rank is too
-        high for the shared memory.
+      NotImplementedError: If this machine's GPU is not a Hopper GPU, the step sizes' rank is too
+        high for the shared memory, or the program is compiled for another platform.
     """
     capability = _compute_capability()
     if capability not in (None, HOPPER):
@@ -259,4 +260,4 @@ def ss2d_pallas_gpu(*arrays: Array, directions: Sequence[str]) -> Float[Array, "
     x, dt, _, _, A, *_ = arrays
     # Raise now rather than in the backward pass.
     _choose_scan(orders, x, A.shape[-1], dt.shape[-1], backward_pass=True)
-    return ss2d_op(orders, *arrays)
+    return ss2d_op(orders, require_platform(x, "pallas_gpu", ("cuda",)), *arrays[1:])

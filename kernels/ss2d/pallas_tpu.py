@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from mtmamba_jax.kernels.ss2d.common import LOG2E, create_op, parse_directions
 from mtmamba_jax.kernels.ss2d.mosaic_tpu import backward, forward, memory
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import SUBLANES, Inputs, Tiling, choose_tiling
+from mtmamba_jax.kernels.ss2d.platform_check import require_platform
 
 SMALLEST_VMEM = 16 * 2**20  # bytes, of a TPU v4
 
@@ -126,8 +127,10 @@ def ss2d_pallas_tpu(*arrays: Array, directions: Sequence[str]) -> Float[Array, "
     """Computes SS2D with fused TPU kernels; arrays and result are those of `api.ss2d`.
 
     Raises:
-      NotImplementedError: If columns are too long, or states too many, for VMEM.
+      NotImplementedError: If columns are too long, or states too many, for VMEM, or the program is
+        compiled for another platform.
     """
     x, dt, _, _, A, *_ = arrays
     tilings = choose_tilings(directions, x, A.shape[-1], dt.shape[-1])
-    return ss2d_op(tilings, *arrays)
+    # Pallas interprets the kernels on a CPU, or refuses them there.
+    return ss2d_op(tilings, require_platform(x, "pallas_tpu", ("tpu", "cpu")), *arrays[1:])

@@ -17,6 +17,7 @@ from mtmamba_jax.models.decoder import STAGE_BLOCKS, MambaDecoder
 from mtmamba_jax.models.heads import ExpandHeads
 from mtmamba_jax.models.initializers import initialize
 from mtmamba_jax.models.layers import REMAT_POLICIES, fold
+from mtmamba_jax.models.patches import check_images
 from mtmamba_jax.models.plus import SCTM, ConvHeads
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin
 from mtmamba_jax.models.weights import split_model
@@ -57,7 +58,7 @@ class MTMamba(nnx.Module):
       drop_path_rate, remat: See `decoder.MambaDecoder`.
 
     Raises:
-      ValueError: If there is no task.
+      ValueError: If there is no task, or two have the same name.
     """
 
     stage_blocks = STAGE_BLOCKS
@@ -75,6 +76,9 @@ class MTMamba(nnx.Module):
     ):
         if not tasks:
             raise ValueError("MTMamba needs at least one task; got none.")
+        names = [task.name for task in tasks]
+        if len({*names}) < len(names):
+            raise ValueError(f"MTMamba needs tasks of different names; got {', '.join(names)}.")
         settings, widths = settings or MambaSettings(), encoder.widths
         self.encoder = encoder
         self.decoder = MambaDecoder(
@@ -109,6 +113,7 @@ class MTMamba(nnx.Module):
         Raises:
           ValueError: If images have another shape, or if training without rngs.
         """
+        images = jnp.asarray(images)
         features = self.features(images, training=training, rngs=rngs)
         return self.logits(features, images.shape[1:3], training=training)
 
@@ -123,8 +128,8 @@ class MTMamba(nnx.Module):
 
         Arguments and errors are those of `__call__`.
         """
-        if images.ndim != 4 or images.shape[-1] != 3:
-            raise ValueError(f"images must be [b h w 3], channels last; got {images.shape}.")
+        images = jnp.asarray(images)
+        check_images(images)
         key = None
         if training:
             if rngs is None:

@@ -11,6 +11,15 @@ from mtmamba_jax.models.layers import TaskLinear, linear
 from mtmamba_jax.models.norm import LayerNorm, TaskLayerNorm
 
 
+def check_images(images: Float[Array, "b h w 3"]) -> None:
+    """Raises a ValueError unless images have a valid shape."""
+    if images.ndim != 4 or images.shape[-1] != 3 or not all(images.shape):
+        raise ValueError(
+            "images must be [b h w 3], channels last, with every size at least 1; got "
+            f"{images.shape}."
+        )
+
+
 def pad_to_multiple(x: Float[Array, "b h w c"], multiple: int) -> Float[Array, "b H W c"]:
     """Zero-pads maps at the bottom and right so that `multiple` divides height and width."""
     rows, columns = -x.shape[1] % multiple, -x.shape[2] % multiple

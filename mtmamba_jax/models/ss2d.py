@@ -71,8 +71,10 @@ class SS2D(nnx.Module):
             "tbhwd,tkde->tbhwke", source.astype(self.dtype), self.projection.astype(self.dtype)
         )
         step, b, c = jnp.split(projected, self.splits, axis=-1)
-        weight, bias, A = self.step_weight[...], self.step_bias[...], -jnp.exp(self.log_a[...])
-        arrays = (x, step, weight, bias, A, b, c, self.skip[...])
+        # The scan's own parameters are float32, even if a user casts the whole model to bfloat16.
+        parameters = (self.step_weight, self.step_bias, self.log_a, self.skip)
+        weight, bias, log_a, skip = (each[...].astype(jnp.float32) for each in parameters)
+        arrays = (x, step, weight, bias, -jnp.exp(log_a), b, c, skip)
         return ss2d(*arrays, implementation=self.implementation, batch_axes=batch_axes())
 
 

@@ -15,7 +15,7 @@ from mtmamba_jax.models import initializers
 from mtmamba_jax.models.layers import call_block, drop_path, fold, linear
 from mtmamba_jax.models.norm import LayerNorm
 from mtmamba_jax.models.ops import attention, gelu
-from mtmamba_jax.models.patches import PatchEmbed, PatchMerging, pad_to_multiple
+from mtmamba_jax.models.patches import PatchEmbed, PatchMerging, check_images, pad_to_multiple
 from mtmamba_jax.models.windows import from_windows, relative_position_index, to_windows
 
 
@@ -169,6 +169,8 @@ class Swin(nnx.Module):
         self, images: Float[Array, "b h w 3"], key: jax.Array | None = None
     ) -> tuple[Features, ...]:
         """Returns the normalised outputs of the four stages; a key switches drop path on."""
+        images = jnp.asarray(images)
+        check_images(images)
         x = self.patch_embed(images)
         features, layer = [], 0
         for i, blocks in enumerate(self.stages):

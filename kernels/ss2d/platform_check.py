@@ -1,0 +1,54 @@
+"""Checks that a fused backend is compiled for its own platform, when the platform is known.
+
+A program may be traced on one machine and compiled for another, so a backend cannot know its
+platform while it is traced. The identity `require_platform` checks it while the program is lowered.
+"""
+
+import functools
+from typing import Any
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array
+
+WAY = "Use implementation='xla' (for a model, scan_implementation='xla'), which runs everywhere"
+"""The remedy, for messages."""
+
+_require = Primitive("ss2d_require_platform")
+
+
+def require_platform(x: Array, backend: str, platforms: tuple[str, ...]) -> Array:
+    """Returns x; lowering it for other platforms, or for several at once, is an error.
+
+    Args:
+      x: An argument of the backend.
+      backend: Name of the backend, for messages.
+      platforms: Platforms that the backend can be compiled for.
+
+    Raises:
+      NotImplementedError: If the backend cannot be compiled for the program's platforms. Inside
+        `jax.jit` and `jax.export` this is raised when they compile.
+    """
+    return _require.bind(x, backend=backend, platforms=platforms)
+
+
+def _lower(ctx: Any, x: Any, *, backend: str, platforms: tuple[str, ...]) -> list[Any]:
+    wanted: list[str] = list(ctx.module_context.platforms)
+    if len(wanted) > 1:
+        raise NotImplementedError(
+            f"ss2d: backend {backend} cannot be compiled for several platforms at once "
+            f"({', '.join(wanted)}). {WAY}, or export for one platform at a time."
+        )
+    if wanted[0] not in platforms:
+        raise NotImplementedError(
+            f"ss2d: backend {backend} does not run on {wanted[0]}, only on {platforms[0]}. {WAY}."
+        )
+    return [x]
+
+
+_require.def_impl(lambda x, **how: jax.jit(functools.partial(_require.bind, **how))(x))
+_require.def_abstract_eval(lambda x, **_: x)
+ad.deflinear2(_require, lambda cotangent, x, **_: [cotangent])
+batching.defvectorized(_require)
+mlir.register_lowering(_require, _lower)
