@@ -41,13 +41,19 @@ IMPORTS = """
     try: time.sleep(100)
     except KeyboardInterrupt: raise ImportError("numpy.core.multiarray failed to import")
 """
+# A shell that starts the tests in the background has made them ignore Ctrl-C.
+HEEDS = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 MESSAGE = "error: Interrupted. The same command resumes from the last checkpoint, if there is one."
 
 
 def interrupt(command, *waits, after="started"):
     """Sends Ctrl-C to a command as a terminal does; returns its exit code, output and seconds."""
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-c", HEEDS, *command],
         cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
