@@ -126,11 +126,14 @@ class Report:
             self._file.close()
 
     def _close_board(self) -> None:
-        if not self._board_is_alive():
-            # Nothing reads its queue any more: joining its feeder thread would block forever.
-            self._events._event_queue.cancel_join_thread()
-            return
-        self._board.close()
+        try:
+            if self._board_is_alive():
+                self._board.close()
+        finally:
+            if self._events and not self._events._closed:
+                # Nothing reads its queue any more: joining its feeder thread would block forever.
+                self._events._event_queue.cancel_join_thread()
+                self._events._closed = True  # as Python exits, it would try to write again
 
     def _board_is_alive(self) -> bool:
         """Whether the thread that writes TensorBoard's files is alive: it ends when it cannot."""

@@ -208,7 +208,7 @@ def test_unknown_names_are_rejected_with_a_suggestion(settings, message):
 
 
 def test_wrong_images_and_training_without_rngs_are_rejected(model):
-    with pytest.raises(ValueError, match=r"\[b h w 3\], channels last; got \(1, 3, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"\[b h w 3\], channels last.* got \(1, 3, 32, 32\)"):
         model(jnp.zeros((1, 3, 32, 32)))
     with pytest.raises(ValueError, match="pass rngs"):
         model(images(32, 32), training=True)
