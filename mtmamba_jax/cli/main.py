@@ -66,6 +66,8 @@ def _run(
     except KeyboardInterrupt:
         return _fail(_interrupted(options), 130)
     except (ValueError, OSError, RuntimeError) as error:
+        if "KeyboardInterrupt" in str(error):  # that came in a callback of XLA
+            return _fail(_interrupted(options), 130)
         if options.traceback:
             raise
         return _fail(str(error), 2 if isinstance(error, ValueError) else 1)
@@ -83,8 +85,8 @@ def _interrupted(options: argparse.Namespace) -> str:
 def _silence_repeated_errors() -> None:
     """Silences usage warnings of Orbax, and tracebacks of errors that are raised as well.
 
-    When a disk is full, Orbax's event loops would print one for each of a thousand arrays, and
-    TensorBoard's thread one more.
+    When a disk is full, Orbax's event loops would print one for each of a thousand arrays, and the
+    thread that writes TensorBoard's file one more.
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -94,7 +96,7 @@ def _silence_repeated_errors() -> None:
             sys.__unraisablehook__(unraisable)
 
     def report_thread(error):
-        if not issubclass(error.exc_type, OSError):
+        if type(error.thread).__module__ != "tensorboardX.event_file_writer":
             threading.__excepthook__(error)
 
     if sys.unraisablehook is sys.__unraisablehook__:  # not a test's

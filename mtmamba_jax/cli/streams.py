@@ -23,10 +23,16 @@ def open_streams() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is getattr(sys, f"__{name}__"):  # not a notebook's or a test's
-            raw = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
-            # File names may hold what the terminal's encoding does not.
-            settings = {"encoding": stream.encoding, "errors": "backslashreplace"}
-            wrapped = io.TextIOWrapper(raw, **settings, line_buffering=stream.line_buffering)
+            binary: Any = _Output(stream.fileno(), "w", closefd=False)
+            if not stream.write_through:  # as with `python -u`
+                binary = io.BufferedWriter(binary)
+            wrapped = io.TextIOWrapper(
+                binary,
+                encoding=stream.encoding,
+                errors="backslashreplace",  # file names may hold what the encoding does not
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
             setattr(sys, name, wrapped)
 
 

@@ -15,31 +15,34 @@ import hashlib, os, signal, sys, time, types
 from mtmamba_jax.cli.main import main
 
 def run(options):
-    print("started", flush=True)
     {work}
 
 sys.modules["mtmamba_jax.cli.train"] = types.SimpleNamespace(run=run)
 sys.exit(main(["train"]))
 """
-COMPILES = 'hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)'  # does not return to Python
+COMPILES = 'print("started", flush=True); hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)'  # does not return to Python
 LOSES = """
     while True:
-        try: time.sleep(100)
+        try: print("started", flush=True); time.sleep(100)
         except KeyboardInterrupt: print("lost", flush=True)
 """
 SAVES = """
-    try: time.sleep(100)
+    try: print("started", flush=True); time.sleep(100)
     finally: print("saving", flush=True); time.sleep(100)
 """
 FORKED = """
     if not os.fork(): signal.signal(signal.SIGINT, lambda *_: None); time.sleep(2); os._exit(0)
-    try: time.sleep(100)
+    try: print("started", flush=True); time.sleep(100)
     except KeyboardInterrupt: time.sleep(1)
     return 5
 """
 IMPORTS = """
-    try: time.sleep(100)
+    try: print("started", flush=True); time.sleep(100)
     except KeyboardInterrupt: raise ImportError("numpy.core.multiarray failed to import")
+"""
+CALLS_BACK = """
+    try: print("started", flush=True); time.sleep(100)
+    except KeyboardInterrupt: raise RuntimeError("CpuCallback error: KeyboardInterrupt") from None
 """
 # A shell that starts the tests in the background has made them ignore Ctrl-C.
 HEEDS = """
@@ -89,8 +92,9 @@ def test_one_interrupt_of_a_process_group_counts_once():
     assert (code, output) == (5, "")
 
 
-def test_an_error_that_an_interrupt_became_is_reported_as_an_interrupt():
-    code, output, _ = interrupt([sys.executable, "-c", COMMAND.format(work=IMPORTS)], 0.2)
+@pytest.mark.parametrize("work", [IMPORTS, CALLS_BACK], ids=["imports", "calls back"])
+def test_an_error_that_an_interrupt_became_is_reported_as_an_interrupt(work):
+    code, output, _ = interrupt([sys.executable, "-c", COMMAND.format(work=work)], 0.2)
     assert (code, output) == (130, f"{MESSAGE}\n")
 
 

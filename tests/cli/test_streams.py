@@ -81,7 +81,8 @@ def test_training_needs_no_standard_streams(tmp_path):
 
 # What Orbax and TensorBoard do when the disk is full, some of it once for each array.
 SAVES = """
-import logging, sys, threading, types
+import logging, sys, types
+import tensorboardX
 from mtmamba_jax.cli.main import main
 
 class Array:
@@ -93,9 +94,11 @@ def fail():
 
 def run(options):
     Array()
-    thread = threading.Thread(target=fail)
-    thread.start()
-    thread.join()
+    writer = tensorboardX.FileWriter(sys.argv[1]).event_writer
+    writer._worker._record_writer.write_event = lambda event: fail()
+    writer.add_event("an event")
+    writer._worker.join()
+    writer._closed = True
     logging.getLogger("asyncio").error("Task exception was never retrieved")
     logging.getLogger("absl").error("Failed to run 5 Handler Commit operations")
     fail()
@@ -106,4 +109,52 @@ sys.exit(main(["train"]))
 
 
 def test_an_error_of_several_threads_is_printed_once(tmp_path):
-    assert run("", tmp_path, "-c", SAVES) == (1, "error: the disk is full\n")
+    found = run("", tmp_path, "-c", SAVES, str(tmp_path))
+    assert found == (1, "error: the disk is full\n")
+
+
+THREAD = """
+import sys, threading, types
+from mtmamba_jax.cli.main import main
+
+def fail():
+    raise OSError("the network is gone")
+
+def run(options):
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    return 0
+
+sys.modules["mtmamba_jax.cli.train"] = types.SimpleNamespace(run=run)
+sys.exit(main(["train"]))
+"""
+
+
+def test_errors_of_other_threads_are_shown(tmp_path):
+    assert "OSError: the network is gone" in run("", tmp_path, "-c", THREAD)[1]
+
+
+UNBUFFERED = """
+import sys, time, types
+from mtmamba_jax.cli.main import main
+
+def run(options):
+    print("at once")
+    sys.stdout.write("and this")
+    time.sleep(100)
+
+sys.modules["mtmamba_jax.cli.train"] = types.SimpleNamespace(run=run)
+main(["train"])
+"""
+
+
+def test_unbuffered_output_arrives_at_once():
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", UNBUFFERED], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    try:
+        assert process.stdout.read(len("at once\nand this")) == "at once\nand this"
+    finally:
+        process.kill()
