@@ -19,7 +19,6 @@ from jaxtyping import Array, Float
 from mtmamba_jax.kernels.ss2d.common import check_name
 from mtmamba_jax.kernels.ss2d.pallas_gpu import ss2d_pallas_gpu
 from mtmamba_jax.kernels.ss2d.pallas_tpu import ss2d_pallas_tpu
-from mtmamba_jax.kernels.ss2d.platform_check import WAY
 from mtmamba_jax.kernels.ss2d.reference import ss2d_reference
 from mtmamba_jax.kernels.ss2d.xla import ss2d_xla
 
@@ -163,14 +162,7 @@ def _run(*arrays: Array, directions: tuple[str, ...], implementation: str | None
         arrays = tuple(_vary(v, varying) for v in arrays)
     if implementation is not None:
         check_name("implementation", implementation, IMPLEMENTATIONS)
-        try:
-            return IMPLEMENTATIONS[implementation](*arrays, directions=directions)
-        except ValueError as error:
-            if "interpret mode" not in str(error):  # what Pallas says of a CPU
-                raise
-            raise NotImplementedError(
-                f"ss2d: backend {implementation} does not run on cpu. {WAY}."
-            ) from error
+        return IMPLEMENTATIONS[implementation](*arrays, directions=directions)
     branches = {
         platform: functools.partial(_run_first_supported, platform, names, directions=directions)
         for platform, names in PLATFORMS.items()

@@ -12,9 +12,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
-WAY = "Use implementation='xla' (for a model, scan_implementation='xla'), which runs everywhere"
-"""The remedy, for messages."""
-
+_REMEDY = "Use implementation='xla' (for a model, scan_implementation='xla'), which runs everywhere"
 _require = Primitive("ss2d_require_platform")
 
 
@@ -38,11 +36,12 @@ def _lower(ctx: Any, x: Any, *, backend: str, platforms: tuple[str, ...]) -> lis
     if len(wanted) > 1:
         raise NotImplementedError(
             f"ss2d: backend {backend} cannot be compiled for several platforms at once "
-            f"({', '.join(wanted)}). {WAY}, or export for one platform at a time."
+            f"({', '.join(wanted)}). {_REMEDY}, or export for one platform at a time."
         )
     if wanted[0] not in platforms:
         raise NotImplementedError(
-            f"ss2d: backend {backend} does not run on {wanted[0]}, only on {platforms[0]}. {WAY}."
+            f"ss2d: backend {backend} does not run on {wanted[0]}, only on {platforms[0]}. "
+            f"{_REMEDY}."
         )
     return [x]
 

@@ -20,7 +20,10 @@ def run(options):
 sys.modules["mtmamba_jax.cli.train"] = types.SimpleNamespace(run=run)
 sys.exit(main(["train"]))
 """
-COMPILES = 'print("started", flush=True); hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)'  # does not return to Python
+COMPILES = """
+    print("started", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # does not return to Python
+"""
 LOSES = """
     while True:
         try: print("started", flush=True); time.sleep(100)

@@ -15,11 +15,12 @@ def interpreted() -> bool:
 
 
 @pytest.fixture
-def interpreter(capsys):
+def interpreter(capsys, monkeypatch):
     """Runs kernels on a CPU as on a TPU: uninitialized memory is NaN, races are errors."""
     if not interpreted():
         yield
         return
+    monkeypatch.setattr(pallas_tpu, "PLATFORMS", ("tpu", "cpu"))
     pltpu.reset_tpu_interpret_mode_state()  # left over from a failed test
     with pltpu.force_tpu_interpret_mode(
         pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
