@@ -233,18 +233,15 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"{path} holds a {type(loaded).__name__}, not a state dict. Save model.state_dict()."
         )
-    inner = {
-        key: each
-        for key, each in loaded.items()
-        if isinstance(each, Mapping) and any(isinstance(v, torch.Tensor) for v in each.values())
-    }
-    if len(inner) > 1:
+    found = dict(_state_dicts(loaded, torch.Tensor))
+    if len(found) > 1:
+        largest = max(reversed(found), key=lambda keys: len(found[keys]))
         raise ValueError(
-            f"{path} holds several state dicts: {shortened(list(inner))}. Save the one to use in a "
-            f"file of its own: torch.save(torch.load({path.name!r})[{next(reversed(inner))!r}], "
-            "'weights.pth')."
+            f"{path} holds several state dicts: {shortened(list(map('.'.join, found)))}. Save the "
+            f"one to use in a file of its own: torch.save(torch.load({path.name!r})"
+            f"{''.join(f'[{key!r}]' for key in largest)}, 'weights.pth')."
         )
-    state = next(iter(inner.values()), loaded)
+    state = next(iter(found.values()), loaded)
     others = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise ValueError(
@@ -252,6 +249,22 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
             "a dict with the state dict as an entry of its own."
         )
     return {str(name): _to_numpy(path, name, tensor) for name, tensor in state.items()}
+
+
+def _state_dicts(
+    values: Mapping, tensor: type, keys: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Mapping]]:
+    """Yields the keys and contents of every state dict in a checkpoint.
+
+    Names of parameters, such as "norm.bias", have dots, unlike those of scores, of random states
+    and in an optimizer.
+    """
+    if any("." in str(name) and isinstance(value, tensor) for name, value in values.items()):
+        yield keys, values
+        return
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _state_dicts(value, tensor, (*keys, str(name)))
 
 
 def _refusal(path: pathlib.Path, message: str) -> str:

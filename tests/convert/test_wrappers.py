@@ -16,7 +16,18 @@ def state(prefix="", value=1.0):
 
 @pytest.mark.parametrize(
     "wrapper",
-    [None, "model", "state_dict", "params", "model_state_dict", "model_ema", "net", "params_ema"],
+    [
+        None,
+        "model",
+        "state_dict",
+        "params",
+        "model_state_dict",
+        "model_ema",
+        "net",
+        "params_ema",
+        "ema/module",
+        "model/state_dict",
+    ],
 )
 @pytest.mark.parametrize("prefix", ["", "module.", "module.module.", "model._orig_mod."])
 def test_a_state_dict_in_a_wrapper_is_found(wrapper, prefix, tmp_path):
@@ -25,8 +36,14 @@ def test_a_state_dict_in_a_wrapper_is_found(wrapper, prefix, tmp_path):
         "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]},
         "hyper_parameters": {"lr": 0.1},
         "best_score": torch.tensor(0.5),
+        "best": {"miou": torch.tensor(0.5)},
+        "rng": {"cpu": torch.ones(2), "cuda": torch.ones(2)},
+        "scaler": {"scale": torch.tensor(2.0), "growth": torch.tensor(2.0)},
     }
-    torch.save({wrapper: state(prefix)} | others if wrapper else state(prefix), tmp_path / "w.ckpt")
+    held = state(prefix)
+    for key in reversed(wrapper.split("/") if wrapper else ()):
+        held = {key: held}
+    torch.save(held | others if wrapper else held, tmp_path / "w.ckpt")
     assert set(read_weights(tmp_path / "w.ckpt")) == set(NAMES)
 
 
@@ -54,6 +71,15 @@ def test_a_prefix_of_only_some_names_is_kept(tmp_path):
 def test_of_several_state_dicts_none_is_chosen(tmp_path):
     torch.save({"model": state(), "model_ema": state(value=2.0)}, tmp_path / "w.pth")
     with pytest.raises(ValueError, match=r"several state dicts: model, model_ema\. Save the one"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_the_largest_state_dict_is_suggested(tmp_path):
+    small = {"loss.weight": torch.ones(2)}
+    torch.save({"ema": {"module": state()}, "criterion": small}, tmp_path / "w.pth")
+    with pytest.raises(
+        ValueError, match=r"dicts: ema\.module, criterion\. .*\['ema'\]\['module'\]"
+    ):
         read_weights(tmp_path / "w.pth")
 
 
