@@ -58,7 +58,10 @@ def _check(name: str, key: Key, value: Any) -> None:
         if not valid:
             example = f", such as {','.join(map(str, key.default))}" if pair else ""
             where = key.valid if other or pair else f"in {key.valid}"
-            raise ValueError(f"Config key {name!r} must be {where}{example}; got {value}.")
+            got = f"{value}"
+            if isinstance(value, float) and _inside(interval, value):
+                got += f", which float32 rounds to {_rounded(value):g}"
+            raise ValueError(f"Config key {name!r} must be {where}{example}; got {got}.")
     elif value == "":
         raise ValueError(f"Config key {name!r} must be {key.valid}; got ''. Omit it to use none.")
 
@@ -77,10 +80,18 @@ def _contains(interval: list[str], value: object, integers: bool = False) -> boo
     """Returns whether a number is in an interval, also after rounding to float32."""
     if isinstance(value, bool) or not isinstance(value, int if integers else int | float):
         return False
+    return _inside(interval, value if isinstance(value, int) else _rounded(value))
+
+
+def _rounded(value: float) -> float:
+    """Returns a number as float32, in which the program computes."""
+    with np.errstate(over="ignore"):  # becomes infinite, which no interval contains
+        return float(np.float32(value))
+
+
+def _inside(interval: list[str], number: float) -> bool:
     opening, low, high, closing = interval
     lowest, highest = _number(low), _number(high)
-    with np.errstate(over="ignore"):  # becomes infinite, which no interval contains
-        number = value if isinstance(value, int) else float(np.float32(value))
     above = number > lowest if opening == "(" else number >= lowest
     return above and (number < highest if closing == ")" else number <= highest)
 

@@ -212,7 +212,10 @@ def _check(config: Config) -> None:
         )
     if config.data.name == "folder" and not config.tasks.names:
         raise ValueError(_unnamed_tasks(config.data.dir))
-    _check_baselines(config.tasks.baselines, [task.name for task in config.tasks.selected])
+    tasks = [task.name for task in config.tasks.selected]
+    if not any(config.loss.weights[name] for name in tasks):
+        raise ValueError("loss.weights of all tasks of the run are 0: nothing would be learned.")
+    _check_baselines(config.tasks.baselines, tasks)
 
 
 def _check_baselines(baselines: Mapping[str, float], tasks: Sequence[str]) -> None:

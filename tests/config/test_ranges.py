@@ -5,17 +5,18 @@ import pytest
 from mtmamba_jax import config as configuration
 from mtmamba_jax.config.ranges import check_ranges
 from mtmamba_jax.configs import common
+from mtmamba_jax.tasks.table import TASK_SETS
 
 WRONG = [
     ("optimizer.learning_rate", "-1", "in [0, inf); got -1.0"),
     ("optimizer.learning_rate", "1e999", "in [0, inf); got inf"),
     ("optimizer.learning_rate", "nan", "in [0, inf); got nan"),
-    ("optimizer.learning_rate", "1e39", "in [0, inf); got 1e+39"),  # infinite in float32
+    ("optimizer.learning_rate", "1e39", "in [0, inf); got 1e+39, which float32 rounds to inf"),
     ("optimizer.beta_1", "-0.1", "in [0, 1); got -0.1"),
     ("optimizer.beta_2", "1.5", "in [0, 1); got 1.5"),
-    ("optimizer.beta_2", "0.999999999", "in [0, 1); got 0.999999999"),  # 1 in float32
+    ("optimizer.beta_2", "0.999999999", "in [0, 1); got 0.999999999, which float32 rounds to 1"),
     ("optimizer.epsilon", "0.0", "in (0, inf); got 0.0"),
-    ("optimizer.epsilon", "1e-60", "in (0, inf); got 1e-60"),  # 0 in float32
+    ("optimizer.epsilon", "1e-60", "in (0, inf); got 1e-60, which float32 rounds to 0"),
     ("optimizer.weight_decay", "-1.0", "in [0, inf); got -1.0"),
     ("optimizer.power", "-3.0", "in [0, inf); got -3.0"),
     ("optimizer.warmup_steps", "-1", "in [0, 2**31); got -1"),
@@ -42,6 +43,13 @@ def test_a_value_out_of_range_is_refused_with_key_value_and_range(key, value, me
         configuration.load("synthetic", {key: value})
     assert f"Config key '{key}' must be {message}" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_run_that_could_learn_nothing_is_refused():
+    weights = {f"loss.weights.{task.name}": "0.0" for task in TASK_SETS["nyudv2"]}
+    with pytest.raises(ValueError, match=r"loss\.weights of all tasks of the run are 0"):
+        configuration.load("synthetic", weights)
+    configuration.load("synthetic", weights | {"loss.weights.depth": "1.0"})
 
 
 @pytest.mark.parametrize("task_set", ["nyudv2", "pascal_context"])
