@@ -136,7 +136,7 @@ def _levels(prediction: Prediction, name: str) -> np.ndarray:
     probability = prediction.values[name]
     if nonfinite := np.count_nonzero(~np.isfinite(probability)):
         raise RuntimeError(
-            f"The predicted {name} of image {prediction.id} is NaN at {nonfinite:,} pixels: --odsf "
-            "cannot score this model. Omit it to see the other scores."
+            f"The predicted {name} of image {prediction.id} is NaN or infinite at {nonfinite:,} "
+            "pixels: --odsf cannot score this model. Omit it to see the other scores."
         )
     return to_levels(probability)

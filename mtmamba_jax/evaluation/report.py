@@ -164,6 +164,9 @@ def _format_gain_on_paper(tasks: Sequence[Task], scores: Scores) -> str:
 def _format_gain(
     tasks: Sequence[Task], scores: Mapping[str, float], baselines: Mapping[str, float], name: str
 ) -> str:
+    without = [task.name for task in tasks if math.isnan(scores[task.name])]
+    if without:
+        return f"delta_m none against {name}: {', '.join(without)} has no score"
     gain = f"{delta_m(tasks, scores, baselines):+.2f} %" if tasks else "none"
     return f"delta_m {gain} against {name}"
 

@@ -70,6 +70,8 @@ def read_images(paths, expected):
     for path in paths:
         try:
             images.append(np.load(path))
+        except FileNotFoundError:
+            sys.exit(f"{path} does not exist. {SEE}")
         except (OSError, ValueError, EOFError) as error:
             sys.exit(f"{path} was not saved by numpy.save ({type(error).__name__}). {SEE}")
         got = images[-1]

@@ -102,7 +102,7 @@ class Metric(Accumulator):
     def compute(self, sums: Sums) -> TaskScores:
         """Returns the scores, all NaN if no pixel was counted or a prediction was not finite."""
         scores = self._compute(sums)
-        nonfinite = int(sums.get(NONFINITE, 0))
+        nonfinite = int(sums[NONFINITE])
         return dict.fromkeys(scores, math.nan) | {NONFINITE: nonfinite} if nonfinite else scores
 
     @abc.abstractmethod

@@ -69,7 +69,10 @@ class Loop:
                 "SCORE, with those of all other tasks, includes it."
             )
         if not self._compared:
-            self._report.say("warning: the best checkpoint is the one that is evaluated last.")
+            self._report.say(
+                "warning: delta_m has no task to compare, so the best checkpoint is the last one "
+                "that is evaluated."
+            )
         if self._report.start_step == 0:
             self._report.numbers(0, "constant", self.constants)
         self._best = np.nan if best_delta_m is None else best_delta_m

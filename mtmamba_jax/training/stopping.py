@@ -23,6 +23,8 @@ class StoppedError(Exception):
 class StopSignals:
     """Notices signals inside a `with` block; a second Ctrl-C interrupts immediately.
 
+    In a command, `cli.interrupts` has ended the process by then.
+
     With several processes, JAX's preemption service notices SIGTERM: when one process gets it, all
     stop after the same step. Ctrl-C is turned into a SIGTERM there.
 

@@ -203,7 +203,10 @@ def check_start(config: Config, directory: RunDirectory, extend: bool = False) -
         )
     steps, wanted = saved.train.steps, config.train.steps
     if extend and wanted > steps:
-        print(f"Extending the run from {steps} to {wanted} steps, with their learning rates.")
+        print(
+            f"Extending the run from {steps} to {wanted} steps: from here on, the learning rate "
+            f"follows the schedule of {wanted} steps."
+        )
         saved = saved.replace(train={"steps": wanted})
     differing = configuration.differences(saved, config)
     if differing:

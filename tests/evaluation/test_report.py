@@ -1,5 +1,7 @@
 """What eval prints below its table of scores, and the confusion matrices it writes."""
 
+import math
+
 import numpy as np
 import pytest
 from etils import epath
@@ -111,6 +113,10 @@ def test_gain_is_relative_to_configured_baselines_or_else_to_constants():
 
 
 def test_gain_over_the_paper_uses_odsf_and_never_maxf():
+    broken = SCORES | {"depth": dict.fromkeys(SCORES["depth"], math.nan)}
+    assert format_gains(tasks.NYUDV2, broken, CONSTANTS, {}, "synthetic") == (
+        "delta_m none against the best constant predictions: depth has no score"
+    )
     lines = format_gains(tasks.NYUDV2, SCORES, CONSTANTS, {}, "nyudv2").splitlines()
     # (55.82 / 54.32 - 1 + 1 - 0.5066 / 0.5166 + 1 - 18.63 / 19.21) / 3, of its Table 2.
     assert lines[1] == (

@@ -84,7 +84,7 @@ def test_run_leaves_scores_panels_numbers_and_checkpoints(finished):
     [
         ("semseg,depth", 3.3, "leaves out depth: its best constant prediction has RMSE 0 because"),
         ("semseg,depth", DEPTH.ignore, "leaves out depth: no pixel of the test set is labelled"),
-        ("depth", 3.3, "the best checkpoint is the one that is evaluated last"),
+        ("depth", 3.3, "so the best checkpoint is the last one that is evaluated"),
     ],
 )
 def test_a_constant_score_of_0_or_none_does_not_end_a_run(
