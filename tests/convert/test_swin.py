@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mtmamba_jax.cli.flags import create_parser
 from mtmamba_jax.convert import (
     encoder_from_torch,
     encoder_to_torch,
@@ -16,6 +17,7 @@ from mtmamba_jax.convert import (
 )
 from mtmamba_jax.convert.encoder import resample_table
 from mtmamba_jax.convert.state_dicts import Naming
+from mtmamba_jax.convert.swin import PATCH_MERGINGS
 from mtmamba_jax.models.swin import SWIN_SIZES, Swin
 from tests.convert.state_dicts import (
     EACH_OUTPUT,
@@ -257,3 +259,9 @@ def test_microsofts_tensors_under_mmsegmentations_names_are_warned_of_and_can_be
     assert not caplog.text
     with pytest.raises(ValueError, match="Unknown order of patch mergings 'timm'"):
         found(theirs, "timm")
+
+
+@pytest.mark.parametrize("order", PATCH_MERGINGS)
+def test_the_command_offers_every_order(order):
+    arguments = ["convert", "--from=a.pth", "--to=b", f"--patch_merging={order}"]
+    assert create_parser().parse_known_args(arguments)[0].patch_merging == order
