@@ -46,10 +46,9 @@ def run(options: argparse.Namespace) -> int:
     _write(path, written)
     sums = _write_and_count(evaluator, run, benchmark, writer) if benchmark or writer else None
     if writer:
-        if is_first():
-            count = len(evaluator)
-            writer.finish({"workdir": options.workdir, "step": run.step, "images": count})
-        print(f"\nPredictions of {len(evaluator)} images: {writer.folder}")
+        count = len(evaluator)
+        writer.finish({"workdir": options.workdir, "step": run.step, "images": count})
+        print(f"\nPredictions of {count} images: {writer.folder}")
     if benchmark and sums and sums["images"]:
         folder = directory / f"boundaries_{options.checkpoint}"
         settings = {**benchmark.settings, "images": int(sums["images"])}

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NoReturn
 
 import jax
@@ -129,6 +129,17 @@ def sum_over_processes(
         name: np.ascontiguousarray(gathered[name]).view(np.int64).sum(0).reshape(value.shape)
         for name, value in sums.items()
     }
+
+
+def gather_names(names: Sequence[str]) -> list[str]:
+    """Returns the names, without null characters, of all processes; each must call it."""
+    if jax.process_count() == 1:
+        return list(names)
+    text = "\0".join(names).encode("utf-8", "surrogateescape")
+    padded = text.ljust(max_over_processes(len(text)) + 1, b"\0")
+    rows = multihost_utils.process_allgather(np.frombuffer(padded, np.uint8))
+    texts = (row.tobytes().decode("utf-8", "surrogateescape") for row in rows)
+    return [name for text in texts for name in text.split("\0") if name]
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from mtmamba_jax.evaluation.photo_files import Failure, read_photo
 from mtmamba_jax.evaluation.predictor import Predictor
 from mtmamba_jax.evaluation.resizing import enlarged_strips
 from mtmamba_jax.files.json_files import write_json
-from mtmamba_jax.files.paths import path_inside, replacing, unique_name
+from mtmamba_jax.files.paths import DESKTOP_FILES, path_inside, replacing, unique_name
 from mtmamba_jax.tasks.readout import to_value
 from mtmamba_jax.tasks.table import Task
 from mtmamba_jax.visualization.legend import add_legend
@@ -19,8 +19,6 @@ from mtmamba_jax.visualization.render import image_grid, overlay, render_map, th
 
 RECORD_FILE = "photo.json"
 """Names the photo that a folder's predictions are of, and the folder's files."""
-
-_OF_DESKTOPS = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
 
 def predict_photos(
@@ -96,9 +94,9 @@ def _why_not_replaceable(folder: pathlib.Path) -> str:
     """
     if folder.is_dir():
         try:
-            known = {*json.loads((folder / RECORD_FILE).read_bytes())["files"], *_OF_DESKTOPS}
+            known = {*json.loads((folder / RECORD_FILE).read_bytes())["files"], *DESKTOP_FILES}
         except (OSError, ValueError, KeyError, TypeError):
-            known = _OF_DESKTOPS
+            known = DESKTOP_FILES
         others = sorted({file.name for file in folder.iterdir()} - known)
     else:
         others = [folder] if folder.exists() or folder.is_symlink() else []

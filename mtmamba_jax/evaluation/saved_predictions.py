@@ -12,25 +12,29 @@ rounded.)
 
 import contextlib
 import io
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from etils import epath
 
-from mtmamba_jax.devices.processes import fail_together, is_first
+from mtmamba_jax.devices.processes import fail_together, gather_names, is_first
 from mtmamba_jax.evaluation.evaluate import Prediction
 from mtmamba_jax.files.json_files import write_json
-from mtmamba_jax.files.paths import file_sizes, path_inside, write_atomically
+from mtmamba_jax.files.paths import DESKTOP_FILES, file_sizes, path_inside, write_atomically
 from mtmamba_jax.tasks.readout import normal_levels, to_levels
 from mtmamba_jax.tasks.table import OFFICIAL_NAMES, TASK_SETS, Task
 
 RECORD_FILE = "predictions.json"
-"""Records which checkpoint made the predictions; written last, once all of them are complete."""
+"""Names the predictions and the checkpoint that made them; written last, once all are complete."""
 
 STARTED_FILE = "incomplete.json"
-"""Marks a folder whose predictions are not complete; removed when `RECORD_FILE` is written."""
+"""Marks a folder whose predictions are not complete; removed when `RECORD_FILE` is written.
+
+Its `files` are an earlier run's, and `suffixes` is the suffix of new ones in each task's folder.
+"""
 
 _MATLAB_HEADER_BYTES = 116
 
@@ -99,12 +103,13 @@ class PredictionWriter:
       tasks: Tasks whose predictions are written.
 
     Raises:
-      ValueError: If the folder holds files that no run wrote, such as labels.
+      ValueError: If folders of tasks hold files that no run wrote, such as labels.
       OSError: If the folder is not writable.
     """
 
     def __init__(self, folder: epath.PathLike, tasks: Sequence[Task]):
         self.folder, self._tasks = epath.Path(folder), tasks
+        self._written: list[str] = []
         with fail_together(), _explain_failure(self.folder):
             if is_first():
                 self._clear()
@@ -114,15 +119,21 @@ class PredictionWriter:
     def _clear(self) -> None:
         names = {task_folder(task) for tasks in TASK_SETS.values() for task in tasks}
         files = file_sizes(self.folder) if self.folder.exists() else {}
-        old = sorted(file for file in files if file.split("/")[0] in names)
-        if old and not files.keys() & {RECORD_FILE, STARTED_FILE}:
+        files = sorted(file for file in files if file.split("/")[0] in names)
+        complete, started = (_read_record(self.folder / f) for f in (RECORD_FILE, STARTED_FILE))
+        known = {*complete.get("files", ()), *started.get("files", ())}
+        suffixes = started.get("suffixes", {})
+        old = [file for file in files if file in known or _is_prediction(file, suffixes)]
+        others = {file for file in files if file.split("/")[-1] not in DESKTOP_FILES} - {*old}
+        if others:
             raise ValueError(
-                f"{self.folder} holds files that were not written by eval, such as {old[0]}, so "
-                "no predictions are written there. Choose another folder with "
+                f"{self.folder} holds files that were not written by eval, such as {min(others)}, "
+                "so no predictions are written there. Move them, or choose another folder with "
                 "--save_predictions=FOLDER."
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / STARTED_FILE, {"complete": False})
+        suffixes = {task_folder(task): FORMATS[task.quantity].suffix for task in self._tasks}
+        write_json(self.folder / STARTED_FILE, {"files": old, "suffixes": suffixes})
         for file in (RECORD_FILE, *old):
             (self.folder / file).unlink(missing_ok=True)
 
@@ -136,20 +147,39 @@ class PredictionWriter:
             with _explain_failure(self.folder):
                 for task in self._tasks:
                     contents = FORMATS[task.quantity].encode(prediction.values[task.name])
-                    file = self.folder / prediction_path(task, prediction.id)
+                    name = prediction_path(task, prediction.id)
+                    file = self.folder / name
                     file.parent.mkdir(parents=True, exist_ok=True)
                     write_atomically(file, contents)
+                    self._written.append(name)
             yield prediction
 
     def finish(self, record: Mapping[str, object]) -> None:
-        """Writes `RECORD_FILE`. Call it in the first process, after all processes have written.
+        """Writes `RECORD_FILE`; each process must call it, after all processes have written.
 
         Raises:
           OSError: If the record cannot be written.
         """
-        with _explain_failure(self.folder):
-            write_json(self.folder / RECORD_FILE, record)
-            (self.folder / STARTED_FILE).unlink()
+        files = gather_names(self._written)
+        if is_first():
+            with _explain_failure(self.folder):
+                write_json(self.folder / RECORD_FILE, {**record, "files": sorted(files)})
+                (self.folder / STARTED_FILE).unlink()
+
+
+def _read_record(path: epath.Path) -> dict[str, Any]:
+    """Returns a record, {} if there is none or it is damaged."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _is_prediction(file: str, suffixes: Mapping[str, str]) -> bool:
+    """Returns whether an interrupted run of these suffixes by folder may have written a file."""
+    suffix = suffixes.get(file.split("/")[0])
+    return suffix is not None and file.endswith((suffix, ".partial"))
 
 
 @contextlib.contextmanager

@@ -15,6 +15,9 @@ import platformdirs
 from etils import epath
 from etils.epath.backend import fsspec_backend
 
+DESKTOP_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
+"""Files that desktops add to folders; they are nobody's own."""
+
 _VISIBILITY_TIMEOUT = 90.0  # seconds; NFS clients cache attributes for up to a minute
 
 
@@ -110,7 +113,7 @@ def path_inside(name: str) -> str:
 
 
 def unique_name(name: str, taken: Container[str]) -> str:
-    """Returns a name, with a number behind it if it is taken."""
+    """Returns a name, with a numeric suffix if it is taken."""
     numbered = (f"{name}_{number}" for number in itertools.count(2))
     return next(each for each in itertools.chain([name], numbered) if each not in taken)
 

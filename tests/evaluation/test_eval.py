@@ -185,6 +185,7 @@ def test_every_prediction_of_every_task_is_saved_and_nothing_else(evaluated):
     suffixes = {name: ".mat" if name.startswith("depth") else ".png" for name in wanted}
     assert found == {"predictions.json", *(name + suffixes[name] for name in wanted)}
     record = json.loads((evaluated / "predictions_best" / "predictions.json").read_text())
+    assert set(record.pop("files")) == found - {"predictions.json"}
     assert record == {"workdir": str(evaluated), "step": 8, "images": len(NAMES)}
 
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from etils import epath
 
 from mtmamba_jax.evaluation.evaluate import Prediction
 from mtmamba_jax.evaluation.saved_predictions import PredictionWriter
@@ -26,13 +27,54 @@ def test_predictions_of_an_earlier_run_are_removed(tmp_path, finish):
     write(tmp_path, (DEPTH, SALIENCY), "old", "a/old", finish=finish)
     (tmp_path / "notes.txt").write_text("mine")
     assert write(tmp_path, (SALIENCY,), "new") == ["notes.txt", "predictions.json", "sal/new.png"]
-    assert json.loads((tmp_path / "predictions.json").read_text()) == {"images": 1}
+    record = json.loads((tmp_path / "predictions.json").read_text())
+    assert record == {"images": 1, "files": ["sal/new.png"]}
+
+
+@pytest.mark.parametrize("finish", [True, False], ids=["complete", "interrupted"])
+@pytest.mark.parametrize("name", ["depth/notes.txt", "semseg/label.png", "normals/a/b.png"])
+def test_files_of_a_person_in_folders_of_tasks_are_refused_and_kept(tmp_path, name, finish):
+    write(tmp_path, (DEPTH,), "old", finish=finish)
+    mine = tmp_path / name
+    mine.parent.mkdir(exist_ok=True, parents=True)
+    mine.write_text("mine")
+    with pytest.raises(ValueError, match=rf"not written by eval, such as {name}.*Move them, or ch"):
+        write(tmp_path, (DEPTH,), "new")
+    assert mine.read_text() == "mine"
+    assert (tmp_path / "depth" / "old.mat").exists()
+    mine.unlink()
+    assert "depth/new.mat" in write(tmp_path, (DEPTH,), "new")
+
+
+def test_a_map_of_a_person_beside_complete_predictions_is_refused(tmp_path):
+    write(tmp_path, (DEPTH,), "old")
+    (tmp_path / "depth" / "measured.mat").write_text("mine")
+    with pytest.raises(ValueError, match=r"such as depth/measured\.mat"):
+        PredictionWriter(tmp_path, (DEPTH,))
+
+
+def test_a_run_interrupted_while_it_removed_an_earlier_one_is_replaced(tmp_path, monkeypatch):
+    write(tmp_path, (DEPTH, SALIENCY), "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(epath.Path(tmp_path)), "unlink", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            PredictionWriter(tmp_path, (SALIENCY,))
+    (tmp_path / "sal" / ".12345678.partial").write_bytes(b"killed")
+    (tmp_path / "sal" / ".DS_Store").write_bytes(b"")
+    wanted = ["depth/new.mat", "predictions.json", "sal/.DS_Store"]
+    assert write(tmp_path, (DEPTH,), "new") == wanted
+
+
+def interrupt(path, missing_ok=False):
+    raise KeyboardInterrupt
 
 
 def test_a_folder_of_labels_is_refused_and_unchanged(tmp_path):
     label = tmp_path / "depth" / "a.npy"
     label.parent.mkdir()
     label.write_bytes(b"measured")
-    with pytest.raises(ValueError, match=r"not written by eval, such as depth/a\.npy.*Choose ano"):
+    with pytest.raises(
+        ValueError, match=r"not written by eval, such as depth/a\.npy.*or choose ano"
+    ):
         PredictionWriter(tmp_path, (SALIENCY,))
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [label]
