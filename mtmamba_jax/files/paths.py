@@ -18,6 +18,7 @@ from etils.epath.backend import fsspec_backend
 DESKTOP_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
 """Files that desktops add to folders; they are nobody's own."""
 
+_MOST_AGAIN = 10_000
 _VISIBILITY_TIMEOUT = 90.0  # seconds; NFS clients cache attributes for up to a minute
 
 
@@ -79,23 +80,37 @@ def walk_files(
 
     `on_error` is called for each folder that cannot be listed; None leaves it out.
 
-    Links to folders are followed: every link once, so that links to each other end, and none to a
-    folder that the link itself or `folder` lies in.
+    Links to folders are followed, except to a folder that the walk to the link passed through or
+    that contains one of those, so every walk ends.
+
+    Raises:
+      ValueError: If links lead to each other in so many ways that a link would be followed again
+        for more than 10,000 times in all.
     """
-    found, followed = [], set()
-    top = pathlib.Path(os.path.realpath(folder))
-    starts = [os.fspath(folder)]
-    for start in starts:  # grows
+    found: list[pathlib.Path] = []
+    followed: set[pathlib.Path] = set()
+    again = 0
+    # Where to walk, its real path, and the real folders that the walk to it went through.
+    starts = [(os.fspath(folder), pathlib.Path(os.path.realpath(folder)), ())]
+    for start, real_start, through in starts:  # grows
         for place, folders, files in os.walk(start, onerror=on_error):
             folders[:] = sorted(name for name in folders if hidden or name[0] != ".")
-            real = pathlib.Path(os.path.realpath(place))
-            for path in (os.path.join(place, name) for name in folders):
-                link = real / os.path.basename(path)
-                if link.is_symlink() and link not in followed:
-                    followed.add(link)
-                    target = os.path.realpath(link)
-                    if not real.is_relative_to(target) and not top.is_relative_to(target):
-                        starts.append(path)
+            passed = (*through, real_start / os.path.relpath(place, start))
+            for name in folders:
+                link = passed[-1] / name
+                if not link.is_symlink():
+                    continue
+                target = pathlib.Path(os.path.realpath(link))
+                if any(each.is_relative_to(target) for each in passed):
+                    continue
+                again += link in followed
+                if again > _MOST_AGAIN:
+                    raise ValueError(
+                        f"{os.fspath(folder)} holds links to folders, such as {link}, that lead to "
+                        "each other in too many ways to follow them all. Remove some of them."
+                    )
+                followed.add(link)
+                starts.append((os.path.join(place, name), target, passed))
             inside = pathlib.Path(place).relative_to(folder)
             found += [inside / name for name in files if hidden or name[0] != "."]
     return sorted(pathlib.PurePosixPath(path.as_posix()) for path in found)

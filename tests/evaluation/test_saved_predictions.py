@@ -73,8 +73,6 @@ def test_a_folder_of_labels_is_refused_and_unchanged(tmp_path):
     label = tmp_path / "depth" / "a.npy"
     label.parent.mkdir()
     label.write_bytes(b"measured")
-    with pytest.raises(
-        ValueError, match=r"not written by eval, such as depth/a\.npy.*or choose ano"
-    ):
+    with pytest.raises(ValueError, match=r"not written by eval, such as depth/a\.npy.*choose an"):
         PredictionWriter(tmp_path, (SALIENCY,))
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [label]
