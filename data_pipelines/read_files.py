@@ -45,6 +45,8 @@ class DataError(ValueError):
 def read_bytes(path: pathlib.Path, if_empty: str = COPY_AGAIN) -> bytes:
     """Returns the contents of a file; `if_empty` is the remedy for an empty one."""
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for its writer
+            raise DataError(f"{path} is not a file. {COPY_AGAIN}")
         data = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path} is missing. {COPY_AGAIN}") from None
@@ -186,6 +188,8 @@ def read_depth(
         shape = "x".join(map(str, depth.shape))
         raise DataError(f"{path} has shape {shape}, expected [h w]. Save one distance per pixel.")
     check_size(depth, size, path)
+    if depth.dtype.itemsize < 4:  # float16 cannot hold _FARTHEST
+        depth = depth.astype(np.float32)
     bad = ~((depth >= 0) & (depth <= _FARTHEST))  # NaN too
     if bad.any():
         raise DataError(

@@ -1,5 +1,6 @@
 """Mistakes in a folder of one's own data are named with the remedy."""
 
+import os
 import shutil
 import subprocess
 
@@ -90,6 +91,21 @@ def masks_of_255(path):
         save(file, np.where(values == 1, 255, 0).astype(np.uint8))
 
 
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def device(path):
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def folder(path):
+    path.unlink()
+    path.mkdir()
+
+
 def opencv_normals(path):
     save(path, (255 - np.array(Image.open(path)).astype(int)).clip(1).astype(np.uint8))
 
@@ -125,6 +141,12 @@ WRONG = (
     ),
     (f"images/{A0}.png", cut, r"room\.0\.png is cut off after"),
     (f"images/{A0}.png", array(np.zeros(SIZE, np.uint8)), r"has mode L, expected 8-bit RGB"),
+    ("train.txt", folder, r"train\.txt is not a file"),
+    ("train.txt", device, r"train\.txt is not a file"),
+    (f"images/{A1}.PNG", pipe, r"room1\.PNG is not a file"),
+    (f"semseg/{A1}.png", pipe, r"room1\.png is not a file"),
+    (f"edge/{A0}.png", device, r"room\.0\.png is not a file"),
+    (f"depth/{NAMES[3]}.npy", device, r"room3\.npy is not a file"),
     ("depth", remove_folder, r"no folder depth/ for the labels of task 'depth'.*leave the task"),
     ("depth", empty_folder, r"depth holds no label, NAME\.npy or \.png\. Add some, or leave"),
     ("depth", rename_all, r"depth has 7 files, such as depth/\S+_label\..*label of images/a/room1"),

@@ -109,6 +109,13 @@ def test_a_depth_that_is_no_distance_in_float32_is_refused(copy, value):
         Folder(copy, "train", (DEPTH,))[1]
 
 
+def test_a_depth_in_float16_is_read_without_a_warning(copy, recwarn):
+    (copy / "depth" / f"{NAMES[0]}.png").unlink()
+    save(copy / "depth" / f"{NAMES[0]}.npy", np.full(SIZE, 2.5, np.float16))
+    np.testing.assert_array_equal(label_of(copy, DEPTH), np.full(SIZE, 2.5, np.float32))
+    assert not list(recwarn)
+
+
 def test_65535_millimetres_are_refused_as_a_marker(copy):
     save(copy / "depth" / f"{NAMES[0]}.png", np.full(SIZE, 65535, np.uint16))
     with pytest.raises(DataError, match=r"has 2048 values of 65535.* Write 0 there; if 65\.535 m"):
