@@ -1,6 +1,7 @@
 """Helpers for local folders and Google Cloud buckets: atomic writes, free space, caches."""
 
 import contextlib
+import errno
 import itertools
 import os
 import pathlib
@@ -19,6 +20,8 @@ DESKTOP_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
 """Files that desktops add to folders; they are nobody's own."""
 
 _MOST_AGAIN = 10_000
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LEFT_BEHIND = 24 * 3600.0  # seconds, after which no process still writes
 _VISIBILITY_TIMEOUT = 90.0  # seconds; NFS clients cache attributes for up to a minute
 
 
@@ -151,9 +154,8 @@ def write_atomically(path: epath.PathLike, contents: bytes) -> None:
         partial.write_bytes(contents)
         partial.replace(path)
     except OSError as error:
-        raise OSError(
-            f"{path} could not be written ({error.strerror or error}). Free some disk space, or "
-            "write to another folder."
+        raise _explained(
+            error, f"{path} could not be written", "write to another folder"
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -164,18 +166,19 @@ def write_atomically(path: epath.PathLike, contents: bytes) -> None:
 def replacing(path: pathlib.Path, needed: int, what: str, remedy: str) -> Iterator[pathlib.Path]:
     """Yields a path for a new file or folder, which replaces that at `path` when the block ends.
 
-    If the block fails, what was at `path` stays.
+    If the block fails, what was at `path` stays. What killed processes left beside it is removed.
 
     Args:
       path: A local path; its folder is made.
       needed: Bytes that the new file or folder takes.
       what: Subject of messages, such as "The artifact".
-      remedy: Advice to give if the disk is full.
+      remedy: Advice to give if it cannot be written, such as "write it elsewhere".
 
     Raises:
       OSError: If the disk does not have the space, or the block raises an OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left_behind(path.parent)
     check_free_space(needed, path.parent, what, remedy)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial.") as temporary:
@@ -185,10 +188,26 @@ def replacing(path: pathlib.Path, needed: int, what: str, remedy: str) -> Iterat
                 path.rename(pathlib.Path(temporary) / "old")
             new.replace(path)
     except OSError as error:
-        raise OSError(
-            f"{what} could not be written to {path} ({error.strerror or error}). Free some disk "
-            f"space, or {remedy}."
-        ) from error
+        raise _explained(error, f"{what} could not be written to {path}", remedy) from error
+
+
+def _remove_left_behind(folder: pathlib.Path) -> None:
+    """Removes new files and folders of `replacing` that a process was killed over, a day later."""
+    for partial in folder.glob(".partial.*"):
+        with contextlib.suppress(OSError):
+            # Not with an "old" one: it may be all that is left.
+            is_new = [each.name for each in partial.iterdir()] in ([], ["new"])
+            if is_new and time.time() - partial.stat().st_mtime > _LEFT_BEHIND:
+                shutil.rmtree(partial)
+
+
+def _explained(error: OSError, what: str, remedy: str) -> OSError:
+    """Returns an error of the same type and number that says what happened and what to do."""
+    fix = "Free some disk space" if error.errno in _DISK_FULL else "Fix that"
+    kind = type(OSError(error.errno, ""))  # subclasses of libraries may take other arguments
+    explained = kind(f"{what} ({error.strerror or error}). {fix}, or {remedy}.")
+    explained.errno = error.errno
+    return explained
 
 
 def check_writable_scheme(path: str | os.PathLike, flag: str) -> None:

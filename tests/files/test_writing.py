@@ -1,7 +1,9 @@
 """Names from outside as paths, and files that are written whole or not at all."""
 
 import errno
+import os
 import pathlib
+import time
 
 import pytest
 
@@ -42,12 +44,43 @@ def test_a_full_disk_leaves_the_old_file_and_the_message_names_it(tmp_path, monk
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
 
 
+CODES = (errno.EACCES, errno.EISDIR, errno.ENOENT, errno.EROFS, errno.EIO)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, *CODES])
+def test_only_a_full_disk_is_said_to_be_full_and_errors_keep_their_type(tmp_path, code):
+    path, error = tmp_path / "maps", OSError(code, os.strerror(code))
+    with pytest.raises(type(error)) as raised, replacing(path, 1, "The map", "choose another"):
+        raise error
+    fix = "Fix that" if code in CODES else "Free some disk space"
+    reason = f"The map could not be written to {path} ({error.strerror}). {fix}, or choose another."
+    assert str(raised.value) == reason
+    assert raised.value.errno == code
+
+
+def test_a_file_in_the_place_of_a_folder_is_named_with_the_reason(tmp_path):
+    with pytest.raises(IsADirectoryError, match=r"could not be written \(Is a directory\)\. Fix"):
+        write_atomically(tmp_path, b"map")
+
+
 def test_a_file_may_have_the_longest_name_that_disks_take(tmp_path):
     path = tmp_path / (251 * "x" + ".png")
     write_atomically(path, b"map")
     with replacing(path, 1, "The file", "choose another") as new:
         new.write_bytes(b"other")
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {path.name: b"other"}
+
+
+def test_what_a_process_was_killed_over_is_removed_a_day_later(tmp_path):
+    names = [f".partial.{number}" for number in range(4)]
+    for name, contents in zip(names, ("new", "new", "old", "notes.txt"), strict=True):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / contents).write_bytes(b"")
+        os.utime(tmp_path / name, 2 * (time.time() - 25 * 3600,))
+    os.utime(tmp_path / names[0])
+    with replacing(tmp_path / "map", 1, "The map", "choose another") as new:
+        new.write_bytes(b"map")
+    assert {file.name for file in tmp_path.iterdir()} == {"map", *names} - {names[1]}
 
 
 def test_a_replacement_that_fails_leaves_the_old_folder_and_names_it(tmp_path):
