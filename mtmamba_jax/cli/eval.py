@@ -17,8 +17,8 @@ from mtmamba_jax.evaluation.report import class_ious, format_details, score_tabl
 from mtmamba_jax.evaluation.saved_predictions import PredictionWriter
 from mtmamba_jax.files.json_files import write_json
 from mtmamba_jax.metrics import compute_scores
+from mtmamba_jax.metrics.boundaries.report import remove_report_of_other_step, write_report
 from mtmamba_jax.metrics.boundaries.report import score_table as boundary_table
-from mtmamba_jax.metrics.boundaries.report import write_report
 from mtmamba_jax.metrics.boundaries.scores import BoundarySums, compute, sum_counts
 from mtmamba_jax.visualization.figures import write_figure
 from mtmamba_jax.visualization.panels import write_panels
@@ -44,21 +44,23 @@ def run(options: argparse.Namespace) -> int:
     ious = class_ious(run.tasks, totals)
     written = {"step": run.step, "scores": scores, "constants": constants, "class_iou": ious}
     _write(path, written)
+    boundaries = directory / f"boundaries_{options.checkpoint}"
+    if is_first():  # which the scores do not name any more
+        remove_report_of_other_step(boundaries, run.step, CURVE_FILE)
     sums = _write_and_count(evaluator, run, benchmark, writer) if benchmark or writer else None
     if writer:
         count = len(evaluator)
         writer.finish({"workdir": options.workdir, "step": run.step, "images": count})
         print(f"\nPredictions of {count} images: {writer.folder}")
     if benchmark and sums and sums["images"]:
-        folder = directory / f"boundaries_{options.checkpoint}"
         settings = {**benchmark.settings, "images": int(sums["images"])}
         edge = benchmark.task.name
         scores = scores | {edge: scores[edge] | compute(sums)}
         _write(path, written | {"scores": scores, "boundaries": settings})
         if is_first():
-            write_report(folder, sums, {**settings, "step": run.step})
-            write_figure(folder / CURVE_FILE, draw_precision_recall(sums))
-        print(f"\n{benchmark.describe()}\n{boundary_table(sums)}\nThe curve: {folder}")
+            write_report(boundaries, sums, {**settings, "step": run.step})
+            write_figure(boundaries / CURVE_FILE, draw_precision_recall(sums))
+        print(f"\n{benchmark.describe()}\n{boundary_table(sums)}\nThe curve: {boundaries}")
     print(f"\n{format_details(config, run.tasks, totals, scores, constants)}")
     # Those of the best checkpoint replace the ones that training wrote.
     suffix = "" if options.checkpoint == "best" else f"_{options.checkpoint}"

@@ -330,6 +330,25 @@ def test_everything_but_odsf_is_written_if_no_image_can_be_scored(tmp_path, monk
     assert f"Wrote {tmp_path / 'scores_best.json'}" in captured.out
 
 
+def test_boundaries_of_an_older_checkpoint_are_removed(tmp_path):
+    trained(tmp_path, eval__batch_size="4")
+    folder = tmp_path / "boundaries_best"
+    arguments = ["eval", f"--workdir={tmp_path}"]
+    assert cli.main([*arguments, "--odsf", "--workers=0"]) == 0
+    assert cli.main(arguments) == 0  # of the same step, so what it shows is true
+    files = files_below(folder)
+    assert files.keys() == {"boundaries.json", "curve.csv", "curve.png"}
+    record = json.loads(files["boundaries.json"]) | {"step": 4}
+    (folder / "boundaries.json").write_text(json.dumps(record))
+    (folder / "notes.txt").write_text("mine")
+    assert cli.main(arguments) == 0
+    assert files_below(folder) == {"notes.txt": b"mine"}
+    (folder / "notes.txt").unlink()
+    (folder / "boundaries.json").write_text(json.dumps(record))
+    assert cli.main(arguments) == 0
+    assert not folder.exists()
+
+
 @pytest.fixture
 def nothing_computed(monkeypatch):
     def refuse(*arguments):

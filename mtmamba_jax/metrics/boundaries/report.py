@@ -1,14 +1,17 @@
 """Writes a test set's boundary scores and precision-recall curve to files."""
 
+import contextlib
 import csv
 import io
+import json
+import os
 import pathlib
 from collections.abc import Mapping
 
 from etils import epath
 
 from mtmamba_jax.files.json_files import write_json
-from mtmamba_jax.files.paths import write_atomically
+from mtmamba_jax.files.paths import is_remote, write_atomically
 from mtmamba_jax.messages import markdown_table
 from mtmamba_jax.metrics.boundaries.counts import THRESHOLDS
 from mtmamba_jax.metrics.boundaries.scores import BoundarySums, compute, curve
@@ -71,6 +74,22 @@ def write_report(
     record = {**settings, "images": int(sums["images"]), "scores": compute(sums)}
     write_json(folder / SCORES_FILE, record)
     write_atomically(folder / TABLE_FILE, _curve_csv(sums).encode())
+
+
+def remove_report_of_other_step(folder: epath.Path, step: int, *drawings: str) -> None:
+    """Removes what `write_report` wrote for a checkpoint of another step, and drawings beside it.
+
+    The folder is removed too if it holds nothing else.
+    """
+    if not (folder / SCORES_FILE).exists():
+        return
+    if json.loads((folder / SCORES_FILE).read_text()).get("step") == step:
+        return
+    for name in (*drawings, TABLE_FILE, SCORES_FILE):
+        (folder / name).unlink(missing_ok=True)
+    if not is_remote(folder):  # a bucket has no empty folders
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)  # epath's raises a ValueError if there is more in it
 
 
 def _curve_csv(sums: BoundarySums) -> str:
