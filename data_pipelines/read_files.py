@@ -7,6 +7,7 @@ import codecs
 import io
 import os
 import pathlib
+import re
 import shlex
 import struct
 import zlib
@@ -248,7 +249,9 @@ def read_list(
         text = "\0"
     if "\0" in text:
         raise DataError(f"{path} is not UTF-8 text. Save it as UTF-8. {remedy}")
-    names = [line.strip() for line in text.splitlines() if line.strip()]
+    # Not splitlines(): file names may hold what it splits at besides, and strip() removes.
+    lines = (line.strip(" \t") for line in re.split(r"\r\n|\r|\n", text))
+    names = [line for line in lines if line]
     if not names and not allow_empty:
         raise DataError(f"{path} names no image. {remedy}")
     seen = set()

@@ -288,7 +288,13 @@ def _how_to_name(root: pathlib.Path, name: str, images: Mapping[str, str]) -> st
     for written in (plain, os.path.splitext(plain)[0]):
         if written in images:
             return f"Write {written!r}, not {name!r}."
-    others = sorted(glob.glob(f"{glob.escape(str(root / _IMAGES / name))}.*"))
+    written = str(root / _IMAGES / plain)
+    others = [written, *sorted(glob.glob(f"{glob.escape(written)}.*"))]
+    others = [each for each in others if os.path.isfile(each)]
+    hidden = any(part.startswith(".") for part in pathlib.PurePath(plain).parts)
+    if others and hidden:
+        return f"{others[0]} is hidden, so it is not read: rename it without the leading dot."
+    others = [each for each in others if os.path.splitext(each)[0] == written]
     if others:
         return f"{others[0]} has another suffix: save it as .jpg or .png."
     return "Add the images, or remove the names."

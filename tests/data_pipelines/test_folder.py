@@ -113,6 +113,15 @@ def test_lists_of_windows_tools_are_read(copy, encoding):
     assert Folder(copy, "val", TASKS).ids == ("größe", *NAMES[6:])
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\n\n", " \t\n"])
+@pytest.mark.parametrize("name", ["a\u2028b", "a\x85b", "\x0bx\u3000", "a\x1cb\x0c"])
+def test_a_name_with_another_line_separator_is_one_name(copy, name, end):
+    for file in copy.rglob(f"{NAMES[6]}.*"):
+        file.rename(file.with_name(name + file.suffix))
+    (copy / "val.txt").write_bytes(end.join([name, NAMES[7]]).encode())
+    assert Folder(copy, "val", TASKS).ids == (name, NAMES[7])
+
+
 @pytest.mark.parametrize("listed", ["NFC", "NFD"])
 @pytest.mark.parametrize("image", ["NFC", "NFD"])
 @pytest.mark.parametrize("label", ["NFC", "NFD"])

@@ -76,6 +76,16 @@ def text(content):
     return lambda path: path.write_text(content)
 
 
+def hide(name, listed):
+    def corrupt(path):
+        root = path.parents[1]
+        (path.parent / name).parent.mkdir(exist_ok=True)
+        path.rename(path.parent / name)
+        (root / "train.txt").write_text(f"{listed}\n{A1}")
+
+    return corrupt
+
+
 def utf_16_without_mark(path):
     path.write_bytes(path.read_text().encode("utf-16-le"))
 
@@ -134,6 +144,11 @@ WRONG = (
     ("train.txt", text(f"{A0}\n{NAMES[6]}"), r"share images \(1\): room\.6\. Remove them"),
     (f"images/{A0}.png", delete, r"names images that images/ lacks \(1\): room\.0\. Add"),
     (f"images/{A0}.png", rename("room.0.tif"), r"room\.0\.tif has another suffix: save it as"),
+    (f"images/{A0}.png", hide(".x.png", ".x"), r"images/\.x\.png is hidden.*: rename it without"),
+    (f"images/{A0}.png", hide("..x.png", "..x"), r"images/\.\.x\.png is hidden.*: rename it"),
+    (f"images/{A0}.png", hide(".x.png", "images/.x.png"), r"images/\.x\.png is hidden.*: rename"),
+    (f"images/{A0}.png", hide(".a/x.png", ".a/x"), r"images/\.a/x\.png is hidden.*: rename it"),
+    (f"images/{A0}.png", hide("x.y.png", "x"), r"lacks \(1\): x\. Add the images"),
     (
         f"images/{A0}.png",
         twice(".jpeg"),
