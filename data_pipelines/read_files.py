@@ -87,18 +87,23 @@ def decode_image(data: bytes, path: pathlib.Path) -> Image.Image:
     # Of 16 bits in three channels Pillow returns the upper 8, which sensors' data leave empty.
     if image.format == "PNG" and image.mode == "RGB" and data[_PNG_BIT_DEPTH] == 16:
         levels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        if levels is not None and (bits := used_bits(levels)) < 16:
+        if levels is not None and levels.any() and (bits := used_bits(levels)) < 16:
             raise DataError(
-                f"{path} has 16 bits per channel, but its values fit in {bits}: it would be nearly "
-                f"black. Save it with 8 bits: values // {2 ** (bits - 8)} if it holds {bits}-bit "
-                "data, values // 256 if it is a dark image of 16 bits."
+                f"{path} has 16 bits per channel, but 99.9 % of its values fit in {bits}: it would "
+                f"be nearly black. Save it with 8 bits: values // {2 ** (bits - 8)} if it holds "
+                f"{bits}-bit data, values // 256 if it is a dark image of 16 bits."
             )
     return image
 
 
 def used_bits(levels: UInt16[np.ndarray, "..."]) -> int:
     """Returns how many bits of a 16-bit image hold its data, if that came from a usual sensor."""
-    return next(bits for bits in (8, 10, 12, 14, 16) if levels.max() < 2**bits)
+    return next(bits for bits in (8, 10, 12, 14, 16) if fits(levels, bits))
+
+
+def fits(levels: UInt16[np.ndarray, "..."], bits: int) -> bool:
+    """Returns whether at most 0.1 % of the values, which may be hot pixels, need more bits."""
+    return np.count_nonzero(levels > 2**bits - 1) <= levels.size // 1000
 
 
 def _check_png(data: bytes, path: pathlib.Path) -> None:
@@ -132,7 +137,7 @@ def read_rgb(path: pathlib.Path, size: Size = None) -> UInt8[np.ndarray, "h w 3"
     return check_size(np.asarray(image), size, path)
 
 
-def read_photo(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
+def read_published_photo(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
     """Reads a published photo as RGB; grey photos are converted.
 
     The EXIF orientation is ignored, because the labels were made for the pixels as stored.

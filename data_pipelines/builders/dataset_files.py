@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 
 from mtmamba_jax.data_pipelines.batch import Example
-from mtmamba_jax.data_pipelines.read_files import COPY_AGAIN, read_list, read_photo
+from mtmamba_jax.data_pipelines.read_files import COPY_AGAIN, read_list, read_published_photo
 from mtmamba_jax.tasks.table import Task
 
 
@@ -72,7 +72,7 @@ class DatasetFiles(abc.ABC):
         return f"take their names out of {self.split_path(self.folders, self.split)}"
 
     def _read_image(self, path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
-        return read_photo(path)
+        return read_published_photo(path)
 
     def _read_ids(self) -> tuple[str, ...]:
         return read_list(self.split_path(self.folders, self.split), COPY_AGAIN)

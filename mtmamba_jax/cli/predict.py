@@ -10,7 +10,7 @@ from flax import nnx
 
 from mtmamba_jax.checkpoints.load import load_run
 from mtmamba_jax.cli.console import announce, parse_size
-from mtmamba_jax.evaluation.photo_files import Failure, find_photos
+from mtmamba_jax.evaluation.photo_files import Failure, Note, find_photos
 from mtmamba_jax.evaluation.photos import overlay_task, predict_photos
 from mtmamba_jax.evaluation.predictor import Predictor
 
@@ -44,11 +44,16 @@ def run(options: argparse.Namespace) -> int:
     )
     folders = []
     try:
-        for result in tqdm.tqdm(results, total=len(photos), unit="photo", disable=None):
-            if isinstance(result, Failure):
-                failures.append(result)
-            else:
-                folders.append(result)
+        with tqdm.tqdm(total=len(photos), unit="photo", disable=None) as bar:
+            for result in results:
+                if isinstance(result, Note):
+                    bar.write(f"{_printable(result.path)}: {result.text}", file=sys.stderr)
+                    continue
+                if isinstance(result, Failure):
+                    failures.append(result)
+                else:
+                    folders.append(result)
+                bar.update()
     finally:  # also if the disk is full
         code = _report_failures(failures)
     if folders:
@@ -64,7 +69,11 @@ def run(options: argparse.Namespace) -> int:
 def _report_failures(failures: Sequence[Failure]) -> int:
     """Prints why photos have no prediction; returns the exit code."""
     for failure in failures:
-        path = str(failure.path)
-        path = path if path.isprintable() else ascii(path)  # a line break, or bytes of no text
-        print(f"error: {path}: {failure.reason}", file=sys.stderr)
+        print(f"error: {_printable(failure.path)}: {failure.reason}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _printable(path: pathlib.Path) -> str:
+    """Returns a path on one line, though its name holds a line break or bytes of no text."""
+    text = str(path)
+    return text if text.isprintable() else ascii(text)

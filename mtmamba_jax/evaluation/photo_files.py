@@ -4,17 +4,15 @@ import collections
 import dataclasses
 import io
 import pathlib
-import sys
 import warnings
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
-import tqdm
 from jaxtyping import Num, UInt8
 from PIL import Image, ImageOps
 
-from mtmamba_jax.data_pipelines.read_files import is_web_page, used_bits
+from mtmamba_jax.data_pipelines.read_files import fits, is_web_page, used_bits
 from mtmamba_jax.files.paths import walk_files
 
 SUFFIXES = (
@@ -33,6 +31,22 @@ class Failure:
 
     path: pathlib.Path
     reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Note:
+    """What was assumed about a photo."""
+
+    path: pathlib.Path
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Photo:
+    """A photo as RGB, and what was assumed about it."""
+
+    pixels: UInt8[np.ndarray, "h w 3"]
+    note: Note | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,11 +121,12 @@ def _other_kind(file: pathlib.Path) -> str:
     return "" if suffix in SUFFIXES else suffix or "without suffix"
 
 
-def read_photo(path: pathlib.Path, bits: int | None = None) -> UInt8[np.ndarray, "h w 3"] | Failure:
-    """Returns a photo as RGB, rotated as its EXIF data says, or why it cannot be read.
+def read_photo(path: pathlib.Path, bits: int | None = None) -> Photo | Failure:
+    """Returns a photo, rotated as its EXIF data says, or why it cannot be read.
 
     Of files with several images it is the first. `bits` is how many bits hold the data of a 16-bit
-    file; if it is None, that is taken from the largest value, and printed.
+    file; if it is None, that is taken from the largest values, and noted. Up to 0.1 % of the values
+    may be larger, such as hot pixels, and are clipped.
     """
     try:
         if not path.is_file():
@@ -133,15 +148,13 @@ def read_photo(path: pathlib.Path, bits: int | None = None) -> UInt8[np.ndarray,
     try:
         # OpenCV does not turn AVIF as its EXIF data says.
         if image is None or image.format != "AVIF":
-            photo = cv2.imdecode(np.frombuffer(data, np.uint8), _ANY_COLOUR)
-            if photo is not None:
-                photo = _to_8_bits(path, photo, bits)
-                failed = isinstance(photo, Failure)
-                return photo if failed else cv2.cvtColor(photo, cv2.COLOR_BGR2RGB)
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _ANY_COLOUR)
+            if pixels is not None:
+                return _to_8_bits(path, cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), bits)
         if image is not None and image.mode[0] in "IF":  # which convert() would clip to 255
             return Failure(path, f"holds 16 or 32 bits per pixel (mode {image.mode}); {_SAVE}")
         if image is not None:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            return Photo(np.array(ImageOps.exif_transpose(image).convert("RGB")))
     except cv2.error as error:
         return Failure(path, f"not decodable: {error.err}")
     except Exception as error:  # for damaged files Pillow raises many types
@@ -151,19 +164,23 @@ def read_photo(path: pathlib.Path, bits: int | None = None) -> UInt8[np.ndarray,
 
 
 def _to_8_bits(
-    path: pathlib.Path, photo: Num[np.ndarray, "h w 3"], bits: int | None
-) -> UInt8[np.ndarray, "h w 3"] | Failure:
-    if photo.dtype == np.uint8:
-        return photo
-    if photo.dtype != np.uint16:
-        return Failure(path, f"holds {photo.dtype} values; {_SAVE}")
-    used = used_bits(photo)
+    path: pathlib.Path, pixels: Num[np.ndarray, "h w 3"], bits: int | None
+) -> Photo | Failure:
+    if pixels.dtype == np.uint8:
+        return Photo(pixels)
+    if pixels.dtype != np.uint16:
+        return Failure(path, f"holds {pixels.dtype} values; {_SAVE}")
+    if bits is not None and not fits(pixels, bits):
+        return Failure(path, f"holds {pixels.max()}, too large for --bits={bits}")
+    used, note = bits or used_bits(pixels), None
+    clipped = np.count_nonzero(pixels > 2**used - 1)
     if bits is None and used < 16:
-        told = f"{path}: a 16-bit file whose values fit in {used} bits, read as {used}-bit data"
-        tqdm.tqdm.write(f"{told}; --bits=16 reads it as dark.", file=sys.stderr)
-    if bits is not None and photo.max() >= 2**bits:
-        return Failure(path, f"holds {photo.max()}, too large for --bits={bits}")
-    return (photo >> (bits or used) - 8).astype(np.uint8)
+        but = f" but for {clipped} larger ones, which are clipped" if clipped else ""
+        text = f"a 16-bit file whose values fit in {used} bits{but}, read as {used}-bit data"
+        note = Note(path, f"{text}; --bits=16 reads it as dark")
+    if clipped:
+        pixels = np.minimum(pixels, 2**used - 1)
+    return Photo((pixels >> used - 8).astype(np.uint8), note)
 
 
 def _open(data: bytes) -> Image.Image | None:

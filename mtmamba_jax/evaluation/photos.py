@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
-from mtmamba_jax.evaluation.photo_files import Failure, read_photo
+from mtmamba_jax.evaluation.photo_files import Failure, Note, read_photo
 from mtmamba_jax.evaluation.predictor import Predictor
 from mtmamba_jax.evaluation.resizing import enlarged_strips
 from mtmamba_jax.files.json_files import write_json
@@ -30,7 +30,7 @@ def predict_photos(
     bits: int | None = None,
     with_overlay: bool = False,
     with_features: bool = False,
-) -> Iterator[pathlib.Path | Failure]:
+) -> Iterator[pathlib.Path | Failure | Note]:
     """Predicts photos and writes a folder for each to `folder`, replacing one of an earlier call.
 
     It holds `<task>.npy` (the map, see `Predictor.__call__`), `<task>.png`, `panel.png`,
@@ -40,7 +40,7 @@ def predict_photos(
     `read_photo`.
 
     Yields:
-      The folder of each photo, or why there is none.
+      The folder of each photo, or why there is none; before it, what was assumed about the photo.
 
     Raises:
       OSError: If a folder cannot be written, for instance because the disk is full.
@@ -48,10 +48,13 @@ def predict_photos(
     for path, name in zip(photos, _folder_names(photos), strict=True):
         target = folder / name
         reason = _why_not_replaceable(target)
-        photo = Failure(path, reason) if reason else read_photo(path, bits)
-        if isinstance(photo, Failure):
-            yield photo
+        read = Failure(path, reason) if reason else read_photo(path, bits)
+        if isinstance(read, Failure):
+            yield read
             continue
+        if read.note:
+            yield read.note
+        photo = read.pixels
         logits, features = predictor.logits(photo, with_features=with_features)
         small = {t.name: np.asarray(to_value(t, logits[t.name])) for t in predictor.tasks}
         needed = sum(_full_size(value, photo) for value in small.values())

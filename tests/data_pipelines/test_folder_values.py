@@ -149,6 +149,19 @@ def test_data_of_few_bits_in_a_16_bit_png_are_refused(copy, bits, folder):
         Folder(copy, "train", (tasks.NORMALS,))[0]
 
 
+def test_a_black_16_bit_image_is_read(copy):
+    save_16_bits(copy / "images" / f"{NAMES[0]}.png", np.zeros(SIZE, np.uint16))
+    assert not Folder(copy, "train", (DEPTH,))[0]["image"].any()
+
+
+def test_a_hot_pixel_does_not_hide_that_a_16_bit_image_would_be_black(copy):
+    levels = np.full(SIZE, 2048, np.uint16)
+    levels[0, 0] = 65535
+    save_16_bits(copy / "images" / f"{NAMES[0]}.png", levels)
+    with pytest.raises(DataError, match=r"99\.9 % of its values fit in 12"):
+        Folder(copy, "train", (DEPTH,))[0]
+
+
 def test_a_16_bit_image_of_full_range_is_read(copy):
     levels = np.linspace(0, 65535, SIZE[0] * SIZE[1]).reshape(SIZE).astype(np.uint16)
     save_16_bits(copy / "images" / f"{NAMES[0]}.png", levels)

@@ -1,11 +1,17 @@
 """Photos with more than 8 bits are read with their brightness, and what was assumed is printed."""
 
+import types
+
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from mtmamba_jax.evaluation.photo_files import Failure, read_photo
+from mtmamba_jax.cli import main as cli
+from mtmamba_jax.cli import predict
+from mtmamba_jax.evaluation.photo_files import Failure, Note, read_photo
+from mtmamba_jax.tasks.table import DEPTH
+from tests.evaluation.fake_predictor import FakePredictor
 
 SIZE = (20, 30)
 
@@ -20,26 +26,66 @@ def write(path, bits, channels):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_data_of_few_bits_in_a_16_bit_file_keep_their_brightness(
-    tmp_path, capsys, suffix, bits, channels
-):
+def test_data_of_few_bits_in_a_16_bit_file_keep_their_brightness(tmp_path, suffix, bits, channels):
     path = tmp_path / f"photo{suffix}"
     ramp = write(path, bits, channels)
     photo = read_photo(path)
+    shown = np.repeat((ramp >> bits - 8)[..., None], 3, -1)
     # OpenCV's grey of three equal channels may round by one.
-    np.testing.assert_allclose(photo, np.repeat((ramp >> bits - 8)[..., None], 3, -1), atol=1)
-    told = capsys.readouterr().err
-    assert (f"{path}: a 16-bit file whose values fit in {bits} bits" in told) == (bits < 16)
-    assert ("--bits=16" in told) == (bits < 16)
+    np.testing.assert_allclose(photo.pixels, shown, atol=1)
+    text = (
+        f"a 16-bit file whose values fit in {bits} bits, read as {bits}-bit data; --bits=16 reads"
+    )
+    assert photo.note == (Note(path, f"{text} it as dark") if bits < 16 else None)
 
 
-def test_the_bits_that_were_given_are_used_and_checked(tmp_path, capsys):
+@pytest.mark.parametrize("given", [None, 12])
+def test_hot_pixels_do_not_darken_12_bit_data(tmp_path, given):
+    path = tmp_path / "photo.png"
+    levels = np.full((40, 50, 3), 2048, np.uint16)
+    levels[0, 0], levels[0, 1, 0] = 65535, 4096
+    cv2.imwrite(str(path), levels)
+    photo = read_photo(path, given)
+    assert np.unique(photo.pixels[1:]).tolist() == [128]
+    assert photo.pixels[0, :2].tolist() == [[255, 255, 255], [128, 128, 255]]
+    if given is None:
+        assert "fit in 12 bits but for 4 larger ones, which are clipped" in photo.note.text
+
+
+def test_a_full_range_with_dark_parts_is_read_as_16_bits(tmp_path):
+    path = tmp_path / "photo.png"
+    levels = np.full((40, 50, 3), 100, np.uint16)
+    levels[0, :3] = 65535  # more than 0.1 %
+    cv2.imwrite(str(path), levels)
+    photo = read_photo(path)
+    assert photo.note is None
+    assert photo.pixels[0, 0].tolist() == [255, 255, 255]
+
+
+def test_what_was_assumed_is_printed_on_one_line_by_the_command_alone(
+    tmp_path, monkeypatch, capsys
+):
+    path = tmp_path / "a\nb.png"
+    write(path, 12, 3)
+    config = types.SimpleNamespace(data=types.SimpleNamespace(size=(16, 32)))
+    run = types.SimpleNamespace(graph=0, parameters=0, tasks=(DEPTH,), config=config, step=1)
+    monkeypatch.setattr(predict, "load_run", lambda *_, **__: run)
+    monkeypatch.setattr(predict.nnx, "merge", lambda *_: None)
+    monkeypatch.setattr(predict, "Predictor", lambda *_: FakePredictor((DEPTH,)))
+    arguments = ["predict", "--workdir=run", f"--output={tmp_path / 'out'}", str(path)]
+    assert cli.main(arguments) == 0
+    (line,) = [each for each in capsys.readouterr().err.splitlines() if "16-bit file" in each]
+    assert line.startswith(ascii(str(path)))
+
+
+def test_the_bits_that_were_given_are_used_and_checked(tmp_path):
     path = tmp_path / "photo.png"
     ramp = write(path, 12, 3)
     for bits in (12, 13, 16):
-        np.testing.assert_array_equal(read_photo(path, bits)[..., 0], ramp >> bits - 8)
+        photo = read_photo(path, bits)
+        np.testing.assert_array_equal(photo.pixels[..., 0], ramp >> bits - 8)
+        assert photo.note is None
     assert read_photo(path, 11) == Failure(path, "holds 4095, too large for --bits=11")
-    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
@@ -53,10 +99,11 @@ def test_values_of_32_bits_are_refused_not_clipped(tmp_path, mode):
     assert read_photo(path) == Failure(path, "holds float32 values; save it as JPEG or PNG")
 
 
-def test_photos_of_8_bits_are_read_as_before(tmp_path, capsys):
+def test_photos_of_8_bits_are_read_as_before(tmp_path):
     levels = np.random.default_rng(0).integers(0, 9, (*SIZE, 3)).astype(np.uint8)
     for suffix in (".png", ".bmp", ".tif"):
         path = tmp_path / f"photo{suffix}"
         cv2.imwrite(str(path), levels[..., ::-1])
-        np.testing.assert_array_equal(read_photo(path), levels)
-    assert not capsys.readouterr().err
+        photo = read_photo(path)
+        np.testing.assert_array_equal(photo.pixels, levels)
+        assert photo.note is None

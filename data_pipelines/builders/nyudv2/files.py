@@ -40,7 +40,7 @@ class NYUDv2(DatasetFiles):
     ARCHIVES = ("*NYUD*",)
 
     def _read_image(self, path):
-        image = read_files.read_photo(path)
+        image = read_files.read_published_photo(path)
         if image.shape[:2] == _OLD_SIZE:
             raise DataError(
                 f"{path} is 480x640: this is an older NYUDv2 archive. The published protocol uses "
