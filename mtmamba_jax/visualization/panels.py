@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 
 from mtmamba_jax.data_pipelines.batch import denormalise, remove_padding
 from mtmamba_jax.devices.processes import is_first
-from mtmamba_jax.files.paths import file_sizes, path_inside, unique_name
+from mtmamba_jax.files.paths import path_inside, unique_name
 from mtmamba_jax.messages import short
 from mtmamba_jax.tasks.readout import is_ignored, label_value, to_value
 from mtmamba_jax.tasks.table import Task
@@ -76,7 +76,6 @@ def write_panels(
         write_png(path, example_panel(tasks, example, logits))
         paths.append(path)
     if is_first():
-        for old in {folder / name for name in file_sizes(folder)} - set(paths):
-            if old.parent == folder and old.suffix == ".png":
-                old.unlink()
+        for old in set(folder.glob("*.png")) - set(paths):
+            old.unlink()
     return paths
