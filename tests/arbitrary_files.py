@@ -2,13 +2,16 @@
 
 import io
 
+import cv2
 import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.png_files import grey_png
+
 FORMATS = {
-    "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
-    "JPEG": ("L", "RGB", "CMYK"),
+    "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "L;2", "L;4", "RGB;16"),
+    "JPEG": ("L", "RGB", "CMYK", "RGB turned"),
     "TIFF": ("1", "L", "RGB", "RGBA", "CMYK", "I;16", "F"),
     "BMP": ("1", "L", "P", "RGB"),
     "WEBP": ("RGB", "RGBA"),
@@ -38,15 +41,26 @@ def image_bytes(draw):
     mode = draw(st.sampled_from(FORMATS[kind]))
     height, width = draw(st.integers(1, 40)), draw(st.integers(1, 40))
     random = np.random.default_rng(draw(st.integers(0, 99)))
+    if mode.startswith("L;"):
+        bits = int(mode[2:])
+        return grey_png(random.integers(0, 2**bits, (height, width)), bits)
+    if mode == "RGB;16":
+        largest = 2 ** draw(st.integers(0, 16))
+        levels = random.integers(0, largest, (height, width, 3)).astype(np.uint16)
+        return cv2.imencode(".png", levels)[1].tobytes()
+    options = {}
     if mode == "I;16":
         image = Image.fromarray(random.integers(0, 2**16, (height, width), np.uint16))
     elif mode == "F":
         image = Image.fromarray(random.standard_normal((height, width)).astype(np.float32))
     else:
         image = Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8))
-        image = image.convert(mode)
+        image = image.convert(mode.removesuffix(" turned"))
+        if mode.endswith(" turned"):
+            options["exif"] = Image.Exif()
+            options["exif"][0x0112] = draw(st.integers(1, 8))
     file = io.BytesIO()
-    image.save(file, kind)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 

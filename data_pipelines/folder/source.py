@@ -288,6 +288,9 @@ def _how_to_name(root: pathlib.Path, name: str, images: Mapping[str, str]) -> st
     for written in (plain, os.path.splitext(plain)[0]):
         if written in images:
             return f"Write {written!r}, not {name!r}."
+    spaced = [file for each, file in images.items() if each.strip(" \t") == plain]
+    if spaced:
+        return f"The name of {spaced[0]!r} begins or ends with a space: rename it without."
     written = str(root / _IMAGES / plain)
     others = [written, *sorted(glob.glob(f"{glob.escape(written)}.*"))]
     others = [each for each in others if os.path.isfile(each)]

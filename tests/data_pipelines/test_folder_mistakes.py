@@ -148,6 +148,11 @@ WRONG = (
     (f"images/{A0}.png", hide("..x.png", "..x"), r"images/\.\.x\.png is hidden.*: rename it"),
     (f"images/{A0}.png", hide(".x.png", "images/.x.png"), r"images/\.x\.png is hidden.*: rename"),
     (f"images/{A0}.png", hide(".a/x.png", ".a/x"), r"images/\.a/x\.png is hidden.*: rename it"),
+    (
+        f"images/{A0}.png",
+        hide(" x .png", " x "),
+        r"\(1\): x\. The name of 'images/ x \.png' begins or",
+    ),
     (f"images/{A0}.png", hide("x.y.png", "x"), r"lacks \(1\): x\. Add the images"),
     (
         f"images/{A0}.png",

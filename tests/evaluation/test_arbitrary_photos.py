@@ -18,7 +18,7 @@ from tests.pixel_model import build_pixel_model
 
 TASKS = (HUMAN_PARTS, DEPTH)
 SUFFIXES = st.sampled_from(["", ".png", ".jpg", ".JPEG", ".tif", ".webp", ".bmp"])
-IN_SUITE = settings(max_examples=25, deadline=None, derandomize=True)
+IN_SUITE = settings(max_examples=40, deadline=None, derandomize=True)
 LONG = settings(IN_SUITE, max_examples=600, derandomize=False)
 
 
