@@ -103,7 +103,7 @@ def used_bits(levels: UInt16[np.ndarray, "..."]) -> int:
 
 def fits(levels: UInt16[np.ndarray, "..."], bits: int) -> bool:
     """Returns whether at most 0.1 % of the values, which may be hot pixels, need more bits."""
-    return np.count_nonzero(levels > 2**bits - 1) <= levels.size // 1000
+    return int(np.count_nonzero(levels > 2**bits - 1)) <= levels.size // 1000
 
 
 def _check_png(data: bytes, path: pathlib.Path) -> None:

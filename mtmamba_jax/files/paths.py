@@ -94,7 +94,9 @@ def walk_files(
     followed: set[pathlib.Path] = set()
     again = 0
     # Where to walk, its real path, and the real folders that the walk to it went through.
-    starts = [(os.fspath(folder), pathlib.Path(os.path.realpath(folder)), ())]
+    starts: list[tuple[str, pathlib.Path, tuple[pathlib.Path, ...]]] = [
+        (os.fspath(folder), pathlib.Path(os.path.realpath(folder)), ())
+    ]
     for start, real_start, through in starts:  # grows
         for place, folders, files in os.walk(start, onerror=on_error):
             folders[:] = sorted(name for name in folders if hidden or name[0] != ".")
