@@ -133,10 +133,5 @@ def count_test_set(benchmark: Benchmark, predictions: Iterable[Prediction]) -> I
 
 def _levels(prediction: Prediction, name: str) -> np.ndarray:
     """Returns a task's probabilities as levels 0 to 255."""
-    probability = prediction.values[name]
-    if nonfinite := np.count_nonzero(~np.isfinite(probability)):
-        raise RuntimeError(
-            f"The predicted {name} of image {prediction.id} is NaN or infinite at {nonfinite:,} "
-            "pixels: --odsf cannot score this model. Omit it to see the other scores."
-        )
-    return to_levels(probability)
+    prediction.check_finite(name, "--odsf")
+    return to_levels(prediction.values[name])

@@ -36,6 +36,14 @@ class Prediction:
     values: Mapping[str, np.ndarray]
     labels: Mapping[str, np.ndarray]
 
+    def check_finite(self, name: str, flag: str) -> None:
+        """Raises a RuntimeError if a task's map is NaN or infinite, which `flag` cannot use."""
+        if nonfinite := np.count_nonzero(~np.isfinite(self.values[name])):
+            raise RuntimeError(
+                f"The predicted {name} of image {self.id} is NaN or infinite at {nonfinite:,} "
+                f"pixels, which {flag} cannot use. Omit it to see the other scores."
+            )
+
 
 class Evaluator:
     """Runs a model over the test set, every example once.

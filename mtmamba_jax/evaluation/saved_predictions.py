@@ -142,8 +142,11 @@ class PredictionWriter:
 
         Raises:
           OSError: If a prediction cannot be written.
+          RuntimeError: If a prediction is NaN or infinite, which a PNG cannot hold.
         """
         for prediction in predictions:
+            for task in self._tasks:
+                prediction.check_finite(task.name, "--save_predictions")
             with _explain_failure(self.folder):
                 for task in self._tasks:
                     contents = FORMATS[task.quantity].encode(prediction.values[task.name])

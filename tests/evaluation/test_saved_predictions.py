@@ -69,6 +69,14 @@ def interrupt(path, missing_ok=False):
     raise KeyboardInterrupt
 
 
+def test_a_prediction_that_is_not_finite_is_refused_with_its_image(tmp_path):
+    values = VALUES | {"saliency": np.full((2, 3), np.nan, np.float32)}
+    writer = PredictionWriter(tmp_path, (DEPTH, SALIENCY))
+    with pytest.raises(RuntimeError, match=r"saliency of image a is NaN or infinite at 6 pixels"):
+        next(writer.write_each([Prediction("a", values, {})]))
+    assert not list(tmp_path.glob("*/*.*"))
+
+
 def test_a_folder_of_labels_is_refused_and_unchanged(tmp_path):
     label = tmp_path / "depth" / "a.npy"
     label.parent.mkdir()
