@@ -30,6 +30,10 @@ SCORES = {
 CONSTANTS = {"semseg": 27.91, "depth": 1.0132, "edge": 20.0, "normals": 37.26}
 
 
+def totals_of(task, confusion):
+    return {task.name: create_metric(task).empty() | {"confusion": confusion}}
+
+
 def parts_confusion():
     confusion = np.zeros((7, 7), np.int64)
     confusion[0, :2], confusion[1, :2], confusion[2, 0] = (6, 2), (1, 3), 4
@@ -79,7 +83,7 @@ def test_ious_of_many_classes_are_only_in_the_file():
 
 def test_a_perfect_prediction_of_some_classes_is_reported_in_both_readings():
     (task,) = tasks.select("custom", ["semseg"], ["background", "crack", "moss"])
-    totals = {"semseg": {"confusion": np.diag([5, 3, 0])}}
+    totals = totals_of(task, np.diag([5, 3, 0]))
     scores = compute_scores((task,), totals)
     assert scores["semseg"] == {"mIoU": pytest.approx(200 / 3), "mIoU_present": 100.0}
     *_, table_end, note = score_table((task,), scores, {"semseg": 20.0}).splitlines()
@@ -88,7 +92,7 @@ def test_a_perfect_prediction_of_some_classes_is_reported_in_both_readings():
     assert "moss            -" in format_class_ious(
         "semseg", class_ious((task,), totals)["semseg"], totals["semseg"]["confusion"]
     )
-    everything = compute_scores((task,), {"semseg": {"confusion": np.ones((3, 3), int)}})
+    everything = compute_scores((task,), totals_of(task, np.ones((3, 3), int)))
     assert everything["semseg"]["mIoU"] == pytest.approx(everything["semseg"]["mIoU_present"])
     assert "mIoU_present" not in score_table((task,), everything, {"semseg": 20.0})
 
@@ -153,7 +157,7 @@ def test_a_constant_that_delta_m_cannot_divide_by_is_left_out_with_the_cause(
 
 def test_details_have_no_empty_parts():
     config = tiny_config()
-    totals = {"human_parts": {"confusion": parts_confusion()}}
+    totals = totals_of(PARTS, parts_confusion())
     scores = compute_scores((PARTS,), totals)
     text = format_details(config, (PARTS,), totals, scores, {"human_parts": 5.0})
     table, others, gain = text.split("\n\n")
