@@ -251,6 +251,7 @@ def test_several_processes_save_and_count_what_one_does(workdir, of_one_process,
     assert results(workdir, tmp_path) == of_one_process
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_has_its_predictions_and_curve_there(
     workdir, of_one_process, tmp_path, monkeypatch
 ):

@@ -74,6 +74,7 @@ def test_every_encoder_predicts_a_map_for_each_task(encoder):
     }
 
 
+@pytest.mark.slow
 def test_zero_padding_does_not_inflate_the_gradient(model):
     """Each norm that zeros pass multiplies the gradient there by 1 / sqrt(epsilon), 300."""
 

@@ -59,6 +59,7 @@ def test_an_error_before_the_first_step_ends_all_processes_at_once(
     assert "Another process of this run failed at this point" in outputs[1 - index]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_one_process_cannot_read_is_renamed_by_all(tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     monkeypatch.setattr(state, "build", build_pixel_model)
@@ -73,6 +74,7 @@ def test_a_checkpoint_that_one_process_cannot_read_is_renamed_by_all(tmp_path, m
     assert (workdir / "unreadable_latest_4").is_dir()
 
 
+@pytest.mark.slow
 def test_a_later_error_ends_its_process_with_its_message_and_then_the_others(tmp_path):
     codes, outputs, seconds = end(tmp_path / "run", "example")
     assert codes[1] == 2, outputs

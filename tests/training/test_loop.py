@@ -236,6 +236,7 @@ class DeadlyScenes(sources.SyntheticScenes):
         return super().__getitem__(index)
 
 
+@pytest.mark.slow
 def test_a_run_whose_data_worker_died_resumes_from_its_last_checkpoint(
     tmp_path, monkeypatch, capsys
 ):

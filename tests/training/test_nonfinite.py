@@ -96,7 +96,7 @@ def test_a_nonfinite_loss_stops_the_run_and_skipping_resumes_it(tmp_path, monkey
     assert all(np.isfinite(lines[step]["loss"]) for step in lines if step not in (first, *others))
 
 
-@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+@pytest.mark.parametrize("on_nonfinite", [pytest.param("stop", marks=pytest.mark.slow), "skip"])
 def test_loss_without_a_label_is_null_and_no_fault(on_nonfinite, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sources, "SyntheticScenes", UnlabelledScenes)
     train(tiny_config(on_nonfinite=on_nonfinite), tmp_path)
