@@ -17,11 +17,11 @@ class Key(NamedTuple):
     """A configuration key.
 
     Attributes:
-      name: Dotted name. A last part TASK stands for a key for each task.
+      name: Dotted name. A last part TASK means one key for each task.
       default: Default value, or the type of a key that is None unless it is set.
       valid: Valid values, in one of the forms of `mtmamba_jax.config.ranges`: an interval of
         numbers, a tuple of names, or words.
-      meaning: What the value means, with its unit.
+      meaning: Explanation of the value, with its unit.
     """
 
     name: str

@@ -17,7 +17,7 @@ class Interrupts:
     which Python writes them to as they arrive.
 
     Args:
-      message: What to print as the process ends.
+      message: Line to print as the process ends.
 
     Attributes:
       count: The number of Ctrl-C so far.

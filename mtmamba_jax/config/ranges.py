@@ -29,7 +29,7 @@ def check_ranges(values: Mapping[str, object]) -> None:
     """Checks every value of a configuration.
 
     Args:
-      values: {dotted key: value}, with lists in place of tuples. None is valid where it is the
+      values: {dotted key: value}, with lists instead of tuples. None is valid where it is the
         default.
 
     Raises:
@@ -97,6 +97,6 @@ def _inside(interval: list[str], number: float) -> bool:
 
 
 def _number(text: str) -> float:
-    """Returns the number that "90", "inf" or "2**31" stands for."""
+    """Returns the number that "90", "inf" or "2**31" means."""
     base, _, power = text.partition("**")
     return float(base) ** int(power or 1)
