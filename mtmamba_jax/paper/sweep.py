@@ -73,7 +73,7 @@ def create_jobs(
     Raises:
       ValueError: If the configuration has no such variants or an override is invalid.
     """
-    name, _, variant = name.partition(":")
+    name, variant = configuration.split_name(name)
     rows = [each for each in configuration.variants(name) if each]
     if variant or not rows:
         raise ValueError(

@@ -77,7 +77,7 @@ def test_override_keeps_types():
         ("train.steps", "many", "'train.steps' wants an int, got 'many'"),
         ("model.encoder", "3", "Unknown value of config key 'model.encoder', '3'."),
         ("tasks.baselines.dept", "3", "Did you mean 'tasks.baselines.depth'?"),
-        ("data.size", "32", "'data.size' must be two integers in [1, 2**31)"),
+        ("data.size", "32", "'data.size' must be two integers in [1, 65536]"),
     ],
 )
 def test_wrong_override_is_refused(key, value, message):
@@ -116,14 +116,45 @@ def test_a_users_config_file_is_loaded_by_its_path(tmp_path):
         (OWN.replace("return config", "pass"), "must return an ml_collections.ConfigDict"),
         (f"import missing_thing\n{OWN}", "No module named 'missing_thing'"),
         (OWN.replace("return config", "import missing_thing"), "No module named 'missing_thing'"),
+        (OWN.replace("config = synthetic", "config = s"), ":8: NameError: name 's'"),
+        (OWN.replace("= 900", "= 1 / 0"), ":9: ZeroDivisionError: division by zero"),
+        (OWN.replace("= 900", "= 900 / 2"), r":9: TypeError: .*450\.0 .*cannot be casted to type"),
+        (OWN.replace("900 if", "if"), ":9: SyntaxError: invalid syntax"),
+        (OWN.replace("return config", "raise ValueError('a\\nb')"), ":10: ValueError: a b"),
+        (OWN.replace("return config", "exit(3)"), ":10: SystemExit: 3"),
+        (OWN.replace('variant=""', ""), r"get_config\(\) takes no variant, got 'long'"),
+        (OWN.replace('("", "long")', '"long"'), "TypeError: VARIANTS must be a tuple of"),
+        (OWN.replace("get_config(v", "config(v"), r"there is no function get_config\(\)"),
     ],
 )
-def test_a_mistake_in_a_config_file_is_named_with_the_file(code, message, tmp_path):
+def test_a_mistake_in_a_config_file_is_one_line_that_names_the_file(code, message, tmp_path):
     path = tmp_path / "mine.py"
+    path.write_text(OWN)
+    configuration.load(f"{path}:long")  # which is not used in the place of the other
     path.write_text(code)
     with pytest.raises(ValueError, match=message) as error:
         configuration.load(f"{path}:long")
     assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_key_that_a_config_file_sets_to_none_can_be_overridden(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(OWN.replace("train.steps = 900", "seed = None"))
+    with pytest.raises(ValueError, match=r"'seed' must be in \[0, 2\*\*31\); got None"):
+        configuration.load(f"{path}:long")
+    assert configuration.load(f"{path}:long", {"seed": "3"}).seed == 3
+
+
+@pytest.mark.parametrize("name", ["a:b/synthetic.py", "a.py:b/c.py", "MINE.PY"])
+def test_the_path_of_a_config_ends_with_its_last_suffix(name, tmp_path):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(OWN)
+    assert configuration.load(str(path)).train.steps == 9
+    assert configuration.load(f"{path}:long").train.steps == 900
+    assert configuration.variants(str(path)) == ("", "long")
+    assert configuration.run_name(f"{path}:long") == f"{path.stem}_long"
 
 
 def test_a_config_file_that_is_not_there_is_named(tmp_path):
