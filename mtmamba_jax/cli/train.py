@@ -40,12 +40,18 @@ def train_once(
     Raises:
       StoppedError: If a signal stopped the run before its last step; the state is saved.
     """
+    rate, warmup = config.optimizer.learning_rate, config.optimizer.warmup_steps
+    never = (
+        f"note: the learning rate never reaches {rate:g}: optimizer.warmup_steps={warmup} is not "
+        f"below train.steps={config.train.steps}"
+    )
     announce(
         f"Training {config.model.name} with {config.model.encoder} on {config.data.name}: "
         f"{', '.join(task.name for task in config.tasks.selected)}",
         f"{config.train.steps} steps of batch {config.train.batch_size}, "
         f"{config.data.size[0]}x{config.data.size[1]} pixels, {config.model.dtype}",
         f"Writing to {workdir}",
+        *([never] if warmup >= config.train.steps else []),
     )
     start = time.monotonic()
     result = train(config, workdir, profile, extend=extend)

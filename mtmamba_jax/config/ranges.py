@@ -5,7 +5,7 @@ Forms of valid values, besides a tuple of names:
     [0, 1)                               a finite number in an interval, as float32
     -1 or in [1, 8)                      the same, or -1
     two integers in [1, 8)
-    two ascending numbers in (0, inf)
+    two ascending numbers in (0, 8]
     name in models.swin.SWIN_SIZES       a key of that table in the package
     distinct names, a path               checked where the names and paths are known
 """
@@ -60,10 +60,12 @@ def _check(name: str, key: Key, value: Any) -> None:
             where = key.valid if other or pair else f"in {key.valid}"
             got = f"{value}"
             if isinstance(value, float) and _inside(interval, value):
-                got += f", which float32 rounds to {_rounded(value):g}"
+                got += f", which float32 makes {_rounded(value):g}"
             raise ValueError(f"Config key {name!r} must be {where}{example}; got {got}.")
-    elif value == "":
-        raise ValueError(f"Config key {name!r} must be {key.valid}; got ''. Omit it to use none.")
+    elif isinstance(value, str) and (not value.strip() or "\0" in value):
+        raise ValueError(
+            f"Config key {name!r} must be {key.valid}; got {value!r}. Omit it to use none."
+        )
 
 
 def _names(valid: str | tuple[str, ...]) -> Collection[str]:
@@ -84,9 +86,11 @@ def _contains(interval: list[str], value: object, integers: bool = False) -> boo
 
 
 def _rounded(value: float) -> float:
-    """Returns a number as float32, in which the program computes."""
+    """Returns a number as the program computes with it: in float32, in which XLA takes numbers
+    below the smallest normal one for 0."""
     with np.errstate(over="ignore"):  # becomes infinite, which no interval contains
-        return float(np.float32(value))
+        rounded = np.float32(value)
+    return 0.0 if abs(rounded) < np.finfo(np.float32).tiny else float(rounded)
 
 
 def _inside(interval: list[str], number: float) -> bool:
@@ -97,6 +101,6 @@ def _inside(interval: list[str], number: float) -> bool:
 
 
 def _number(text: str) -> float:
-    """Returns the number that "90", "inf" or "2**31" means."""
+    """Returns the number that "90", "1e6" or "2**31" means, as values of float32 compare with."""
     base, _, power = text.partition("**")
-    return float(base) ** int(power or 1)
+    return _rounded(float(base) ** int(power or 1))

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import signal
 import sys
 
 import cv2
@@ -11,6 +12,7 @@ import pytest
 from mtmamba_jax.cli import main as cli
 from mtmamba_jax.cli.console import program_name
 from mtmamba_jax.tasks.table import SEMSEG_NYUDV2
+from mtmamba_jax.training.stopping import StoppedError
 from mtmamba_jax.training.train import train
 from tests.tiny import tiny_config
 
@@ -77,6 +79,19 @@ def test_module_is_the_command_line_and_suggests_itself(monkeypatch, capsys):
     assert ended.value.code == 2
     assert "nowhere holds no run" in capsys.readouterr().err
     assert program_name() == "python -m mtmamba_jax"
+
+
+def test_a_peak_rate_that_is_never_reached_is_one_note(monkeypatch, capsys):
+    monkeypatch.setattr("mtmamba_jax.cli.train.train", stop_at_once)
+    cli.main(["train", "--config.train.steps=20"])  # as many as synthetic's steps of warmup
+    note = "note: the learning rate never reaches 0.003: optimizer.warmup_steps=20 is not below"
+    assert note in capsys.readouterr().out
+    cli.main(["train", "--config.train.steps=21"])
+    assert "note:" not in capsys.readouterr().out
+
+
+def stop_at_once(*arguments, **options):
+    raise StoppedError(0, signal.SIGINT)
 
 
 def test_traceback_flag_shows_where_an_error_comes_from(tmp_path):
