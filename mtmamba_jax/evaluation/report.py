@@ -50,7 +50,7 @@ def score_table(tasks: Sequence[Task], scores: Scores, constants: Mapping[str, f
 
     columns = ("task", "score", "model", "constant", "ratio")
     notes = [
-        f"\nwarning: {task.name} has no score: the prediction is NaN or infinite at "
+        f"\nwarning: {task.name} has no score: the prediction is NaN, infinite or too large at "
         f"{scores[task.name][NONFINITE]:,} labelled pixels."
         for task in tasks
         if NONFINITE in scores[task.name]

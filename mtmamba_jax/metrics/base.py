@@ -32,7 +32,7 @@ TOTAL: SumSpec = ((), np.float64)
 """Shape and dtype of a sum over pixels."""
 
 NONFINITE = "nonfinite_pixels"
-"""Number of labelled pixels whose prediction is NaN or infinite: a sum, and a score if not 0."""
+"""Labelled pixels whose prediction has no score (see `Metric`): a sum, and a score if not 0."""
 
 
 class Accumulator(abc.ABC):
@@ -66,15 +66,22 @@ class Metric(Accumulator):
     """Scores of predictions against labels.
 
     A prediction that is NaN or infinite has no score: the sums leave its pixel out, but count it as
-    `NONFINITE`, and then `compute` returns NaN for every score beside that number.
+    `NONFINITE`, and then `compute` returns NaN for every score beside that number. So it is with a
+    finite prediction whose magnitude exceeds `largest`, because its score may overflow.
 
     Attributes:
       units: Units of the scores that have one, by name.
     """
 
-    def __init__(self, task: Task, specs: Mapping[str, SumSpec], units: Mapping[str, str]):
+    def __init__(
+        self,
+        task: Task,
+        specs: Mapping[str, SumSpec],
+        units: Mapping[str, str],
+        largest: float = float(np.finfo(np.float32).max),
+    ):
         super().__init__(task, {**specs, NONFINITE: PIXELS})
-        self.units = units
+        self.units, self._largest = units, largest
 
     def measure(
         self,
@@ -95,7 +102,7 @@ class Metric(Accumulator):
         check_shapes(self.task, logits, label)
         logits = jnp.asarray(logits, jnp.float32)
         valid = valid_pixels(self.task, label, mask)
-        finite = jnp.isfinite(logits).all(axis=-1)
+        finite = (jnp.abs(logits) <= self._largest).all(axis=-1)  # False for NaN
         sums = self._measure(logits, jnp.asarray(label), valid & finite)
         return sums | {NONFINITE: count(valid & ~finite)}
 

@@ -9,6 +9,9 @@ from mtmamba_jax.tasks.table import Task
 SMALLEST_DEPTH = 1e-9
 """Lower bound of predictions, in the task's unit, as in the official evaluation."""
 
+LARGEST_DEPTH = 1e10
+"""Predictions above it count as infinite: a sum of their squared errors may overflow float32."""
+
 DELTAS = {"delta1": 1.25, "delta2": 1.25**2, "delta3": 1.25**3}
 """Largest ratio that each score accepts; exact in float32."""
 
@@ -18,14 +21,14 @@ class Depth(base.Metric):
 
     With prediction p and ground truth g. RMSE and sq_rel are in the task's unit. delta_k is the
     percentage of pixels with max(p / g, g / p) < 1.25^k (Eigen et al., NeurIPS 2014); predictions
-    that are not positive fail it.
+    that are not positive fail it. Those beyond `LARGEST_DEPTH` count as infinite.
     """
 
     def __init__(self, task: Task):
         errors = ("squared", "squared_log", "relative", "squared_relative")
         specs = dict.fromkeys(("pixels", *DELTAS), base.PIXELS) | dict.fromkeys(errors, base.TOTAL)
         units = {"RMSE": task.unit, "sq_rel": task.unit, **dict.fromkeys(DELTAS, "%")}
-        super().__init__(task, specs, units)
+        super().__init__(task, specs, units, largest=LARGEST_DEPTH)
 
     def _measure(self, logits, label, valid):
         raw, true = logits[..., 0], label[..., 0]
@@ -58,23 +61,34 @@ class Depth(base.Metric):
 
 
 class DepthConstant(base.ConstantBaseline):
-    """The mean depth, which minimises the RMSE: it is then the standard deviation."""
+    """The mean depth, which minimises the RMSE: it is then the standard deviation.
+
+    Sums of squares would lose a small deviation from a large mean, in float32 one of 0.1 %. So each
+    batch keeps its mean and the sum of squared deviations from it, and `merge` combines those (Chan
+    et al., 1979). Equal depths deviate by exactly 0.
+    """
 
     def __init__(self, task: Task):
-        totals = dict.fromkeys(("depth", "squared_depth"), base.TOTAL)
+        totals = dict.fromkeys(("mean", "squared_deviation"), base.TOTAL)
         super().__init__(task, {"pixels": base.PIXELS, **totals})
 
     def _measure(self, label, valid):
-        true = label[..., 0]
-        return {
-            "pixels": base.count(valid),
-            "depth": base.sum_where(valid, true),
-            "squared_depth": base.sum_where(valid, true**2),
-        }
+        true, pixels = label[..., 0], base.count(valid)
+        mean = jnp.float32(0)
+        for _ in range(2):  # the second time adds what the first one's sum lost by rounding
+            mean += base.sum_where(valid, true - mean) / jnp.maximum(pixels, 1)
+        deviation = base.sum_where(valid, (true - mean) ** 2)
+        return {"pixels": pixels, "mean": mean, "squared_deviation": deviation}
+
+    def merge(self, a, b) -> dict[str, np.ndarray]:
+        """Returns the pixels, mean and squared deviation of both."""
+        sums = super().merge(a, b)
+        share = int(b["pixels"]) / max(int(sums["pixels"]), 1)
+        apart = np.float64(b["mean"]) - np.float64(a["mean"])
+        sums["mean"] = np.float64(a["mean"]) + apart * share
+        sums["squared_deviation"] += apart**2 * share * int(a["pixels"])
+        return sums
 
     def compute(self, sums) -> base.TaskScores:
         """Returns the RMSE in the task's unit."""
-        mean = base.ratio(sums["depth"], sums["pixels"])
-        variance = base.ratio(sums["squared_depth"], sums["pixels"]) - mean**2
-        # The variance of equal depths is 0 up to float32's rounding of their squares, 6e-8 of each.
-        return {"RMSE": 0.0 if variance < 1e-6 * mean**2 else float(np.sqrt(variance))}
+        return {"RMSE": base.ratio(sums["squared_deviation"], sums["pixels"]) ** 0.5}

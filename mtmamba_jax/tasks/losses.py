@@ -73,7 +73,7 @@ def l1(logits, label, valid, axes):
 def normals_l1(logits, label, valid, axes):
     """Absolute error of the normalised prediction, summed over the three components."""
     del valid, axes
-    return jnp.sum(jnp.abs(unit_vectors(logits, jnp) - label), axis=-1)
+    return jnp.sum(jnp.abs(unit_vectors(logits, jnp, shortest=1.0) - label), axis=-1)
 
 
 LOSSES: Mapping[str, PixelLoss] = {

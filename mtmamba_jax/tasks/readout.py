@@ -14,13 +14,23 @@ from mtmamba_jax.tasks.table import Task
 _SQUARED_LENGTH_EPSILON = 1e-12
 
 
-def unit_vectors(vectors: Float[Array, "*shape 3"], xp: ModuleType) -> Float[Array, "*shape 3"]:
-    """Scales vectors to unit length; a zero vector stays zero, with a finite gradient.
+def unit_vectors(
+    vectors: Float[Array, "*shape 3"], xp: ModuleType, shortest: float = 0.0
+) -> Float[Array, "*shape 3"]:
+    """Scales vectors to unit length; a zero vector stays zero.
 
-    `xp` is as in `to_value`.
+    Args:
+      vectors: Of any length, whose square need not fit into float32.
+      xp: As in `to_value`.
+      shortest: Vectors much shorter than 1e-6 times this stay shorter than 1, which bounds the
+        gradient at 0 by 1e6 / `shortest`. With 0 it is not bounded.
     """
-    squared = xp.sum(xp.square(vectors), axis=-1, keepdims=True)
-    return vectors * (1.0 / xp.sqrt(squared + _SQUARED_LENGTH_EPSILON))
+    largest = xp.max(xp.abs(vectors), axis=-1, keepdims=True)
+    # Divides twice, because compilers multiply by reciprocals: that of 3e38 would be 0.
+    root = xp.sqrt(xp.maximum(xp.where(largest > 0, largest, 1.0), shortest))
+    scaled = vectors / root / root
+    squared = xp.sum(xp.square(scaled), axis=-1, keepdims=True)
+    return scaled * (1.0 / xp.sqrt(squared + _SQUARED_LENGTH_EPSILON))
 
 
 VALUES: Mapping[str, Callable[[Array, ModuleType], Array]] = {

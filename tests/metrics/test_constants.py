@@ -16,7 +16,7 @@ def best_logits(constant, sums):
         case "segmentation":
             return np.eye(constant.task.channels)[np.argmax(sums["labelled"])]
         case "depth":
-            return [sums["depth"] / sums["pixels"]]
+            return [sums["mean"]]
         case "normals":
             return constant._search(sums)[0]
         case "edge":
@@ -72,7 +72,7 @@ def test_the_best_constant_does_not_depend_on_the_split(task):
         for _, labels, mask in cut(logits, label, sizes, padded_to):
             counts = constant.merge(counts, measure(labels, mask))
         results.append(constant.compute(counts)[task.score])
-    # float32 sums of one batch; depth's variance is a difference of two, 6 times as large.
+    # float32 sums of one batch.
     np.testing.assert_allclose(results, results[0], rtol=1e-5)
 
 
@@ -96,3 +96,24 @@ def test_the_bins_of_the_sphere_contain_their_centres_and_cover_all_directions()
     near = np.sum(vectors * centres[np.asarray(normals._bin_index(vectors, side))], axis=1)
     # The diagonal of the octahedral map's largest cell, with room to spare.
     assert np.degrees(np.arccos(near.min())) < 2.0
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(1.0, 5e-4), (50.0, 0.04), (1e6, 1.0)])
+def test_the_best_constant_depth_has_the_deviation_of_labels_that_are_nearly_equal(mean, deviation):
+    rng = np.random.default_rng(0)
+    labels = (mean + deviation * rng.standard_normal((4, 300, 300, 1))).astype(np.float32)
+    exact = labels.astype(float).std()
+    constant = metrics.create_constant(tasks.DEPTH)
+    measure = jax.jit(constant.measure)
+    for sizes in ((4,), (3, 1)):
+        sums = constant.empty()
+        for _, batch, mask in cut(labels, labels, sizes, 4):
+            sums = constant.merge(sums, measure(batch, mask))
+        assert constant.compute(sums)["RMSE"] == pytest.approx(exact, rel=1e-4)  # float32 sums
+
+
+def test_the_best_constant_depth_is_exact_only_if_all_labels_are_equal():
+    labels = np.full((3, 300, 300, 1), 1.1, np.float32)
+    assert constant_score(tasks.DEPTH, labels, np.ones(3, bool))[0] == {"RMSE": 0.0}
+    labels[2, 0, 0] = np.nextafter(np.float32(1.1), np.float32(2))
+    assert constant_score(tasks.DEPTH, labels, np.ones(3, bool))[0]["RMSE"] > 0

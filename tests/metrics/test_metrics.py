@@ -12,6 +12,7 @@ from mtmamba_jax.devices.sharding import create_mesh, put_batch
 from mtmamba_jax.evaluation.evaluate import create_measure_step
 from mtmamba_jax.metrics import normals
 from mtmamba_jax.tasks import table as tasks
+from mtmamba_jax.tasks.readout import to_value
 from tests.metrics.scored_sets import (
     KINDS,
     ONE,
@@ -194,6 +195,18 @@ def test_angles_of_hand_computed_normals():
     scores = score(tasks.NORMALS, [(predicted, true, ONE)])
     assert scores["mErr"] == pytest.approx(90.0)
     assert [scores[f"within_{most}"] for most in ("11.25", "22.5", "30")] == [25.0] * 3
+
+
+@pytest.mark.parametrize("length", [1e-35, 1e-30, 1e-6, 1.0, 1e20, 3e38])
+def test_the_angle_of_a_normal_does_not_depend_on_its_length(length):
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(1, 4, 5, 3)).astype(np.float32)
+    true /= np.abs(true).max(-1, keepdims=True)
+    predicted = np.float32(length) * true
+    true /= np.linalg.norm(true, axis=-1, keepdims=True)
+    scores = score(tasks.NORMALS, [(predicted, true, ONE)])
+    assert scores["mErr"] == pytest.approx(0, abs=1e-4)
+    np.testing.assert_allclose(to_value(tasks.NORMALS, predicted), true, atol=1e-6)
 
 
 @pytest.mark.parametrize("number", [1, 2, 4, 999, 1000])

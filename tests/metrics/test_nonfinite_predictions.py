@@ -24,6 +24,24 @@ def test_one_nonfinite_channel_of_a_labelled_pixel_leaves_no_score(task, value):
     assert np.isnan(list(found.values())).all(), found
 
 
+@pytest.mark.parametrize("value", [2e10, 1e30, -1e30])
+def test_a_depth_whose_score_may_overflow_counts_as_infinite(value):
+    logits, label = random_set(tasks.DEPTH)
+    y, x = np.argwhere(label[0, ..., 0] != tasks.DEPTH.ignore)[0]
+    logits[0, y, x] = value
+    found = score(tasks.DEPTH, cut(logits, label, (7,), 7))
+    assert found.pop("nonfinite_pixels") == 1
+    assert np.isnan(list(found.values())).all(), found
+
+
+@pytest.mark.parametrize("task", KINDS.values(), ids=KINDS)
+def test_the_largest_finite_predictions_have_finite_scores(task):
+    logits, label = random_set(task)
+    logits *= np.float32(1e10 if task.metric == "depth" else 3e38) / np.abs(logits).max()
+    found = score(task, cut(logits, label, (7,), 7))
+    assert np.isfinite(list(found.values())).all(), found
+
+
 @pytest.mark.parametrize("task", KINDS.values(), ids=KINDS)
 def test_nonfinite_predictions_of_unlabelled_pixels_do_not_matter(task):
     logits, label = random_set(task)
@@ -52,8 +70,8 @@ def test_the_table_of_scores_says_which_task_has_nonfinite_predictions():
     *_, warning = score_table(chosen, scores, constants).splitlines()
     count = scores["depth"]["nonfinite_pixels"]
     assert warning == (
-        f"warning: depth has no score: the prediction is NaN or infinite at {count} labelled "
-        "pixels."
+        f"warning: depth has no score: the prediction is NaN, infinite or too large at {count} "
+        "labelled pixels."
     )
     assert "nonfinite" not in format_other_scores(chosen, scores)
 
