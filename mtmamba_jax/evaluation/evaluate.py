@@ -19,7 +19,7 @@ from mtmamba_jax.metrics.base import Accumulator, Sums
 from mtmamba_jax.metrics.multitask import headline
 from mtmamba_jax.tasks.labels import resize_logits
 from mtmamba_jax.tasks.readout import to_value
-from mtmamba_jax.tasks.table import Task
+from mtmamba_jax.tasks.table import IGNORE, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,9 @@ class Prediction:
 
     def check_finite(self, name: str, flag: str) -> None:
         """Raises a RuntimeError if a task's map is NaN or infinite, which `flag` cannot use."""
-        if nonfinite := np.count_nonzero(~np.isfinite(self.values[name])):
+        value = self.values[name]
+        unknown = value == IGNORE if value.dtype == np.uint8 else ~np.isfinite(value)
+        if nonfinite := np.count_nonzero(unknown):
             raise RuntimeError(
                 f"The predicted {name} of image {self.id} is NaN or infinite at {nonfinite:,} "
                 f"pixels, which {flag} cannot use. Omit it to see the other scores."

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
 
 from mtmamba_jax.array_types import Array
-from mtmamba_jax.tasks.table import Task
+from mtmamba_jax.tasks.table import IGNORE, Task
 
 # Added to a vector's squared length. In float32 it does not change vectors of length 0.01 or more,
 # and it bounds the gradient at 0 by 1e6.
@@ -33,8 +33,13 @@ def unit_vectors(
     return scaled * (1.0 / xp.sqrt(squared + _SQUARED_LENGTH_EPSILON))
 
 
+def _class_ids(logits: Array, xp: ModuleType) -> Array:
+    known = xp.isfinite(logits).all(-1)
+    return xp.where(known, logits.argmax(-1), IGNORE).astype(np.uint8)
+
+
 VALUES: Mapping[str, Callable[[Array, ModuleType], Array]] = {
-    "classes": lambda logits, xp: logits.argmax(-1).astype(np.uint8),
+    "classes": _class_ids,
     "depth": lambda logits, xp: logits[..., 0],
     "normals": unit_vectors,
     "probability": lambda logits, xp: 1.0 / (1.0 + xp.exp(-logits[..., 0])),
@@ -51,8 +56,9 @@ def to_value(
     `xp` is numpy, or jax.numpy inside a program.
 
     Returns:
-      Class IDs, uint8 [h w]; depth, float32 [h w]; normals of unit length, float32 [h w 3];
-      the probability of an edge or of saliency, float32 [h w].
+      Class IDs, uint8 [h w], `IGNORE` where logits are NaN or infinite; depth, float32 [h w];
+      normals of unit length, float32 [h w 3]; the probability of an edge or of saliency, float32
+      [h w].
     """
     value = VALUES[task.quantity](xp.asarray(logits, np.float32), xp)
     return value if value.dtype == np.uint8 else value.astype(np.float32)

@@ -107,6 +107,24 @@ def test_a_full_disk_leaves_whole_folders_only_and_is_reported_with_the_photo(tm
     assert (tmp_path / "out" / "b" / "depth.npy").read_bytes() == before
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("names", [["semseg"], ["depth", "edge"]])
+def test_a_prediction_that_is_not_finite_is_named_and_not_written(tmp_path, value, names):
+    class Diverged(FakePredictor):
+        def logits(self, photo, **options):
+            logits, image = super().logits(photo, **options)
+            for name in names if photo.shape[0] == 9 else ():
+                logits[name][0, 0, 0] = value
+            return logits, image
+
+    paths = [write_photo(tmp_path / "a.png", (9, 12)), write_photo(tmp_path / "b.png")]
+    found = photos.predict_photos(paths, Diverged(), tmp_path / "out", origin=ORIGIN)
+    failure, done = list(found)
+    assert failure.path == paths[0]
+    assert f"the predicted {', '.join(names)} is NaN or infinite" in failure.reason
+    assert names_below(tmp_path / "out") == {done.name} == {"b"}
+
+
 def test_maps_written_in_strips_are_those_that_are_computed_at_once(tmp_path):
     path = write_photo(tmp_path / "x.png", (700, 900))
     (folder,) = predict([path], tmp_path / "out", with_overlay=True)

@@ -8,7 +8,8 @@ from etils import epath
 
 from mtmamba_jax.evaluation.evaluate import Prediction
 from mtmamba_jax.evaluation.saved_predictions import PredictionWriter
-from mtmamba_jax.tasks.table import DEPTH, SALIENCY
+from mtmamba_jax.tasks.readout import to_value
+from mtmamba_jax.tasks.table import DEPTH, HUMAN_PARTS, SALIENCY
 
 VALUES = {"depth": np.ones((2, 3), np.float32), "saliency": np.zeros((2, 3), np.float32)}
 
@@ -69,10 +70,13 @@ def interrupt(path, missing_ok=False):
     raise KeyboardInterrupt
 
 
-def test_a_prediction_that_is_not_finite_is_refused_with_its_image(tmp_path):
-    values = VALUES | {"saliency": np.full((2, 3), np.nan, np.float32)}
-    writer = PredictionWriter(tmp_path, (DEPTH, SALIENCY))
-    with pytest.raises(RuntimeError, match=r"saliency of image a is NaN or infinite at 6 pixels"):
+@pytest.mark.parametrize("task", [SALIENCY, HUMAN_PARTS])
+def test_a_prediction_that_is_not_finite_is_refused_with_its_image(tmp_path, task):
+    logits = np.full((2, 3, task.channels), np.nan, np.float32)
+    values = VALUES | {task.name: to_value(task, logits)}
+    writer = PredictionWriter(tmp_path, (DEPTH, task))
+    message = f"{task.name} of image a is NaN or infinite at 6 pixels"
+    with pytest.raises(RuntimeError, match=message):
         next(writer.write_each([Prediction("a", values, {})]))
     assert not list(tmp_path.glob("*/*.*"))
 
