@@ -7,15 +7,16 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.png_files import grey_png
+from tests.image_files import grey_png, netpbm, tiff
 
 FORMATS = {
     "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "L;2", "L;4", "RGB;16"),
     "JPEG": ("L", "RGB", "CMYK", "RGB turned"),
-    "TIFF": ("1", "L", "RGB", "RGBA", "CMYK", "I;16", "F"),
+    "TIFF": ("1", "L", "RGB", "RGBA", "CMYK", "I;16", "F", "int8", "int16", "int32", "float64"),
     "BMP": ("1", "L", "P", "RGB"),
     "WEBP": ("RGB", "RGBA"),
     "GIF": ("L", "P"),
+    "PPM": ("P2", "P3", "P5", "P6"),
 }
 SPECIAL_NAMES = (
     ".",
@@ -48,6 +49,13 @@ def image_bytes(draw):
         largest = 2 ** draw(st.integers(0, 16))
         levels = random.integers(0, largest, (height, width, 3)).astype(np.uint16)
         return cv2.imencode(".png", levels)[1].tobytes()
+    if kind == "PPM":
+        largest = draw(st.integers(1, 2**16 - 1))
+        shape = (height, width) if mode in ("P2", "P5") else (height, width, 3)
+        return netpbm(random.integers(0, largest + 1, shape), largest, mode)
+    if mode.startswith(("int", "float")):
+        shape = (height, width, draw(st.sampled_from([1, 3])))
+        return tiff(random.integers(0, 100, shape).astype(mode))
     options = {}
     if mode == "I;16":
         image = Image.fromarray(random.integers(0, 2**16, (height, width), np.uint16))

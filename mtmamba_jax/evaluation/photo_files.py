@@ -1,11 +1,14 @@
 """Finds and reads files of photos."""
 
 import collections
+import contextlib
 import dataclasses
 import io
+import os
 import pathlib
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -19,7 +22,10 @@ SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"),
     *(".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 )
-_HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")  # at byte 4
+_HEIC = (b"he", b"mif", b"msf", b"mia")  # beginnings of its brands
+_AVIF = {b"avif", b"avis"}
+# Width, height and largest value of a Netpbm file of numbers in binary or text.
+_NETPBM = re.compile(rb"P([2356])" + 3 * rb"(?:\s|#.*\n)+(\d+)")
 _SAVE = "save it as JPEG or PNG"
 _ANY_COLOUR = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH  # alone, the first divides 16 bits by 256
 _LARGEST_FILE = 2**31 - 1  # bytes; OpenCV takes no more
@@ -115,8 +121,8 @@ def _other_kind(file: pathlib.Path) -> str:
     """Returns what a file is if it is not taken for a photo, "" if it is."""
     if file.name.startswith("._"):
         return "._* (of macOS)"
-    if not file.is_file():
-        return "broken link" if file.is_symlink() else "device or pipe"
+    if not os.path.isfile(file):
+        return "device or pipe" if os.path.exists(file) else "broken link"
     suffix = file.suffix.lower()
     return "" if suffix in SUFFIXES else suffix or "without suffix"
 
@@ -138,8 +144,13 @@ def read_photo(path: pathlib.Path, bits: int | None = None) -> Photo | Failure:
         return Failure(path, error.strerror or str(error))
     if not data:
         return Failure(path, "the file is empty")
-    if data[4:12] in _HEIC:
+    if _is_heic(data):
         return Failure(path, f"is HEIC, which is not read here; {_SAVE}")
+    with _without_messages():
+        return _decode(path, data, bits)
+
+
+def _decode(path: pathlib.Path, data: bytes, bits: int | None) -> Photo | Failure:
     try:
         image = _open(data)
     except Image.DecompressionBombError:
@@ -150,26 +161,68 @@ def read_photo(path: pathlib.Path, bits: int | None = None) -> Photo | Failure:
         if image is None or image.format != "AVIF":
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _ANY_COLOUR)
             if pixels is not None:
-                return _to_8_bits(path, cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), bits)
+                return _to_8_bits(path, pixels, bits, _largest_value(data))
         if image is not None and image.mode[0] in "IF":  # which convert() would clip to 255
             return Failure(path, f"holds 16 or 32 bits per pixel (mode {image.mode}); {_SAVE}")
         if image is not None:
             return Photo(np.array(ImageOps.exif_transpose(image).convert("RGB")))
-    except cv2.error as error:
-        return Failure(path, f"not decodable: {error.err}")
     except Exception as error:  # for damaged files Pillow raises many types
-        return Failure(path, f"not decodable: {error}")
+        return Failure(path, f"not decodable: {' '.join(str(error).split())}")
+    if data.startswith((b"II*\0", b"MM\0*")):
+        return Failure(path, f"is a TIFF of a kind that is not read here, or damaged; {_SAVE}")
     what = "but a web page" if is_web_page(data) else "or a damaged one"
     return Failure(path, f"not an image, {what}")
 
 
+@contextlib.contextmanager
+def _without_messages() -> Iterator[None]:
+    """Drops what image libraries, also in C, print about a damaged file beside their errors."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # standard error is closed
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
+def _is_heic(data: bytes) -> bool:
+    """Returns whether a file is in the format HEIF, but not AVIF."""
+    if data[4:8] != b"ftyp":
+        return False
+    length = int.from_bytes(data[:4], "big")  # of the list of brands
+    brands = {data[i : i + 4] for i in (8, *range(16, min(length, 256), 4))}
+    return not brands & _AVIF and any(brand.startswith(_HEIC) for brand in brands)
+
+
+def _largest_value(data: bytes) -> int | None:
+    """Returns the value that is white in a Netpbm file, if OpenCV returns values as they are."""
+    header = _NETPBM.match(data)
+    largest = int(header[4]) if header else 0
+    as_stored = header and (header[1] in b"56" or largest > 255)
+    return largest if as_stored and largest < 65535 else None
+
+
 def _to_8_bits(
-    path: pathlib.Path, pixels: Num[np.ndarray, "h w 3"], bits: int | None
+    path: pathlib.Path, pixels: Num[np.ndarray, "h w 3"], bits: int | None, largest: int | None
 ) -> Photo | Failure:
+    """Returns BGR as RGB of 8 bits; `largest` is the value that is white, if the file says so."""
+    if pixels.dtype not in (np.uint8, np.uint16):
+        return Failure(path, f"holds {pixels.dtype} values; {_SAVE}")
+    pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    if largest and not bits:
+        levels = np.rint(np.arange(largest + 1) * (255 / largest)).astype(np.uint8)
+        return Photo(levels[np.minimum(pixels, largest)])
     if pixels.dtype == np.uint8:
         return Photo(pixels)
-    if pixels.dtype != np.uint16:
-        return Failure(path, f"holds {pixels.dtype} values; {_SAVE}")
     if bits is not None and not fits(pixels, bits):
         return Failure(path, f"holds {pixels.max()}, too large for --bits={bits}")
     used, note = bits or used_bits(pixels), None
@@ -177,7 +230,7 @@ def _to_8_bits(
     if bits is None and used < 16:
         but = f" but for {clipped} larger ones, which are clipped" if clipped else ""
         text = f"a 16-bit file whose values fit in {used} bits{but}, read as {used}-bit data"
-        note = Note(path, f"{text}; --bits=16 reads it as dark")
+        note = Note(path, f"{text}; --bits=N reads it as N-bit data, N from 8 to 16 (dark)")
     if clipped:
         pixels = np.minimum(pixels, 2**used - 1)
     return Photo((pixels >> used - 8).astype(np.uint8), note)
@@ -189,11 +242,9 @@ def _open(data: bytes) -> Image.Image | None:
     Raises:
       Image.DecompressionBombError: If it has more pixels than Pillow reads.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            return Image.open(io.BytesIO(data))
-        except Image.DecompressionBombError:
-            raise
-        except Exception:  # for damaged files it raises many types
-            return None
+    try:
+        return Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError:
+        raise
+    except Exception:  # for damaged files it raises many types
+        return None

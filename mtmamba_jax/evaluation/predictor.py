@@ -77,8 +77,9 @@ class Predictor:
 
         Returns:
           {task name: map of the photo's size}. Classes are uint8 class IDs [h w], 255 where the
-          prediction is NaN or infinite; depth is float32 metres [h w]; normals are float32 unit vectors [h w 3] (x right, y up, z towards the
-          camera); boundaries and saliency are float32 probabilities [h w].
+          prediction is NaN or infinite; depth is float32 metres [h w]; normals are float32 unit
+          vectors [h w 3] (x right, y up, z towards the camera); boundaries and saliency are float32
+          probabilities [h w].
 
         Raises:
           ValueError: If the photo has another dtype or shape.

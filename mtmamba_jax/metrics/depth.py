@@ -85,7 +85,7 @@ class DepthConstant(base.ConstantBaseline):
         sums = super().merge(a, b)
         share = int(b["pixels"]) / max(int(sums["pixels"]), 1)
         apart = np.float64(b["mean"]) - np.float64(a["mean"])
-        sums["mean"] = np.float64(a["mean"]) + apart * share
+        sums["mean"] = np.asarray(np.float64(a["mean"]) + apart * share)
         sums["squared_deviation"] += apart**2 * share * int(a["pixels"])
         return sums
 

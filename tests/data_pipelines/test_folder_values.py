@@ -12,7 +12,7 @@ from mtmamba_jax.tasks import table as tasks
 from mtmamba_jax.tasks.labels import valid_pixels
 from tests.data_pipelines.own_data import NAMES, SIZE, TASKS, save
 from tests.data_pipelines.random_examples import rng
-from tests.png_files import grey_png
+from tests.image_files import grey_png
 
 DEPTH = tasks.select("custom", ["depth"])[0]
 

@@ -12,6 +12,7 @@ from mtmamba_jax.cli import predict
 from mtmamba_jax.evaluation.photo_files import Failure, Note, read_photo
 from mtmamba_jax.tasks.table import DEPTH
 from tests.evaluation.fake_predictor import FakePredictor
+from tests.image_files import netpbm, tiff
 
 SIZE = (20, 30)
 
@@ -33,10 +34,9 @@ def test_data_of_few_bits_in_a_16_bit_file_keep_their_brightness(tmp_path, suffi
     shown = np.repeat((ramp >> bits - 8)[..., None], 3, -1)
     # OpenCV's grey of three equal channels may round by one.
     np.testing.assert_allclose(photo.pixels, shown, atol=1)
-    text = (
-        f"a 16-bit file whose values fit in {bits} bits, read as {bits}-bit data; --bits=16 reads"
-    )
-    assert photo.note == (Note(path, f"{text} it as dark") if bits < 16 else None)
+    text = f"a 16-bit file whose values fit in {bits} bits, read as {bits}-bit data; --bits=N reads"
+    text += " it as N-bit data, N from 8 to 16 (dark)"
+    assert photo.note == (Note(path, text) if bits < 16 else None)
 
 
 @pytest.mark.parametrize("given", [None, 12])
@@ -80,10 +80,10 @@ def test_what_was_assumed_is_printed_on_one_line_by_the_command_alone(
 
 def test_the_bits_that_were_given_are_used_and_checked(tmp_path):
     path = tmp_path / "photo.png"
-    ramp = write(path, 12, 3)
-    for bits in (12, 13, 16):
-        photo = read_photo(path, bits)
-        np.testing.assert_array_equal(photo.pixels[..., 0], ramp >> bits - 8)
+    for held, given in ((9, 9), (11, 11), (13, 13), (12, 12), (12, 13), (12, 16)):
+        ramp = write(path, held, 3)
+        photo = read_photo(path, given)
+        np.testing.assert_array_equal(photo.pixels[..., 0], ramp >> given - 8)
         assert photo.note is None
     assert read_photo(path, 11) == Failure(path, "holds 4095, too large for --bits=11")
 
@@ -107,3 +107,30 @@ def test_photos_of_8_bits_are_read_as_before(tmp_path):
         photo = read_photo(path)
         np.testing.assert_array_equal(photo.pixels, levels)
         assert photo.note is None
+
+
+@pytest.mark.parametrize("kind", ["P2", "P3", "P5", "P6"])
+@pytest.mark.parametrize("largest", [1, 100, 255, 256, 511, 1000, 4095, 65535])
+def test_netpbm_files_are_as_bright_as_their_header_says(tmp_path, kind, largest):
+    share = np.linspace(0, 1, 60).reshape(4, 15)  # the last pixel is white
+    stored = np.rint(share * largest).astype(int)
+    shown = stored if kind in ("P2", "P5") else np.repeat(stored[..., None], 3, -1)
+    path = tmp_path / "photo.pnm"
+    path.write_bytes(netpbm(shown, largest, kind))
+    photo = read_photo(path)
+    wanted = np.repeat((stored * 255 / largest)[..., None], 3, -1)
+    np.testing.assert_allclose(photo.pixels, wanted, atol=1)
+    assert photo.note is None
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "uint32", "float64"])
+def test_tiffs_of_other_values_are_refused_in_one_line(tmp_path, dtype, channels, capfd):
+    path = tmp_path / "photo.tif"
+    path.write_bytes(tiff(np.ones((*SIZE, channels), dtype)))
+    reason = read_photo(path).reason
+    assert reason.endswith("; save it as JPEG or PNG")
+    assert "\n" not in reason
+    if dtype in ("int8", "int16"):
+        assert reason == f"holds {dtype} values; save it as JPEG or PNG"
+    assert capfd.readouterr().err == ""

@@ -52,12 +52,13 @@ def test_a_folder_counts_and_names_what_it_skips(tmp_path):
         write(tmp_path / name)
     (tmp_path / "d.jpg").symlink_to(tmp_path / "gone")
     os.mkfifo(tmp_path / "e.jpg")
+    (tmp_path / "f.jpg").symlink_to("/dev/zero")
     found = find_photos([tmp_path], tmp_path / "out")
     assert found.photos == [tmp_path / "a.jpg", tmp_path / "b" / "c.PNG"]
     assert found.failures == []
     (line,) = found.skipped
-    assert "skipped 7 files" in line
-    kinds = ("1 .txt", "1 ._* (of macOS)", "1 without suffix", "1 broken link", "1 device or pipe")
+    assert "skipped 8 files" in line
+    kinds = ("1 .txt", "1 ._* (of macOS)", "1 without suffix", "1 broken link", "2 device or pipe")
     assert all(kind in line for kind in ("2 .heic", *kinds))
     assert f"; the first is {tmp_path / '._a.jpg'}. Save photos among them as JPEG" in line
 
@@ -99,10 +100,36 @@ def cut(path, kept):
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        "heic",
+        "heix",
+        "heim",
+        "heis",
+        "hevc",
+        "hevx",
+        "hevm",
+        "hevs",
+        "mif1",
+        "mif2",
+        "msf1",
+        "miaf",
+    ],
+)
+@pytest.mark.parametrize("place", ["major", "compatible"])
+def test_heif_of_every_brand_is_called_heic(tmp_path, name, place):
+    brands = [name, "mif1"] if place == "major" else ["iso8", "mif1", name]
+    listed = (brands[0] + "\0\0\0\0" + "".join(brands[1:])).encode()
+    box = struct.pack(">I4s", 8 + len(listed), b"ftyp") + listed
+    (tmp_path / "x.jpg").write_bytes(box + bytes(50))
+    failure = read_photo(tmp_path / "x.jpg")
+    assert failure.reason == "is HEIC, which is not read here; save it as JPEG or PNG"
+
+
+@pytest.mark.parametrize(
     ("make", "reason"),
     [
         (lambda path: bomb(path, 60000), r"has more than 178 megapixels; shrink it"),
-        (lambda path: path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(50)), "is HEIC.*save it as"),
         (lambda path: path.write_bytes(b"<!DOCTYPE html>"), "not an image, but a web page"),
         (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), "not an image, or a damaged one"),
         (lambda path: path.write_bytes(os.urandom(999)), "not an image, or a damaged one"),
