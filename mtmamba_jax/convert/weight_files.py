@@ -5,6 +5,7 @@ Code in a file is never executed: only the arrays of PyTorch's pickles are read.
 
 import contextlib
 import json
+import logging
 import os
 import pathlib
 import pickle
@@ -27,7 +28,8 @@ TORCH = (".pth", ".pth.tar", ".pt", ".bin", ".ckpt")
 HUB = "hf:"
 
 _DISTRIBUTED = "module."  # prefix of all names in a model wrapped in DistributedDataParallel
-_PREFIXES = (_DISTRIBUTED, "model.", "net.")  # the others: attributes of a LightningModule
+_PREFIXES = (_DISTRIBUTED, "model.", "net.", "network.")  # the others: of a LightningModule
+_NO_MODEL = re.compile("optim|sched", re.IGNORECASE)  # entries with tensors that are no weights
 # Parts of names that wrappers of PyTorch and Lightning add around a model or a module in it.
 _WRAPPERS = re.compile(
     r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
@@ -44,8 +46,9 @@ def read_weights(source: str | os.PathLike) -> dict[str, np.ndarray]:
 
     The state dict may be an entry of a dict, such as "model", "state_dict" or "params", whose other
     entries are ignored. What wrappers add to names is removed: `_orig_mod.` anywhere; `module.`,
-    `model.` and `net.` if all names start with it. PyTorch files are memory-mapped if their format
-    allows it.
+    `model.`, `net.` and `network.` if most names start with it. The others, such as a criterion's,
+    are then ignored, which a warning says. PyTorch files are memory-mapped if their format allows
+    it.
 
     Args:
       source: A file that ends in `SAFETENSORS`, `SAFETENSORS_INDEX` (with its parts in the same
@@ -53,7 +56,7 @@ def read_weights(source: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Raises:
       ValueError: If the file or repository does not exist, or does not contain weights, or contains
-        several state dicts. The message names it and the remedy.
+        those of several models. The message names it and the remedy.
       RuntimeError: If PyTorch is not installed.
       OSError: If the file cannot be read or downloaded.
     """
@@ -66,24 +69,40 @@ def read_weights(source: str | os.PathLike) -> dict[str, np.ndarray]:
         )
     if not path.exists():
         raise ValueError(f"{path} does not exist.")
+    if not path.is_file():  # reading a pipe would wait for its writer
+        raise ValueError(f"{path} is not a file. Give a weight file.")
+    load = "state_dict"
     if has_ending(path, SAFETENSORS):
         weights = _read_safetensors(path)
+        load = f"safetensors.torch.load_file({str(path.absolute())!r})"
     elif has_ending(path, SAFETENSORS_INDEX):
         weights = _read_parts(path)
     elif has_ending(path, *TORCH):
-        weights = _read_torch(path)
+        weights, load = _read_torch(path)
     else:
         raise _unknown_ending(path, SAFETENSORS, SAFETENSORS_INDEX, *TORCH)
     if not weights:
         raise ValueError(f"{path} holds no arrays. Give a weight file.")
-    return _without_wrappers(path, weights)
+    return _without_wrappers(path, weights, load)
 
 
-def _without_wrappers(path: pathlib.Path, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Removes what wrappers added to the names."""
+def _without_wrappers(
+    path: pathlib.Path, weights: dict[str, np.ndarray], load: str
+) -> dict[str, np.ndarray]:
+    """Removes what wrappers added to the names; `load` is Python code for the state dict."""
     names = {name: _WRAPPERS.sub("", name) for name in weights}
-    while prefix := next((p for p in _PREFIXES if all(map(_starts(p), names.values()))), ""):
-        names = {name: short.removeprefix(prefix) for name, short in names.items()}
+    ignored: list[str] = []
+    while prefix := next((p for p in _PREFIXES if _is_wrapper(path, p, names, load)), ""):
+        ignored += [name for name, short in names.items() if not short.startswith(prefix)]
+        names = {
+            name: short.removeprefix(prefix)
+            for name, short in names.items()
+            if short.startswith(prefix)
+        }
+    if ignored:
+        logging.getLogger(__name__).warning(
+            f"warning: {path}: ignored {shortened(ignored, 5)}: not of the model in the wrapper"
+        )
     sources: dict[str, str] = {}
     for name, short in names.items():
         if (other := sources.setdefault(short, name)) != name:
@@ -94,8 +113,25 @@ def _without_wrappers(path: pathlib.Path, weights: dict[str, np.ndarray]) -> dic
     return {short: weights[name] for name, short in names.items()}
 
 
-def _starts(prefix: str) -> Callable[[str], bool]:
-    return lambda name: name.startswith(prefix)
+def _is_wrapper(path: pathlib.Path, prefix: str, names: Mapping[str, str], load: str) -> bool:
+    """Returns whether a prefix of most names is that of the model.
+
+    Raises:
+      ValueError: If the other names are a second model's, such as an average of its weights.
+    """
+    inside = [name.removeprefix(prefix) for name in names.values() if name.startswith(prefix)]
+    longest = max(inside, key=len, default="")
+    others = [name for name in names.values() if not name.startswith(prefix)]
+    copies = {each.removesuffix(longest) for each in others if each.endswith(f".{longest}")}
+    if inside and copies:
+        found = sorted({prefix, *copies})
+        raise ValueError(
+            f"{path} holds the names of a model {len(found)} times, with the prefixes "
+            f"{', '.join(map(repr, found))}. Save one of them in a file of its own: torch.save("
+            f"{{k.removeprefix({found[-1]!r}): v for k, v in {load}.items() if k.startswith("
+            f"{found[-1]!r})}}, 'weights.pth')."
+        )
+    return len(inside) > len(others)
 
 
 def has_ending(path: str | os.PathLike, *endings: str) -> bool:
@@ -196,7 +232,7 @@ def _read_parts(index: pathlib.Path) -> dict[str, np.ndarray]:
         named = f"{index} names {part!r}, which"
         if part != pathlib.Path(part).name or not part.endswith(SAFETENSORS):
             raise ValueError(f"{named} is not a safetensors file in the same folder.")
-        if not (index.parent / part).exists():
+        if not (index.parent / part).is_file():
             raise ValueError(f"{named} does not exist in its folder. Fetch it too.")
         found |= _read_safetensors(index.parent / part)
     missing = [name for name in places if name not in found]
@@ -216,7 +252,8 @@ def _import_torch(path: str | os.PathLike, action: str) -> types.ModuleType:
     return torch
 
 
-def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _read_torch(path: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
+    """Returns the weights, and Python code that loads them."""
     torch = _import_torch(path, "read")
     try:
         # Only the zip archives that torch writes since 1.6 can be memory-mapped.
@@ -234,12 +271,12 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
             f"{path} holds a {type(loaded).__name__}, not a state dict. Save model.state_dict()."
         )
     found = dict(_state_dicts(loaded, torch.Tensor))
+    largest = max(reversed(found), key=lambda keys: len(found[keys]), default=())
+    load = f"torch.load({str(path.absolute())!r}){''.join(f'[{key!r}]' for key in largest)}"
     if len(found) > 1:
-        largest = max(reversed(found), key=lambda keys: len(found[keys]))
         raise ValueError(
             f"{path} holds several state dicts: {shortened(list(map('.'.join, found)))}. Save the "
-            f"one to use in a file of its own: torch.save(torch.load({path.name!r})"
-            f"{''.join(f'[{key!r}]' for key in largest)}, 'weights.pth')."
+            f"one to use in a file of its own: torch.save({load}, 'weights.pth')."
         )
     state = next(iter(found.values()), loaded)
     others = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
@@ -248,7 +285,7 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
             f"{path} holds more than arrays: {shortened(others, 5)}. Save only its state dict, or "
             "a dict with the state dict as an entry of its own."
         )
-    return {str(name): _to_numpy(path, name, tensor) for name, tensor in state.items()}
+    return {str(name): _to_numpy(path, name, tensor) for name, tensor in state.items()}, load
 
 
 def _state_dicts(
@@ -263,7 +300,7 @@ def _state_dicts(
         yield keys, values
         return
     for name, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and not _NO_MODEL.search(str(name)):
             yield from _state_dicts(value, tensor, (*keys, str(name)))
 
 
