@@ -5,7 +5,6 @@ Code in a file is never executed: only the arrays of PyTorch's pickles are read.
 
 import contextlib
 import json
-import logging
 import os
 import pathlib
 import pickle
@@ -19,6 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from mtmamba_jax.convert.wrappers import DISTRIBUTED, without_wrappers
 from mtmamba_jax.files.paths import replacing
 from mtmamba_jax.messages import first_line, shortened
 
@@ -27,13 +27,7 @@ TORCH = (".pth", ".pth.tar", ".pt", ".bin", ".ckpt")
 """Endings of file names, in upper or lower case."""
 HUB = "hf:"
 
-_DISTRIBUTED = "module."  # prefix of all names in a model wrapped in DistributedDataParallel
-_PREFIXES = (_DISTRIBUTED, "model.", "net.", "network.")  # the others: of a LightningModule
 _NO_MODEL = re.compile("optim|sched", re.IGNORECASE)  # entries with tensors that are no weights
-# Parts of names that wrappers of PyTorch and Lightning add around a model or a module in it.
-_WRAPPERS = re.compile(
-    r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
-)
 _HUB_FILES = (
     ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"),
     ("pytorch_model.bin",),
@@ -83,55 +77,7 @@ def read_weights(source: str | os.PathLike) -> dict[str, np.ndarray]:
         raise _unknown_ending(path, SAFETENSORS, SAFETENSORS_INDEX, *TORCH)
     if not weights:
         raise ValueError(f"{path} holds no arrays. Give a weight file.")
-    return _without_wrappers(path, weights, load)
-
-
-def _without_wrappers(
-    path: pathlib.Path, weights: dict[str, np.ndarray], load: str
-) -> dict[str, np.ndarray]:
-    """Removes what wrappers added to the names; `load` is Python code for the state dict."""
-    names = {name: _WRAPPERS.sub("", name) for name in weights}
-    ignored: list[str] = []
-    while prefix := next((p for p in _PREFIXES if _is_wrapper(path, p, names, load)), ""):
-        ignored += [name for name, short in names.items() if not short.startswith(prefix)]
-        names = {
-            name: short.removeprefix(prefix)
-            for name, short in names.items()
-            if short.startswith(prefix)
-        }
-    if ignored:
-        logging.getLogger(__name__).warning(
-            f"warning: {path}: ignored {shortened(ignored, 5)}: not of the model in the wrapper"
-        )
-    sources: dict[str, str] = {}
-    for name, short in names.items():
-        if (other := sources.setdefault(short, name)) != name:
-            raise ValueError(
-                f"{path} holds {other} and {name}, which are both {short} without the wrapper of a "
-                "model. Save only one of them."
-            )
-    return {short: weights[name] for name, short in names.items()}
-
-
-def _is_wrapper(path: pathlib.Path, prefix: str, names: Mapping[str, str], load: str) -> bool:
-    """Returns whether a prefix of most names is that of the model.
-
-    Raises:
-      ValueError: If the other names are a second model's, such as an average of its weights.
-    """
-    inside = [name.removeprefix(prefix) for name in names.values() if name.startswith(prefix)]
-    longest = max(inside, key=len, default="")
-    others = [name for name in names.values() if not name.startswith(prefix)]
-    copies = {each.removesuffix(longest) for each in others if each.endswith(f".{longest}")}
-    if inside and copies:
-        found = sorted({prefix, *copies})
-        raise ValueError(
-            f"{path} holds the names of a model {len(found)} times, with the prefixes "
-            f"{', '.join(map(repr, found))}. Save one of them in a file of its own: torch.save("
-            f"{{k.removeprefix({found[-1]!r}): v for k, v in {load}.items() if k.startswith("
-            f"{found[-1]!r})}}, 'weights.pth')."
-        )
-    return len(inside) > len(others)
+    return without_wrappers(path, weights, load)
 
 
 def has_ending(path: str | os.PathLike, *endings: str) -> bool:
@@ -165,7 +111,7 @@ def write_torch(
       OSError: If the file cannot be written, or the disk is full.
     """
     torch = _import_torch(path, "written")
-    state = {_DISTRIBUTED + k: torch.from_numpy(np.array(v)) for k, v in arrays.items()}
+    state = {DISTRIBUTED + k: torch.from_numpy(np.array(v)) for k, v in arrays.items()}
     with _replacing(path, arrays) as new:
         torch.save({"model": state, **metadata}, new)
 
