@@ -1,9 +1,13 @@
 """Ends a command at the second Ctrl-C, whatever it is doing."""
 
+import contextlib
 import os
+import select
 import signal
 import threading
 from typing import Self
+
+_PATIENCE = 1.0  # seconds in which a command that can stop at once has done so
 
 # Forked processes get the parent's Ctrl-C too, and must not count it a second time.
 os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
@@ -14,7 +18,8 @@ class Interrupts:
 
     Python handles signals only between two steps of the main thread: not while XLA compiles. What
     it raises in a callback of a library may be lost. Here a thread reads the signals from a pipe,
-    which Python writes them to as they arrive.
+    which Python writes them to as they arrive. If the command is still running a second later, the
+    thread prints what it waits for.
 
     Args:
       message: Line to print as the process ends.
@@ -44,8 +49,27 @@ class Interrupts:
 
     def _watch(self, read: int) -> None:
         with open(read, "rb", buffering=0) as signals:
-            while number := signals.read(1):
+            wait = None
+            while True:
+                if not select.select([signals], [], [], wait)[0]:
+                    again, wait = "again" if self.count else "twice", None
+                    _print(
+                        "\nWaiting for what cannot be interrupted, such as a compilation, or for a "
+                        f"step to be saved. Ctrl-C {again} stops immediately.\n".encode()
+                    )
+                    continue
+                number = signals.read(1)
+                if not number:
+                    return
+                if number[0] in (signal.SIGINT, signal.SIGTERM):
+                    wait = _PATIENCE
                 self.count += number[0] == signal.SIGINT
                 if self.count == 2:
-                    os.write(2, self._message)
+                    _print(self._message)
                     os._exit(130)
+
+
+def _print(text: bytes) -> None:
+    """Prints to stderr, not by `print`, which may be what was interrupted."""
+    with contextlib.suppress(OSError):
+        os.write(2, text)

@@ -24,6 +24,7 @@ def open_streams() -> None:
         stream = getattr(sys, name)
         if stream is getattr(sys, f"__{name}__"):  # not a notebook's or a test's
             binary: Any = _Output(stream.fileno(), "w", closefd=False)
+            binary.drops_all = name == "stderr"  # notes; errors are in the exit code too
             if not stream.write_through:  # as with `python -u`
                 binary = io.BufferedWriter(binary)
             wrapped = io.TextIOWrapper(
@@ -39,14 +40,14 @@ def open_streams() -> None:
 class _Output(io.FileIO):
     """A stream that drops what nobody reads: the work of a command is in its files."""
 
-    _has_failed = False
+    drops_all = False
 
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError as error:
-            if error.errno not in _NOBODY_READS and not self._has_failed:
-                self._has_failed = True  # Python writes the same again as it exits
+            if error.errno not in _NOBODY_READS and not self.drops_all:
+                self.drops_all = True  # Python writes the same again as it exits
                 raise OSError(
                     f"The output could not be written ({error.strerror}). Send it to a place with "
                     "room and run the same command again."

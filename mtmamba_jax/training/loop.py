@@ -97,7 +97,10 @@ class Loop:
         first = step = int(state.step)
         self._catch_up(step, state)
         if step < settings.steps:
-            self._report.say("Compiling the training step: a minute or more.")
+            self._report.say(
+                "Compiling the training step: a minute or more. XLA may print that this is very "
+                "slow; that is not an error."
+            )
         clock.restart(step)
         while step < settings.steps:
             batch = clock.next(batches)

@@ -1,5 +1,6 @@
 """Stops a run cleanly on SIGTERM, as schedulers send before they take a machine, and on Ctrl-C."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -53,7 +54,10 @@ class StopSignals:
             raise KeyboardInterrupt
         self.found = signal.Signals(number)
         # Not by print, which may be what was interrupted.
-        os.write(2, b"\nStopping after this step, to save it. Ctrl-C again stops immediately.\n")
+        with contextlib.suppress(OSError):
+            os.write(
+                2, b"\nStopping after this step, to save it. Ctrl-C again stops immediately.\n"
+            )
         if not self._alone:
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -36,7 +36,7 @@ SAVES = """
 FORKED = """
     if not os.fork(): signal.signal(signal.SIGINT, lambda *_: None); time.sleep(2); os._exit(0)
     try: print("started", flush=True); time.sleep(100)
-    except KeyboardInterrupt: time.sleep(1)
+    except KeyboardInterrupt: time.sleep(0.4)
     return 5
 """
 IMPORTS = """
@@ -56,8 +56,9 @@ os.execv(sys.argv[1], sys.argv[1:])
 MESSAGE = "error: Interrupted. The same command resumes from the last checkpoint, if there is one."
 
 
-def interrupt(command, *waits, after="started"):
-    """Sends Ctrl-C to a command as a terminal does; returns its exit code, output and seconds."""
+def interrupt(command, *waits, after="started", first=signal.SIGINT):
+    """Sends Ctrl-C to a command as a terminal does, the first time the signal `first`; returns its
+    exit code, output and seconds."""
     process = subprocess.Popen(
         [sys.executable, "-c", HEEDS, *command],
         cwd=ROOT,
@@ -71,9 +72,9 @@ def interrupt(command, *waits, after="started"):
         assert process.stdout
         while after and after not in process.stdout.readline():
             assert process.poll() is None
-        for seconds in waits:
+        for number, seconds in enumerate(waits):
             time.sleep(seconds)
-            os.killpg(process.pid, signal.SIGINT)
+            os.killpg(process.pid, signal.SIGINT if number else first)
         begun = time.monotonic()
         output = process.communicate(timeout=240)[0]
     finally:
@@ -88,6 +89,22 @@ def test_a_second_interrupt_ends_a_command_at_once(work):
     assert output.endswith(f"\n{MESSAGE}\n")
     assert "Traceback" not in output
     assert seconds < 10
+
+
+HINT = "\nWaiting for what cannot be interrupted, such as a compilation, or for a step to be saved."
+
+
+@pytest.mark.parametrize(
+    ("number", "again"), [(signal.SIGINT, "again"), (signal.SIGTERM, "twice")], ids=str
+)
+def test_a_first_signal_that_has_no_effect_yet_is_answered_with_what_to_do(number, again):
+    work = f"    signal.signal({number:d}, lambda *_: None)\n{COMPILES}"
+    code, output, _ = interrupt(
+        [sys.executable, "-c", COMMAND.format(work=work.strip())], 0.2, 1.5, 0.1, first=number
+    )
+    assert code == 130
+    assert output.startswith(f"{HINT} Ctrl-C {again} stops immediately.\n")
+    assert output.count(HINT) == 1
 
 
 def test_one_interrupt_of_a_process_group_counts_once():

@@ -72,6 +72,14 @@ def test_output_that_a_full_disk_does_not_take_is_one_message(tmp_path):
     assert output.count("\n") == 1
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
+def test_notes_that_a_full_disk_does_not_take_are_dropped(tmp_path):
+    command = COMMAND.replace('end="", flush=True', "flush=True")
+    code, output = run("2>/dev/full | tail -c 8", tmp_path, "-c", command, str(tmp_path / "file"))
+    assert (code, output) == (3, "printed\n")
+    assert (tmp_path / "file").read_text().startswith("number")
+
+
 def test_training_needs_no_standard_streams(tmp_path):
     command = ("-m", "tests.training.killed_run", str(tmp_path / "run"), "pixel")
     code, output = run("2>&- | true", tmp_path, *command, "train.steps=2", "train.eval_every=2")
