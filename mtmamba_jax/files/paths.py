@@ -5,6 +5,7 @@ import errno
 import itertools
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 import time
@@ -124,12 +125,10 @@ def walk_files(
 def path_inside(name: str) -> str:
     """Returns a name as a relative path that does not leave its folder and is not hidden.
 
-    A "/" separates folders. A part that begins with "." or "%" begins with that character's code
-    instead, and an empty part becomes "%", so different names stay different.
+    A "/" separates folders. A part that is empty or begins with "." gets a "_" in front. So does
+    one that is such a part behind "_" already, so different names stay different.
     """
-    codes = {".": "%2E", "%": "%25"}
-    parts = ((codes.get(part[:1], part[:1]) + part[1:]) or "%" for part in name.split("/"))
-    return "/".join(parts)
+    return "/".join(re.sub(r"^(?=_*(\.|\Z))", "_", part) for part in name.split("/"))
 
 
 def unique_name(name: str, taken: Container[str]) -> str:
@@ -179,7 +178,11 @@ def replacing(path: pathlib.Path, needed: int, what: str, remedy: str) -> Iterat
     Raises:
       OSError: If the disk does not have the space, or the block raises an OSError.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    message = f"{what} could not be written to {path}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _explained(error, message, remedy) from error
     _remove_left_behind(path.parent)
     check_free_space(needed, path.parent, what, remedy)
     try:
@@ -190,7 +193,7 @@ def replacing(path: pathlib.Path, needed: int, what: str, remedy: str) -> Iterat
                 path.rename(pathlib.Path(temporary) / "old")
             new.replace(path)
     except OSError as error:
-        raise _explained(error, f"{what} could not be written to {path}", remedy) from error
+        raise _explained(error, message, remedy) from error
 
 
 def _remove_left_behind(folder: pathlib.Path) -> None:
@@ -205,11 +208,31 @@ def _remove_left_behind(folder: pathlib.Path) -> None:
 
 def _explained(error: OSError, what: str, remedy: str) -> OSError:
     """Returns an error of the same type and number that says what happened and what to do."""
+    if isinstance(error.__cause__, OSError):  # explained already, as one of a temporary file
+        error = error.__cause__
     fix = "Free some disk space" if error.errno in _DISK_FULL else "Fix that"
     kind = type(OSError(error.errno, ""))  # subclasses of libraries may take other arguments
     explained = kind(f"{what} ({error.strerror or error}). {fix}, or {remedy}.")
     explained.errno = error.errno
     return explained
+
+
+def check_writable(folder: pathlib.Path, what: str, remedy: str) -> None:
+    """Checks that files can be written to a local folder; makes nothing if it does not exist yet.
+
+    Args:
+      folder: The folder.
+      what: Begin of the message, such as "FOLDER cannot be written to".
+      remedy: Advice to give, such as "write elsewhere".
+
+    Raises:
+      OSError: If a file or folder cannot be made there.
+    """
+    place = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise _explained(error, what, remedy) from error
 
 
 def check_writable_scheme(path: str | os.PathLike, flag: str) -> None:

@@ -217,10 +217,10 @@ def test_values_are_saved_as_levels(quantity, value, wanted):
     [
         ("2008_000002", "2008_000002"),
         ("val/000001", "val/000001"),
-        (".hidden", "%2Ehidden"),
-        ("../../up", "%2E./%2E./up"),
-        ("/root/a.b", "%/root/a.b"),
-        ("%2Ehidden", "%252Ehidden"),
+        (".hidden", "_.hidden"),
+        ("../../up", "_../_../up"),
+        ("/root/a.b", "_/root/a.b"),
+        ("_.hidden", "__.hidden"),
     ],
 )
 def test_a_file_lies_below_its_folder_and_is_not_hidden(identity, file):

@@ -8,9 +8,9 @@ import time
 import pytest
 
 from mtmamba_jax.cli.console import default_workdir
-from mtmamba_jax.files.paths import path_inside, replacing, write_atomically
+from mtmamba_jax.files.paths import check_writable, path_inside, replacing, write_atomically
 
-NAMES = ["a", "a/b", "a_b", "..", "../a", "/etc/x", "a/../../b", ".a", "%2Ea", "%", "a//b", "."]
+NAMES = ["a", "a/b", "a_b", "..", "../a", "/etc/x", "a/../../b", ".a", "_.a", "_", "", "a//b", "."]
 
 
 def test_a_name_as_a_path_stays_in_its_folder_is_visible_and_is_of_no_other_name(tmp_path):
@@ -42,6 +42,32 @@ def test_a_full_disk_leaves_the_old_file_and_the_message_names_it(tmp_path, monk
     with pytest.raises(OSError, match=r"map\.png could not be written \(No space left on device"):
         write_atomically(path, b"new contents")
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
+
+
+def test_a_full_disk_is_explained_once_and_without_the_temporary_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(pathlib.Path, "write_bytes", fill_up)
+    with pytest.raises(OSError) as error, replacing(tmp_path / "maps", 1, "It", "choose") as new:
+        new.mkdir()
+        write_atomically(new / "map.png", b"new contents")
+    reason = f"It could not be written to {tmp_path}/maps (No space left on device)."
+    assert str(error.value) == f"{reason} Free some disk space, or choose."
+    assert error.value.errno == errno.ENOSPC
+
+
+def test_a_place_where_nothing_can_be_written_is_explained_and_a_check_makes_nothing(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for folder in (tmp_path / "file", tmp_path / "file" / "a" / "b"):
+        message = r"It is not written \(Not a directory\)\. Fix that, or choose another\."
+        with pytest.raises(NotADirectoryError, match=message):
+            check_writable(folder, "It is not written", "choose another")
+        with (
+            pytest.raises(OSError, match=r"It could not be written to .*\. Fix that, or choose"),
+            replacing(folder / "c", 1, "It", "choose another"),
+        ):
+            pass
+    check_writable(tmp_path / "new" / "folder", "It is not written", "choose another")
+    check_writable(tmp_path, "It is not written", "choose another")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 CODES = (errno.EACCES, errno.EISDIR, errno.ENOENT, errno.EROFS, errno.EIO)
