@@ -2,6 +2,8 @@
 
 import os
 
+from mtmamba_jax.messages import command
+
 LICENSES = {
     "nyudv2": "No license is stated; the authors ask to cite the paper.",
     "pascal_context": "Images: Flickr's terms of use. Annotations: no license is stated.",
@@ -15,7 +17,7 @@ DATASETS = tuple(LICENSES)
 
 def prepare_command(name: str) -> str:
     """Returns the command that prepares a dataset."""
-    return f"mtmamba prepare --dataset={name} --source=PUBLISHED_FILES"
+    return command("prepare", f"--dataset={name}", "--source=PUBLISHED_FILES")
 
 
 def default_data_dir() -> str:

@@ -20,7 +20,7 @@ import tqdm
 from mtmamba_jax.data_pipelines.datasets import prepare_command
 from mtmamba_jax.files.locks import locked
 from mtmamba_jax.files.paths import check_free_space, user_cache_folder
-from mtmamba_jax.messages import first_line, shortened
+from mtmamba_jax.messages import counted, first_line, shortened
 
 _MARKER = "dataset_info.json"  # TFDS takes a folder with it for complete, so it is copied last
 _PARTIAL = ".partial"
@@ -147,7 +147,8 @@ def _shards(info: Mapping) -> Iterator[str]:
 
 def _incomplete(root: str, missing: Sequence[str]) -> ValueError:
     return ValueError(
-        f"{root} is incomplete: it lacks {len(missing)} files, {shortened(missing, 3)}. Is it "
+        f"{root} is incomplete: it lacks {counted(len(missing), 'file')}, "
+        f"{shortened(missing, 3)}. Is it "
         "still being uploaded? Wait until it is complete, or upload it again."
     )
 

@@ -1,6 +1,9 @@
 """Formats what messages and reports share: suggestions, shortened lists, numbers with units."""
 
 import difflib
+import pathlib
+import shlex
+import sys
 from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
@@ -22,6 +25,24 @@ def check_name(what: str, name: str, valid: Iterable[str]) -> None:
         raise ValueError(
             f"Unknown {what} {name!r}.{nearest(name, valid)} Valid: {', '.join(valid)}."
         )
+
+
+def program_name() -> str:
+    """Returns how this process was called, for suggested commands."""
+    name = pathlib.Path(sys.argv[0]).name
+    if name == "__main__.py":
+        return "python -m mtmamba_jax"
+    return f"python {name}" if name.endswith(".py") else "mtmamba"
+
+
+def command(*arguments: str) -> str:
+    """Returns a command of this program, quoted for the shell."""
+    return f"{program_name()} {shlex.join(arguments)}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Returns "1 image" or "2 images"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def shortened(names: Sequence[object], most: int = 8) -> str:

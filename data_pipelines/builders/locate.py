@@ -9,6 +9,7 @@ import tqdm
 from mtmamba_jax.data_pipelines.builders import archives
 from mtmamba_jax.data_pipelines.builders.dataset_files import DatasetFiles
 from mtmamba_jax.data_pipelines.read_files import DataError
+from mtmamba_jax.messages import counted
 
 
 def open_splits(
@@ -50,7 +51,7 @@ def open_splits(
         path = kind.split_path(folders, split)
         files = kind(folders, split) if path.exists() else ()
         if len(files) != published:
-            found = f"has {len(files)} examples" if files else "is missing"
+            found = f"has {counted(len(files), 'example')}" if files else "is missing"
             problems.append(f"{path} {found}, the published {split} split has {published}.")
         if files:
             splits.append(files)

@@ -27,7 +27,7 @@ from mtmamba_jax.config import Config
 from mtmamba_jax.files import paths
 from mtmamba_jax.files.json_files import write_json
 from mtmamba_jax.files.paths import write_atomically
-from mtmamba_jax.messages import first_line, shortened
+from mtmamba_jax.messages import command, first_line, shortened
 
 CONFIG_FILE = "config.json"
 CheckpointKind = Literal["best", "latest"]
@@ -191,7 +191,8 @@ class RunDirectory:
                 f"them: --config.init.encoder={self} and another --workdir."
             )
         raise ValueError(
-            f"{self} holds no run (no config.json). Create one: train --workdir={self}."
+            f"{self} holds no run (no config.json). Create one: "
+            f"{command('train', f'--workdir={self}')}"
         )
 
 

@@ -1,8 +1,6 @@
 """Prints and parses what several commands share."""
 
 import argparse
-import pathlib
-import sys
 
 import jax
 
@@ -31,14 +29,6 @@ def describe_program(what: str, config: Config, kind: str = "") -> str:
         f"{program} of {config.model.name} with {config.model.encoder} on {kind}{height}x{width} "
         f"images, {config.model.dtype}"
     )
-
-
-def program_name() -> str:
-    """Returns how this process was called, for suggested commands."""
-    name = pathlib.Path(sys.argv[0]).name
-    if name == "__main__.py":
-        return "python -m mtmamba_jax"
-    return f"python {name}" if name.endswith(".py") else "mtmamba"
 
 
 def default_workdir(config: str) -> str:

@@ -1,9 +1,7 @@
 """The command `convert`: converts PyTorch weights."""
 
 import argparse
-import shlex
 
-from mtmamba_jax.cli.console import program_name
 from mtmamba_jax.convert.weight_files import SAFETENSORS, has_ending, read_weights
 from mtmamba_jax.export.model_card import public_name
 from mtmamba_jax.export.torch_run import (
@@ -13,6 +11,7 @@ from mtmamba_jax.export.torch_run import (
     write_file,
     write_run,
 )
+from mtmamba_jax.messages import command
 
 
 def run(options: argparse.Namespace) -> int:
@@ -28,13 +27,11 @@ def run(options: argparse.Namespace) -> int:
     is_file = has_ending(options.to, SAFETENSORS)
     (write_file if is_file else write_run)(converted, options.to, name)
     if converted.config and not is_file:
-        next_command = (
-            f"predict --workdir={options.to} PHOTO_OR_FOLDER...\n"
-            f"  {program_name()} eval --workdir={options.to}"
-        )
+        workdir = f"--workdir={options.to}"
+        following = [("predict", workdir, "PHOTO_OR_FOLDER..."), ("eval", workdir)]
     else:
         key = "run" if converted.config else "encoder"
         flag = f"--config.init.{key}={options.to}"
-        next_command = shlex.join(["train", *converted.arguments, flag])
-    print(f"Wrote {options.to}\nNext:\n  {program_name()} {next_command}")
+        following = [("train", *converted.arguments, flag)]
+    print("\n  ".join([f"Wrote {options.to}\nNext:", *(command(*each) for each in following)]))
     return 0

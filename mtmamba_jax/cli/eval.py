@@ -9,13 +9,14 @@ import tqdm
 from etils import epath
 
 from mtmamba_jax.checkpoints.load import Run, load_run
-from mtmamba_jax.cli.console import announce, join_processes, program_name
+from mtmamba_jax.cli.console import announce, join_processes
 from mtmamba_jax.devices.processes import is_first, max_over_processes, sum_over_processes
 from mtmamba_jax.evaluation.boundaries import Benchmark, choose_benchmark, count_test_set
 from mtmamba_jax.evaluation.evaluate import Evaluator
 from mtmamba_jax.evaluation.report import class_ious, format_details, score_table, write_confusions
 from mtmamba_jax.evaluation.saved_predictions import PredictionWriter
 from mtmamba_jax.files.json_files import write_json
+from mtmamba_jax.messages import command, counted
 from mtmamba_jax.metrics import compute_scores
 from mtmamba_jax.metrics.boundaries.report import remove_report_of_other_step, write_report
 from mtmamba_jax.metrics.boundaries.report import score_table as boundary_table
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     if writer:
         count = len(evaluator)
         writer.finish({"workdir": options.workdir, "step": run.step, "images": count})
-        print(f"\nPredictions of {count} images: {writer.folder}")
+        print(f"\nPredictions of {counted(count, 'image')}: {writer.folder}")
     if benchmark and sums and sums["images"]:
         settings = {**benchmark.settings, "images": int(sums["images"])}
         edge = benchmark.task.name
@@ -70,9 +71,9 @@ def run(options: argparse.Namespace) -> int:
     panels = write_panels(directory / folder, run.tasks, examples)
     names = "".join(f", {drawing.name}" for drawing in drawings)
     print(
-        f"\nWrote {path} with every score{names} and {len(panels)} panels in "
+        f"\nWrote {path} with every score{names} and {counted(len(panels), 'panel')} in "
         f"{options.workdir}/{folder}\n"
-        f"Next: {program_name()} predict --workdir={options.workdir} PHOTO_OR_FOLDER..."
+        f"Next: {command('predict', f'--workdir={options.workdir}', 'PHOTO_OR_FOLDER...')}"
     )
     if sums and not sums["images"]:  # last, once everything else is written
         raise ValueError(

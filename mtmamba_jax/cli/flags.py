@@ -2,29 +2,41 @@
 
 import argparse
 import importlib.metadata
-from typing import Any
+from typing import Any, NoReturn
+
+from mtmamba_jax.messages import program_name
 
 _CONFIG = "NAME or NAME:VARIANT of configs/, or the path of a file of your own"
 
 
 class Parser(argparse.ArgumentParser):
-    """The command line's parser, with the parser of each command by name."""
+    """The command line's parser, with the parser of each command by name.
+
+    Mistakes are one line, as all errors of commands are.
+    """
 
     commands: dict[str, argparse.ArgumentParser]
+
+    def error(self, message: str) -> NoReturn:
+        """Prints a mistake and exits with code 2."""
+        text = message[:1].upper() + message[1:]
+        self.exit(2, f"error: {text}. {self.prog} --help lists what is valid.\n")
 
 
 def create_parser() -> Parser:
     """Returns the parser of the command line."""
     parser = Parser(
-        prog="mtmamba",
+        prog=program_name(),
         description="MTMamba: several dense maps from one image, in JAX.",
+        epilog="Exit codes: 0 success; 1 the command, or a part of it, failed; 2 the command line "
+        "or its input is wrong; 130 interrupted by Ctrl-C.",
         allow_abbrev=False,
     )
     parser.add_argument(
         "--version", action="version", version=importlib.metadata.version("mtmamba_jax")
     )
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser
+        dest="command", required=True, metavar="COMMAND", parser_class=Parser
     )
     parser.commands = {}
     for name, (add_flags, help) in _COMMANDS.items():

@@ -28,8 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Errors of the user are printed as one message; `--traceback` shows where they were raised.
 
     Returns:
-      The exit code. 0: success. 1: the command, or a part of it, failed. 2: the command line or its
-      input is wrong. 130: interrupted by Ctrl-C.
+      The exit code; the help lists their meanings.
     """
     open_streams()
     _silence_repeated_errors()

@@ -11,13 +11,13 @@ import numpy as np
 import tqdm
 from jaxtyping import UInt8
 
-from mtmamba_jax.cli.console import program_name
 from mtmamba_jax.data_pipelines.batch import check_example
 from mtmamba_jax.data_pipelines.datasets import default_data_dir
 from mtmamba_jax.data_pipelines.parallel import in_order, worker_count
 from mtmamba_jax.data_pipelines.records import Records, create_builder
 from mtmamba_jax.data_pipelines.remote_cache import how_to_upload
 from mtmamba_jax.files.paths import is_remote
+from mtmamba_jax.messages import command, counted
 from mtmamba_jax.tasks.readout import label_value
 from mtmamba_jax.visualization.legend import add_legend
 from mtmamba_jax.visualization.render import image_grid, render_map, write_png
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     builder = prepare(*given, allow_partial=options.allow_partial, num_workers=workers)
     if options.check:
         count = check_records(builder, workers)
-        print(f"All {count} records can be read and hold valid examples.")
+        print(f"Every record can be read and holds a valid example: {counted(count, 'record')}.")
     folder = pathlib.Path(builder.data_dir)
     print(
         f"\n{summarize(builder)}\n"
@@ -44,8 +44,8 @@ def run(options: argparse.Namespace) -> int:
         f"\nNext: look at {folder / SHEET_FILE}, some examples with all their labels"
     )
     if set(builder.info.splits) == set(builder.FILES.COUNTS):  # training reads every split
-        data_dir = f" --config.data.dir={options.data_dir}" if options.data_dir else ""
-        print(f"  {program_name()} train --config={options.dataset}{data_dir}")
+        data_dir = [f"--config.data.dir={options.data_dir}"] if options.data_dir else []
+        print(f"  {command('train', f'--config={options.dataset}', *data_dir)}")
     return 0
 
 
@@ -117,10 +117,11 @@ def summarize(builder: DenseBuilder) -> str:
     tasks = ", ".join(task.name for task in builder.FILES.TASKS)
     lines = [f"{builder.name}: {tasks}"]
     for split, info in builder.info.splits.items():
-        size = f"{info.num_bytes / 1e6:,.1f} MB in {info.num_shards} files"
+        size = f"{info.num_bytes / 1e6:,.1f} MB in {counted(info.num_shards, 'file')}"
         published = builder.FILES.COUNTS[split]
         part = "" if info.num_examples == published else f" of {published}"
-        lines.append(f"  {split:<6} {info.num_examples:>6}{part} examples, {size}")
+        _, _, noun = counted(info.num_examples, "example").partition(" ")
+        lines.append(f"  {split:<6} {info.num_examples:>6}{part} {noun}, {size}")
     return "\n".join(lines)
 
 

@@ -1,15 +1,15 @@
 """The command `sweep`: trains the variants of a configuration."""
 
 import argparse
-import shlex
 import signal
 import sys
 
 import jax
 
 from mtmamba_jax.cli import train
-from mtmamba_jax.cli.console import default_workdir, join_processes, program_name
+from mtmamba_jax.cli.console import default_workdir, join_processes
 from mtmamba_jax.files.paths import is_remote
+from mtmamba_jax.messages import command, counted
 from mtmamba_jax.paper.sweep import Job, create_jobs
 from mtmamba_jax.training.stopping import StoppedError
 
@@ -23,10 +23,13 @@ def run(options: argparse.Namespace) -> int:
     left = [job for job in jobs if not job.is_done()]
     if options.print:
         for job in left:
-            print(f"{program_name()} {shlex.join(job.arguments())}")
+            print(command(*job.arguments()))
         return 0
     join_processes(options)
-    print(f"{len(jobs)} runs in {workdir}, {len(jobs) - len(left)} of them finished.", flush=True)
+    print(
+        f"{counted(len(jobs), 'run')} in {workdir}, {len(jobs) - len(left)} of them finished.",
+        flush=True,
+    )
     failed = 0
     for number, job in enumerate(left, len(jobs) - len(left) + 1):
         print(f"\n[{number} of {len(jobs)}] {job.config}, seed {job.overrides['seed']}", flush=True)
@@ -45,12 +48,12 @@ def run(options: argparse.Namespace) -> int:
             print(f"Stopped by {stop.name}. Run the same command to resume.", flush=True)
             return train.exit_code(stop)
     if failed:
-        print(f"error: {failed} of {len(jobs)} runs failed.", file=sys.stderr)
+        print(f"error: {failed} of {counted(len(jobs), 'run')} failed.", file=sys.stderr)
         return 1
     if is_remote(workdir):
         print("\nAll runs are finished. For the command tables, copy the folder to a local disk.")
     else:
-        print(f"\nAll runs are finished. Next:\n  {program_name()} tables --runs={workdir}")
+        print(f"\nAll runs are finished. Next:\n  {command('tables', f'--runs={workdir}')}")
     return 0
 
 

@@ -5,9 +5,10 @@ import signal
 import time
 
 from mtmamba_jax import config as configuration
-from mtmamba_jax.cli.console import announce, default_workdir, join_processes, program_name
+from mtmamba_jax.cli.console import announce, default_workdir, join_processes
 from mtmamba_jax.config import Config
 from mtmamba_jax.evaluation.report import score_table
+from mtmamba_jax.messages import command, counted
 from mtmamba_jax.training.profile import parse_steps
 from mtmamba_jax.training.stopping import StoppedError
 from mtmamba_jax.training.train import train
@@ -48,23 +49,24 @@ def train_once(
     announce(
         f"Training {config.model.name} with {config.model.encoder} on {config.data.name}: "
         f"{', '.join(task.name for task in config.tasks.selected)}",
-        f"{config.train.steps} steps of batch {config.train.batch_size}, "
+        f"{counted(config.train.steps, 'step')} of batch {config.train.batch_size}, "
         f"{config.data.size[0]}x{config.data.size[1]} pixels, {config.model.dtype}",
         f"Writing to {workdir}",
         *([never] if warmup >= config.train.steps else []),
     )
     start = time.monotonic()
     result = train(config, workdir, profile, extend=extend)
+    panels = counted(len(result.panels), "test image")
     print(
         f"\nBest model: step {result.step}. On the test set, beside the best constant prediction:\n"
         f"{score_table(config.tasks.selected, result.scores, result.constants)}\n"
         f"\nTook {(time.monotonic() - start) / 60:.1f} minutes. Wrote to {workdir}:"
-        f"\n  panels/         {len(result.panels)} test images with predictions, labels and errors"
+        f"\n  panels/         {panels} with predictions, labels and errors"
         "\n  metrics.jsonl   all logged numbers"
         "\n  tensorboard/    the same with images, for TensorBoard: pip install tensorboard"
         "\n  best/, latest/  checkpoints\n"
         "\nNext:"
-        f"\n  {program_name()} predict --workdir={workdir} PHOTO_OR_FOLDER..."
-        f"\n  {program_name()} eval --workdir={workdir}"
+        f"\n  {command('predict', f'--workdir={workdir}', 'PHOTO_OR_FOLDER...')}"
+        f"\n  {command('eval', f'--workdir={workdir}')}"
     )
     return result.stop

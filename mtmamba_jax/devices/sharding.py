@@ -12,6 +12,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mtmamba_jax.array_types import Batch
+from mtmamba_jax.messages import counted
 
 FSDP_AXIS = "fsdp"
 BATCH_AXES = ("data", FSDP_AXIS)
@@ -75,8 +76,9 @@ def create_mesh(
     count = found * fsdp
     if not 0 < count <= len(devices):
         raise ValueError(
-            f"mesh.data={data} and mesh.fsdp={fsdp} do not fit {len(devices)} devices and batches "
-            f"of {sizes}: data x fsdp must not exceed the devices and must divide the batch sizes."
+            f"mesh.data={data} and mesh.fsdp={fsdp} do not fit {counted(len(devices), 'device')} "
+            f"and batches of {sizes}: data x fsdp must not exceed the devices and must divide the "
+            "batch sizes."
         )
     if count < len(devices):
         reason = (

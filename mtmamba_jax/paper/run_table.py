@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from mtmamba_jax.messages import short
+from mtmamba_jax.messages import counted, short
 from mtmamba_jax.metrics.multitask import delta_m
 from mtmamba_jax.models.swin import SWIN_SIZES
 from mtmamba_jax.paper.cost import count_cost
@@ -36,7 +36,7 @@ def run_table(lines: Lines, title_keys: Sequence[str]) -> Table:
     runs = [run for line in lines.values() for run in line]
     config, tasks = runs[0].config, all_tasks(runs[0])
     flat, (height, width) = config.flat(), config.data.size
-    title = f"{config.data.name}, {height}x{width}, {config.train.steps} steps"
+    title = f"{config.data.name}, {height}x{width}, {counted(config.train.steps, 'step')}"
     title += "".join(f", {key}={flat.get(key)}" for key in title_keys)
     _check_contour_settings(runs)
     scores, (gain_title, main_scores) = _score_columns(tasks, runs), _choose_scores(tasks, runs)

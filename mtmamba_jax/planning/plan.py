@@ -15,7 +15,7 @@ from mtmamba_jax.config import Config
 from mtmamba_jax.devices.sharding import create_mesh, device_arrays, state_sharding
 from mtmamba_jax.devices.timing import program_memory
 from mtmamba_jax.evaluation.evaluate import create_predict_step
-from mtmamba_jax.messages import check_name
+from mtmamba_jax.messages import check_name, counted
 from mtmamba_jax.models.mtmamba import abstract_build
 from mtmamba_jax.planning.collectives import count_collectives, count_loops
 from mtmamba_jax.planning.topology import Topology
@@ -122,15 +122,16 @@ def _check_batch(what: str, config: Config, topology: Topology) -> None:
     product = mesh.fsdp * (count // mesh.fsdp if mesh.data == -1 else mesh.data)
     if product != count:
         raise ValueError(
-            f"mesh.data={mesh.data} and mesh.fsdp={mesh.fsdp} do not match the {count} devices of "
-            f"{topology.name}. Their product must be {count}; mesh.data=-1 takes all devices."
+            f"mesh.data={mesh.data} and mesh.fsdp={mesh.fsdp} do not match the "
+            f"{counted(count, 'device')} of {topology.name}. Their product must be {count}; "
+            "mesh.data=-1 takes all devices."
         )
     parts = config.train.microbatches if what == "step" else 1
     key, size = batch_of(what, config)
     if size % (count * parts):
         split = f" in train.microbatches={parts}" if parts > 1 else ""
         raise ValueError(
-            f"{key}={size}{split} does not split over the {count} devices of "
+            f"{key}={size}{split} does not split over the {counted(count, 'device')} of "
             f"{topology.name}: it must be a multiple of {count * parts}."
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mtmamba_jax.cli import main as cli
-from mtmamba_jax.cli.console import program_name
+from mtmamba_jax.messages import program_name
 from mtmamba_jax.tasks.table import SEMSEG_NYUDV2
 from mtmamba_jax.training.stopping import StoppedError
 from mtmamba_jax.training.train import train
@@ -92,6 +92,33 @@ def test_a_peak_rate_that_is_never_reached_is_one_note(monkeypatch, capsys):
 
 def stop_at_once(*arguments, **options):
     raise StoppedError(0, signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "The following arguments are required: COMMAND. mtmamba --help lists"),
+        (["predict"], "The following arguments are required: --workdir, photos. mtmamba predict"),
+        (["export", "--format=x"], "Argument --format: invalid choice: 'x' (choose from"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_like_other_errors(
+    arguments, message, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", ["mtmamba"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+
+
+def test_a_suggested_command_can_be_pasted(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/launch.py"])
+    assert cli.main(["eval", "--workdir=/no where"]) == 2
+    suggested = "Create one: python launch.py train '--workdir=/no where'\n"
+    assert capsys.readouterr().err.endswith(suggested)
 
 
 def test_traceback_flag_shows_where_an_error_comes_from(tmp_path):
@@ -181,6 +208,36 @@ def test_predict_names_what_is_missing_and_does_the_rest(workdir, tmp_path, caps
     assert "empty: holds no photo" in captured.err
     assert "missing.jpg: does not exist" in captured.err
     assert [path.name for path in output.iterdir()] == ["photo"]
+
+
+def test_predict_says_which_folder_is_of_which_of_two_photos_of_one_name(
+    workdir, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(workdir.parent)
+    photos = [tmp_path / name for name in ("x/a.png", "y/a.png", "b.png")]
+    for photo in photos:
+        photo.parent.mkdir(exist_ok=True)
+        write_photo(photo, 8, 8)
+    output = tmp_path / "out"
+    arguments = [f"--workdir={workdir.name}", *map(str, photos), f"--output={output}"]
+    assert cli.main(["predict", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert f"names too: {output}/a of {photos[0]}, {output}/a_2 of {photos[1]}\n" in printed
+    assert "Wrote 3 of 3 photos" in printed
+    record = json.loads((output / "b" / "photo.json").read_text())
+    assert (record["photo"], record["workdir"]) == (str(photos[2]), str(workdir))
+
+
+def test_predict_checks_its_output_first_and_leaves_no_empty_folder(workdir, tmp_path, capsys):
+    (tmp_path / "file").write_bytes(b"")
+    output = f"--output={tmp_path / 'file'}"
+    assert cli.main(["predict", "--workdir=nowhere", str(tmp_path), output]) == 1
+    reason = f"error: {output} cannot be written to (Not a directory). Fix that, or give another"
+    assert capsys.readouterr().err == f"{reason} --output.\n"
+    (tmp_path / "broken.png").write_bytes(b"broken")
+    arguments = [f"--workdir={workdir}", str(tmp_path / "broken.png"), f"--output={tmp_path}/new"]
+    assert cli.main(["predict", *arguments]) == 1
+    assert not (tmp_path / "new").exists()
 
 
 def test_predict_draws_features_beside_the_same_predictions(workdir, tmp_path):

@@ -18,7 +18,7 @@ def prepare(name, data_dir, *arguments):
 def test_prepare_reports_the_records_and_draws_samples(name, tmp_path, capsys):
     assert prepare(name, tmp_path, "--check") == 0
     text = capsys.readouterr().out
-    assert "records can be read" in text
+    assert "Every record can be read" in text
     # Only the dummy tree of Cityscapes has training examples.
     proposed = f"train --config={name} --config.data.dir={tmp_path}" in text
     assert proposed == (name == "cityscapes")

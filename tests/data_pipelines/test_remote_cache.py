@@ -196,7 +196,7 @@ def test_a_dataset_that_changes_during_the_copy_is_refused(bucket, prepared, mon
 @pytest.mark.parametrize("missing", ["nyudv2-val.array_record-00000-of-00001", "dataset_info.json"])
 def test_an_unfinished_upload_is_refused_before_anything_is_copied(missing, bucket, prepared):
     (bucket / missing).rename(bucket.parent / "later")
-    with pytest.raises(ValueError, match=f"lacks 1 files, {missing}. Is it still being uploaded"):
+    with pytest.raises(ValueError, match=f"lacks 1 file, {missing}. Is it still being uploaded"):
         open_remote()
     assert not Bucket.copied
     (bucket.parent / "later").rename(bucket / missing)
