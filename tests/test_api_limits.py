@@ -11,9 +11,22 @@ from flax import nnx
 
 import mtmamba_jax as mt
 from mtmamba_jax.kernels.ss2d.arg_specs import ODD
+from mtmamba_jax.kernels.ss2d.platform_check import require_platform
+from mtmamba_jax.models.blocks import MambaSettings
+from mtmamba_jax.models.plus import SCTM
 from tests.tiny import TINY
 
 ARGUMENTS = ODD["row"].arguments()
+SEQUENCE = (
+    (1, 2, 3, 4),
+    (1, 2, 3, 1),
+    (1, 1, 4),
+    (1, 4),
+    (1, 4, 2),
+    (1, 2, 3, 2),
+    (1, 2, 3, 2),
+    (1, 4),
+)
 
 
 def create(**settings):
@@ -26,9 +39,70 @@ def model():
     return create()
 
 
-def test_the_scan_takes_lists():
-    lists = [array.tolist() for array in ARGUMENTS]
-    np.testing.assert_array_equal(mt.ss2d(*lists), mt.ss2d(*ARGUMENTS))
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("dtype", [float, int])
+def test_the_scan_takes_lists_of_numbers_as_float32(dtype, x64):
+    numbers = [np.asarray(array).astype(dtype) for array in ARGUMENTS]
+    wanted = mt.ss2d(*(array.astype(np.float32) for array in numbers))
+    with jax.enable_x64(x64):
+        found = mt.ss2d(*(array.tolist() for array in numbers))
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, wanted)
+    row = [np.ones(shape).tolist() for shape in SEQUENCE]
+    with jax.enable_x64(x64):
+        assert mt.selective_scan(*row).dtype == jnp.float32
+
+
+def test_arrays_of_64_bits_are_refused_only_where_jax_has_them():
+    wide = [np.asarray(array, np.float64) for array in ARGUMENTS]
+    np.testing.assert_array_equal(mt.ss2d(*wide), mt.ss2d(*ARGUMENTS))
+    with jax.enable_x64(True), pytest.raises(ValueError, match=r"got float64\. Cast it: x\.ast"):
+        mt.ss2d(*wide)
+
+
+BLOCKS = {
+    "SS2D": lambda: mt.SS2D(tasks=2, features=4, state_size=2, step_rank=1, rngs=nnx.Rngs(0)),
+    "STM": lambda: mt.STM(2, 4, MambaSettings(state_size=2), rngs=nnx.Rngs(0)),
+    "CTM": lambda: mt.CTM(2, 4, MambaSettings(state_size=2), rngs=nnx.Rngs(0)),
+    "SCTM": lambda: SCTM(2, 4, MambaSettings(state_size=2), rngs=nnx.Rngs(0)),
+}
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_take_lists_and_numpys_arrays_and_refuse_others(name, x64):
+    block, z = BLOCKS[name](), np.zeros((2, 1, 3, 4, 4), np.float32)
+    with jax.enable_x64(x64):
+        for given in (z, z.tolist(), z.astype(int).tolist()):
+            out = jax.eval_shape(lambda given=given: block(given))
+            assert (out.shape, out.dtype) == (z.shape, jnp.float32)
+        for wrong, message in (
+            (z[:1], r"must have shape \[t b h w c\] = \[2 b h w 4\] .* got \[1 1 3 4 4\]"),
+            (z[0], r"got \[1 3 4 4\]"),
+            (z[:, :, :0], "every size at least 1"),
+            (z.astype(np.float16), r"must be float32 or bfloat16, got float16"),
+            (z.astype(int), r"got int(32|64)\. Cast it"),
+            (None, "must be an array or a nested list of numbers, got a NoneType"),
+            ([[1], [1, 2]], "nested list of numbers, got a list"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                block(wrong)
+
+
+def test_an_eager_call_of_a_forced_backend_compiles_its_platform_check_once():
+    compiled = []
+
+    def listen(event, seconds, **_):
+        compiled.append(event.endswith("backend_compile_duration"))
+
+    x = jnp.ones((3, 5, 7))
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for _ in range(3):
+            require_platform(x, "test", (jax.default_backend(),))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert sum(compiled) == 1
 
 
 @pytest.mark.parametrize(
@@ -59,15 +133,18 @@ def test_a_forced_backend_of_another_platform_names_the_one_that_runs(backend):
             program(ARGUMENTS[0])
 
 
-@pytest.mark.parametrize("backend", [None, "xla"])
-def test_forward_mode_is_refused_with_the_rule_that_is_missing(backend):
-    """A decision: docs/api.md names the backend that has it, and JAX's error names the cause."""
-    scan = functools.partial(mt.ss2d, implementation=backend)
-    with pytest.raises(TypeError, match=r"forward-mode autodiff \(jvp\) .* custom_vjp"):
-        jax.jvp(scan, ARGUMENTS, ARGUMENTS)
+def test_forward_mode_of_the_reference_agrees_with_reverse_mode():
+    """The other backends have reverse mode only: a decision, see docs/api.md."""
+    rng = np.random.default_rng(0)
     scan = functools.partial(mt.ss2d, implementation="reference")
-    value, tangent = jax.jvp(scan, ARGUMENTS, ARGUMENTS)
-    assert value.shape == tangent.shape == ARGUMENTS[0].shape
+    tangents = [rng.normal(size=array.shape).astype(np.float32) for array in ARGUMENTS]
+    value, change = jax.jvp(scan, ARGUMENTS, tuple(tangents))
+    np.testing.assert_allclose(value, mt.ss2d(*ARGUMENTS), rtol=1e-4, atol=1e-5)
+    cotangent = rng.normal(size=value.shape).astype(np.float32)
+    gradients = jax.vjp(mt.ss2d, *ARGUMENTS)[1](cotangent)  # of the default backend
+    through = sum(np.vdot(gradient, t) for gradient, t in zip(gradients, tangents, strict=True))
+    # float32 sums of some thousand terms.
+    np.testing.assert_allclose(np.vdot(cotangent, change), through, rtol=1e-3)
 
 
 def test_export_for_several_platforms_works_with_xla_and_otherwise_names_it():

@@ -51,6 +51,7 @@ SHAPES = {
     "D": "t k d",
 }
 ACTIVATIONS = ("x", "dt", "B", "C")
+ACTIVATION_DTYPES = ("float32", "bfloat16")
 
 
 def ss2d(
@@ -74,10 +75,11 @@ def ss2d(
 
         h = exp(step * A) * h + step * x * B,    y = C.h + D * x,
 
-    where h starts at zero. Differentiable in all eight arrays.
+    where h starts at zero. Differentiable in all eight arrays in reverse mode; forward mode
+    (`jax.jvp`, `jax.jacfwd`, `jax.hessian`) works with implementation="reference" alone.
 
     Args:
-      x: Activations, float32 or bfloat16; so are dt, B and C.
+      x: Activations, float32 or bfloat16; so are dt, B and C. Lists of numbers are read as float32.
       dt: Low-rank step sizes.
       dt_weight: Projection of the step sizes, float32; so are the other parameters.
       dt_bias: Bias of the projection.
@@ -228,19 +230,14 @@ def _check_batch(size: int, axes: tuple[str, ...]) -> None:
 def _check_arrays(
     arrays: Mapping[str, ArrayLike], shapes: Mapping[str, str], known: Mapping[str, int]
 ) -> dict[str, Array]:
-    """Returns JAX arrays, or lists of numbers as such; checks their shapes and dtypes.
+    """Returns JAX arrays (see `to_array`) after checking their shapes.
 
     The first array that has a letter not `known` sets its size.
     """
     sizes, checked = dict(known), {}
     for name, given in arrays.items():
-        try:
-            checked[name] = array = jnp.asarray(given)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{name} must be an array or a nested list of numbers, got a "
-                f"{type(given).__name__}."
-            ) from error
+        wanted = ACTIVATION_DTYPES if name in ACTIVATIONS else ("float32",)
+        checked[name] = array = to_array(name, given, wanted)
         letters, shape = shapes[name].split(), jnp.shape(array)
         fits = len(shape) == len(letters) and all(
             size >= 1 and sizes.get(letter, size) == size
@@ -253,10 +250,29 @@ def _check_arrays(
                 f"least 1, got [{' '.join(map(str, shape))}]."
             )
         sizes |= dict(zip(letters, shape, strict=True))
-        wanted = ("float32", "bfloat16") if name in ACTIVATIONS else ("float32",)
-        if array.dtype.name not in wanted:
-            raise ValueError(
-                f"{name} must be {' or '.join(wanted)}, got {array.dtype.name}. Cast it: "
-                f"{name}.astype(jnp.{wanted[0]})."
-            )
     return checked
+
+
+def to_array(name: str, given: ArrayLike, dtypes: Sequence[str]) -> Array:
+    """Returns an array as JAX's, or nested lists of numbers as float32.
+
+    Args:
+      name: Name of the argument, for messages.
+      given: An array, or lists. NumPy's float64 becomes float32 unless JAX has 64 bits enabled.
+      dtypes: Names of the valid dtypes.
+
+    Raises:
+      ValueError: If it is neither, or has another dtype.
+    """
+    try:  # JAX would read lists as float64 if it has 64 bits enabled, and integers as integers
+        array = jnp.asarray(given, None if hasattr(given, "dtype") else jnp.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{name} must be an array or a nested list of numbers, got a {type(given).__name__}."
+        ) from error
+    if array.dtype.name not in dtypes:
+        raise ValueError(
+            f"{name} must be {' or '.join(dtypes)}, got {array.dtype.name}. Cast it: "
+            f"{name}.astype(jnp.{dtypes[0]})."
+        )
+    return array

@@ -4,7 +4,6 @@ A program may be traced on one machine and compiled for another, so a backend ca
 platform while it is traced. The identity `require_platform` checks it while the program is lowered.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -46,7 +45,8 @@ def _lower(ctx: Any, x: Any, *, backend: str, platforms: tuple[str, ...]) -> lis
     return [x]
 
 
-_require.def_impl(lambda x, **how: jax.jit(functools.partial(_require.bind, **how))(x))
+# One function for all eager calls, so that each shape is compiled once.
+_require.def_impl(jax.jit(_require.bind, static_argnames=("backend", "platforms")))
 _require.def_abstract_eval(lambda x, **_: x)
 ad.deflinear2(_require, lambda cotangent, x, **_: [cotangent])
 batching.defvectorized(_require)

@@ -7,6 +7,7 @@ RGB [h w 3]) and the meaning of the maps.
 
 import importlib
 import json
+import os
 import pathlib
 import sys
 
@@ -30,6 +31,8 @@ def first_line(error):
 def read(name, parse):
     """Returns what `parse` makes of a file of this artifact."""
     try:
+        if (FOLDER / name).is_fifo():  # reading it would wait for its writer
+            raise ValueError("a pipe")
         return parse(FOLDER / name)
     except Exception as error:  # missing, truncated, of a newer jax
         sys.exit(
@@ -68,11 +71,11 @@ def read_images(paths, expected):
     """Returns the images as one array of the shape and dtype that the program expects."""
     images = []
     for path in paths:
+        if not pathlib.Path(path).is_file():  # reading a pipe would wait for its writer
+            sys.exit(f"{path} does not exist or is not a file. {SEE}")
         try:
             images.append(np.load(path))
-        except FileNotFoundError:
-            sys.exit(f"{path} does not exist. {SEE}")
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # any type: the header may claim anything
             sys.exit(f"{path} was not saved by numpy.save ({type(error).__name__}). {SEE}")
         got = images[-1]
         if not isinstance(got, np.ndarray):
@@ -97,9 +100,25 @@ def write(name, values):
         sys.exit(f"{pathlib.Path(name).absolute()} could not be written ({error.strerror}).")
 
 
+def read_card(file):
+    """Returns what the card says about the program."""
+    card = json.loads(file.read_text())["program"]
+    return {name: card[name] for name in ("imports", "compiler_options", "needs")}
+
+
+def report(text):
+    """Prints a line; that nobody reads it, or that it cannot be written, loses no map."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        if not isinstance(error, BrokenPipeError):
+            sys.exit(f"{text}, but standard output could not be written ({error.strerror}).")
+
+
 def main(paths):
     """Reads the artifact and the images, predicts their maps and writes them."""
-    card = read("model_card.json", lambda file: json.loads(file.read_text())["program"])
+    card = read("model_card.json", read_card)
     program = read(
         "program.jax_export", lambda file: jax.export.deserialize(bytearray(file.read_bytes()))
     )
@@ -119,7 +138,7 @@ def main(paths):
         )
     for task, values in maps.items():
         write(f"{task}.npy", values)
-    print("Wrote", ", ".join(f"{task}.npy" for task in maps))
+    report("Wrote " + ", ".join(f"{task}.npy" for task in maps))
 
 
 if __name__ == "__main__":

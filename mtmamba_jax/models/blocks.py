@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from mtmamba_jax.array_types import TaskFeatures
 from mtmamba_jax.models import initializers
-from mtmamba_jax.models.layers import DepthwiseConv, TaskLinear, drop_path
+from mtmamba_jax.models.layers import DepthwiseConv, TaskLinear, drop_path, to_features
 from mtmamba_jax.models.norm import TaskLayerNorm
 from mtmamba_jax.models.ss2d import SS2D
 
@@ -106,6 +106,7 @@ class STM(nnx.Module):
 
     def __call__(self, z: TaskFeatures, key: jax.Array | None = None) -> TaskFeatures:
         """Refines each task's feature; a key switches drop path on."""
+        z = to_features("z", z, *self.in_proj.kernel.shape[:2])
         return self._refine(z, self.norm(z), None, key)
 
     def _refine(
@@ -160,6 +161,7 @@ class CTM(nnx.Module):
 
     def __call__(self, z: TaskFeatures, key: jax.Array | None = None) -> TaskFeatures:
         """Exchanges features between the tasks; a key switches drop path on."""
+        z = to_features("z", z, *self.in_proj.kernel.shape[:2])
         normed = self.norm(z)
         shared = jnp.einsum(
             "tbhwc,tcd->bhwd", self.norm_shared(z), self.in_proj_shared.astype(self.dtype)

@@ -8,13 +8,30 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
+from mtmamba_jax.array_types import TaskFeatures
+from mtmamba_jax.kernels.ss2d.api import ACTIVATION_DTYPES, to_array
 from mtmamba_jax.models import initializers
 from mtmamba_jax.models.ops import depthwise_convolve
 
 linear = functools.partial(nnx.Linear, kernel_init=initializers.lecun_normal)
+
+
+def to_features(name: str, given: ArrayLike, tasks: int, channels: int) -> TaskFeatures:
+    """Returns the features that a block is called with, lists of numbers as float32.
+
+    Raises:
+      ValueError: If they are not float32 or bfloat16, or not [tasks b h w channels].
+    """
+    z = to_array(name, given, ACTIVATION_DTYPES)
+    if z.ndim != 5 or (z.shape[0], z.shape[-1]) != (tasks, channels) or not all(z.shape):
+        raise ValueError(
+            f"{name} must have shape [t b h w c] = [{tasks} b h w {channels}] with every size at "
+            f"least 1, got [{' '.join(map(str, z.shape))}]."
+        )
+    return z
 
 
 class TaskLinear(nnx.Module):

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from mtmamba_jax.array_types import Features, TaskFeatures
 from mtmamba_jax.models import initializers
 from mtmamba_jax.models.blocks import STM, MambaSettings
-from mtmamba_jax.models.layers import Conv, TaskLinear, linear
+from mtmamba_jax.models.layers import Conv, TaskLinear, linear, to_features
 from mtmamba_jax.models.norm import TaskLayerNorm
 from mtmamba_jax.models.ops import EPSILON
 from mtmamba_jax.tasks.labels import resize_logits
@@ -51,6 +51,7 @@ class SCTM(STM):
 
     def __call__(self, z: TaskFeatures, key: jax.Array | None = None) -> TaskFeatures:
         """Exchanges features between the tasks; a key switches drop path on."""
+        z = to_features("z", z, *self.in_proj.kernel.shape[:2])
         normed = self.norm(z)
         shared = jnp.einsum(
             "tbhwc,tco->bhwo", self.norm_shared(z), self.in_proj_shared.astype(self.dtype)

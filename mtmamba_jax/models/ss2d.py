@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from mtmamba_jax.devices.sharding import batch_axes
 from mtmamba_jax.kernels.ss2d import DIRECTIONS, ss2d, xla
 from mtmamba_jax.models import initializers
+from mtmamba_jax.models.layers import to_features
 from mtmamba_jax.models.ops import with_flops
 
 STEP_MIN, STEP_MAX, STEP_FLOOR = 1e-3, 1e-1, 1e-4  # Mamba's initial step sizes
@@ -66,7 +67,9 @@ class SS2D(nnx.Module):
         self, x: Float[Array, "t b h w d"], selecting: Float[Array, "t b h w d"] | None = None
     ) -> Float[Array, "t b h w d"]:
         """Scans x; B, C and the step sizes are computed from `selecting`, by default x itself."""
-        source = x if selecting is None else selecting
+        t, _, d, _ = self.projection.shape
+        x = to_features("x", x, t, d)
+        source = x if selecting is None else to_features("selecting", selecting, t, d)
         projected = jnp.einsum(
             "tbhwd,tkde->tbhwke", source.astype(self.dtype), self.projection.astype(self.dtype)
         )

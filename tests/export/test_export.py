@@ -2,9 +2,6 @@
 
 import json
 import os
-import pathlib
-import re
-import runpy
 import subprocess
 import sys
 
@@ -13,61 +10,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mtmamba_jax.checkpoints import load as runs
-from mtmamba_jax.checkpoints.run_directory import RunDirectory
-from mtmamba_jax.checkpoints.save import CheckpointWriter
-from mtmamba_jax.cli import main as cli
 from mtmamba_jax.data_pipelines.transforms import eval_transforms, normalise
 from mtmamba_jax.export import model_card
 from mtmamba_jax.export import program as export
 from mtmamba_jax.kernels import ss2d
 from mtmamba_jax.models.mtmamba import build
 from mtmamba_jax.tasks.readout import VALUES, to_value
-from mtmamba_jax.training.state import TrainState
-from tests.pixel_model import build_pixel_model
+from tests.export.artifacts import SCORES, call_export, run_script, write_run
 from tests.tiny import tiny_config
 
-SCORES = {"semseg": {"mIoU": 12.5}, "depth": {"RMSE": 0.75}}
 TOLERANCE = 1e-5  # for logits of order 1: two programs of one model round differently
-FILES = (export.PROGRAM, export.WEIGHTS, export.CARD)
-# Runs a script that can only import jax, numpy and their dependencies.
-ONLY_JAX = """
-import re
-import runpy, sys
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("mtmamba_jax", "flax", "orbax", "optax", "ml_collections", "cv2"):
-            raise AssertionError(f"{name} was imported")
-sys.meta_path.insert(0, Refuse())
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def write_run(workdir, config, parameters):
-    """Writes a run like training: its configuration, a best and a latest checkpoint."""
-    workdir.mkdir()
-    RunDirectory(workdir).write_config(config)
-    checkpoints = CheckpointWriter(RunDirectory(workdir), config=config.flat())
-    state = TrainState(np.int32(3), parameters, {"moment": np.zeros(2, np.float32)})
-    details = {"delta_m": 1.0, "scores": SCORES}
-    checkpoints.save_best({"parameters": parameters}, 3, details)
-    checkpoints.save_latest(state.to_items(), 3)
-    checkpoints.close()
-
-
-def run_script(folder, cwd, *images):
-    for i, image in enumerate(images):
-        np.save(cwd / f"image{i}.npy", image)
-    paths = [f"image{i}.npy" for i in range(len(images))]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    return subprocess.run(
-        [sys.executable, "-c", ONLY_JAX, str(folder / export.SCRIPT), *paths],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -78,23 +30,6 @@ def tiny_run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("tiny") / "run"
     write_run(workdir, config, parameters)
     return workdir, config, graph, parameters
-
-
-@pytest.fixture
-def pixel_run(tmp_path, monkeypatch):
-    """A run of the pixel model, which compiles quickly."""
-    monkeypatch.setattr(runs, "abstract_build", build_pixel_model)
-    monkeypatch.setattr(export, "abstract_build", build_pixel_model)
-    config = tiny_config(data__dir="/home/somebody/data")
-    _, parameters = build_pixel_model(config, config.tasks.selected)
-    write_run(tmp_path / "run", config, parameters)
-    return tmp_path / "run"
-
-
-def call_export(workdir, output, *flags, platform="cpu"):
-    return cli.main(
-        ["export", f"--workdir={workdir}", f"--output={output}", f"--platform={platform}", *flags]
-    )
 
 
 def test_an_artifact_agrees_with_the_model_in_a_process_that_has_only_jax(tiny_run, tmp_path):
@@ -262,97 +197,6 @@ def test_an_older_artifact_is_replaced_atomically(pixel_run, tmp_path, monkeypat
     assert (output / export.PROGRAM).read_bytes() != before
     assert not (output / "note").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"run", "artifact"}
-
-
-def test_the_script_reports_what_is_wrong_with_its_images(pixel_run, tmp_path):
-    output = tmp_path / "artifact"
-    assert call_export(pixel_run, output, "--size=8x12") == 0
-    image = np.zeros((8, 12, 3), np.uint8)
-    for images, message in (
-        ([image[:7]], "expected uint8 [8, 12, 3], got uint8 [7, 12, 3]"),
-        ([image / 255], "got float64 [8, 12, 3]"),
-        ([image, image], "Expected 1 images, got 2"),
-        ([np.array([{}])], "was not saved by numpy.save"),
-        ([], "writes TASK.npy files"),
-    ):
-        ran = run_script(output, tmp_path, *images)
-        assert ran.returncode == 1
-        assert message in ran.stderr
-        assert "Traceback" not in ran.stderr
-    ran = run_script(output, tmp_path, image)
-    assert ran.returncode == 0
-    assert ran.stdout.startswith("Wrote ")
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
-def spoil(path):
-    contents = path.read_bytes()
-    middle = len(contents) // 2
-    path.write_bytes(contents[:middle] + bytes(64) + contents[middle + 64 :])
-
-
-def lose_an_array(path):
-    arrays = dict(np.load(path))
-    arrays.popitem()
-    np.savez(path, **arrays)
-
-
-@pytest.mark.parametrize(
-    ("name", "damage", "message"),
-    [
-        *((name, cut, f"{name} cannot be read by jax") for name in FILES),
-        *((name, empty, f"{name} cannot be read by jax") for name in FILES),
-        *((name, pathlib.Path.unlink, f"{name} cannot be read by jax") for name in FILES),
-        (export.PROGRAM, spoil, "does not run on cpu|cannot be read by jax"),  # where it notices
-        (export.WEIGHTS, spoil, "weights.npz cannot be read by jax"),
-        (export.WEIGHTS, lose_an_array, "weights.npz is not of the program beside it: 1 arrays"),
-    ],
-)
-def test_the_script_names_a_damaged_file_in_one_line(
-    name, damage, message, pixel_run, tmp_path, monkeypatch
-):
-    output = tmp_path / "artifact"
-    assert call_export(pixel_run, output, "--size=8x12") == 0
-    damage(output / name)
-    assert re.search(message, failure(output, tmp_path, monkeypatch))
-
-
-def failure(folder, cwd, monkeypatch):
-    """Runs an artifact's script in this process and returns the one line that it ends with."""
-    np.save(cwd / "image.npy", np.zeros((8, 12, 3), np.uint8))
-    monkeypatch.chdir(cwd)
-    monkeypatch.setattr(sys, "argv", ["run.py", "image.npy"])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(folder / export.SCRIPT), run_name="__main__")
-    assert "\n" not in str(ended.value)
-    return str(ended.value)
-
-
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_the_script_names_the_platform_that_is_not_here(platform, pixel_run, tmp_path, monkeypatch):
-    output = tmp_path / "artifact"
-    flags = ["--size=8x12", "--scan=xla"]
-    assert call_export(pixel_run, output, *flags, platform=platform) == 0
-    message = failure(output, tmp_path, monkeypatch)
-    assert f"{output} is for {platform}, which JAX does not find here" in message
-
-
-def test_the_script_names_a_map_that_it_cannot_write_and_leaves_no_part_of_it(
-    pixel_run, tmp_path, monkeypatch
-):
-    output, cwd = tmp_path / "artifact", tmp_path / "cwd"
-    (cwd / "depth.npy").mkdir(parents=True)
-    assert call_export(pixel_run, output, "--size=8x12") == 0
-    message = failure(output, cwd, monkeypatch)
-    assert f"{cwd / 'depth.npy'} could not be written (Is a directory)" in message
-    assert {path.name for path in cwd.iterdir()} == {"depth.npy", "image.npy"}
 
 
 def test_a_card_describes_inputs_outputs_and_scores(pixel_run, tmp_path):
