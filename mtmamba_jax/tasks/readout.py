@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from types import ModuleType
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
 
@@ -25,7 +26,10 @@ def unit_vectors(
       shortest: Vectors much shorter than 1e-6 times this stay shorter than 1, which bounds the
         gradient at 0 by 1e6 / `shortest`. With 0 it is not bounded.
     """
-    largest = xp.max(xp.abs(vectors), axis=-1, keepdims=True)
+    # The direction does not depend on the scale. JAX's gradient of a maximum is NaN where a compiler
+    # computes the operand twice and rounds differently.
+    fixed = vectors if xp is np else jax.lax.stop_gradient(vectors)
+    largest = xp.max(xp.abs(fixed), axis=-1, keepdims=True)
     # Divides twice, because compilers multiply by reciprocals: that of 3e38 would be 0.
     root = xp.sqrt(xp.maximum(xp.where(largest > 0, largest, 1.0), shortest))
     scaled = vectors / root / root
