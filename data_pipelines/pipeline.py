@@ -21,6 +21,7 @@ from absl import flags
 
 from mtmamba_jax.data_pipelines import transforms as transforms_lib
 from mtmamba_jax.data_pipelines.batch import Example, check_example
+from mtmamba_jax.data_pipelines.read_files import DataError
 from mtmamba_jax.data_pipelines.workers import set_up_worker, worker_death
 from mtmamba_jax.tasks.table import Task
 
@@ -253,7 +254,7 @@ def _naming_example(identity: str) -> Iterator[None]:
 
 def _cause(error: BaseException) -> str:
     # An error loses its __cause__ on the way from a worker, so the message includes it.
-    return f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
 
 
 @dataclasses.dataclass(frozen=True)

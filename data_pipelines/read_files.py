@@ -43,18 +43,18 @@ class DataError(ValueError):
     """A file is missing, unreadable or wrong; the message names it, the problem and the remedy."""
 
 
-def read_bytes(path: pathlib.Path, if_empty: str = COPY_AGAIN) -> bytes:
-    """Returns the contents of a file; `if_empty` is the remedy for an empty one."""
+def read_bytes(path: pathlib.Path, remedy: str = COPY_AGAIN) -> bytes:
+    """Returns the contents of a file; `remedy` is what to do if it is missing, empty or no file."""
     try:
         if path.exists() and not path.is_file():  # reading a pipe would wait for its writer
-            raise DataError(f"{path} is not a file. {COPY_AGAIN}")
+            raise DataError(f"{path} is not a file. {remedy}")
         data = path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path} is missing. {COPY_AGAIN}") from None
+        raise DataError(f"{path} is missing. {remedy}") from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}). {COPY_AGAIN}") from error
+        raise DataError(f"{path} cannot be read ({error.strerror}). {remedy}") from error
     if not data:
-        raise DataError(f"{path} is empty. {if_empty}")
+        raise DataError(f"{path} is empty. {remedy}")
     return data
 
 
@@ -84,6 +84,12 @@ def decode_image(data: bytes, path: pathlib.Path) -> Image.Image:
         ) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error}). {COPY_AGAIN}") from error
+    return image
+
+
+def _decode_colours(data: bytes, path: pathlib.Path) -> Image.Image:
+    """Decodes a PNG or JPEG of colours, which must not lose its brightness in 8 bits."""
+    image = decode_image(data, path)
     # Of 16 bits in three channels Pillow returns the upper 8, which sensors' data leave empty.
     if image.format == "PNG" and image.mode == "RGB" and data[_PNG_BIT_DEPTH] == 16:
         levels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -124,7 +130,7 @@ def _check_png(data: bytes, path: pathlib.Path) -> None:
 
 def read_rgb(path: pathlib.Path, size: Size = None) -> UInt8[np.ndarray, "h w 3"]:
     """Reads an 8-bit RGB image, a PNG or JPEG without an EXIF orientation that rotates it."""
-    image = decode_image(read_bytes(path), path)
+    image = _decode_colours(read_bytes(path), path)
     if image.mode != "RGB":
         raise DataError(f"{path} has mode {image.mode}, expected 8-bit RGB. Save it as RGB.")
     if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
@@ -142,7 +148,7 @@ def read_published_photo(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
 
     The EXIF orientation is ignored, because the labels were made for the pixels as stored.
     """
-    image = decode_image(read_bytes(path), path)
+    image = _decode_colours(read_bytes(path), path)
     if image.mode not in ("RGB", "L"):
         raise DataError(f"{path} has mode {image.mode}, expected 8-bit RGB. {COPY_AGAIN}")
     return np.asarray(image.convert("RGB"))

@@ -45,9 +45,14 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def printable(name: str) -> str:
+    """Returns a name on one line; one with letters that do not show, such as odd spaces, quoted."""
+    return name if name.isprintable() else ascii(name)
+
+
 def shortened(names: Sequence[object], most: int = 8) -> str:
     """Returns "a, b, c and 5 more": the first `most` names and how many are left."""
-    text = ", ".join(map(str, names[:most]))
+    text = ", ".join(printable(str(name)) for name in names[:most])
     return f"{text} and {len(names) - most} more" if len(names) > most else text
 
 

@@ -45,8 +45,8 @@ _SAMPLED = 200  # labels of a task that opening reads, at most
 class Folder:
     """A random-access source of the raw examples (see `batch.py`) of a folder as described above.
 
-    Opening checks all file names and reports every mistake at once; it also samples labels of
-    two-class tasks. An example's files are checked when it is read.
+    Opening checks all file names and reports every mistake at once; it also samples labels, mostly
+    one of a task. An example's files are checked when it is read.
 
     Attributes:
       split: "train" or "val".
@@ -70,7 +70,9 @@ class Folder:
         # Training ends with an evaluation, so mistakes there are reported before it starts.
         checked = tuple(LISTS) if split == "train" else (split,)
         lists = _read_lists(self.root, images, checked, problems)
-        wanted = {name: lists[name] for name in checked if name in lists}
+        # What follows from unknown names is not reported with them.
+        known = [s for s in checked if s in lists and set(lists[s]) <= images.keys()]
+        wanted = {name: lists[name] for name in known}
         labels = {t.name: _scan_labels(self.root, t, images, wanted, problems) for t in tasks}
         _raise_all(self.root, problems)
         self.ids = lists[split]
@@ -84,11 +86,12 @@ class Folder:
             task: [file for name, file in files.items() if name not in images]
             for task, files in labels.items()
         }
-        problems = []
+        problems, self._warnings = [], []
         for name in checked:
             for task in tasks:
                 files = [f for n in lists[name] if (f := labels[task.name].get(n))]
                 problems += _check_values(self.root, task, name, files)
+                self._warnings += _check_labelled(self.root, task, name, files)
         _raise_all(self.root, problems)
 
     def __len__(self) -> int:
@@ -108,7 +111,7 @@ class Folder:
         return example
 
     def summary(self) -> str:
-        """Returns a line with the numbers of images and labels, and lines about unused labels."""
+        """Returns a line with the numbers of images and labels, and lines about useless labels."""
         counts = collections.defaultdict(list)
         for task, count in self.labelled.items():
             counts[count].append(task)
@@ -120,7 +123,7 @@ class Folder:
         for files in self._unused.values():
             if files:
                 text += f"\n  labels without an image: {len(files)}, such as {files[0]}"
-        return text
+        return "\n  warning: ".join([text, *self._warnings])
 
 
 def find_folder(root: str | os.PathLike | None) -> pathlib.Path:
@@ -234,7 +237,7 @@ def _check_values(
     if task.num_classes != 2:
         return
     ignored = False
-    sample = labels[:: -(-len(labels) // _SAMPLED)]
+    sample = _sample(labels)
     for files in (sample, labels):  # all of them if the sample looks wrong
         for file in files:
             label = read_label(task, root / file, None)
@@ -247,6 +250,29 @@ def _check_values(
         f"{root / task.name} holds no values but 0 and 255 for the images of {split}.txt, and 255 "
         "means not labelled. Write 1 instead of 255, or list an image whose label holds a 1."
     )
+
+
+def _check_labelled(
+    root: pathlib.Path, task: Task, split: str, labels: Sequence[str]
+) -> Iterable[str]:
+    """Yields a warning if no pixel in a sample of a split's labels is labelled.
+
+    Not for two-class tasks, see `_check_values`. Usually the first label that is read has one.
+    """
+    sample = _sample(labels)
+    if task.num_classes == 2:
+        return
+    if not any((read_label(task, root / file, None) != task.ignore).any() for file in sample):
+        yield (
+            f"no pixel of {task.name} is labelled in {len(sample)} of the {len(labels)} labels for "
+            f"{split}.txt, such as {sample[0]}, so there is nothing to {LISTS[split]}. Label some, "
+            "or leave the task out of --config.tasks.names."
+        )
+
+
+def _sample(labels: Sequence[str]) -> Sequence[str]:
+    """Returns at most `_SAMPLED` labels, spread over the list."""
+    return labels[:: max(1, -(-len(labels) // _SAMPLED))]
 
 
 def _how_to_list(
@@ -285,7 +311,8 @@ def _how_to_list(
 def _how_to_name(root: pathlib.Path, name: str, images: Mapping[str, str]) -> str:
     """Returns what to do about a name in a list that matches no image."""
     plain = name.removeprefix("./").removeprefix(f"{_IMAGES}/")
-    for written in (plain, os.path.splitext(plain)[0]):
+    shown = "".join(c if c.isprintable() else " "[: c.isspace()] for c in plain).strip(" ")
+    for written in (plain, os.path.splitext(plain)[0], shown, os.path.splitext(shown)[0]):
         if written in images:
             return f"Write {written!r}, not {name!r}."
     spaced = [file for each, file in images.items() if each.strip(" \t") == plain]

@@ -26,7 +26,7 @@ def unit_vectors(
       shortest: Vectors much shorter than 1e-6 times this stay shorter than 1, which bounds the
         gradient at 0 by 1e6 / `shortest`. With 0 it is not bounded.
     """
-    # The direction does not depend on the scale. JAX's gradient of a maximum is NaN where a compiler
+    # The scale does not change the direction. JAX's gradient of a maximum is NaN where a compiler
     # computes the operand twice and rounds differently.
     fixed = vectors if xp is np else jax.lax.stop_gradient(vectors)
     largest = xp.max(xp.abs(fixed), axis=-1, keepdims=True)

@@ -89,6 +89,7 @@ def test_some_labels_of_two_classes_are_read_when_the_source_is_opened(copy, mon
     train, val = (
         [pathlib.PurePath(f"{NAMES[i]}.png").stem for i in ids] for ids in ((0, 2, 4), (6, 7))
     )
+    read = [(task, name) for task, name in read if task in ("saliency", "edge")]
     assert read == [
         *((task, name) for task in ("saliency", "edge") for name in train),
         *(("saliency", name) for name in val),

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -101,6 +102,10 @@ def masks_of_255(path):
         save(file, np.where(values == 1, 255, 0).astype(np.uint8))
 
 
+def colours_of_12_bits(path):
+    cv2.imwrite(str(path), np.full((*SIZE, 3), 1000, np.uint16))
+
+
 def pipe(path):
     path.unlink()
     os.mkfifo(path)
@@ -161,8 +166,9 @@ WRONG = (
     ),
     (f"images/{A0}.png", cut, r"room\.0\.png is cut off after"),
     (f"images/{A0}.png", array(np.zeros(SIZE, np.uint8)), r"has mode L, expected 8-bit RGB"),
-    ("train.txt", folder, r"train\.txt is not a file"),
-    ("train.txt", device, r"train\.txt is not a file"),
+    ("train.txt", folder, r"train\.txt is not a file\. Write one name per line"),
+    ("train.txt", device, r"train\.txt is not a file\. Write one name per line"),
+    ("val.txt", pipe, r"val\.txt is not a file\. Write one name per line"),
     (f"images/{A1}.PNG", pipe, r"room1\.PNG is not a file"),
     (f"semseg/{A1}.png", pipe, r"room1\.png is not a file"),
     (f"edge/{A0}.png", device, r"room\.0\.png is not a file"),
@@ -182,6 +188,9 @@ WRONG = (
     (f"depth/{NAMES[3]}.npy", pixel(-1), r"room3\.npy has 1 values that are NaN, infinite or neg"),
     (f"depth/{NAMES[3]}.npy", array(np.ones((9, 9), np.float32)), r"is 9x9 .*its image 32x64"),
     (f"depth/{NAMES[3]}.npy", array(np.ones(SIZE, np.uint16)), r"uint16\): are they millimetres"),
+    (f"depth/{A0}.png", colours_of_12_bits, r"has mode RGB, expected one channel .*not colours"),
+    (f"semseg/{A0}.png", colours_of_12_bits, r"has mode RGB, expected one channel .*not colours"),
+    (f"images/{A0}.png", colours_of_12_bits, r"16 bits per channel.*nearly black\. Save it with"),
     (f"depth/{A0}.png", array(np.ones(SIZE, np.uint8)), r"has 8 bits, wanted 16: millimetres"),
     (f"semseg/{A0}.png", pixel(3), r"the value 3; expected 0 to 2, the IDs of the run's 3 cl"),
     (f"semseg/{A0}.png", array(np.zeros((*SIZE, 3), np.uint8)), r"has mode RGB.*not colours"),
