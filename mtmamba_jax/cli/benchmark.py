@@ -11,6 +11,7 @@ from mtmamba_jax.benchmarks.programs import check_ss2d, model_record
 from mtmamba_jax.benchmarks.report import model_table, report_ss2d, write_records
 from mtmamba_jax.cli.console import announce, describe_program
 from mtmamba_jax.config import Config
+from mtmamba_jax.files.paths import check_writable
 from mtmamba_jax.kernels.ss2d.arg_specs import DECODER
 
 
@@ -19,6 +20,7 @@ def run(options: argparse.Namespace) -> int:
     output = pathlib.Path(options.output or f"benchmark_{options.what}.json")
     if not output.parent.is_dir():
         raise ValueError(f"--output={output}: there is no folder {output.parent}.")
+    check_writable(output.parent, f"--output={output} cannot be written", "give another --output")
     names = ("spec", "implementation", "dtype", "config")
     given = [name for name in names if getattr(options, name) is not None]
     for name in [*given, *(f"config.{key}" for key in options.overrides)]:

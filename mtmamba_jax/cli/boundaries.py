@@ -6,6 +6,7 @@ import pathlib
 import tqdm
 
 from mtmamba_jax.data_pipelines.parallel import worker_count
+from mtmamba_jax.files.paths import check_writable
 from mtmamba_jax.metrics.boundaries.counts import MAX_DISTANCE
 from mtmamba_jax.metrics.boundaries.folders import count_folder, excluded_ids, find_ids
 from mtmamba_jax.metrics.boundaries.report import (
@@ -23,6 +24,7 @@ from mtmamba_jax.visualization.precision_recall import CURVE_FILE, draw_precisio
 def run(options: argparse.Namespace) -> int:
     """Scores a folder of predicted contours: odsF, oisF, AP and the precision-recall curve."""
     output = pathlib.Path(options.output or f"boundaries_{options.dataset}")
+    check_writable(output, f"--output={output} cannot be written to", "give another --output")
     ids_file = options.ids and pathlib.Path(options.ids)
     predictions, labels = pathlib.Path(options.predictions), pathlib.Path(options.labels)
     ids = find_ids(options.dataset, predictions, ids_file, options.all)

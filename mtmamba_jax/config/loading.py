@@ -21,7 +21,7 @@ from mtmamba_jax.messages import nearest
 
 
 def load(name: str, overrides: Mapping[str, str] | None = None) -> Config:
-    """Loads a configuration, as `ml_collections.config_flags` does.
+    """Loads a configuration.
 
     Args:
       name: The name of a file in `configs/`, or the path of any Python file with a function

@@ -23,7 +23,13 @@ from etils import epath
 from mtmamba_jax.devices.processes import fail_together, gather_names, is_first
 from mtmamba_jax.evaluation.evaluate import Prediction
 from mtmamba_jax.files.json_files import write_json
-from mtmamba_jax.files.paths import DESKTOP_FILES, file_sizes, path_inside, write_atomically
+from mtmamba_jax.files.paths import (
+    DESKTOP_FILES,
+    explain,
+    file_sizes,
+    path_inside,
+    write_atomically,
+)
 from mtmamba_jax.tasks.readout import normal_levels, to_levels
 from mtmamba_jax.tasks.table import OFFICIAL_NAMES, TASK_SETS, Task
 
@@ -190,7 +196,7 @@ def _explain_failure(folder: epath.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(
-            f"Predictions could not be written to {folder} ({error}). Fix that, or choose another "
-            "folder with --save_predictions=FOLDER."
+        what = f"Predictions could not be written to {folder}"
+        raise explain(
+            error, what, "choose another folder with --save_predictions=FOLDER"
         ) from error

@@ -155,9 +155,7 @@ def write_atomically(path: epath.PathLike, contents: bytes) -> None:
         partial.write_bytes(contents)
         partial.replace(path)
     except OSError as error:
-        raise _explained(
-            error, f"{path} could not be written", "write to another folder"
-        ) from error
+        raise explain(error, f"{path} could not be written", "write to another folder") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -182,7 +180,7 @@ def replacing(path: pathlib.Path, needed: int, what: str, remedy: str) -> Iterat
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _explained(error, message, remedy) from error
+        raise explain(error, message, remedy) from error
     _remove_left_behind(path.parent)
     check_free_space(needed, path.parent, what, remedy)
     try:
@@ -193,7 +191,7 @@ def replacing(path: pathlib.Path, needed: int, what: str, remedy: str) -> Iterat
                 path.rename(pathlib.Path(temporary) / "old")
             new.replace(path)
     except OSError as error:
-        raise _explained(error, message, remedy) from error
+        raise explain(error, message, remedy) from error
 
 
 def _remove_left_behind(folder: pathlib.Path) -> None:
@@ -206,10 +204,14 @@ def _remove_left_behind(folder: pathlib.Path) -> None:
                 shutil.rmtree(partial)
 
 
-def _explained(error: OSError, what: str, remedy: str) -> OSError:
+def cause(error: OSError) -> OSError:
+    """Returns the system's error of which `explain` made one, such as for one file of a folder."""
+    return error.__cause__ if isinstance(error.__cause__, OSError) else error
+
+
+def explain(error: OSError, what: str, remedy: str) -> OSError:
     """Returns an error of the same type and number that says what happened and what to do."""
-    if isinstance(error.__cause__, OSError):  # explained already, as one of a temporary file
-        error = error.__cause__
+    error = cause(error)
     fix = "Free some disk space" if error.errno in _DISK_FULL else "Fix that"
     kind = type(OSError(error.errno, ""))  # subclasses of libraries may take other arguments
     explained = kind(f"{what} ({error.strerror or error}). {fix}, or {remedy}.")
@@ -232,7 +234,7 @@ def check_writable(folder: pathlib.Path, what: str, remedy: str) -> None:
     try:
         tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
-        raise _explained(error, what, remedy) from error
+        raise explain(error, what, remedy) from error
 
 
 def check_writable_scheme(path: str | os.PathLike, flag: str) -> None:

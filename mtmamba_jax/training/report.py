@@ -17,7 +17,7 @@ from tensorboardX import SummaryWriter
 
 from mtmamba_jax.checkpoints.run_lock import LockedRunDirectory
 from mtmamba_jax.files.json_files import to_json
-from mtmamba_jax.files.paths import write_atomically
+from mtmamba_jax.files.paths import cause, write_atomically
 from mtmamba_jax.messages import short
 
 METRICS_FILE = "metrics.jsonl"
@@ -144,9 +144,10 @@ class Report:
         try:
             yield
         except OSError as error:
+            reason = cause(error).strerror or error
             raise OSError(
-                f"{self.directory} could not be written ({error}). Earlier checkpoints are intact; "
-                "the same command resumes from the last one once this is fixed."
+                f"{self.directory} could not be written ({reason}). Earlier checkpoints are "
+                "intact; the same command resumes from the last one once this is fixed."
             ) from error
 
 

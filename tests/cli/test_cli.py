@@ -1,6 +1,7 @@
 """The commands as a person meets them: what they write, and what a mistake prints."""
 
 import json
+import os
 import runpy
 import signal
 import sys
@@ -119,6 +120,25 @@ def test_a_suggested_command_can_be_pasted(monkeypatch, capsys):
     assert cli.main(["eval", "--workdir=/no where"]) == 2
     suggested = "Create one: python launch.py train '--workdir=/no where'\n"
     assert capsys.readouterr().err.endswith(suggested)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["boundaries", "--dataset=nyudv2", "--predictions=x", "--labels=x", "--output=file/a"],
+        pytest.param(
+            ["benchmark", "--what=ss2d", "--output=/proc/a"],
+            marks=pytest.mark.skipif(not os.path.isdir("/proc"), reason="needs Linux's /proc"),
+        ),
+    ],
+)
+def test_a_place_for_results_is_checked_before_the_work(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_bytes(b"")
+    assert cli.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {arguments[-1]} cannot be written")
+    assert error.endswith("Fix that, or give another --output.\n")
 
 
 def test_traceback_flag_shows_where_an_error_comes_from(tmp_path):

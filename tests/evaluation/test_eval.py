@@ -390,8 +390,8 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_is_computed(
     flag = f"--save_predictions={tmp_path / 'file'}"
     assert cli.main(["eval", f"--workdir={workdir}", flag]) == 1
     error = capsys.readouterr().err
-    assert f"Predictions could not be written to {tmp_path / 'file'}" in error
-    assert "choose another folder with --save_predictions=FOLDER" in error
+    assert f"could not be written to {tmp_path / 'file'} (Not a directory). Fix that, or" in error
+    assert error.endswith("choose another folder with --save_predictions=FOLDER.\n")
 
 
 def test_a_full_disk_leaves_no_torn_file_and_no_record(workdir, tmp_path, monkeypatch, capsys):
