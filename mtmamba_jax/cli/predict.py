@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     finally:  # also if the disk is full
         code = _report_failures(failures)
     if named:  # photos share a name, or one begins with a dot
-        print(f"Photos of these folders, which photo.json names too: {shortened(named)}")
+        print(f"Which folder is of which photo, as its photo.json says: {shortened(named)}")
     if folders:
         print(
             f"Wrote {len(folders)} of {counted(len(photos), 'photo')} to {output}: one folder "

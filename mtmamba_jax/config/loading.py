@@ -32,7 +32,7 @@ def load(name: str, overrides: Mapping[str, str] | None = None) -> Config:
 
     Raises:
       ValueError: If the name, the variant or a key is unknown (the message suggests the closest),
-        or if a value does not fit.
+        if a value does not fit, or if the file's code fails (the message names the line).
     """
     path, variant = _locate(name)
     found = _execute(path)

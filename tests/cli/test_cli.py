@@ -242,7 +242,7 @@ def test_predict_says_which_folder_is_of_which_of_two_photos_of_one_name(
     arguments = [f"--workdir={workdir.name}", *map(str, photos), f"--output={output}"]
     assert cli.main(["predict", *arguments]) == 0
     printed = capsys.readouterr().out
-    assert f"names too: {output}/a of {photos[0]}, {output}/a_2 of {photos[1]}\n" in printed
+    assert f"photo.json says: {output}/a of {photos[0]}, {output}/a_2 of {photos[1]}\n" in printed
     assert "Wrote 3 of 3 photos" in printed
     record = json.loads((output / "b" / "photo.json").read_text())
     assert (record["photo"], record["workdir"]) == (str(photos[2]), str(workdir))
