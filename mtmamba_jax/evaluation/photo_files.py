@@ -163,7 +163,7 @@ def _decode(path: pathlib.Path, data: bytes, bits: int | None) -> Photo | Failur
             if pixels is not None:
                 return _to_8_bits(path, pixels, bits, _largest_value(data))
         if image is not None and image.mode[0] in "IF":  # which convert() would clip to 255
-            return Failure(path, f"holds 16 or 32 bits per pixel (mode {image.mode}); {_SAVE}")
+            return Failure(path, f"holds {np.asarray(image).dtype} values; {_SAVE}")
         if image is not None:
             return Photo(np.array(ImageOps.exif_transpose(image).convert("RGB")))
     except Exception as error:  # for damaged files Pillow raises many types

@@ -57,8 +57,8 @@ def predict_photos(
         photo = read.pixels
         logits, features = predictor.logits(photo, with_features=with_features)
         if bad := [name for name, each in logits.items() if not np.isfinite(each).all()]:
-            reason = f"the predicted {', '.join(bad)} is NaN or infinite; try another --checkpoint"
-            yield Failure(path, reason)
+            what = f"NaN or infinite values in the predicted {', '.join(bad)}"
+            yield Failure(path, f"{what}; try another --checkpoint")
             continue
         small = {t.name: np.asarray(to_value(t, logits[t.name])) for t in predictor.tasks}
         needed = sum(_full_size(value, photo) for value in small.values())

@@ -121,7 +121,7 @@ def test_a_prediction_that_is_not_finite_is_named_and_not_written(tmp_path, valu
     found = photos.predict_photos(paths, Diverged(), tmp_path / "out", origin=ORIGIN)
     failure, done = list(found)
     assert failure.path == paths[0]
-    assert f"the predicted {', '.join(names)} is NaN or infinite" in failure.reason
+    assert f"NaN or infinite values in the predicted {', '.join(names)}; try" in failure.reason
     assert names_below(tmp_path / "out") == {done.name} == {"b"}
 
 
