@@ -156,10 +156,10 @@ def test_the_sizes_of_blocks_are_found_from_shapes(name, tmp_path, capsys):
 
 def test_a_whole_model_below_a_prefix_is_not_mistaken_for_an_encoder(tmp_path, capsys):
     path, _ = write(tmp_path, "nyudv2")
-    inside = {f"network.{name}": array for name, array in read_weights(path).items()}
+    inside = {f"student.{name}": array for name, array in read_weights(path).items()}
     write_safetensors(path, inside, {})
     assert main(["convert", f"--from={path}", f"--to={tmp_path / 'run'}"]) == 2
-    assert "a whole model, but its names have the prefix 'network.'" in capsys.readouterr().err
+    assert "a whole model, but its names have the prefix 'student.'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
