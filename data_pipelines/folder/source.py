@@ -30,7 +30,7 @@ from mtmamba_jax.data_pipelines.batch import Example
 from mtmamba_jax.data_pipelines.folder.labels import label_suffixes, read_label
 from mtmamba_jax.data_pipelines.read_files import DataError, read_list, read_rgb
 from mtmamba_jax.files.paths import walk_files
-from mtmamba_jax.messages import check_name, shortened
+from mtmamba_jax.messages import check_name, counted, shortened
 from mtmamba_jax.tasks.table import CUSTOM, IGNORE, Task
 
 LISTS = {"train": "train on", "val": "score"}
@@ -119,7 +119,7 @@ class Folder:
             f"{'all' if count == len(self) else count} with {' '.join(names)}"
             for count, names in sorted(counts.items(), reverse=True)
         )
-        text = f"{self.root}: {len(self)} images to {LISTS[self.split]}, {labels}"
+        text = f"{self.root}: {counted(len(self), 'image')} to {LISTS[self.split]}, {labels}"
         for files in self._unused.values():
             if files:
                 text += f"\n  labels without an image: {len(files)}, such as {files[0]}"

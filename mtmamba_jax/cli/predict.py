@@ -16,7 +16,7 @@ from mtmamba_jax.evaluation.photo_files import Failure, Note, find_photos
 from mtmamba_jax.evaluation.photos import overlay_task, predict_photos
 from mtmamba_jax.evaluation.predictor import Predictor
 from mtmamba_jax.files.paths import check_writable, is_remote
-from mtmamba_jax.messages import counted, shortened
+from mtmamba_jax.messages import counted, printable, shortened
 
 
 def run(options: argparse.Namespace) -> int:
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
         with tqdm.tqdm(total=len(photos), unit="photo", disable=None) as bar:
             for result in results:
                 if isinstance(result, Note):
-                    bar.write(f"{_printable(result.path)}: {result.text}", file=sys.stderr)
+                    bar.write(f"{printable(str(result.path))}: {result.text}", file=sys.stderr)
                     continue
                 photo = next(waiting)
                 if isinstance(result, Failure):
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
                 else:
                     folders.append(result)
                     if stems[photo.stem] > 1 or result.name != photo.stem:
-                        named.append(f"{_printable(result)} of {_printable(photo)}")
+                        named.append(f"{printable(str(result))} of {printable(str(photo))}")
                 bar.update()
     finally:  # also if the disk is full
         code = _report_failures(failures)
@@ -80,11 +80,5 @@ def run(options: argparse.Namespace) -> int:
 def _report_failures(failures: Sequence[Failure]) -> int:
     """Prints why photos have no prediction; returns the exit code."""
     for failure in failures:
-        print(f"error: {_printable(failure.path)}: {failure.reason}", file=sys.stderr)
+        print(f"error: {printable(str(failure.path))}: {failure.reason}", file=sys.stderr)
     return 1 if failures else 0
-
-
-def _printable(path: pathlib.Path) -> str:
-    """Returns a path on one line, though its name holds a line break or bytes of no text."""
-    text = str(path)
-    return text if text.isprintable() else ascii(text)

@@ -20,7 +20,7 @@ from mtmamba_jax.convert.state_dicts import (
 )
 from mtmamba_jax.convert.swin import INDEX, PATCH_MERGINGS, TABLE, table_window
 from mtmamba_jax.convert.tensors import from_tensors, to_tensors
-from mtmamba_jax.messages import check_name
+from mtmamba_jax.messages import check_name, command
 from mtmamba_jax.models.norm import LayerNorm
 from mtmamba_jax.models.swin import Swin
 
@@ -62,12 +62,13 @@ def encoder_from_torch(
         naming = dataclasses.replace(naming, patch_merging=patch_merging)
     elif contents.official is None and naming.family == "mmsegmentation":
         if not any(part in name for name in state_dict for part in MMSEGMENTATION_PARTS):
+            advice = command("convert", "--from=FILE", "--to=DIR", "--patch_merging=microsoft")
             logging.getLogger(__name__).warning(
                 "warning: the encoder has mmsegmentation's names, so its patch mergings are read "
                 "in mmsegmentation's order. If these are Microsoft's tensors, only renamed, that "
-                "is wrong. To choose, convert the file first: convert --from=FILE --to=DIR "
-                "--patch_merging=microsoft (or =mmsegmentation, without this warning), then "
-                "--config.init.encoder=DIR."
+                "is wrong. To choose, convert the file first: %s (or =mmsegmentation, without this "
+                "warning), then --config.init.encoder=DIR.",
+                advice,
             )
     return from_tensors(
         resample_positions(state_dict, encoder, naming),

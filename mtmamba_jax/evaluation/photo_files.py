@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from mtmamba_jax.data_pipelines.read_files import fits, is_web_page, used_bits
 from mtmamba_jax.files.paths import walk_files
+from mtmamba_jax.messages import counted
 
 SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"),
@@ -111,8 +112,8 @@ def _search(folder: pathlib.Path, skip: pathlib.Path, found: Found) -> list[path
         found.failures.append(Failure(folder, reason))
     elif others:
         found.skipped.append(
-            f"{folder}: skipped {len(others)} files that are not read as photos: {listed}; the "
-            f"first is {others[0][0]}. Save photos among them as JPEG or PNG."
+            f"{folder}: skipped {counted(len(others), 'file')} not read as photos: {listed}; "
+            f"the first is {others[0][0]}. Save photos among them as JPEG or PNG."
         )
     return [file for file, kind in files if not kind]
 

@@ -1,6 +1,7 @@
 """Predicts files of photos, and writes one folder for each."""
 
 import json
+import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -69,7 +70,7 @@ def predict_photos(
             if features is not None:
                 write_png(new / "features.png", features)
             files = sorted(file.name for file in new.iterdir())
-            record = {"photo": str(path.absolute()), **origin, "files": [*files, RECORD_FILE]}
+            record = {"photo": os.path.abspath(path), **origin, "files": [*files, RECORD_FILE]}
             write_json(new / RECORD_FILE, record)
         yield target
 
