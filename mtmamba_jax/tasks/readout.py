@@ -21,8 +21,8 @@ def unit_vectors(
     """Scales vectors to unit length; a zero vector stays zero.
 
     Args:
-      vectors: Of any length, whose square need not fit into float32.
-      xp: As in `to_value`.
+      vectors: Vectors of any length; its square need not fit into float32.
+      xp: `numpy` or `jax.numpy`.
       shortest: Vectors much shorter than 1e-6 times this stay shorter than 1, which bounds the
         gradient at 0 by 1e6 / `shortest`. With 0 it is not bounded.
     """

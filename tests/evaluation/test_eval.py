@@ -15,8 +15,8 @@ import scipy.io
 from mtmamba_jax.checkpoints import load as runs
 from mtmamba_jax.cli import main as cli
 from mtmamba_jax.data_pipelines.sources import DataSettings, open_source
-from mtmamba_jax.evaluation import evaluate, saved_predictions
-from mtmamba_jax.tasks.table import IGNORE, NYUDV2, PASCAL_CONTEXT
+from mtmamba_jax.evaluation import evaluate
+from mtmamba_jax.tasks.table import IGNORE, NYUDV2
 from mtmamba_jax.training import state
 from mtmamba_jax.training.train import train
 from tests.bucket import BUCKET, serve_bucket
@@ -187,44 +187,6 @@ def test_every_prediction_of_every_task_is_saved_and_nothing_else(evaluated):
     record = json.loads((evaluated / "predictions_best" / "predictions.json").read_text())
     assert set(record.pop("files")) == found - {"predictions.json"}
     assert record == {"workdir": str(evaluated), "step": 8, "images": len(NAMES)}
-
-
-def test_folders_have_the_official_names():
-    folders = [saved_predictions.task_folder(task) for task in PASCAL_CONTEXT]
-    assert folders == ["semseg", "human_parts", "sal", "edge", "normals"]
-
-
-@pytest.mark.parametrize(
-    ("quantity", "value", "wanted"),
-    [
-        ("classes", np.array([[0, 39, 20]], np.uint8), [[0, 39, 20]]),
-        ("probability", np.array([[0.0, 0.5, 0.999, 1.0]], np.float32), [[0, 128, 255, 255]]),
-        ("saliency", np.array([[0.0, 0.1, 1.0]], np.float32), [[0, 26, 255]]),
-        # As in a folder of labels, in RGB; OpenCV reads BGR.
-        ("normals", np.array([[[1.0, 0.0, -1.0]]], np.float32), [[[0, 128, 255]]]),
-    ],
-)
-def test_values_are_saved_as_levels(quantity, value, wanted):
-    file_format = saved_predictions.FORMATS[quantity]
-    assert file_format.suffix == ".png"
-    levels = cv2.imdecode(np.frombuffer(file_format.encode(value), np.uint8), cv2.IMREAD_UNCHANGED)
-    assert levels.dtype == np.uint8
-    assert levels.tolist() == wanted
-
-
-@pytest.mark.parametrize(
-    ("identity", "file"),
-    [
-        ("2008_000002", "2008_000002"),
-        ("val/000001", "val/000001"),
-        (".hidden", "_.hidden"),
-        ("../../up", "_../_../up"),
-        ("/root/a.b", "_/root/a.b"),
-        ("_.hidden", "__.hidden"),
-    ],
-)
-def test_a_file_lies_below_its_folder_and_is_not_hidden(identity, file):
-    assert saved_predictions.prediction_path(PASCAL_CONTEXT[2], identity) == f"sal/{file}.png"
 
 
 def evaluate_in(count, *arguments):

@@ -2,14 +2,20 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 from etils import epath
 
 from mtmamba_jax.evaluation.evaluate import Prediction
-from mtmamba_jax.evaluation.saved_predictions import PredictionWriter
+from mtmamba_jax.evaluation.saved_predictions import (
+    FORMATS,
+    PredictionWriter,
+    prediction_path,
+    task_folder,
+)
 from mtmamba_jax.tasks.readout import to_value
-from mtmamba_jax.tasks.table import DEPTH, HUMAN_PARTS, SALIENCY
+from mtmamba_jax.tasks.table import DEPTH, HUMAN_PARTS, PASCAL_CONTEXT, SALIENCY
 
 VALUES = {"depth": np.ones((2, 3), np.float32), "saliency": np.zeros((2, 3), np.float32)}
 
@@ -88,3 +94,41 @@ def test_a_folder_of_labels_is_refused_and_unchanged(tmp_path):
     with pytest.raises(ValueError, match=r"not written by eval, such as depth/a\.npy.*choose an"):
         PredictionWriter(tmp_path, (SALIENCY,))
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [label]
+
+
+def test_folders_have_the_official_names():
+    folders = [task_folder(task) for task in PASCAL_CONTEXT]
+    assert folders == ["semseg", "human_parts", "sal", "edge", "normals"]
+
+
+@pytest.mark.parametrize(
+    ("quantity", "value", "wanted"),
+    [
+        ("classes", np.array([[0, 39, 20]], np.uint8), [[0, 39, 20]]),
+        ("probability", np.array([[0.0, 0.5, 0.999, 1.0]], np.float32), [[0, 128, 255, 255]]),
+        ("saliency", np.array([[0.0, 0.1, 1.0]], np.float32), [[0, 26, 255]]),
+        # As in a folder of labels, in RGB; OpenCV reads BGR.
+        ("normals", np.array([[[1.0, 0.0, -1.0]]], np.float32), [[[0, 128, 255]]]),
+    ],
+)
+def test_values_are_saved_as_levels(quantity, value, wanted):
+    file_format = FORMATS[quantity]
+    assert file_format.suffix == ".png"
+    levels = cv2.imdecode(np.frombuffer(file_format.encode(value), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert levels.dtype == np.uint8
+    assert levels.tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    ("identity", "file"),
+    [
+        ("2008_000002", "2008_000002"),
+        ("val/000001", "val/000001"),
+        (".hidden", "_.hidden"),
+        ("../../up", "_../_../up"),
+        ("/root/a.b", "_/root/a.b"),
+        ("_.hidden", "__.hidden"),
+    ],
+)
+def test_a_file_lies_below_its_folder_and_is_not_hidden(identity, file):
+    assert prediction_path(PASCAL_CONTEXT[2], identity) == f"sal/{file}.png"
