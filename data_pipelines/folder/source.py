@@ -168,7 +168,7 @@ def _raise_all(root: pathlib.Path, problems: Sequence[str]) -> None:
 
 
 def _name(path: pathlib.PurePosixPath) -> str:
-    return _composed(str(path.with_suffix("")))
+    return _composed(str(path).removesuffix(path.suffix))
 
 
 def _composed(name: str) -> str:

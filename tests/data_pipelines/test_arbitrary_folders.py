@@ -9,7 +9,7 @@ import warnings
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mtmamba_jax.data_pipelines.batch import check_example
@@ -141,7 +141,7 @@ def check_folder(files, is_sound=False):
 
 def read_all(data):
     images = [path.relative_to(data / "images") for path in data.glob("images/**/*.*")]
-    names = {composed(str(path.with_suffix(""))) for path in images}
+    names = {composed(str(path).removesuffix(path.suffix)) for path in images}
     for split in ("train", "val"):
         source = Folder(data, split, (SALIENCY,))
         assert names.issuperset(source.ids)
@@ -157,6 +157,12 @@ def test_a_folder_with_documented_names_is_read(files):
 
 @IN_SUITE
 @given(folders())
+@example(
+    {
+        **{f"{folder}/{name}.png": None for folder in SOUND for name in ("one", "two", ".")},
+        **{"train.txt": b"one\n.\n", "val.txt": b"two\n"},
+    }
+)
 def test_any_folder_is_read_or_refused_without_leaving_it(files):
     check_folder(files)
 

@@ -61,7 +61,7 @@ def find_ids(
             )
         return read_list(listed)
     found = sorted(
-        path.relative_to(predictions).with_suffix("").as_posix()
+        path.relative_to(predictions).as_posix().removesuffix(path.suffix)
         for path in predictions.rglob("*.png")
     )
     excluded = frozenset() if include_all else excluded_ids(dataset)
