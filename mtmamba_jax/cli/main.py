@@ -58,7 +58,8 @@ def _run(
     try:
         options.overrides = parse_overrides(unknown, options.command, parser)
         # Imported late: --help and a mistyped flag answer at once.
-        command = importlib.import_module(f"mtmamba_jax.cli.{options.command}")
+        with interrupts.at_once():
+            command = importlib.import_module(f"mtmamba_jax.cli.{options.command}")
         code = command.run(options)
         sys.stdout.flush()  # here, where an error becomes a message
         return code

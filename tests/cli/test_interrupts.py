@@ -112,6 +112,23 @@ def test_one_interrupt_of_a_process_group_counts_once():
     assert (code, output) == (5, "")
 
 
+def test_one_interrupt_ends_a_command_that_is_being_imported(tmp_path):
+    (tmp_path / "slow_library.py").write_text(
+        "import time\nprint('started', flush=True)\n"
+        "try: time.sleep(100)\nexcept KeyboardInterrupt: print('broken off', flush=True)\n"
+    )
+    importing = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import mtmamba_jax.cli.main as main\n"
+        "main.importlib.import_module = lambda name: __import__('slow_library')\n"
+        "sys.exit(main.main(['train']))"
+    )
+    code, output, _ = interrupt([sys.executable, "-c", importing], 0.2)
+    assert code == 130
+    assert "broken off" not in output
+    assert output.strip() == MESSAGE
+
+
 @pytest.mark.parametrize("work", [IMPORTS, CALLS_BACK], ids=["imports", "calls back"])
 def test_an_error_that_an_interrupt_became_is_reported_as_an_interrupt(work):
     code, output, _ = interrupt([sys.executable, "-c", COMMAND.format(work=work)], 0.2)
