@@ -11,12 +11,21 @@ def grey_png(values, bits, *, colours=()):
     height, width = values.shape
     digits = np.unpackbits(values.astype(np.uint8)[..., None], axis=-1)[..., 8 - bits :]
     rows = np.packbits(digits.reshape(height, -1), axis=-1)
-    header = struct.pack(">2I5B", width, height, bits, 3 if colours else 0, 0, 0, 0)
-    chunks = [(b"IHDR", header)] + ([(b"PLTE", bytes(colours))] if colours else [])
+    chunks = [(b"PLTE", bytes(colours))] if colours else []
     chunks += [(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)))]
+    return _png(height, width, bits, 3 if colours else 0, chunks)
+
+
+def claiming_png(height, width):
+    """Returns a small PNG of 8-bit RGB that claims a size, and holds no pixel."""
+    return _png(height, width, 8, 2, [(b"IDAT", b"")])
+
+
+def _png(height, width, bits, colour_type, chunks):
+    header = struct.pack(">2I5B", width, height, bits, colour_type, 0, 0, 0)
     packed = [
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in [*chunks, (b"IEND", b"")]
+        for kind, data in [(b"IHDR", header), *chunks, (b"IEND", b"")]
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 

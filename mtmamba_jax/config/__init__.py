@@ -4,5 +4,12 @@ from mtmamba_jax.config.loading import load, run_name, split_name, variants
 from mtmamba_jax.config.settings import FREE_KEYS, Config, differences, from_flat
 
 __all__ = [
-    "FREE_KEYS", "Config", "differences", "from_flat", "load", "run_name", "split_name", "variants",
-]  # fmt: skip
+    "FREE_KEYS",
+    "Config",
+    "differences",
+    "from_flat",
+    "load",
+    "run_name",
+    "split_name",
+    "variants",
+]

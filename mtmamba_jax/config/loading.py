@@ -147,7 +147,8 @@ def _parse(overrides: Mapping[str, str]) -> dict[str, Any]:
       ValueError: If a key is unknown or a text is not of its key's type.
     """
     config, values = common.get_config(), flags.FlagValues()
-    texts = {key: _quoted(key, text, flatten(config)) for key, text in overrides.items()}
+    valid = flatten(config)
+    texts = {key: _quoted(key, text, valid) for key, text in overrides.items()}
     arguments = ["", *(f"--config.{key}={text}" for key, text in texts.items())]
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
     try:

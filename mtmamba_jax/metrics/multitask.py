@@ -40,7 +40,7 @@ def delta_m(
                     f"for: {', '.join(values) or 'no task'}."
                 )
         score, baseline = scores[task.name], baselines[task.name]
-        if baseline == 0 or not np.isfinite(baseline):
+        if not is_baseline(baseline):
             raise ValueError(
                 f"delta_m divides by each task's baseline, but the baseline of {task.name!r} "
                 f"({task.score}) is {baseline}. Give a finite value other than 0."
@@ -48,6 +48,11 @@ def delta_m(
         sign = -1.0 if task.lower_is_better else 1.0
         gains.append(sign * (score - baseline) / baseline)
     return 100.0 * float(np.mean(gains))
+
+
+def is_baseline(score: float) -> bool:
+    """Returns whether delta_m can divide by a score: it is finite and not 0."""
+    return bool(np.isfinite(score)) and score != 0
 
 
 def left_out(tasks: Sequence[Task], baselines: Mapping[str, float]) -> dict[str, str]:
@@ -63,9 +68,11 @@ def left_out(tasks: Sequence[Task], baselines: Mapping[str, float]) -> dict[str,
     reasons = {}
     for task in tasks:
         baseline = baselines[task.name]
+        if is_baseline(baseline):
+            continue
         if not np.isfinite(baseline):
             reasons[task.name] = "no pixel of the test set is labelled for it"
-        elif baseline == 0:
+        else:
             cause = "all its labels are equal" if task.lower_is_better else "no label is positive"
             reasons[task.name] = (
                 f"its best constant prediction has {task.score} 0 because {cause} in the test set"

@@ -1,10 +1,9 @@
 """Fills in one of the paper's tables with the scores of finished runs."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 from mtmamba_jax.messages import counted, short
-from mtmamba_jax.metrics.multitask import delta_m
+from mtmamba_jax.metrics.multitask import delta_m, is_baseline
 from mtmamba_jax.models.swin import SWIN_SIZES
 from mtmamba_jax.paper.cost import count_cost
 from mtmamba_jax.paper.published import DATASET, ROWS, SCORES, Row
@@ -118,7 +117,7 @@ def _gain(
     if ROWS[key.row].single_task:
         return "0"
     baselines = {name: sum(values) / len(values) for name, values in found.items()}
-    if not all(value and math.isfinite(value) for value in baselines.values()):
+    if not all(map(is_baseline, baselines.values())):
         return "-"
     gains = tuple(delta_m(tasks, main_scores(run), baselines) for run in lines[key])
     return Spread(gains, sign=True)

@@ -1,10 +1,7 @@
 """Photos of phones and large images in a folder of one's own data."""
 
-import struct
 import subprocess
 import sys
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +11,7 @@ from mtmamba_jax.data_pipelines.folder.source import Folder
 from mtmamba_jax.data_pipelines.pipeline import ExampleError, eval_batches
 from mtmamba_jax.data_pipelines.read_files import DataError
 from mtmamba_jax.tasks.table import SALIENCY
+from tests.image_files import claiming_png
 
 
 def write_folder(root, photo, orientation=6):
@@ -47,26 +45,13 @@ def test_images_stored_turned_are_refused_with_a_command_that_turns_them(tmp_pat
     assert (tmp_path / "images" / "a b" / "y.jpg").read_bytes() == upright
 
 
-def bomb(path: Path, height: int, width: int):
-    """Writes a small PNG that claims a size."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = [header, b"IDAT", b"IEND"]
-    chunks = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks]
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
-
-
 @pytest.mark.parametrize("folder", ["images", "saliency"])
 def test_a_file_of_182_megapixels_is_named_in_training(tmp_path, folder):
     photo = np.full((32, 48, 3), 200, np.uint8)
     write_folder(tmp_path, photo, orientation=1)
-    bomb(tmp_path / folder / "a b" / "y.png", 13000, 14000)
+    (tmp_path / folder / "a b" / "y.png").write_bytes(claiming_png(13000, 14000))
     if folder == "images":
         (tmp_path / "images" / "a b" / "y.jpg").unlink()
-    with (
-        pytest.raises((DataError, ExampleError), match=r"a b/y\.png is too large.*Shrink it"),
-    ):
-        list(
-            eval_batches(
-                Folder(tmp_path, "val", (SALIENCY,)), (SALIENCY,), size=(48, 48), batch_size=1
-            )
-        )
+    with pytest.raises((DataError, ExampleError), match=r"a b/y\.png is too large.*Shrink it"):
+        source = Folder(tmp_path, "val", (SALIENCY,))
+        list(eval_batches(source, (SALIENCY,), size=(48, 48), batch_size=1))

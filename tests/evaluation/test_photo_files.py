@@ -3,7 +3,6 @@
 import os
 import re
 import struct
-import zlib
 
 import cv2
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from PIL import Image, features
 
 from mtmamba_jax.evaluation.photo_files import Failure, find_photos, read_photo
+from tests.image_files import claiming_png
 
 PIXELS = np.zeros((20, 40, 3), np.uint8)
 PIXELS[:, :20], PIXELS[:10, 20:] = (255, 0, 0), (0, 255, 0)
@@ -87,13 +87,6 @@ def test_predictions_are_not_photos_though_linked_to(tmp_path):
     assert find_photos([tmp_path], tmp_path / "out").photos == [tmp_path / "a.jpg"]
 
 
-def bomb(path, size):
-    """Writes a small PNG that claims to have height and width `size`."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, 0)
-    data = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data + b"\0\0\0\0IDAT")
-
-
 def cut(path, kept):
     _, data = cv2.imencode(".png", PIXELS)
     path.write_bytes(data.tobytes()[:kept])
@@ -129,7 +122,10 @@ def test_heif_of_every_brand_is_called_heic(tmp_path, name, place):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda path: bomb(path, 60000), r"has more than 178 megapixels; shrink it"),
+        (
+            lambda path: path.write_bytes(claiming_png(60000, 60000)),
+            r"has more than 178 megapixels; shrink it",
+        ),
         (lambda path: path.write_bytes(b"<!DOCTYPE html>"), "not an image, but a web page"),
         (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), "not an image, or a damaged one"),
         (lambda path: path.write_bytes(os.urandom(999)), "not an image, or a damaged one"),

@@ -15,7 +15,6 @@ from mtmamba_jax.training.state import TrainState
 SCORES = {"semseg": {"mIoU": 12.5}, "depth": {"RMSE": 0.75}}
 # Runs a script that can only import jax, numpy and their dependencies.
 ONLY_JAX = """
-import re
 import runpy, sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
