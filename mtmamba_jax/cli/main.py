@@ -85,14 +85,15 @@ def _interrupted(options: argparse.Namespace) -> str:
 def _silence_repeated_errors() -> None:
     """Silences usage warnings of Orbax, and tracebacks of errors that are raised as well.
 
-    When a disk is full, Orbax's event loops would print one for each of a thousand arrays, and the
-    thread that writes TensorBoard's file one more.
+    When a disk is full, Orbax's event loops would print one for each of a thousand arrays, the
+    thread that writes TensorBoard's file one more, and that file another when Python closes it.
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
     def report(unraisable):
-        if str(unraisable.exc_value) != "Event loop is closed":
+        of_tensorboard = "/events.out.tfevents." in str(getattr(unraisable.object, "name", ""))
+        if not of_tensorboard and str(unraisable.exc_value) != "Event loop is closed":
             sys.__unraisablehook__(unraisable)
 
     def report_thread(error):

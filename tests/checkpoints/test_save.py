@@ -78,6 +78,20 @@ def test_a_latest_checkpoint_is_not_saved_if_its_best_one_could_not_be(tmp_path,
     ]
 
 
+def test_a_file_of_tensorboard_on_a_full_disk_is_closed_without_a_message(tmp_path):
+    program = """
+import sys
+from mtmamba_jax.cli.main import _silence_repeated_errors
+_silence_repeated_errors()
+file = open(sys.argv[1], "wb")
+file.write(b"1")
+"""
+    file = tmp_path / "events.out.tfevents.1"
+    file.symlink_to("/dev/full")
+    command = [sys.executable, "-c", program, str(file)]
+    assert not subprocess.run(command, capture_output=True, text=True).stderr
+
+
 FULL_DISK = """
 mount -t tmpfs -o size=700k tmpfs "$1" || exit 77
 shift 1
