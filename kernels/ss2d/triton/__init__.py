@@ -1,0 +1,1 @@
+"""The Pallas Triton kernels of SS2D."""
