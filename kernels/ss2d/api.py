@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from mtmamba_jax.kernels.ss2d.common import check_name
 from mtmamba_jax.kernels.ss2d.pallas_gpu import ss2d_pallas_gpu
 from mtmamba_jax.kernels.ss2d.pallas_tpu import ss2d_pallas_tpu
+from mtmamba_jax.kernels.ss2d.pallas_triton import ss2d_pallas_triton
 from mtmamba_jax.kernels.ss2d.reference import ss2d_reference
 from mtmamba_jax.kernels.ss2d.xla import ss2d_xla
 
@@ -27,6 +28,7 @@ DIRECTIONS = ("row", "column", "row_reversed", "column_reversed")
 
 IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
     "pallas_gpu": ss2d_pallas_gpu,
+    "pallas_triton": ss2d_pallas_triton,
     "pallas_tpu": ss2d_pallas_tpu,
     "xla": ss2d_xla,
     "reference": ss2d_reference,
@@ -34,7 +36,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
 """Backends by name. One that does not support a call raises NotImplementedError."""
 
 PLATFORMS: dict[str, tuple[str, ...]] = {
-    "cuda": ("pallas_gpu", "xla"),
+    "cuda": ("pallas_gpu", "pallas_triton", "xla"),
     "tpu": ("pallas_tpu", "xla"),
     "default": ("xla",),
 }
@@ -166,8 +168,8 @@ def _run(*arrays: Array, directions: tuple[str, ...], implementation: str | None
         check_name("implementation", implementation, IMPLEMENTATIONS)
         return IMPLEMENTATIONS[implementation](*arrays, directions=directions)
     branches = {
-        platform: functools.partial(_run_first_supported, platform, names, directions=directions)
-        for platform, names in PLATFORMS.items()
+        platform: functools.partial(_run_first_supported, platform, directions=directions)
+        for platform in PLATFORMS
     }
     return lax.platform_dependent(*arrays, **branches)
 
@@ -177,20 +179,54 @@ def _vary(v: Array, axes: frozenset[str]) -> Array:
     return lax.pcast(v, missing, to="varying") if missing else v
 
 
-def _run_first_supported(
-    platform: str, names: Sequence[str], *arrays: Array, directions: tuple[str, ...]
-) -> Array:
-    refusals = []
-    for name in names:
+def _run_first_supported(platform: str, *arrays: Array, directions: tuple[str, ...]) -> Array:
+    name, refusals, y = _try_backends(platform, arrays, directions)
+    # Branches of other platforms are traced too, where this is no cause for a warning.
+    here = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend()) == platform
+    level = logging.WARNING if here and refusals and name == "xla" else logging.INFO
+    reasons = "; ".join(f"{other}: {reason}" for other, reason in refusals.items())
+    _log_once(level, f"ss2d on {platform} runs {name}" + (f" ({reasons})" if reasons else ""))
+    return y
+
+
+def choose_implementation(
+    platform: str,
+    arrays: Sequence[Array | jax.ShapeDtypeStruct],
+    directions: Sequence[str] = DIRECTIONS,
+) -> tuple[str, dict[str, str]]:
+    """Returns the backend that `ss2d` runs on a platform, and why it does not run others before it.
+
+    Args:
+      platform: Platform of a program as JAX names it, such as "cuda".
+      arrays: Arguments of `ss2d`, or their shapes and dtypes.
+      directions: Directions of the scan.
+
+    Raises:
+      NotImplementedError: If no backend supports the call.
+    """
+    found: dict[str, dict[str, str]] = {}
+
+    def run(*arrays: Array) -> Array:
+        name, refusals, y = _try_backends(platform, arrays, tuple(directions))
+        found[name] = refusals
+        return y
+
+    jax.eval_shape(run, *arrays)
+    return next(iter(found.items()))
+
+
+def _try_backends(
+    platform: str, arrays: Sequence[Array], directions: tuple[str, ...]
+) -> tuple[str, dict[str, str], Array]:
+    """Returns the first backend that supports a call, why the others do not, and the result."""
+    refusals: dict[str, str] = {}
+    for name in PLATFORMS.get(platform, PLATFORMS["default"]):
         try:
-            return IMPLEMENTATIONS[name](*arrays, directions=directions)
+            return name, refusals, IMPLEMENTATIONS[name](*arrays, directions=directions)
         except NotImplementedError as refusal:
-            refusals.append(f"{name}: {refusal}")
-            # Branches of other platforms are traced too, where this is no cause for a warning.
-            here = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend()) == platform
-            level = logging.WARNING if here else logging.INFO
-            _log_once(level, f"ss2d on {platform} runs without {refusals[-1]}")
-    raise NotImplementedError("No backend of ss2d supports this call. " + "; ".join(refusals))
+            refusals[name] = str(refusal)
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
+    raise NotImplementedError(f"No backend of ss2d supports this call. {reasons}")
 
 
 @functools.cache

@@ -136,5 +136,7 @@ def softplus_gradient(step: Array) -> Array:
 
     The relative error is at most 1.4e-6.
     """
-    series = step * (1 - step * (1 / 2) * (1 - step * (1 / 3) * (1 - step * (1 / 4) * (1 - step * (1 / 5)))))
+    series = step * (
+        1 - step * (1 / 2) * (1 - step * (1 / 3) * (1 - step * (1 / 4) * (1 - step * (1 / 5))))
+    )
     return jnp.where(step < 0.25, series, 1 - jnp.exp(-step))

@@ -25,7 +25,7 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     Inputs,
     Scan,
 )
-from mtmamba_jax.kernels.ss2d.platform_check import require_platform
+from mtmamba_jax.kernels.ss2d.platform_check import compute_capability, require_platform
 
 # Measured on an H200 with 132 multiprocessors. Segments cost a second pass over the exponentials,
 # so they pay off only if programs are few, and then only in large numbers.
@@ -234,15 +234,6 @@ def _gradients(directions, x, dt, dt_weight, dt_bias, A, B, C, saved, dy):
 ss2d_op = create_op(_scan, _gradients)
 
 
-@functools.cache
-def _compute_capability() -> float | None:
-    """Returns that of this machine's GPU, or None if it has none and lowers for another machine."""
-    try:
-        return float(jax.devices("cuda")[0].compute_capability)
-    except RuntimeError:
-        return None
-
-
 def ss2d_pallas_gpu(*arrays: Array, directions: Sequence[str]) -> Float[Array, "t b h w d"]:
     """Computes SS2D with fused Hopper kernels; arrays and result are those of `api.ss2d`.
 
@@ -250,7 +241,7 @@ def ss2d_pallas_gpu(*arrays: Array, directions: Sequence[str]) -> Float[Array, "
       NotImplementedError: If this machine's GPU is not a Hopper GPU, the step sizes' rank is too
         high for the shared memory, or the program is compiled for another platform.
     """
-    capability = _compute_capability()
+    capability = compute_capability()
     if capability not in (None, HOPPER):
         raise NotImplementedError(
             f"needs a Hopper GPU, for its matrix instructions (compute capability {HOPPER}); this "

@@ -8,170 +8,182 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mtmamba_jax.kernels.ss2d.common import LN2, LOG2E, Directions, combine, create_op, parse_directions
-from mtmamba_jax.kernels.ss2d.platform_check import require_platform
+from mtmamba_jax.kernels.ss2d.common import LOG2E, Directions, combine, create_op, parse_directions
+from mtmamba_jax.kernels.ss2d.platform_check import compute_capability, require_platform
 from mtmamba_jax.kernels.ss2d.triton import backward, forward
 from mtmamba_jax.kernels.ss2d.triton.program import RANK, STATES, TILE, Inputs, Scan
 
+AMPERE = 8.0
+"""Compute capability of the first GPUs that Triton supports."""
 BLOCK = 32
-TARGET_PROGRAMS = 3072
-MIN_TILES = 4
+"""Channels of a program: a warp then keeps the states of four pixels in its registers."""
+# Measured on an H200 with 132 multiprocessors. Segments cost a second pass over the exponentials.
+MIN_PROGRAMS = 1024  # fewer programs are cut into segments
+TARGET_PROGRAMS = 3072  # counting each segment
+MIN_SEGMENT_TILES = 4
 
 _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-def _choose_scan(directions: Directions, x, states: int) -> Scan:
+def _choose_scan(
+    directions: Directions, x: Float[Array, "t b h w d"] | jax.ShapeDtypeStruct, states: int
+) -> Scan:
+    """Divides the work into enough programs to keep the GPU busy."""
     t, b, h, w, d = x.shape
-    split = -(-states // STATES)
-    tiles = -(-h * w // TILE)
-    programs = t * len(directions.columns) * split * b * -(-d // BLOCK)
-    segments = max(1, min(-(-TARGET_PROGRAMS // programs), tiles // MIN_TILES))
-    per_segment = -(-tiles // segments)
-    return Scan(
-        t, b, h * w, *directions, split, BLOCK, -(-tiles // per_segment), per_segment
-    )
+    split, tiles = -(-states // STATES), -(-h * w // TILE)
+    programs = t * b * len(directions.columns) * split * -(-d // BLOCK)
+    segments = 1
+    if programs < MIN_PROGRAMS:
+        segments = max(1, min(-(-TARGET_PROGRAMS // programs), tiles // MIN_SEGMENT_TILES))
+    tiles_each = -(-tiles // segments)
+    return Scan(t, b, h * w, *directions, split, BLOCK, -(-tiles // tiles_each), tiles_each)
 
 
 def _pad(v: Array, axis: int, size: int) -> Array:
+    """Adds zeros up to a size."""
     padding = [(0, 0)] * v.ndim
     padding[axis] = (0, size - v.shape[axis])
     return jnp.pad(v, padding) if padding[axis][1] else v
 
 
-def _pad_channels(v, scan, axis):
+def _pad_channels(v: Array, scan: Scan, axis: int) -> Array:
+    """Adds zeros up to whole blocks of channels."""
     return _pad(v, axis, -(-v.shape[axis] // scan.block) * scan.block)
 
 
-def _flatten(v: Array, column: bool, scan: Scan) -> Array:
-    """Returns [t b h w ...] as [t b l ...] in one orientation."""
+def _flatten(v: Array, scan: Scan, *, column: bool) -> Array:
+    """Returns [t b h w ...] as [t b l ...], row-major or column-major."""
     v = jnp.swapaxes(v, 2, 3) if column else v
     return _pad(v.reshape(*v.shape[:2], -1, *v.shape[4:]), 2, scan.length)
 
 
+def _unflatten(v: Array, h: int, w: int, *, column: bool) -> Array:
+    """Inverse of `_flatten`."""
+    v = v[:, :, : h * w].reshape(*v.shape[:2], *((w, h) if column else (h, w)), *v.shape[3:])
+    return jnp.swapaxes(v, 2, 3) if column else v
+
+
 def _to_images(v: Array, scan: Scan) -> Array:
+    """Returns [t b h w d] as [o*t*b l d]."""
     v = _pad_channels(v, scan, 4)
-    copies = jnp.stack([_flatten(v, column, scan) for column in scan.orientations])
+    copies = jnp.stack([_flatten(v, scan, column=column) for column in scan.copies])
     return copies.reshape(-1, *copies.shape[3:])
 
 
 def _by_direction(v: Array, scan: Scan) -> Array:
-    """Returns [t b h w k ...] as [t k b l ...]."""
-    return jnp.stack(
-        [_flatten(v[:, :, :, :, k], column, scan) for k, column in enumerate(scan.columns)], 1
-    )
+    """Returns [t b h w k ...] as [t k b l ...], each direction row-major or column-major."""
+    columns = enumerate(scan.columns)
+    return jnp.stack([_flatten(v[..., k, :], scan, column=column) for k, column in columns], 1)
 
 
-def _to_maps(v: Array, scan: Scan) -> Array:
-    """Returns B or C [t b h w k n] as [q l 16] float32."""
-    v = _pad(v.astype(jnp.float32), 5, scan.states_split * STATES)
-    v = _by_direction(v, scan)
-    v = v.reshape(*v.shape[:4], scan.states_split, STATES)
-    return jnp.moveaxis(v, 4, 2).reshape(-1, scan.length, STATES)
+def _from_directions(v: Array, scan: Scan, h: int, w: int) -> list[Array]:
+    """Inverse of `_by_direction`; returns one [t b h w ...] per direction."""
+    return [_unflatten(v[:, k], h, w, column=column) for k, column in enumerate(scan.columns)]
 
 
-def _images_from(v: Array, scan: Scan, shape) -> list[Array]:
-    """Returns [t*k b l d] as one [t b h w d] for each direction."""
+def _sum_directions(v: Array, scan: Scan, shape: tuple[int, ...]) -> Float[Array, "t b h w d"]:
+    """Sums [q l d] over directions and parts of the states, in float32; `shape` is that of x."""
     t, b, h, w, d = shape
-    v = v.reshape(t, -1, b, *v.shape[-2:])[:, :, :, : h * w, :d]
-    images = []
-    for k, column in enumerate(scan.columns):
-        one = v[:, k].reshape(t, b, *((w, h) if column else (h, w)), d)
-        images.append(jnp.swapaxes(one, 2, 3) if column else one)
-    return images
+    v = v.reshape(t, -1, scan.states_split, b, *v.shape[1:])
+    v = jnp.sum(v, 2, dtype=jnp.float32) if scan.states_split > 1 else v[:, :, 0]
+    return sum(one.astype(jnp.float32) for one in _from_directions(v[..., :d], scan, h, w))
 
 
-def _sum_images(v, scan, shape):
-    v = v.reshape(-1, scan.states_split, scan.images, *v.shape[1:])
-    v = v[:, 0] if scan.states_split == 1 else jnp.sum(v, 1, dtype=jnp.float32)
-    return sum(one.astype(jnp.float32) for one in _images_from(v, scan, shape))
+def _split_states(v: Array, scan: Scan, axis: int) -> Array:
+    """Pads the last axis, states, and moves its parts of 16 to an axis of their own."""
+    v = _pad(v, v.ndim - 1, scan.states_split * STATES)
+    return jnp.moveaxis(v.reshape(*v.shape[:-1], scan.states_split, STATES), -2, axis)
 
 
-def _to_states(A, scan):
-    """Returns A [t k d n] times log2(e) as [p d 16]."""
-    t, k, d, n = A.shape
-    A = _pad(_pad_channels(A * LOG2E, scan, 2), 3, scan.states_split * STATES)
-    A = A.reshape(*A.shape[:3], scan.states_split, STATES)
-    return jnp.moveaxis(A, 3, 2).reshape(-1, *A.shape[2::2])
+def _join_states(v: Array, states: int, axis: int) -> Array:
+    """Inverse of `_split_states`."""
+    v = jnp.moveaxis(v, axis, -2)
+    return v.reshape(*v.shape[:-2], -1)[..., :states]
 
 
-def _from_states(v, scan, like):
-    """Inverse of `_to_states` but for the factor; v is [t*k parts d 16]."""
-    t, k, d, n = like.shape
-    v = jnp.moveaxis(v.reshape(t, k, scan.states_split, -1, STATES), 2, 3)
-    return v.reshape(t, k, v.shape[2], -1)[:, :, :d, :n]
-
-
-def _start_states(scan, ends, time, A, *, reverse):
-    rates = A[:, None].repeat(scan.images, 1).reshape(-1, 1, *A.shape[1:])
-    decay = jnp.exp2(time[..., None] * rates)
+def _start_states(scan: Scan, ends: Array, time: Array, A: Array, *, reverse: bool) -> Array:
+    """Returns the states before each segment, [q s d 16], from the results of `summaries`."""
+    A = A[:, None].repeat(scan.images, 1).reshape(-1, 1, *A.shape[1:])
+    decay = jnp.exp2(time[..., None] * A)
     states = lax.associative_scan(combine, (decay, ends), axis=1, reverse=reverse)[1]
     none = jnp.zeros_like(states[:, :1])
     return jnp.concatenate([states, none] if reverse else [none, states], 1)
 
 
-def _prepare(scan, x, dt, dt_weight, dt_bias, A, B, C) -> Inputs:
+def _prepare(scan: Scan, x, dt, dt_weight, dt_bias, A, B, C) -> Inputs:
     rank = -(-dt.shape[-1] // RANK) * RANK
-    steps = _by_direction(_pad(dt, 5, rank), scan)
-    weight = _pad_channels(_pad(dt_weight, 2, rank), scan, 3)
-    bias = _pad_channels(dt_bias, scan, 2)
-    return Inputs(
-        _to_images(x, scan),
-        steps.reshape(-1, *steps.shape[3:]),
-        weight.reshape(-1, *weight.shape[2:]).astype(dt.dtype),
-        bias.reshape(-1, bias.shape[2]),
-        _to_states(A, scan), _to_maps(B, scan), _to_maps(C, scan),
+    weight = _pad_channels(_pad(dt_weight, 2, rank), scan, 3).astype(dt.dtype)
+    maps = (_by_direction(v.astype(jnp.float32), scan) for v in (B, C))
+    arrays = (
+        _by_direction(_pad(dt, 5, rank), scan),
+        weight,
+        _pad_channels(dt_bias, scan, 2),
+        _split_states(_pad_channels(A * LOG2E, scan, 2), scan, 2),
+        *(_split_states(v, scan, 2) for v in maps),
     )
+    kept = (2, 2, 1, 2, 2, 2)  # last axes that are the kernels', the others become one
+    arrays = (v.reshape(-1, *v.shape[-n:]) for v, n in zip(arrays, kept, strict=True))
+    return Inputs(_to_images(x, scan), *arrays)
 
 
 def _scan(directions, x, dt, dt_weight, dt_bias, A, B, C, *, save):
+    """Returns y without D * x, float32, and the saved states if `save`."""
     scan = _choose_scan(directions, x, A.shape[-1])
-    inputs = _prepare(scan, x, dt, dt_weight, dt_bias, A, B, C)
-    start = None
+    inputs, start = _prepare(scan, x, dt, dt_weight, dt_bias, A, B, C), None
     if scan.segments > 1:
         ends, time = forward.summaries(scan, inputs, adjoint=False)
         start = _start_states(scan, ends, time, inputs.A, reverse=False)
     y, *saved = forward.forward(scan, inputs, start, save=save)
-    return _sum_images(y, scan, x.shape), saved
+    return _sum_directions(y, scan, x.shape), saved
 
 
 def _gradients(directions, x, dt, dt_weight, dt_bias, A, B, C, saved, dy):
-    scan = _choose_scan(directions, x, A.shape[-1])
+    (t, b, h, w, d), k, n = x.shape, len(directions.columns), A.shape[-1]
+    scan = _choose_scan(directions, x, n)
     inputs = _prepare(scan, x, dt, dt_weight, dt_bias, A, B, C)
-    dys = _to_images(dy, scan)
-    end = None
+    dys, end = _to_images(dy, scan), None
     if scan.segments > 1:
         ends, time = forward.summaries(scan, inputs._replace(x=dys), adjoint=True)
         end = _start_states(scan, ends, time, inputs.A, reverse=True)
-    dx, dz, dB, dC, dA = backward.backward(scan, inputs, dys, *saved, end)
-    t, b, h, w, d = x.shape
-    k, split = len(directions.columns), scan.states_split
-    dz = dz.reshape(t * k, split, b, *dz.shape[1:])
-    dz = dz[:, 0] if split == 1 else jnp.sum(dz, 1)
-    dz = dz.reshape(t, k, b, scan.length, -1)[..., :d]
-    exact = lax.Precision.HIGHEST
-    steps = _by_direction(dt, scan).astype(dz.dtype)
+    found = backward.backward(scan, inputs, dys, *saved, end)
+
+    dz = found.z.reshape(t, k, scan.states_split, b, scan.length, -1)[..., :d]
+    dz = jnp.sum(dz, 2) if scan.states_split > 1 else dz[:, :, 0]
+    dts, exact = _by_direction(dt, scan).astype(dz.dtype), lax.Precision.HIGHEST
     ddt = _einsum("tkbld,tkrd->tkblr", dz, dt_weight.astype(dz.dtype), precision=exact)
-    ones = jnp.ones((*steps.shape[:-1], 1), dz.dtype)
-    dprojection = _einsum("tkblr,tkbld->tkrd", jnp.concatenate([steps, ones], -1), dz, precision=exact)
+    ones = jnp.ones((*dts.shape[:-1], 1), dz.dtype)  # for the bias: one product reads dz once
+    factors = jnp.concatenate([dts, ones], -1)
+    dprojection = _einsum("tkblr,tkbld->tkrd", factors, dz, precision=exact)
 
-    def back(v):  # [t k b l n]
-        return jnp.stack(_images_from(v, scan, (t, b, h, w, v.shape[-1])), 4)
+    def sum_blocks(v):
+        v = jnp.sum(v, 1, dtype=jnp.float32)
+        v = v.reshape(t, k, scan.states_split, b, scan.length, STATES)
+        return _join_states(v, n, 2)
 
-    def maps(v, like):
-        v = jnp.sum(v, 1, dtype=jnp.float32).reshape(t, k, split, b, scan.length, STATES)
-        v = jnp.moveaxis(v, 2, 4).reshape(t, k, b, scan.length, -1)
-        return back(v[..., : like.shape[-1]])
-
-    dA = jnp.sum(dA.reshape(-1, b * scan.segments, *dA.shape[2:]), 1)
-    return (
-        _sum_images(dx, scan, x.shape), back(ddt), dprojection[:, :, :-1], dprojection[:, :, -1],
-        _from_states(dA, scan, A), maps(dB, B), maps(dC, C),
+    ddt, dB, dC = (
+        jnp.stack(_from_directions(v, scan, h, w), 4)
+        for v in (ddt, sum_blocks(found.B), sum_blocks(found.C))
     )
+    dA = found.A.reshape(t, k, scan.states_split, b * scan.segments, -1, STATES)
+    dA = _join_states(jnp.sum(dA, 3), n, 2)[:, :, :d]
+    dx = _sum_directions(found.x, scan, x.shape)
+    return dx, ddt, dprojection[:, :, :-1], dprojection[:, :, -1], dA, dB, dC
 
 
 ss2d_op = create_op(_scan, _gradients)
 
 
 def ss2d_pallas_triton(*arrays: Array, directions: Sequence[str]) -> Float[Array, "t b h w d"]:
-    orders = parse_directions(directions)
-    return ss2d_op(orders, require_platform(arrays[0], "pallas_triton", ("cuda",)), *arrays[1:])
+    """Computes SS2D with fused Triton kernels; arrays and result are those of `api.ss2d`.
+
+    Raises:
+      NotImplementedError: If this machine's GPU is older than Ampere, or the program is compiled
+        for another platform.
+    """
+    capability = compute_capability()
+    if capability is not None and capability < AMPERE:
+        raise NotImplementedError(
+            f"needs a GPU of compute capability {AMPERE} or later; this is {capability}"
+        )
+    x = require_platform(arrays[0], "pallas_triton", ("cuda",))
+    return ss2d_op(parse_directions(directions), x, *arrays[1:])

@@ -11,6 +11,16 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
+
+@functools.cache
+def compute_capability() -> float | None:
+    """Returns that of this machine's first GPU, None if it has none and lowers for another one."""
+    try:
+        return float(jax.devices("cuda")[0].compute_capability)
+    except RuntimeError:
+        return None
+
+
 _REMEDY = "Use implementation='xla' (for a model, scan_implementation='xla'), which runs everywhere"
 _require = Primitive("ss2d_require_platform")
 

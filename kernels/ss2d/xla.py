@@ -1,4 +1,4 @@
-"""SS2D in plain JAX for every platform: `jax.lax.associative_scan` within chunks of pixels.
+"""SS2D in plain JAX: `jax.lax.associative_scan` within chunks of pixels; on GPUs, `xla_gpu`.
 
 `docs/kernels.md` derives the backward pass and lists measurements. Arrays within a chunk are
 time-major, [c k t b n d] with c the steps of a chunk: slices along time are contiguous, and d, the
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from mtmamba_jax.kernels.ss2d import xla_gpu
 from mtmamba_jax.kernels.ss2d.common import Directions, combine, create_op, parse_directions
 
 CHUNK = 8
@@ -238,10 +239,12 @@ ss2d_op = create_op(_scan, _gradients)
 def ss2d_xla(*arrays: Array, directions: Sequence[str]) -> Float[Array, "t b h w d"]:
     """Computes SS2D chunk by chunk; arrays and result are those of `api.ss2d`.
 
-    Memory beyond arguments and results: four float32 copies of x, one state per chunk and
-    direction, and about ten arrays of the size of one chunk's states.
+    Programs for GPUs have the schedule of `xla_gpu`. Memory beyond arguments and results: four
+    float32 copies of x, one state per chunk and direction, and about ten arrays of the size of one
+    chunk's states.
     """
-    h, w = arrays[0].shape[2:4]
+    orders, (h, w) = parse_directions(directions), arrays[0].shape[2:4]
     chunk = min(LONG_CHUNK if h * w > LONG else CHUNK, h * w)
-    plan = _Plan(parse_directions(directions), chunk)
-    return ss2d_op(plan, *arrays)
+    on_gpu = functools.partial(xla_gpu.ss2d_op, orders)
+    on_others = functools.partial(ss2d_op, _Plan(orders, chunk))
+    return lax.platform_dependent(*arrays, cuda=on_gpu, rocm=on_gpu, default=on_others)

@@ -17,7 +17,7 @@ from mtmamba_jax.devices.sharding import compiler_options, create_mesh, put_batc
 from mtmamba_jax.devices.timing import Timing, compile_timed, program_memory, time_calls
 from mtmamba_jax.evaluation.evaluate import create_predict_step
 from mtmamba_jax.kernels.ss2d import IMPLEMENTATIONS, ss2d
-from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, PLATFORMS, SHAPES
+from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, PLATFORMS, SHAPES, choose_implementation
 from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
 from mtmamba_jax.messages import check_name
 from mtmamba_jax.models.mtmamba import build
@@ -65,16 +65,9 @@ def default_implementation(arguments: Sequence[jax.Array]) -> str:
     Raises:
       NotImplementedError: If no backend supports this call.
     """
-    names = tuple(PLATFORMS.values())
     branches = {name: functools.partial(jnp.int32, i) for i, name in enumerate(PLATFORMS)}
-    chosen = names[int(jax.jit(functools.partial(jax.lax.platform_dependent, **branches))())]
-    for name in chosen:
-        try:
-            jax.eval_shape(functools.partial(ss2d, implementation=name), *arguments)
-        except NotImplementedError:
-            continue
-        return name
-    raise NotImplementedError(f"None of {', '.join(chosen)} supports this call.")
+    index = int(jax.jit(functools.partial(jax.lax.platform_dependent, **branches))())
+    return choose_implementation(tuple(PLATFORMS)[index], arguments)[0]
 
 
 def check_ss2d(specs: Sequence[str], implementations: Sequence[str], dtype: str) -> None:

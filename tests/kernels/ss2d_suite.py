@@ -1,5 +1,6 @@
 """Tests that every backend of SS2D must pass: its test class inherits `SS2DSuite`."""
 
+import contextlib
 import functools
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from mtmamba_jax.kernels.ss2d import DIRECTIONS, selective_scan, ss2d
+from mtmamba_jax.kernels.ss2d.analysis.compiled_scan import with_gradients
 from mtmamba_jax.kernels.ss2d.arg_specs import ODD, ArgSpec
 
 NAMES = ("y", "x", "dt", "dt_weight", "dt_bias", "A", "B", "C", "D")
@@ -79,6 +81,24 @@ def intermediates(jaxpr):
                 inner = getattr(inner, "jaxpr", inner)
                 if hasattr(inner, "eqns"):
                     yield from intermediates(inner)
+
+
+def lowered_for_cuda(spec, dtype, op=ss2d, implementation="pallas_gpu") -> str:
+    """Lowers value and gradients for CUDA and returns the program's text."""
+    op = functools.partial(op, implementation=implementation)
+    arrays = spec.shapes(dtype)
+    with an_abstract_gpu():
+        traced = jax.jit(with_gradients(op)).trace(arrays[0], *arrays)
+        return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def an_abstract_gpu():
+    """Returns a context in which Triton kernels lower on a machine without a GPU."""
+    if jax.default_backend() == "gpu" or not jax.sharding.get_abstract_mesh().empty:
+        return contextlib.nullcontext()
+    device = jax.sharding.AbstractDevice("NVIDIA A100", None, "gpu")
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)
 
 
 class SS2DSuite:

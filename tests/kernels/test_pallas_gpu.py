@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtmamba_jax.kernels.ss2d import api, pallas_gpu, ss2d
-from mtmamba_jax.kernels.ss2d.analysis.compiled_scan import with_gradients
+from mtmamba_jax.kernels.ss2d import api, pallas_gpu, pallas_triton, ss2d
 from mtmamba_jax.kernels.ss2d.arg_specs import ODD, SPECS, ArgSpec
+from mtmamba_jax.kernels.ss2d.platform_check import compute_capability
 from tests.kernels.ss2d_suite import (
     TOLERANCES,
     SS2DSuite,
     cast,
+    lowered_for_cuda,
     mark_slow,
     over_tasks,
     recomputed,
@@ -23,7 +24,7 @@ from tests.kernels.ss2d_suite import (
 
 
 def hopper() -> bool:
-    return jax.default_backend() == "gpu" and pallas_gpu._compute_capability() == pallas_gpu.HOPPER
+    return jax.default_backend() == "gpu" and compute_capability() == pallas_gpu.HOPPER
 
 
 @pytest.mark.gpu
@@ -65,15 +66,7 @@ class TestPallasGPU(SS2DSuite):
             np.testing.assert_array_equal(one, other)
 
     def test_the_kernels_are_the_default_on_a_gpu(self):
-        assert "mosaic_gpu" in lowered(ODD["prime"], jnp.float32, implementation=None)
-
-
-def lowered(spec: ArgSpec, dtype, op=ss2d, implementation="pallas_gpu") -> str:
-    """Lowers value and gradients for CUDA and returns the program's text."""
-    op = functools.partial(op, implementation=implementation)
-    arrays = spec.shapes(dtype)
-    traced = jax.jit(with_gradients(op)).trace(arrays[0], *arrays)
-    return traced.lower(lowering_platforms=("cuda",)).as_text()
+        assert "mosaic_gpu" in lowered_for_cuda(ODD["prime"], jnp.float32, implementation=None)
 
 
 # Full and partial tiles, one segment and several, long runs, half the channels per program.
@@ -82,7 +75,7 @@ SAMPLE = ("stage1_t1_b1", "stage2_t1_b8", "stage3_t1_b8", "stage3_t4_b8", "prime
 
 @pytest.mark.parametrize("name", mark_slow(SPECS, SAMPLE))
 def test_every_named_shape_lowers_for_cuda(name):
-    assert "mosaic_gpu" in lowered(SPECS[name], jnp.bfloat16)
+    assert "mosaic_gpu" in lowered_for_cuda(SPECS[name], jnp.bfloat16)
 
 
 def test_any_directions_and_many_states_lower_for_cuda():
@@ -93,51 +86,54 @@ def test_any_directions_and_many_states_lower_for_cuda():
         ("column_reversed", ArgSpec(6, 20, d=12, k=1, n=33)),
     ):
         op = functools.partial(ss2d, directions=(direction,))
-        assert "mosaic_gpu" in lowered(spec, jnp.float32, op)
+        assert "mosaic_gpu" in lowered_for_cuda(spec, jnp.float32, op)
 
 
 @pytest.mark.parametrize("name", mark_slow(("stage1_t1_b1", "stage3_t4_b8", "row"), ("row",)))
 def test_float32_lowers_for_cuda(name):
-    assert "mosaic_gpu" in lowered(SPECS[name], jnp.float32)
+    assert "mosaic_gpu" in lowered_for_cuda(SPECS[name], jnp.float32)
 
 
 def test_lowering_for_cuda_uses_the_kernels_and_for_a_cpu_xla():
-    assert "mosaic_gpu" in lowered(ODD["prime"], jnp.float32, implementation=None)
+    assert "mosaic_gpu" in lowered_for_cuda(ODD["prime"], jnp.float32, implementation=None)
     on_cpu = jax.jit(ss2d).trace(*ODD["prime"].shapes(jnp.float32))
     assert "mosaic_gpu" not in on_cpu.lower(lowering_platforms=("cpu",)).as_text()
 
 
 @pytest.mark.parametrize("op", [over_tasks, recomputed])
 def test_transformations_lower_for_cuda(op):
-    assert "mosaic_gpu" in lowered(ArgSpec(5, 20, d=8, t=2), jnp.float32, op)
+    assert "mosaic_gpu" in lowered_for_cuda(ArgSpec(5, 20, d=8, t=2), jnp.float32, op)
 
 
 def test_a_sharded_batch_lowers_for_cuda_without_gathering():
     mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
     split = functools.partial(ss2d, batch_axes=("data",))
     with jax.set_mesh(mesh):
-        text = lowered(ArgSpec(5, 20, d=8, b=4), jnp.float32, split)
+        text = lowered_for_cuda(ArgSpec(5, 20, d=8, b=4), jnp.float32, split)
     assert "mosaic_gpu" in text
     assert "all_gather" not in text
 
 
 @pytest.mark.parametrize("capability", [pytest.param(8.0, marks=pytest.mark.slow), 10.0])
-def test_another_gpu_uses_xla_and_logs_this_once(monkeypatch, caplog, capability):
-    monkeypatch.setattr(pallas_gpu, "_compute_capability", lambda: capability)
+def test_another_gpu_runs_triton_and_logs_this_once(monkeypatch, caplog, capability):
+    for module in (pallas_gpu, pallas_triton):
+        monkeypatch.setattr(module, "compute_capability", lambda: capability)
     api._log_once.cache_clear()
-    caplog.set_level(logging.INFO)  # a warning only if a GPU is the default device
+    caplog.set_level(logging.INFO)
     for size in (5, 6):
-        assert "mosaic_gpu" not in lowered(ArgSpec(4, size, d=3), jnp.float32, implementation=None)
-    assert caplog.text.count("needs a Hopper GPU") == 1
+        text = lowered_for_cuda(ArgSpec(4, size, d=3), jnp.float32, implementation=None)
+        assert "mosaic_gpu" not in text
+        assert "xla.gpu.triton" in text
+    assert caplog.text.count("ss2d on cuda runs pallas_triton (pallas_gpu: needs a Hopper") == 1
     with pytest.raises(NotImplementedError, match=rf"needs a Hopper GPU, .*; this is {capability}"):
-        lowered(ArgSpec(4, 7, d=3), jnp.float32)
+        lowered_for_cuda(ArgSpec(4, 7, d=3), jnp.float32)
 
 
-def test_step_sizes_of_too_high_a_rank_use_xla():
+def test_step_sizes_of_too_high_a_rank_run_triton():
     spec = ArgSpec(4, 5, d=128, r=200)
-    assert "mosaic_gpu" not in lowered(spec, jnp.float32, implementation=None)
+    assert "mosaic_gpu" not in lowered_for_cuda(spec, jnp.float32, implementation=None)
     with pytest.raises(NotImplementedError, match="rank 200 need too much shared memory"):
-        lowered(spec, jnp.float32)
+        lowered_for_cuda(spec, jnp.float32)
 
 
 def test_the_kernels_hold_no_states_of_a_whole_image():

@@ -6,7 +6,16 @@ import jax
 import numpy as np
 import pytest
 
-from mtmamba_jax.kernels.ss2d import DIRECTIONS, IMPLEMENTATIONS, api, selective_scan, ss2d, xla
+from mtmamba_jax.kernels.ss2d import (
+    DIRECTIONS,
+    IMPLEMENTATIONS,
+    api,
+    common,
+    selective_scan,
+    ss2d,
+    xla,
+    xla_gpu,
+)
 from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ArgSpec
 from tests.kernels.ss2d_suite import SS2DSuite, intermediates, mark_slow
 
@@ -19,6 +28,43 @@ class TestXla(SS2DSuite):
     def test_chunk_length_does_not_change_the_result(self, monkeypatch):
         monkeypatch.setattr(xla, "CHUNK", 5)
         self.check(ArgSpec(4, 9, d=4, n=3).arguments())
+
+
+@pytest.fixture
+def gpu_schedule(monkeypatch):
+    """Makes "xla_gpu" an implementation: the schedule that `xla` has on GPUs, on any device."""
+
+    def run(*arrays, directions):
+        return xla_gpu.ss2d_op(common.parse_directions(directions), *arrays)
+
+    monkeypatch.setitem(api.IMPLEMENTATIONS, "xla_gpu", run)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("gpu_schedule")
+class TestXlaOnGPU(SS2DSuite):
+    implementation = "xla_gpu"
+
+
+@pytest.mark.parametrize(("target", "segments"), [(1, 1), (2**16, 3)])
+def test_the_schedule_of_gpus_equals_the_definition(monkeypatch, gpu_schedule, target, segments):
+    monkeypatch.setattr(xla_gpu, "TARGET_STATES", target)
+    spec = ArgSpec(10, 24, d=20, b=2, t=2, n=4, r=3)
+    x, *_ = arguments = spec.arguments()
+    plan = xla_gpu._choose_plan(common.parse_directions(DIRECTIONS), x, spec.n)
+    assert plan.segments == segments
+    TestXlaOnGPU().check(arguments)
+    jax.clear_caches()
+
+
+def test_programs_for_gpus_have_the_schedule_of_gpus():
+    op = functools.partial(ss2d, implementation="xla")
+    on_gpu, on_cpu = (
+        jax.jit(op).trace(*ArgSpec(16, 16, d=4).arguments()).lower(lowering_platforms=(platform,))
+        for platform in ("rocm", "cpu")
+    )
+    assert "optimization_barrier" in on_gpu.as_text()
+    assert "optimization_barrier" not in on_cpu.as_text()
 
 
 def test_the_reference_runs_in_shard_map():
@@ -77,7 +123,7 @@ def _runs(*arrays, directions):
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_a_forced_implementation_is_the_one_that_runs(monkeypatch, name):
-    ran = _mock(monkeypatch, pallas_gpu=_runs, pallas_tpu=_runs)
+    ran = _mock(monkeypatch, pallas_gpu=_runs, pallas_triton=_runs, pallas_tpu=_runs)
     ss2d(*SMALL.arguments(), implementation=name)
     assert ran == [name]
 

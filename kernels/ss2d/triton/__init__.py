@@ -1,1 +1,1 @@
-"""The Pallas Triton kernels of SS2D."""
+"""Pallas Triton kernels of SS2D."""

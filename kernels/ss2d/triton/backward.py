@@ -1,98 +1,139 @@
-"""The backward kernel."""
+"""The backward kernel; shape letters are those of `program.py`."""
 
 import functools
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from mtmamba_jax.kernels.ss2d.common import LN2, softplus_gradient
+from mtmamba_jax.kernels.ss2d.triton import instructions
 from mtmamba_jax.kernels.ss2d.triton.program import (
-    RUN, STATES, TILE, Blocks, Inputs, Program, Scan, exp2, launch, multiply_add,
+    STATES,
+    TILE,
+    Blocks,
+    Inputs,
+    Output,
+    Program,
+    Scan,
+    launch,
+    private,
 )
 
+RUN = 4  # pixels whose states and decays are in registers at the same time
 
-def backward(scan: Scan, inputs: Inputs, dy, saved, end):
-    """Returns gradients: of x [q l d], of the step sizes' projection [q l d], of B and C
-    [q blocks l 16], of A [q s d 16].
+
+class Gradients(NamedTuple):
+    """Results of `backward`: x's and its dtype, except A's, which is float32.
+
+    Attributes:
+      x, z: Gradients of x and of softplus's argument.
+      B, C: Gradients of the maps, of each block of channels.
+      A: Gradient of A without the factor log2(e), of each segment.
     """
-    blocks, d = Blocks(scan), inputs.x.shape[-1]
-    count, c = d // scan.block, scan.block
-    given = list(zip(inputs, blocks.inputs(inputs), strict=True))
-    given += [(dy, blocks.image()), (saved, blocks.saved())]
-    if end is not None:
-        given.append((end, blocks.states()))
-    dtype = inputs.x.dtype
-    image = (scan.programs, scan.length, d), dtype, blocks.result()
-    maps = (scan.programs, count, scan.length, STATES), dtype, blocks.maps()
-    own = (scan.programs, scan.segments, count)
+
+    x: Float[Array, "q l d"]
+    z: Float[Array, "q l d"]
+    B: Float[Array, "q d/c l 16"]
+    C: Float[Array, "q d/c l 16"]
+    A: Float[Array, "q s d 16"]
+
+
+def backward(
+    scan: Scan,
+    inputs: Inputs,
+    dy: Float[Array, "o*t*b l d"],
+    saved: Float[Array, "q m d 4 4"],
+    end: Float[Array, "q s d 16"] | None,
+) -> Gradients:
+    """Computes the gradients of every direction.
+
+    Args:
+      scan: Static description of the launch.
+      inputs: Arrays that every kernel reads.
+      dy: Gradient of y.
+      saved: States before each tile, from `forward`.
+      end: Decay times adjoint of the pixel after each segment, None for a single one.
+    """
+    blocks, dtype, d = Blocks(scan), inputs.x.dtype, inputs.x.shape[-1]
+    image = Output((scan.programs, scan.length, d), dtype, blocks.result())
+    maps = (scan.programs, d // scan.block, scan.length, STATES)
+    states = (scan.programs, scan.segments, d, STATES)
     outputs = [
-        ((*own, 2, TILE, c), jnp.float32, blocks.private(2, TILE, c)),
-        ((*own, TILE // RUN, c, STATES), jnp.float32, blocks.private(TILE // RUN, c, STATES)),
-        image, image, maps, maps,
-        ((scan.programs, scan.segments, d, STATES), jnp.float32, blocks.states()),
+        private(scan, inputs, scan.segments, 2, TILE, scan.block),
+        private(scan, inputs, scan.segments, TILE // RUN, scan.block, STATES),
+        *(image, image),
+        *(Output(maps, dtype, blocks.maps()), Output(maps, dtype, blocks.maps())),
+        Output(states, jnp.float32, blocks.by_segment(STATES)),
     ]
-    body = functools.partial(_backward, scan, end is not None)
-    return launch(scan, body, given, outputs, scan.segments)[2:]
+    more = [(dy, blocks.image()), (saved, blocks.saved())]
+    if end is not None:
+        more.append((end, blocks.by_segment(STATES)))
+    body = functools.partial(_ss2d_backward, scan, end is not None)
+    return Gradients(*launch(scan, body, inputs, more, outputs, segments=scan.segments)[2:])
 
 
-def _backward(scan: Scan, ended: bool, *refs):
+def _ss2d_backward(scan: Scan, has_end: bool, *refs):
     inputs, (dy, saved, *rest) = Inputs(*refs[:7]), refs[7:]
-    end = rest.pop(0) if ended else None
+    end = rest.pop(0) if has_end else None
     memory, starts, dx, dz, dB, dC, dA = rest
-    x, B, C = inputs.x, inputs.B, inputs.C
     program = Program(scan, inputs, memory, backwards=True)
-    A = inputs.A[...]
-    runs = TILE // RUN
+    A, runs = inputs.A[...], TILE // RUN
 
-    # A run's pixels, the first in reading order first. Places count from the end of the segment.
     def load(i, run):
+        """Returns places, step sizes, x and B of a run's pixels, the last one first."""
         loaded = []
-        for j in reversed(range(RUN)):
+        for j in range(RUN):
             p, step = program.pixel(i, run * RUN + j), program.step(i, run * RUN + j)
-            loaded.append((p, x[p, :].astype(jnp.float32), step, B[p, :]))
+            loaded.append((p, step, inputs.x[p, :].astype(jnp.float32), inputs.B[p, :]))
         return loaded
 
-    def advance(i, carry):
-        program.sync()
+    def advance(state, step, x, B):
+        """Returns the decay of a pixel and the states after it."""
+        decay = instructions.exp2(step[:, None] * A)
+        return decay, instructions.multiply_add(decay, state, (step * x)[:, None] * B[None])
+
+    def tile(i, carry):
+        instructions.sync()
         program.prepare_steps(i + 1)
 
-        def rerun(k, h):
+        def rerun(k, state):  # in reading order, and thus from the last run
             run = runs - 1 - k
-            starts[run, :, :] = h
-            for _, value, step, b in load(i, run):
-                h = multiply_add(exp2(step[:, None] * A), h, (step * value)[:, None] * b[None, :])
-            return h
+            starts[run, :, :] = state
+            for _, step, x, B in reversed(load(i, run)):
+                _, state = advance(state, step, x, B)
+            return state
 
-        h = saved[program.tile(i), :, :].astype(jnp.float32)
-        starts[0, :, :] = lax.fori_loop(0, runs - 1, rerun, h)
-        program.sync()
+        state = saved[program.tile(i), :, :, :].reshape(scan.block, STATES).astype(jnp.float32)
+        starts[0, :, :] = lax.fori_loop(0, runs - 1, rerun, state)
+        instructions.sync()
         return lax.fori_loop(0, runs, functools.partial(reverse, i), carry)
 
     def reverse(i, run, carry):
-        adjoint, total = carry
+        adjoint, total = carry  # the adjoint is multiplied by the decay of the pixel after it
         loaded = load(i, run)
-        more = [(dy[p, :].astype(jnp.float32), C[p, :]) for p, *_ in loaded]
+        more = [(dy[p, :].astype(jnp.float32), inputs.C[p, :]) for p, *_ in loaded]
         states, decays = [starts[run, :, :]], []
-        for _, value, step, b in loaded:
-            decays.append(exp2(step[:, None] * A))
-            states.append(multiply_add(decays[-1], states[-1], (step * value)[:, None] * b[None, :]))
-        results = []
-        for j in reversed(range(RUN)):
-            (p, value, step, b), (g, c) = loaded[j], more[j]
-            adjoint = multiply_add(g[:, None], c[None, :], adjoint)
-            mapC = jnp.sum(g[:, None] * states[j + 1], 0)
-            mapB = jnp.sum(adjoint * (step * value)[:, None], 0)
-            added = jnp.sum(adjoint * b[None, :], 1)
-            adjoint *= decays[j]
-            log = adjoint * states[j]
-            total = multiply_add(log, step[:, None], total)
-            dstep = jnp.sum(log * A, 1) * LN2 + added * value
-            results.append((p, added * step, dstep * softplus_gradient(step), mapB, mapC))
-        for p, *values in results:
-            for ref, value in zip((dx, dz, dB, dC), values, strict=True):
+        for _, step, x, B in reversed(loaded):
+            decay, state = advance(states[-1], step, x, B)
+            decays.append(decay)
+            states.append(state)
+        for (p, step, x, B), (g, C) in zip(loaded, more, strict=True):
+            adjoint = instructions.multiply_add(g[:, None], C[None], adjoint)
+            gradient_C = jnp.sum(g[:, None] * states.pop(), 0)
+            gradient_B = jnp.sum(adjoint * (step * x)[:, None], 0)
+            added = jnp.sum(adjoint * B[None], 1)
+            adjoint *= decays.pop()
+            log = adjoint * states[-1]  # gradient of the decay's logarithm
+            total = instructions.multiply_add(log, step[:, None], total)
+            gradient_step = jnp.sum(log * A, 1) * LN2 + added * x
+            gradient_z = gradient_step * softplus_gradient(step)
+            results = added * step, gradient_z, gradient_B, gradient_C
+            for ref, value in zip((dx, dz, dB, dC), results, strict=True):
                 ref[p, :] = value.astype(ref.dtype)
         return adjoint, total
 
     zero = jnp.zeros((scan.block, STATES), jnp.float32)
     program.prepare_steps(0)
-    _, dA[...] = lax.fori_loop(0, scan.tiles, advance, (zero if end is None else end[...], zero))
+    _, dA[...] = lax.fori_loop(0, scan.tiles, tile, (zero if end is None else end[...], zero))

@@ -1,4 +1,7 @@
-"""The forward kernel, and the summaries of segments that give each its start."""
+"""The forward kernel, and the kernel that summarizes segments to give each its start.
+
+Shape letters are those of `program.py`.
+"""
 
 import functools
 
@@ -6,101 +9,131 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from mtmamba_jax.kernels.ss2d.triton import instructions
 from mtmamba_jax.kernels.ss2d.triton.program import (
-    RUN, STATES, TILE, Blocks, Inputs, Program, Scan, exp2, launch, multiply_add,
+    STATES,
+    THREAD_STATES,
+    TILE,
+    Blocks,
+    Inputs,
+    Output,
+    Program,
+    Scan,
+    launch,
+    private,
 )
 
+RUN = 4  # pixels that are loaded together: no load moves across a store
 
-def forward(scan: Scan, inputs: Inputs, start, *, save: bool):
-    """Returns y [q l d] and, if `save`, the state before each tile, [q l/16 d 16]."""
-    blocks, d = Blocks(scan), inputs.x.shape[-1]
-    given = list(zip(inputs, blocks.inputs(inputs), strict=True))
-    if start is not None:
-        given.append((start, blocks.states()))
-    dtype = inputs.x.dtype
+
+def forward(
+    scan: Scan, inputs: Inputs, start: Float[Array, "q s d 16"] | None, *, save: bool
+) -> list[Array]:
+    """Scans every direction; `start` holds the states before each segment, None for a single one.
+
+    Returns:
+      y [q l d] and, if `save`, the states before each tile [q m d 4 4], in x's dtype.
+    """
+    blocks, dtype, d = Blocks(scan), inputs.x.dtype, inputs.x.shape[-1]
     outputs = [
-        ((scan.programs, scan.segments, d // scan.block, 2, TILE, scan.block), jnp.float32, blocks.private(2, TILE, scan.block)),
-        ((scan.programs, scan.length, d), dtype, blocks.result()),
+        private(scan, inputs, scan.segments, 2, TILE, scan.block),
+        Output((scan.programs, scan.length, d), dtype, blocks.result()),
     ]
     if save:
-        outputs.append(((scan.programs, scan.length // TILE, d, STATES), dtype, blocks.saved()))
-    body = functools.partial(_forward, scan, start is not None, save)
-    return launch(scan, body, given, outputs, scan.segments)[1:]
+        states = (THREAD_STATES, STATES // THREAD_STATES)
+        shape = (scan.programs, scan.length // TILE, d, *states)
+        outputs.append(Output(shape, dtype, blocks.saved()))
+    more = [] if start is None else [(start, blocks.by_segment(STATES))]
+    body = functools.partial(_ss2d_forward, scan, start is not None, save)
+    return launch(scan, body, inputs, more, outputs, segments=scan.segments)[1:]
 
 
-def _forward(scan: Scan, started: bool, save: bool, *refs):
+def _ss2d_forward(scan: Scan, has_start: bool, save: bool, *refs):
     inputs, rest = Inputs(*refs[:7]), list(refs[7:])
-    x, B, C = inputs.x, inputs.B, inputs.C
-    start = rest.pop(0) if started else None
+    start = rest.pop(0) if has_start else None
     memory, y, *saved = rest
     program = Program(scan, inputs, memory)
     A = inputs.A[...]
 
-    def load(i, run):
-        pixels = [program.pixel(i, run * RUN + j) for j in range(RUN)]
-        return [
-            (p, x[p, :].astype(jnp.float32), program.step(i, run * RUN + j), B[p, :], C[p, :])
-            for j, p in enumerate(pixels)
-        ]
-
-    def advance(i, h):
-        program.sync()
+    def advance(i, state):
+        instructions.sync()
         program.prepare_steps(i + 1)
-        if save:
-            saved[0][program.tile(i), :, :] = h.astype(saved[0].dtype)
-        for run in range(TILE // RUN):
-            results = []
-            for pixel, value, step, b, c in load(i, run):
-                h = multiply_add(exp2(step[:, None] * A), h, (step * value)[:, None] * b[None, :])
-                results.append((pixel, jnp.sum(h * c[None, :], 1)))
-            for pixel, result in results:
-                y[pixel, :] = result.astype(y.dtype)
-        return h
+        for ref in saved:
+            # Four states at a time: Triton would give a thread eight, and more sums over threads.
+            tile = state.astype(ref.dtype).reshape(ref.shape[1:])
+            ref[program.tile(i), :, :, :] = tile
+        for first in range(0, TILE, RUN):
+            ys = []
+            for pixel, step, x, B, C in _load(program, inputs, i, first):
+                decay = instructions.exp2(step[:, None] * A)
+                state = instructions.multiply_add(decay, state, (step * x)[:, None] * B[None])
+                ys.append((pixel, jnp.sum(state * C[None], 1)))
+            for pixel, value in ys:
+                y[pixel, :] = value.astype(y.dtype)
+        return state
 
-    h = jnp.zeros((scan.block, STATES), jnp.float32) if start is None else start[...]
+    zero = jnp.zeros((scan.block, STATES), jnp.float32)
     program.prepare_steps(0)
-    lax.fori_loop(0, scan.tiles, advance, h)
+    lax.fori_loop(0, scan.tiles, advance, zero if start is None else start[...])
 
 
-def summaries(scan: Scan, inputs: Inputs, *, adjoint: bool):
-    """Returns the state after each segment but the last, had it begun at zero, and its time.
+def summaries(
+    scan: Scan, inputs: Inputs, *, adjoint: bool
+) -> tuple[Float[Array, "q s-1 d 16"], Float[Array, "q s-1 d"]]:
+    """Scans each segment from zero; with more than one segment only.
 
-    With `adjoint`, in reverse reading order, and of all but the first.
+    Args:
+      scan: Static description of the launch.
+      inputs: With `adjoint`, x is dy.
+      adjoint: Whether to compute the adjoints, against the reading order.
+
+    Returns:
+      The states after each segment but the last, or with `adjoint` before each but the first, times
+      the decay of the pixel there; and the sums of the segments' step sizes.
     """
-    blocks, d, count = Blocks(scan, int(adjoint)), inputs.x.shape[-1], scan.segments - 1
-    given = list(zip(inputs, blocks.inputs(inputs), strict=True))
+    first, segments, d = int(adjoint), scan.segments - 1, inputs.x.shape[-1]
+    blocks, shape = Blocks(scan, first), (scan.programs, segments, d)
     outputs = [
-        ((scan.programs, count, d // scan.block, 2, TILE, scan.block), jnp.float32, blocks.private(2, TILE, scan.block)),
-        ((scan.programs, count, d, STATES), jnp.float32, blocks.states()),
-        ((scan.programs, count, d), jnp.float32, blocks.times()),
+        private(scan, inputs, segments, 2, TILE, scan.block),
+        Output((*shape, STATES), jnp.float32, blocks.by_segment(STATES)),
+        Output(shape, jnp.float32, blocks.by_segment()),
     ]
-    return launch(scan, functools.partial(_summary, scan, adjoint), given, outputs, count)[1:]
+    body = functools.partial(_ss2d_summaries, scan, adjoint)
+    results = launch(scan, body, inputs, (), outputs, first=first, segments=segments)
+    return results[1], results[2]
 
 
-def _summary(scan: Scan, adjoint: bool, *refs):
-    inputs, (memory, state, time) = Inputs(*refs[:7]), refs[7:]
-    x, maps = inputs.x, inputs.C if adjoint else inputs.B
+def _ss2d_summaries(scan: Scan, adjoint: bool, *refs):
+    inputs, (memory, end, time) = Inputs(*refs[:7]), refs[7:]
     program = Program(scan, inputs, memory, int(adjoint), backwards=adjoint)
     A = inputs.A[...]
 
     def advance(i, carry):
-        h, total = carry
-        program.sync()
+        state, total = carry
+        instructions.sync()
         program.prepare_steps(i + 1)
-        for run in range(TILE // RUN):
-            loaded = []
-            for j in range(run * RUN, (run + 1) * RUN):
-                pixel = program.pixel(i, j)
-                loaded.append((x[pixel, :].astype(jnp.float32), program.step(i, j), maps[pixel, :]))
-            for value, step, b in loaded:
-                decay = exp2(step[:, None] * A)
+        for first in range(0, TILE, RUN):
+            for _, step, x, B, C in _load(program, inputs, i, first):
+                decay = instructions.exp2(step[:, None] * A)
                 if adjoint:
-                    h = decay * multiply_add(value[:, None], b[None, :], h)
+                    state = decay * instructions.multiply_add(x[:, None], C[None], state)
                 else:
-                    h = multiply_add(decay, h, (step * value)[:, None] * b[None, :])
+                    state = instructions.multiply_add(decay, state, (step * x)[:, None] * B[None])
                 total += step
-        return h, total
+        return state, total
 
-    zero = jnp.zeros((scan.block, STATES), jnp.float32), jnp.zeros((scan.block,), jnp.float32)
+    zero = jnp.zeros((scan.block, STATES), jnp.float32)
     program.prepare_steps(0)
-    state[...], time[...] = lax.fori_loop(0, scan.tiles, advance, zero)
+    end[...], time[...] = lax.fori_loop(
+        0, scan.tiles, advance, (zero, jnp.zeros(scan.block, jnp.float32))
+    )
+
+
+def _load(program: Program, inputs: Inputs, i, first: int) -> list[tuple[Array, ...]]:
+    """Returns places, step sizes, x, B and C of a run of pixels of the i-th tile."""
+    loaded = []
+    for j in range(first, first + RUN):
+        p = program.pixel(i, j)
+        x = inputs.x[p, :].astype(jnp.float32)
+        loaded.append((p, program.step(i, j), x, inputs.B[p, :], inputs.C[p, :]))
+    return loaded

@@ -5,9 +5,12 @@ segment of one direction of one image, for a block of channels with 16 states ea
 its registers. `pallas_triton.py` prepares the arrays and sums the programs' results;
 `docs/kernels.md` explains the algorithm.
 
-Letters: q (task, direction, part of the states, image), g (orientation, task, image), p (task,
-direction, part of the states), s segments, l pixels of a padded reading order, c channels of a
-block, r rank of the step sizes, padded.
+Letters: q (task, direction, part of the states, image), p (task, direction, part of the states),
+o copies of an image, row-major and column-major, s segments, l pixels of a padded reading order,
+m tiles of it, c channels of a block, r rank of the step sizes, padded.
+
+A segment or pixel has a place in the arrays and a place in reading order, which differ in reversed
+directions.
 """
 
 import dataclasses
@@ -25,9 +28,9 @@ from jaxtyping import Array, Bool, Float, Int
 from mtmamba_jax.kernels.ss2d.common import any_of, softplus
 
 STATES = 16  # per program
-TILE = 16  # pixels from one saved state to the next, and of one product of step sizes
-RUN = 4  # pixels unrolled in the backward pass, whose states stay in registers
-RANK = 16  # divisor of a padded rank: the smallest matrix product
+THREAD_STATES = 4  # neighbouring states of a channel that a thread holds
+TILE = 16  # pixels from one saved state to the next, and of a matrix product of step sizes
+RANK = 16  # of a matrix product of step sizes; ranks are padded to a multiple
 
 Channels = Float[Array, "c"]
 States = Float[Array, "c 16"]
@@ -74,8 +77,8 @@ class Scan:
         return self.segments * self.segment_length
 
     @property
-    def orientations(self) -> tuple[bool, ...]:
-        """For each stored copy of an image, whether it is read down columns."""
+    def copies(self) -> tuple[bool, ...]:
+        """For each copy of an image (o), whether it is column-major."""
         return tuple(sorted(set(self.columns)))
 
 
@@ -83,12 +86,14 @@ class Inputs(NamedTuple):
     """Arrays that every kernel reads.
 
     Attributes:
-      x: Activations, or in `summaries` perhaps dy, float32 or bfloat16.
+      x: Activations, or in `forward.summaries` perhaps dy, float32 or bfloat16.
       dt, weight: Factors of the step sizes, in x's dtype.
-      bias, A, B, C: Float32; A times log2(e). In `summaries` B is C for the adjoints.
+      bias: Third part of the step sizes, float32; so are the arrays below.
+      A: Rates of decay times log2(e).
+      B, C: Maps.
     """
 
-    x: Float[Array, "g l d"]
+    x: Float[Array, "o*t*b l d"]
     dt: Float[Array, "t*k*b l r"]
     weight: Float[Array, "t*k r d"]
     bias: Float[Array, "t*k d"]
@@ -98,127 +103,146 @@ class Inputs(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Indices of a program in the arrays."""
+    """Indices of a program in the arrays.
+
+    Attributes:
+      q, part, weight: Indices in arrays [q ...], [p ...] and [t*k ...].
+      steps: Index in arrays [t*k*b ...].
+      image: Index in arrays [o*t*b ...].
+      segment: Place of the segment in the arrays.
+      reverse: Whether the direction starts at the last pixel.
+    """
 
     q: Int[Array, ""]
-    direction: Int[Array, ""]
-    image: Int[Array, ""]
-    step: Int[Array, ""]
-    weight: Int[Array, ""]
     part: Int[Array, ""]
-    reading: Int[Array, ""]
+    weight: Int[Array, ""]
+    steps: Int[Array, ""]
+    image: Int[Array, ""]
     segment: Int[Array, ""]
     reverse: Bool[Array, ""]
 
 
-def locate(scan: Scan, q, reading) -> Place:
-    """Returns the place of program q of the segment `reading`, counted in reading order."""
+def _locate(scan: Scan, q: Int[Array, ""], segment: Int[Array, ""]) -> Place:
+    """Returns the place of program q that scans a segment, given by its place in reading order."""
     image, part = lax.rem(q, scan.images), lax.div(q, scan.images)
     weight = lax.div(part, scan.states_split)
     task, direction = lax.div(weight, len(scan.columns)), lax.rem(weight, len(scan.columns))
-    column = any_of(direction, scan.columns)
     reverse = any_of(direction, scan.reverses)
-    # Not `where` of two constants, which Triton's lowering would make booleans.
-    other = column.astype(jnp.int32) * ((len(scan.orientations) - 1) * scan.tasks)
+    # Not `where` of two constants, which Triton's lowering would turn into booleans.
+    column = any_of(direction, scan.columns).astype(jnp.int32)
+    copy = column * (len(scan.copies) - 1)
     return Place(
-        q, direction, (other + task) * scan.images + image,
-        weight * scan.images + image, weight, part, reading,
-        jnp.where(reverse, scan.segments - 1 - reading, reading), reverse,
+        q=q,
+        part=part,
+        weight=weight,
+        steps=weight * scan.images + image,
+        image=(copy * scan.tasks + task) * scan.images + image,
+        segment=jnp.where(reverse, scan.segments - 1 - segment, segment),
+        reverse=reverse,
     )
 
 
 class Blocks:
-    """A program's blocks of the arrays, for a launch whose first segment is `first`."""
+    """A program's blocks of the arrays, in a launch that begins at segment `first`."""
 
     def __init__(self, scan: Scan, first: int = 0):
-        self.scan, self.first = scan, first
-
-    def _spec(self, shape, place: Callable[[Place, Array], tuple]) -> pl.BlockSpec:
-        def index(q, segment, block):
-            return place(locate(self.scan, q, segment + self.first), block)
-
-        return pl.BlockSpec(shape, index)
+        self._scan, self._first = scan, first
 
     def inputs(self, inputs: Inputs) -> Inputs:
-        length, c, rank = self.scan.segment_length, self.scan.block, inputs.dt.shape[-1]
-        maps = self._spec((None, length, STATES), lambda at, _: (at.q, at.segment, 0))
+        """Returns the block of each input."""
+        pixels, block, rank = self._scan.segment_length, self._scan.block, inputs.dt.shape[-1]
+        maps = self._block((None, pixels, STATES), lambda at, _: (at.q, at.segment, 0))
         return Inputs(
             x=self.image(),
-            dt=self._spec((None, length, rank), lambda at, _: (at.step, at.segment, 0)),
-            weight=self._spec((None, rank, c), lambda at, block: (at.weight, 0, block)),
-            bias=self._spec((None, c), lambda at, block: (at.weight, block)),
-            A=self._spec((None, c, STATES), lambda at, block: (at.part, block, 0)),
-            B=maps, C=maps,
+            dt=self._block((None, pixels, rank), lambda at, _: (at.steps, at.segment, 0)),
+            weight=self._block((None, rank, block), lambda at, j: (at.weight, 0, j)),
+            bias=self._block((None, block), lambda at, j: (at.weight, j)),
+            A=self._block((None, block, STATES), lambda at, j: (at.part, j, 0)),
+            B=maps,
+            C=maps,
         )
 
     def image(self) -> pl.BlockSpec:
-        """[g l d]."""
-        shape = (None, self.scan.segment_length, self.scan.block)
-        return self._spec(shape, lambda at, block: (at.image, at.segment, block))
+        """Returns the block of an image, [o*t*b l d]."""
+        shape = (None, self._scan.segment_length, self._scan.block)
+        return self._block(shape, lambda at, j: (at.image, at.segment, j))
 
     def result(self) -> pl.BlockSpec:
-        """[q l d]."""
-        shape = (None, self.scan.segment_length, self.scan.block)
-        return self._spec(shape, lambda at, block: (at.q, at.segment, block))
-
-    def saved(self) -> pl.BlockSpec:
-        """[q l/16 d 16]."""
-        shape = (None, self.scan.tiles, self.scan.block, STATES)
-        return self._spec(shape, lambda at, block: (at.q, at.segment, block, 0))
-
-    def states(self, count: int = 0) -> pl.BlockSpec:
-        """[q s d 16], segments in reading order."""
-        shape = (None, None, self.scan.block, STATES)
-        return self._spec(shape, lambda at, block: (at.q, at.reading - self.first, block, 0))
-
-    def times(self) -> pl.BlockSpec:
-        """[q s d], segments in reading order."""
-        shape = (None, None, self.scan.block)
-        return self._spec(shape, lambda at, block: (at.q, at.reading - self.first, block))
+        """Returns the block of a result per direction, [q l d]."""
+        shape = (None, self._scan.segment_length, self._scan.block)
+        return self._block(shape, lambda at, j: (at.q, at.segment, j))
 
     def maps(self) -> pl.BlockSpec:
-        """[q blocks l 16]."""
-        shape = (None, None, self.scan.segment_length, STATES)
-        return self._spec(shape, lambda at, block: (at.q, block, at.segment, 0))
+        """Returns the block of a result per block of channels, [q d/c l 16]."""
+        shape = (None, None, self._scan.segment_length, STATES)
+        return self._block(shape, lambda at, j: (at.q, j, at.segment, 0))
 
-    def private(self, *shape: int) -> pl.BlockSpec:
-        """[q s blocks ...]: memory of one program."""
-        tail = (0,) * len(shape)
-        return self._spec(
-            (None, None, None, *shape),
-            lambda at, block: (at.q, at.reading - self.first, block, *tail),
-        )
+    def saved(self) -> pl.BlockSpec:
+        """Returns the block of the states before each tile, [q m d 4 4]."""
+        shape = (None, self._scan.tiles, self._scan.block, THREAD_STATES, THREAD_STATES)
+        return self._block(shape, lambda at, j: (at.q, at.segment, j, 0, 0))
+
+    def by_segment(self, *shape: int) -> pl.BlockSpec:
+        """Returns the block of an array [q s d ...], with segments in reading order."""
+        rest = (0,) * len(shape)
+
+        def index(q, segment, j):
+            return q, segment, j, *rest
+
+        return pl.BlockSpec((None, None, self._scan.block, *shape), index)
+
+    def _block(self, shape: tuple, place: Callable[[Place, Int[Array, ""]], tuple]):
+        def index(q, segment, j):
+            return place(_locate(self._scan, q, segment + self._first), j)
+
+        return pl.BlockSpec(shape, index)
 
 
 class Program:
-    """One program's order of pixels, and the step sizes of its tiles."""
+    """One program: the order of its pixels, and their step sizes.
+
+    The step sizes of a tile are a matrix product. They go through memory of the program's own,
+    since Triton cannot take a row out of an array in registers.
+
+    Args:
+      scan: Static description of the launch.
+      inputs: Blocks of the inputs.
+      memory: Block of `memory_of`, for the step sizes of two tiles.
+      first: Segment at which the launch begins.
+      backwards: Whether to go through the segment against the reading order.
+    """
 
     def __init__(self, scan: Scan, inputs: Inputs, memory, first: int = 0, *, backwards=False):
-        place = locate(scan, pl.program_id(0), pl.program_id(1) + first)
-        self.scan, self._inputs, self._memory = scan, inputs, memory
-        self._start = place.segment * scan.segment_length
-        self._reverse = jnp.logical_not(place.reverse) if backwards else place.reverse
+        at = _locate(scan, pl.program_id(0), pl.program_id(1) + first)
+        self._scan, self._inputs, self._memory = scan, inputs, memory
+        self._begin = at.segment * scan.segment_length
+        self._reverse = jnp.logical_not(at.reverse) if backwards else at.reverse
         last = self._reverse.astype(jnp.int32)
         self._first, self._sign = last * (TILE - 1), 1 - 2 * last
+
+    def tile(self, i) -> Int[Array, ""]:
+        """Returns the place in the blocks of the i-th tile."""
+        return jnp.where(self._reverse, self._scan.tiles - 1 - i, i)
 
     def pixel(self, i, j) -> Int[Array, ""]:
         """Returns the place in the blocks of the j-th pixel of the i-th tile."""
         return self.tile(i) * TILE + self._row(j)
 
-    def tile(self, i) -> Int[Array, ""]:
-        """Returns the place in the blocks of the i-th tile."""
-        return jnp.where(self._reverse, self.scan.tiles - 1 - i, i)
-
-    def _row(self, j):
-        return self._first + self._sign * j
+    def step(self, i, j) -> Channels:
+        """Returns the step sizes of the j-th pixel of the i-th tile, which must be prepared."""
+        return self._memory[lax.rem(i, 2), self._row(j), :]
 
     def prepare_steps(self, i) -> None:
-        """Computes the step sizes of the i-th tile, zeros past the image's last pixel."""
-        _, dt, weight, bias, *_ = self._inputs
-        i = jnp.minimum(i, self.scan.tiles - 1)
+        """Computes the step sizes of the i-th tile, zeros past the image's last pixel.
+
+        They can be read after the next `instructions.sync`. Past the last tile, the last one's are
+        computed again.
+        """
+        i = jnp.minimum(i, self._scan.tiles - 1)
         start = self.tile(i) * TILE
+        _, dt, weight, bias, *_ = self._inputs
         exact = dt.dtype == jnp.float32
-        z = jnp.broadcast_to(bias[...][None, :], (TILE, self.scan.block))
+        z = jnp.broadcast_to(bias[...][None, :], (TILE, self._scan.block))
         for r in range(0, dt.shape[-1], RANK):
             z += jnp.dot(
                 dt[pl.ds(start, TILE), pl.ds(r, RANK)],
@@ -227,61 +251,60 @@ class Program:
                 preferred_element_type=jnp.float32,
             )
         step = softplus(z, exact=exact)
-        if self.scan.length > self.scan.pixels:
+        if self._scan.length > self._scan.pixels:
             row = lax.broadcasted_iota(jnp.int32, step.shape, 0)
-            step = jnp.where(self._start + start + row < self.scan.pixels, step, 0.0)
+            step = jnp.where(self._begin + start + row < self._scan.pixels, step, 0.0)
         self._memory[lax.rem(i, 2), :, :] = step
 
-    def step(self, i, j) -> Channels:
-        """Returns the step sizes of the j-th pixel of the i-th tile, which must be prepared."""
-        return self._memory[lax.rem(i, 2), self._row(j), :]
-
-    @staticmethod
-    def sync() -> None:
-        """Makes a program's writes to memory visible to all its threads."""
-        triton.debug_barrier()
+    def _row(self, j) -> Int[Array, ""]:
+        return self._first + self._sign * j
 
 
-def exp2(v: Array) -> Array:
-    """Returns 2**v, accurate to two units in the last place, or 0 below 2**-126."""
-    # jnp.exp2 keeps numbers below 2**-126, in four instructions.
-    return _inline("ex2.approx.ftz.f32 $0, $1;", v)
+class Output(NamedTuple):
+    """An array that a kernel writes, and a program's block of it."""
+
+    shape: tuple[int, ...]
+    dtype: DTypeLike
+    block: pl.BlockSpec
 
 
-def multiply_add(a: Array, b: Array, c: Array) -> Array:
-    """Returns a * b + c in one instruction, which Triton does not choose."""
-    return _inline("fma.rn.f32 $0, $1, $2, $3;", *jnp.broadcast_arrays(a, b, c))
+def private(scan: Scan, inputs: Inputs, segments: int, *shape: int) -> Output:
+    """Returns float32 memory of a given shape for each program of a launch."""
 
+    def index(q, segment, j):
+        return q, segment, j, *(0,) * len(shape)
 
-def _inline(instruction: str, *operands: Array) -> Array:
-    result = jax.ShapeDtypeStruct(operands[0].shape, jnp.float32)
-    (out,) = triton.elementwise_inline_asm(
-        instruction, args=operands, constraints=",".join(["=f", *"f" * len(operands)]), pack=1,
-        result_shape_dtypes=[result],
-    )
-    return out
+    programs = (scan.programs, segments, inputs.x.shape[-1] // scan.block)
+    return Output((*programs, *shape), jnp.float32, pl.BlockSpec((None, None, None, *shape), index))
 
 
 def launch(
     scan: Scan,
     body: Callable,
-    inputs: Sequence[tuple[Array, pl.BlockSpec]],
-    outputs: Sequence[tuple[tuple[int, ...], DTypeLike, pl.BlockSpec]],
+    inputs: Inputs,
+    more: Sequence[tuple[Array, pl.BlockSpec]],
+    outputs: Sequence[Output],
+    *,
+    first: int = 0,
     segments: int,
 ) -> list[Array]:
-    """Runs a kernel in every program."""
-    arrays, specs = zip(*inputs, strict=True)
-    blocks = arrays[0].shape[-1] // scan.block
-    results = pl.pallas_call(
+    """Runs a kernel in every program.
+
+    Args:
+      scan: Static description of the launch.
+      body: Kernel; its arguments are the blocks of the inputs, of `more` and of the outputs.
+      inputs: Arrays that every kernel reads.
+      more: Other arrays that it reads, with their blocks.
+      outputs: Arrays that it writes.
+      first, segments: First segment in reading order, and number of segments.
+    """
+    arrays, blocks = [v for v, _ in more], [block for _, block in more]
+    axes = jax.typeof(inputs.x).manual_axis_type  # mesh axes, inside shard_map
+    return pl.pallas_call(
         body,
-        out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, _ in outputs],
-        grid=(scan.programs, segments, blocks),
-        in_specs=specs,
-        out_specs=[spec for *_, spec in outputs],
+        out_shape=[jax.ShapeDtypeStruct(v.shape, v.dtype, manual_axis_type=axes) for v in outputs],
+        grid=(scan.programs, segments, inputs.x.shape[-1] // scan.block),
+        in_specs=[*Blocks(scan, first).inputs(inputs), *blocks],
+        out_specs=[v.block for v in outputs],
         compiler_params=triton.CompilerParams(num_warps=1, num_stages=1),
-        interpret=INTERPRET,
-    )(*arrays)
-    # Inside shard_map results vary over the same mesh axes as the image; the call drops them.
-    axes = tuple(jax.typeof(arrays[0]).manual_axis_type.varying)
-    return [lax.pcast(v, axes, to="varying") if axes else v for v in results]
-INTERPRET = False
+    )(*inputs, *arrays)

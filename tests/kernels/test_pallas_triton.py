@@ -1,0 +1,156 @@
+"""The Triton backend: results on a GPU and in the interpreter, and lowering on any machine."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtmamba_jax.kernels.ss2d import DIRECTIONS, api, common, pallas_gpu, pallas_triton, ss2d
+from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ODD, SPECS, ArgSpec
+from mtmamba_jax.kernels.ss2d.platform_check import compute_capability
+from mtmamba_jax.kernels.ss2d.triton import instructions, program
+from tests.kernels.ss2d_suite import (
+    TOLERANCES,
+    SS2DSuite,
+    cast,
+    lowered_for_cuda,
+    mark_slow,
+    over_tasks,
+    recomputed,
+    value_and_gradients,
+)
+
+KERNEL = "xla.gpu.triton"
+
+
+def ampere() -> bool:
+    return jax.default_backend() == "gpu" and (compute_capability() or 0) >= pallas_triton.AMPERE
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not ampere(), reason="needs a GPU of compute capability 8.0")
+class TestPallasTriton(SS2DSuite):
+    implementation = "pallas_triton"
+    # Channels are padded to 32 and states to 16; this image needs neither.
+    whole_image = ArgSpec(32, 48, d=128, t=2, n=16)
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    @pytest.mark.parametrize("programs", [1, 10**6])
+    def test_one_segment_and_many_give_the_same_result(self, monkeypatch, programs, dtype):
+        for name in ("MIN_PROGRAMS", "TARGET_PROGRAMS"):
+            monkeypatch.setattr(pallas_triton, name, programs)
+        jax.clear_caches()  # programs divided with other limits
+        arguments = ArgSpec(40, 52, d=128, b=2, t=2, r=4).arguments()
+        self.check(cast(arguments, dtype), tolerance=TOLERANCES[dtype])
+
+    @pytest.mark.parametrize(("n", "r"), [(17, 1), (64, 1), (3, 70)])
+    def test_many_states_and_high_ranks_equal_the_definition(self, n, r):
+        self.check(ArgSpec(6, 20, d=12, n=n, r=r).arguments())
+
+    def test_two_executions_give_the_same_bits(self):
+        arguments = ArgSpec(28, 36, d=256, b=2, t=2, r=6).arguments()
+        first, second = (value_and_gradients(arguments, self.implementation) for _ in range(2))
+        for one, other in zip(first, second, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Runs the kernels on this machine's default device, without Triton's own instructions."""
+    interpret = functools.partial(program.pl.pallas_call, interpret=True)
+    monkeypatch.setattr(program.pl, "pallas_call", interpret)
+    monkeypatch.setattr(instructions, "sync", lambda: None)
+    monkeypatch.setattr(instructions, "exp2", jnp.exp2)
+    monkeypatch.setattr(instructions, "multiply_add", lambda a, b, c: a * b + c)
+    monkeypatch.setattr(pallas_triton, "require_platform", lambda x, *_: x)
+    monkeypatch.setattr(pallas_triton, "compute_capability", lambda: None)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize(
+    ("spec", "segments", "directions", "dtype"),
+    [
+        (ArgSpec(8, 18, d=40, t=2, b=2, n=3, r=2), 2, DIRECTIONS, "bfloat16"),
+        pytest.param(ODD["prime"], 1, DIRECTIONS, "float32", marks=pytest.mark.slow),
+        pytest.param(
+            *(ArgSpec(12, 16, d=8, n=20, r=17, k=2), 3, DIRECTIONS[1::2], "float32"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *(ArgSpec(1, 77, d=33, n=16, k=1), 1, DIRECTIONS[2:3], "float32"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_interpreted_kernels_equal_the_definition(
+    interpreted, monkeypatch, spec, segments, directions, dtype
+):
+    suite = SS2DSuite()
+    suite.implementation = "pallas_triton"
+    x, *_ = spec.shapes(dtype)
+    programs = spec.t * spec.b * len(directions) * -(-spec.n // 16) * -(-spec.d // 32)
+    monkeypatch.setattr(pallas_triton, "MIN_PROGRAMS", programs + 1)
+    monkeypatch.setattr(pallas_triton, "TARGET_PROGRAMS", programs * segments)
+    orders = common.parse_directions(directions)
+    assert pallas_triton._choose_scan(orders, x, spec.n).segments == segments
+    suite.check(cast(spec.arguments(), dtype), directions, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize(
+    ("name", "segments"),
+    [
+        ("stage1_t1_b8", 1),  # 1536 programs
+        ("stage2_t1_b8", 4),  # 768
+        ("stage3_t1_b8", 8),  # 384
+        ("stage3_t4_b8", 1),  # 1536
+        ("stage1_t1_b1", 13),  # 192, whose segments have at least four tiles
+        ("pixel", 1),
+    ],
+)
+def test_few_programs_are_cut_into_segments(name, segments):
+    x, *_ = SPECS[name].shapes(jnp.bfloat16)
+    orders = common.parse_directions(DIRECTIONS)
+    scan = pallas_triton._choose_scan(orders, x, SPECS[name].n)
+    assert scan.segments == segments
+    assert scan.pixels <= scan.length < scan.pixels + scan.segments * program.TILE
+
+
+@pytest.mark.parametrize("name", mark_slow(DECODER, ("stage3_t4_b8",)))
+def test_every_stage_lowers_for_cuda(name):
+    assert KERNEL in lowered_for_cuda(SPECS[name], jnp.bfloat16, implementation="pallas_triton")
+
+
+@pytest.mark.parametrize("op", [over_tasks, recomputed])
+def test_transformations_lower_for_cuda(op):
+    text = lowered_for_cuda(ArgSpec(5, 20, d=8, t=2), jnp.float32, op, "pallas_triton")
+    assert KERNEL in text
+
+
+def test_a_sharded_batch_lowers_for_cuda_without_gathering():
+    mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    split = functools.partial(ss2d, batch_axes=("data",), implementation="pallas_triton")
+    arrays = ArgSpec(5, 20, d=8, b=4).shapes(jnp.float32)
+    with jax.set_mesh(mesh):
+        text = str(jax.make_jaxpr(jax.grad(lambda *v: split(*v).sum(), range(8)))(*arrays))
+    assert "pallas_call" in text
+    assert "all_gather" not in text
+
+
+def test_a_gpu_before_ampere_runs_xla_and_says_why(monkeypatch):
+    for module in (pallas_gpu, pallas_triton):
+        monkeypatch.setattr(module, "compute_capability", lambda: 7.5)
+    arrays = ODD["prime"].shapes(jnp.float32)
+    name, refusals = api.choose_implementation("cuda", arrays)
+    assert name == "xla"
+    assert refusals["pallas_triton"] == (
+        "needs a GPU of compute capability 8.0 or later; this is 7.5"
+    )
+    assert api.choose_implementation("rocm", arrays) == ("xla", {})
+
+
+def test_the_kernels_hold_no_states_of_a_whole_image():
+    TestPallasTriton().test_no_array_holds_the_states_of_a_whole_image()
