@@ -1,4 +1,7 @@
-"""Runs SS2D on Hopper GPUs: prepares arrays for the kernels of `mosaic_gpu`, sums their results."""
+"""Runs SS2D on Hopper and Blackwell: prepares arrays for the kernels of `mosaic_gpu`, sums results.
+
+Of the Blackwell GPUs, those for data centres: Mosaic cannot compile for the others yet.
+"""
 
 import dataclasses
 import functools
@@ -44,8 +47,8 @@ NARROW_CHANNELS = WARPS * GROUPS * GROUP_CHANNELS // 2  # of a program that scan
 
 MAX_SHARED_BYTES = 227 * 1024 - 2048  # per program; the rest of the GPU's is for the compiler
 
-HOPPER = 9.0
-"""Compute capability of Hopper GPUs."""
+CAPABILITIES = (9.0, 11.0)
+"""First compute capability that the kernels run on, and the first above it that they do not."""
 
 _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -235,17 +238,17 @@ ss2d_op = create_op(_scan, _gradients)
 
 
 def ss2d_pallas_gpu(*arrays: Array, directions: Sequence[str]) -> Float[Array, "t b h w d"]:
-    """Computes SS2D with fused Hopper kernels; arrays and result are those of `api.ss2d`.
+    """Computes SS2D with fused Mosaic kernels; arrays and result are those of `api.ss2d`.
 
     Raises:
-      NotImplementedError: If this machine's GPU is not a Hopper GPU, the step sizes' rank is too
-        high for the shared memory, or the program is compiled for another platform.
+      NotImplementedError: If this machine's GPU has another compute capability, the step sizes'
+        rank is too high for the shared memory, or the program is compiled for another platform.
     """
-    capability = compute_capability()
-    if capability not in (None, HOPPER):
+    capability, (first, end) = compute_capability(), CAPABILITIES
+    if capability is not None and not first <= capability < end:
         raise NotImplementedError(
-            f"needs a Hopper GPU, for its matrix instructions (compute capability {HOPPER}); this "
-            f"is {capability}"
+            f"needs a GPU of compute capability {first} to 10.x (Hopper, Blackwell for data "
+            f"centres); this is {capability}"
         )
     orders = parse_directions(directions)
     x, dt, _, _, A, *_ = arrays

@@ -1,4 +1,4 @@
-"""The GPU backend: results on a Hopper GPU, and lowering for CUDA on any machine."""
+"""The GPU backend: results on a Hopper or Blackwell GPU, and lowering for CUDA on any machine."""
 
 import functools
 import logging
@@ -23,12 +23,13 @@ from tests.kernels.ss2d_suite import (
 )
 
 
-def hopper() -> bool:
-    return jax.default_backend() == "gpu" and compute_capability() == pallas_gpu.HOPPER
+def supported() -> bool:
+    first, end = pallas_gpu.CAPABILITIES
+    return jax.default_backend() == "gpu" and first <= (compute_capability() or 0) < end
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not hopper(), reason="the kernels need a Hopper GPU")
+@pytest.mark.skipif(not supported(), reason="needs a GPU of compute capability 9.0 or 10.x")
 class TestPallasGPU(SS2DSuite):
     implementation = "pallas_gpu"
     # Channels are padded to 64 or 128 and states to 16; this image needs neither.
@@ -114,7 +115,7 @@ def test_a_sharded_batch_lowers_for_cuda_without_gathering():
     assert "all_gather" not in text
 
 
-@pytest.mark.parametrize("capability", [pytest.param(8.0, marks=pytest.mark.slow), 10.0])
+@pytest.mark.parametrize("capability", [pytest.param(8.0, marks=pytest.mark.slow), 12.0])
 def test_another_gpu_runs_triton_and_logs_this_once(monkeypatch, caplog, capability):
     for module in (pallas_gpu, pallas_triton):
         monkeypatch.setattr(module, "compute_capability", lambda: capability)
@@ -124,8 +125,8 @@ def test_another_gpu_runs_triton_and_logs_this_once(monkeypatch, caplog, capabil
         text = lowered_for_cuda(ArgSpec(4, size, d=3), jnp.float32, implementation=None)
         assert "mosaic_gpu" not in text
         assert "xla.gpu.triton" in text
-    assert caplog.text.count("ss2d on cuda runs pallas_triton (pallas_gpu: needs a Hopper") == 1
-    with pytest.raises(NotImplementedError, match=rf"needs a Hopper GPU, .*; this is {capability}"):
+    assert caplog.text.count("ss2d on cuda runs pallas_triton (pallas_gpu: needs a GPU") == 1
+    with pytest.raises(NotImplementedError, match=rf"9.0 to 10.x .*; this is {capability}"):
         lowered_for_cuda(ArgSpec(4, 7, d=3), jnp.float32)
 
 

@@ -10,12 +10,15 @@ columns of the same matrix product; so is the bias.
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.mosaic import gpu as mosaic
+from jax.experimental.mosaic.gpu.mma import MMALayouts, mma
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.typing import DTypeLike
+from jaxlib.mlir import ir
 from jaxtyping import Array, Float
 
 from mtmamba_jax.kernels.ss2d.common import softplus
-from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import TILE, Scan, store, sync_threads
+from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import TILE, Scan, inline_mgpu, store, sync_threads
 
 # The products (part of dt, part of weight) by dt's dtype. With bfloat16 the weight is rounded, as
 # in every product of that dtype. Three parts hold a float32; the products left out are below its
@@ -23,6 +26,12 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import TILE, Scan, store, sync_
 PRODUCTS = {"bfloat16": ((0, 0),), "float32": ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0))}
 BIAS_PARTS = 3
 ROWS, COLUMNS = 8, 16  # tile in which the tensor cores read a matrix; sizes are multiples of it
+# The order in which they read. jax 0.12 leaves methods of these classes abstract.
+_TRANSFORMS = (
+    plgpu.TilingTransform((ROWS, COLUMNS)),  # pyright: ignore[reportAbstractUsage]
+    plgpu.SwizzleTransform(2 * COLUMNS),  # pyright: ignore[reportAbstractUsage]
+)
+_FLOAT32 = jnp.dtype(jnp.float32)
 
 
 def operand_columns(rank: int, dtype: DTypeLike) -> int:
@@ -63,17 +72,32 @@ def _split(v: Array, count: int) -> list[Array]:
 
 def scratch(scan: Scan, columns: int) -> list:
     """Returns the memory of `Steps`: two slots of dt, weight, a tile's step sizes, a barrier."""
-    # The order in which the tensor cores read. jax 0.12 leaves methods of these classes abstract.
-    tiled = (
-        plgpu.TilingTransform((ROWS, COLUMNS)),  # pyright: ignore[reportAbstractUsage]
-        plgpu.SwizzleTransform(2 * COLUMNS),  # pyright: ignore[reportAbstractUsage]
-    )
     return [
-        plgpu.SMEM((2, TILE, columns), jnp.bfloat16, transforms=tiled),
-        plgpu.SMEM((scan.channels, columns), jnp.bfloat16, transforms=tiled),
+        plgpu.SMEM((2, TILE, columns), jnp.bfloat16, transforms=_TRANSFORMS),
+        plgpu.SMEM((scan.channels, columns), jnp.bfloat16, transforms=_TRANSFORMS),
         plgpu.SMEM((TILE, scan.channels + scan.bank_padding), jnp.float32),
         plgpu.Barrier(),
     ]
+
+
+def _multiply(weight, dt, shape: tuple[int, int]) -> Float[Array, "channels pixels"]:
+    """Returns weight @ dt.T, by the matrix instruction of a warp that all GPUs since Ampere have."""
+    tiled = plgpu.RefType(_TRANSFORMS)
+
+    @inline_mgpu(
+        arg_types=(tiled, tiled),
+        return_type=plgpu.ShapeDtypeStruct(shape, _FLOAT32, layout=plgpu.Layout.WGMMA),
+    )
+    def run(_, weight, dt):
+        layouts = MMALayouts(ir.BF16Type.get())
+        dt = mosaic.utils.memref_transpose(dt, (1, 0, 3, 2))
+        left = mosaic.FragmentedArray.load_tiled(weight, 2 * COLUMNS, layout=layouts.lhs)
+        right = mosaic.FragmentedArray.load_tiled(dt, 2 * COLUMNS, layout=layouts.rhs)
+        zero = mosaic.utils.c(0.0, ir.F32Type.get())
+        sums = mosaic.FragmentedArray.splat(zero, shape, layouts.acc)
+        return mma(sums, left, right)
+
+    return run(weight, dt)
 
 
 class Steps:
@@ -100,12 +124,7 @@ class Steps:
         All threads must call it, when none reads the previous tile's step sizes any more.
         """
 
-        def multiply(sums):
-            plgpu.wgmma(sums, self._weight, self.dt.at[slot].transpose((1, 0)))
-            return plgpu.wgmma_accumulator_load(sums)
-
-        sums = plgpu.ACC(self._shape, jnp.float32)  # pyright: ignore[reportPrivateImportUsage] public
-        z = pl.run_scoped(multiply, sums)
+        z = _multiply(self._weight, self.dt.at[slot], self._shape)
         pixel = plgpu.broadcasted_iota(jnp.int32, self._shape, 1, layout=plgpu.Layout.WGMMA)
         step = jnp.where(pixel < pixels, softplus(z, exact=self._exact), 0.0)
         # Changes a thread's pairs from neighbouring pixels to neighbouring channels.
