@@ -4,6 +4,7 @@ A program may be traced on one machine and compiled for another, so a backend ca
 platform while it is traced. The identity `require_platform` checks it while the program is lowered.
 """
 
+import functools
 from typing import Any
 
 import jax

@@ -43,7 +43,8 @@ class _Parameters(NamedTuple):
 
 def _choose_plan(directions: Directions, x: Float[Array, "t b h w d"], states: int) -> _Plan:
     t, b, h, w, d = x.shape
-    states_each = t * b * d * states * len(directions.columns)
+    images = b if isinstance(b, int) else 1  # an exported program may leave it open
+    states_each = t * images * d * states * len(directions.columns)
     segments = max(1, min(TARGET_STATES // states_each, h * w // MIN_SEGMENT))
     runs = -(-h * w // (segments * RUN))
     return _Plan(directions, -(-h * w // (runs * RUN)), runs)

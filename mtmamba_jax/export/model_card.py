@@ -32,16 +32,17 @@ _LICENSES = LICENSES | {
 }
 
 NEEDS = {
-    ("cuda", "fused"): "an NVIDIA Hopper GPU (H100, H200)",
+    ("cuda", "pallas_gpu"): "an NVIDIA GPU of compute capability 9.0 to 10.x (H100, H200, B200)",
+    ("cuda", "pallas_triton"): "an NVIDIA GPU of compute capability 8.0 or later",
     ("cuda", "xla"): "an NVIDIA GPU",
-    ("tpu", "fused"): "a TPU",
+    ("tpu", "pallas_tpu"): "a TPU",
     ("tpu", "xla"): "a TPU",
     ("cpu", "xla"): "a CPU",
 }
 
 # Importing this module loads a library of jaxlib that Mosaic's kernels call. Without it they fail
 # to compile: "Failed to materialize symbols" (jax 0.11.2).
-_IMPORTS = {("cuda", "fused"): ["jax.experimental.mosaic.gpu"]}
+_IMPORTS = {("cuda", "pallas_gpu"): ["jax.experimental.mosaic.gpu"]}
 
 
 def create_card(run: Run, program: Exported, *, checkpoint: str, scan: str) -> dict[str, object]:

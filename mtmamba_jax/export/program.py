@@ -23,16 +23,14 @@ from mtmamba_jax.data_pipelines.transforms import normalise
 from mtmamba_jax.export.model_card import to_markdown
 from mtmamba_jax.files.json_files import write_json
 from mtmamba_jax.files.paths import replacing
-from mtmamba_jax.kernels.ss2d.api import PLATFORMS
+from mtmamba_jax.kernels.ss2d.api import choose_implementation
+from mtmamba_jax.kernels.ss2d.arg_specs import SPECS
 from mtmamba_jax.models.mtmamba import abstract_build
 from mtmamba_jax.tasks.readout import to_value
 from mtmamba_jax.tasks.table import Task
 
 PROGRAM, WEIGHTS, SCRIPT = "program.jax_export", "weights.npz", "run.py"
 CARD, CARD_TEXT = "model_card.json", "model_card.md"
-
-FUSED = {name: scans[0] for name, scans in PLATFORMS.items() if scans[0] != "xla"}
-"""Backend of the fused scan (a key of `kernels.ss2d.IMPLEMENTATIONS`) by platform."""
 
 
 def parse_batch(text: str) -> int | None:
@@ -49,20 +47,29 @@ def parse_batch(text: str) -> int | None:
 
 
 def choose_scan(platform: str, scan: str | None, batch: int | None) -> str:
-    """Returns the scan of an artifact, "fused" or "xla": `scan`, by default the best available.
+    """Returns the scan of an artifact, a key of `kernels.ss2d.IMPLEMENTATIONS`.
+
+    Args:
+      platform: Platform of the artifact.
+      scan: "fused" or "xla", by default the best available. A fused scan for CUDA is that of this
+        machine's GPU, or else that of Hopper and Blackwell GPUs.
+      batch: Images per call, None for any number.
 
     Raises:
       ValueError: If the fused scan is not available for the platform or for any number of images.
     """
-    scan = scan or ("fused" if platform in FUSED else "xla")
-    if scan == "fused" and platform not in FUSED:
-        raise ValueError(f"--scan=fused: {platform} has no fused scan. Omit the flag.")
-    if scan == "fused" and batch is None:
+    fused, _ = choose_implementation(platform, SPECS["pixel"].shapes(jnp.float32))
+    if scan == "xla" or (scan is None and fused == "xla"):
+        return "xla"
+    if fused == "xla":
+        where = "this machine's GPU" if platform == "cuda" else platform
+        raise ValueError(f"--scan=fused: {where} has no fused scan. Omit the flag.")
+    if batch is None:
         raise ValueError(
             "--batch=any: the fused scan is compiled for one number of images. Give that number, "
             "or add --scan=xla."
         )
-    return scan
+    return fused
 
 
 def export_program(
@@ -89,8 +96,7 @@ def export_program(
     Raises:
       NotImplementedError: If the fused scan does not support this model.
     """
-    implementation = FUSED[platform] if scan == "fused" else "xla"
-    config = config.replace(model={"scan_implementation": implementation})
+    config = config.replace(model={"scan_implementation": scan})
     graph, abstract = abstract_build(config.model, tasks)
     names, structure = list(name_weights(abstract)), jax.tree.structure(abstract)
 

@@ -14,6 +14,7 @@ from mtmamba_jax.data_pipelines.transforms import eval_transforms, normalise
 from mtmamba_jax.export import model_card
 from mtmamba_jax.export import program as export
 from mtmamba_jax.kernels import ss2d
+from mtmamba_jax.kernels.ss2d import pallas_gpu, pallas_triton
 from mtmamba_jax.models.mtmamba import build
 from mtmamba_jax.tasks.readout import VALUES, to_value
 from tests.export.artifacts import SCORES, call_export, run_script, write_run
@@ -71,8 +72,8 @@ def test_an_artifact_agrees_with_the_model_in_a_process_that_has_only_jax(tiny_r
 @pytest.mark.parametrize(
     ("platform", "scan", "kernel"),
     [
-        ("cuda", "fused", "mosaic_gpu_v2"),
-        ("tpu", "fused", "tpu_custom_call"),
+        ("cuda", "pallas_gpu", "mosaic_gpu_v2"),
+        ("tpu", "pallas_tpu", "tpu_custom_call"),
         ("cuda", "xla", None),
         pytest.param("tpu", "xla", None, marks=pytest.mark.slow),
     ],
@@ -149,6 +150,20 @@ def test_a_wrong_flag_is_reported_before_anything_is_read(
     assert call_export(tmp_path / "none", tmp_path / "out", *flags, platform=platform) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("capability", "scan"),
+    [(None, "pallas_gpu"), (8.6, "pallas_triton"), (10.0, "pallas_gpu"), (7.5, "xla")],
+)
+def test_an_artifact_for_cuda_has_the_scan_of_this_machines_gpu(monkeypatch, capability, scan):
+    for module in (pallas_gpu, pallas_triton):
+        monkeypatch.setattr(module, "compute_capability", lambda: capability)
+    assert export.choose_scan("cuda", None, 1) == scan
+    assert ("cuda", scan) in model_card.NEEDS
+    if scan == "xla":
+        with pytest.raises(ValueError, match="--scan=fused: this machine's GPU has no fused scan"):
+            export.choose_scan("cuda", "fused", 1)
 
 
 def test_a_model_that_the_fused_scan_does_not_support_is_refused_with_the_alternative(

@@ -81,7 +81,7 @@ def scratch(scan: Scan, columns: int) -> list:
 
 
 def _multiply(weight, dt, shape: tuple[int, int]) -> Float[Array, "channels pixels"]:
-    """Returns weight @ dt.T, by the matrix instruction of a warp that all GPUs since Ampere have."""
+    """Returns weight @ dt.T, by the matrix instruction that all GPUs since Ampere have."""
     tiled = plgpu.RefType(_TRANSFORMS)
 
     @inline_mgpu(
