@@ -98,7 +98,7 @@ def _export(command: argparse.ArgumentParser) -> None:
     add(
         "--scan",
         choices=("fused", "xla"),
-        help="fused kernels, for Hopper GPUs and TPUs, or XLA operations, which run on any device "
+        help="fused kernels, for TPUs and recent GPUs, or XLA operations, which run on any device "
         "of the platform but are slower (fused if the platform has kernels)",
     )
 
@@ -158,6 +158,10 @@ def _prepare(command: argparse.ArgumentParser) -> None:
     add("--allow_partial", action="store_true", help="accept fewer examples than were published")
     add("--workers", type=int, help="number of processes (one per core)")
     add("--check", action="store_true", help="read every record back")
+
+
+def _checks(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _plan(command: argparse.ArgumentParser) -> None:
@@ -242,6 +246,7 @@ _COMMANDS = {
         _benchmark,
         "Time the scan, a training step, inference, several devices or the input pipeline.",
     ),
+    "checks": (_checks, "Show what is installed, and which devices and kernels it will use."),
     "plan": (_plan, "Check whether a program fits on accelerators that are not in this machine."),
     "tables": (_tables, "Print the paper's tables: costs of the models, or scores of runs."),
     "sweep": (_sweep, "Train the variants of a configuration one after another."),
