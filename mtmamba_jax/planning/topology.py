@@ -6,10 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 import jax
-from jax.experimental import topologies
 
 from mtmamba_jax.devices.chips import CHIPS, Chip
-from mtmamba_jax.kernels.ss2d.analysis.topology import find_tpus, stay_on_cpu
+from mtmamba_jax.kernels.ss2d.analysis.topology import find_gpus, find_tpus, stay_on_cpu
 from mtmamba_jax.messages import check_name
 
 
@@ -40,35 +39,6 @@ TPUS = {
 }
 GPUS = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200"}
 """Keys of `CHIPS`."""
-
-# The properties that XLA queries from a driver: those of compute capability 9.0, from CUDA's C++
-# Programming Guide (table of features and technical specifications), and those of the chip.
-_GPU_TARGET = """
-platform_name: "CUDA"
-device_description_str: "{name}"
-dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
-gpu_device_info {{
-  cuda_compute_capability {{ major: 9 minor: 0 }}
-  threads_per_warp: 32
-  threads_per_block_limit: 1024
-  threads_per_core_limit: 2048
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  registers_per_block_limit: 65536
-  registers_per_core_limit: 65536
-  shared_memory_per_block: 49152
-  shared_memory_per_block_optin: 232448
-  shared_memory_per_core: 233472
-  fpus_per_core: 128
-  l2_cache_size: 52428800
-  core_count: {chip.multiprocessors}
-  clock_rate_ghz: {ghz}
-  memory_bandwidth: {chip.bytes:.0f}
-  device_memory_size: {chip.hbm:.0f}
-}}
-"""
-
 
 # Autotuning would run candidates on the chip. Without it Triton's matrix products have no default
 # configuration; cuBLAS covers all of them.
@@ -127,20 +97,18 @@ def _find_tpu(name: str, kind: str) -> Topology:
 
 def _find_gpu(name: str, kind: str, shape: str) -> Topology:
     chip = CHIPS[GPUS[kind]]
-    assert chip.clock is not None  # every GPU has one in `CHIPS`
-    target = _GPU_TARGET.format(name=GPUS[kind], chip=chip, ghz=chip.clock / 1e9)
-    try:
-        # Slices x hosts x GPUs per host.
-        found = topologies.get_topology_desc(
-            kind, "cuda", target_config=target, topology=f"1x1x{shape}"
-        )
-    except (NotImplementedError, RuntimeError) as error:
-        raise RuntimeError(
-            f'--topology={name} needs JAX\'s CUDA plugin: pip install -e ".[cuda]" (found: '
-            f"{str(error).splitlines()[0]}). No GPU is needed."
-        ) from error
-    memory = chip.hbm * gpu_memory_fraction()
-    return Topology(name, found.devices, chip, memory, _GPU_OPTIONS)
+    assert chip.clock is not None  # every GPU has these in `CHIPS`
+    assert chip.multiprocessors is not None
+    devices = find_gpus(
+        GPUS[kind],
+        "9.0",
+        int(shape),
+        multiprocessors=chip.multiprocessors,
+        ghz=chip.clock / 1e9,
+        bandwidth=chip.bytes,
+        memory=chip.hbm,
+    )
+    return Topology(name, devices, chip, chip.hbm * gpu_memory_fraction(), _GPU_OPTIONS)
 
 
 def gpu_memory_fraction() -> float:

@@ -1,4 +1,4 @@
-"""Finds TPUs to compile for that need not be attached."""
+"""Finds TPUs and GPUs to compile for that need not be attached."""
 
 import os
 from collections.abc import Sequence
@@ -55,5 +55,88 @@ def find_tpus(name: str) -> Sequence[jax.Device]:  # pyright: ignore[reportInval
         raise RuntimeError(
             f'--topology={name} needs the TPU compiler, libtpu: pip install -e ".[tpu]". '
             "No TPU is needed."
+        ) from error
+    return found.devices
+
+
+# Per multiprocessor: threads, and bytes of shared memory, of which a program may use all but 1 KiB.
+# From CUDA's C++ Programming Guide (technical specifications per compute capability).
+_MULTIPROCESSORS = {
+    "8.0": (2048, 164 * 1024),
+    "8.6": (1536, 100 * 1024),
+    "8.9": (1536, 100 * 1024),
+    "9.0": (2048, 228 * 1024),
+    "10.0": (2048, 228 * 1024),
+    "12.0": (1536, 100 * 1024),
+}
+
+# The properties that XLA queries from a driver.
+_GPU_TARGET = """
+platform_name: "CUDA"
+device_description_str: "{name}"
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+gpu_device_info {{
+  cuda_compute_capability {{ major: {major} minor: {minor} }}
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: {threads}
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  registers_per_block_limit: 65536
+  registers_per_core_limit: 65536
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: {program_shared}
+  shared_memory_per_core: {shared}
+  fpus_per_core: 128
+  l2_cache_size: 52428800
+  core_count: {multiprocessors}
+  clock_rate_ghz: {ghz}
+  memory_bandwidth: {bandwidth:.0f}
+  device_memory_size: {memory:.0f}
+}}
+"""
+
+
+def find_gpus(
+    name: str,
+    capability: str,
+    count: int = 1,
+    *,
+    multiprocessors: int = 132,
+    ghz: float = 1.98,
+    bandwidth: float = 4.8e12,
+    memory: float = 80e9,
+) -> Sequence[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
+    """Returns GPUs of one host that can be compiled for but cannot run programs or hold arrays.
+
+    Args:
+      name: Name of the GPU, as its driver gives it.
+      capability: Compute capability.
+      count: Number of GPUs.
+      multiprocessors: Number of multiprocessors of each.
+      ghz: Highest clock rate.
+      bandwidth: Bytes per second to and from its memory.
+      memory: Bytes of memory.
+
+    Raises:
+      RuntimeError: If JAX's CUDA plugin is not installed.
+    """
+    major, minor = capability.split(".")
+    threads, shared = _MULTIPROCESSORS[capability]
+    target = _GPU_TARGET.format(
+        **{"name": name, "major": major, "minor": minor, "threads": threads, "shared": shared},
+        **{"program_shared": shared - 1024, "multiprocessors": multiprocessors, "ghz": ghz},
+        **{"bandwidth": bandwidth, "memory": memory},
+    )
+    try:
+        # Slices x hosts x GPUs per host.
+        found = topologies.get_topology_desc(
+            name, "cuda", target_config=target, topology=f"1x1x{count}"
+        )
+    except (NotImplementedError, RuntimeError) as error:
+        raise RuntimeError(
+            f'Compiling for {name} needs JAX\'s CUDA plugin: pip install -e ".[cuda]" (found: '
+            f"{str(error).splitlines()[0]}). No GPU is needed."
         ) from error
     return found.devices

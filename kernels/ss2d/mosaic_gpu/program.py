@@ -1,7 +1,7 @@
 """What the GPU kernels share: their launch, the layout of threads, and a program's tiles.
 
-Pallas Mosaic GPU, for Hopper. A program scans one direction of one image for a block of channels
-with 16 states each. It reads its segment of the reading order in tiles, which the copy engine (TMA)
+Pallas Mosaic GPU, for Hopper and Blackwell GPUs. A program scans one direction of one image for a
+block of channels with 16 states each. It reads its segment of the reading order in tiles, which the copy engine (TMA)
 brings to shared memory. `pallas_gpu.py` prepares the arrays and sums the programs' results;
 `docs/kernels.md` explains the algorithm.
 
