@@ -21,11 +21,17 @@ ptxas info    : Used 255 registers, used 2 barriers, 1 bytes smem
 """
 
 
+LAUNCHES = """
+011: kCustomKernel [prev=010 (1)] _ss2d_summaries__1 grid: [32, 4, 24] threads: [32, 1, 1]  shared_memory: 2048 bytes
+012: kCustomKernel [prev=011 (1)] loop_fusion grid: [6, 1, 1] threads: [128, 1, 1]  shared_memory: 64 bytes
+"""  # noqa: E501
+
+
 def test_kernels_of_the_scan_are_read_from_the_messages_of_ptxas():
-    assert list(registers.read_log(LOG)) == [
-        registers.Kernel("summaries", 128, 0, 0),
-        registers.Kernel("backward", 255, 280, 1),
-    ]
+    assert registers.read_log(LOG + LOG.replace("128", "96"), LAUNCHES) == {
+        "summaries": registers.Kernel(128, 0, 2048),
+        "backward": registers.Kernel(255, 280, 0),
+    }
 
 
 @pytest.mark.parametrize(
@@ -48,7 +54,8 @@ def test_kernels_of_the_scan_are_read_from_the_messages_of_ptxas():
 )
 def test_the_kernels_compile_without_a_gpu(capability, implementation):
     pytest.importorskip("jax_cuda13_plugin", reason="the compiler for GPUs")
-    found = registers.kernels(capability, "stage2_t1_b8", implementation, "bfloat16")
-    assert {"forward", "backward"} <= {kernel.name for kernel in found}
-    assert max(kernel.registers for kernel in found) <= 255
-    assert max(kernel.spills for kernel in found) < 1024
+    found = registers.kernels(capability, implementation, "bfloat16", ["stage3_t1_b8"])
+    assert found.keys() == set(registers.KERNELS)
+    assert max(kernel.registers for kernel in found.values()) <= 255
+    assert max(kernel.spills for kernel in found.values()) < 1024
+    assert max(kernel.shared for kernel in found.values()) <= 48 * 1024

@@ -1,25 +1,27 @@
 """Prints what the GPU kernels need of a multiprocessor, according to ptxas.
 
-    python -m mtmamba_jax.kernels.ss2d.analysis.registers [--capability 8.0,8.9] [--spec NAME]
+    python -m mtmamba_jax.kernels.ss2d.analysis.registers [--capability 8.0,8.9] [--spec NAME,NAME]
 
-No GPU is needed, but JAX's CUDA plugin is. For each kernel: registers per thread, bytes that a
-thread spills (stores and loads in the program's text), and bytes of static shared memory of a
-program. Mosaic's kernels are those of compute capability 9.0 and 10.0, Triton's run on all.
+No GPU is needed, but JAX's CUDA plugin is. The largest figures of all specs are shown: registers
+per thread, bytes that a thread spills (stores and loads in the program's text), and bytes of shared
+memory of a program, which XLA knows of Triton's kernels only.
 """
 
 import argparse
 import os
+import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jax.sharding import Mesh
 
 from mtmamba_jax.kernels.ss2d.analysis.compiled_scan import create_scan, lower_scan
 from mtmamba_jax.kernels.ss2d.analysis.topology import find_gpus, stay_on_cpu
-from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, SPECS
+from mtmamba_jax.kernels.ss2d.arg_specs import SPECS
 from mtmamba_jax.kernels.ss2d.common import check_name
 
 GPUS = {
@@ -32,6 +34,8 @@ GPUS = {
 }
 """A GPU of each compute capability, under the name that JAX knows."""
 MOSAIC = ("9.0", "10.0")
+"""Compute capabilities of GPUs that also run the Mosaic kernels."""
+KERNELS = ("forward", "backward", "summaries")
 
 # XLA and Mosaic show what ptxas prints only if told to.
 _VERBOSE = {
@@ -41,89 +45,104 @@ _VERBOSE = {
 }
 _KERNEL = re.compile(
     r"Compiling entry function '_?ss2d_(\w+?)(?:__\d+)?(?:_mosaic_gpu_kernel)?' for .*?"
-    r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)",
+    r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
     re.DOTALL,
 )
+_LAUNCH = re.compile(r"\b_?ss2d_([a-z]+)(?:__\d+)? grid: .*shared_memory: (\d+) bytes")
 
 
 class Kernel(NamedTuple):
     """Resources of a kernel.
 
     Attributes:
-      name: "forward", "backward" or "summaries".
       registers: Registers per thread.
       spills: Bytes that a thread stores to and loads from memory for want of registers.
-      shared: Bytes of static shared memory of a program.
+      shared: Bytes of shared memory of a program, 0 where XLA does not know them.
     """
 
-    name: str
     registers: int
     spills: int
     shared: int
 
 
-def read_log(text: str) -> Iterator[Kernel]:
-    """Yields the scan's kernels in the messages of ptxas."""
-    for name, stores, loads, registers, rest in _KERNEL.findall(text):
-        shared = re.search(r"(\d+) bytes smem", rest)
-        spills = int(stores) + int(loads)
-        yield Kernel(name, int(registers), spills, int(shared[1]) if shared else 0)
+def read_log(text: str, launches: str) -> dict[str, Kernel]:
+    """Returns the largest figures of each of the scan's kernels.
+
+    Args:
+      text: Messages of ptxas.
+      launches: XLA's lists of launches (`thunk_sequence.txt`).
+    """
+    found: dict[str, Kernel] = {}
+
+    def add(name: str, kernel: Kernel) -> None:
+        found[name] = Kernel(*map(max, kernel, found.get(name, kernel)))
+
+    for name, stores, loads, registers in _KERNEL.findall(text):
+        add(name, Kernel(int(registers), int(stores) + int(loads), 0))
+    for name, size in _LAUNCH.findall(launches):
+        add(name, Kernel(0, 0, int(size)))
+    return found
 
 
-def compile_scan(capability: str, spec: str, implementation: str, dtype: str) -> None:
+def compile_scans(capability: str, implementation: str, dtype: str, *specs: str) -> None:
     """Compiles the op with its gradients for a GPU; ptxas reports to standard error."""
     stay_on_cpu()
     mesh = Mesh(find_gpus(GPUS[capability], capability), ("data",))
-    lowered = lower_scan(mesh, SPECS[spec], dtype, create_scan(SPECS[spec], implementation))
-    # Autotuning would run candidates on the GPU.
-    lowered.compile({"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False})
+    for name in specs:
+        spec = SPECS[name]
+        lowered = lower_scan(mesh, spec, dtype, create_scan(spec, implementation))
+        # Autotuning would run candidates on the GPU.
+        lowered.compile({"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False})
 
 
-def kernels(capability: str, spec: str, implementation: str, dtype: str) -> list[Kernel]:
-    """Returns the kernels of a program that is compiled in a process of its own.
+def kernels(
+    capability: str, implementation: str, dtype: str, specs: Sequence[str]
+) -> dict[str, Kernel]:
+    """Returns the largest figures of each kernel; compiles in a process of its own.
 
     Raises:
-      RuntimeError: If it does not compile.
+      RuntimeError: If a program does not compile.
     """
-    arguments = ("--worker", capability, spec, implementation, dtype)
-    ran = subprocess.run(
-        [sys.executable, "-m", __spec__.name if __name__ == "__main__" else __name__, *arguments],
-        env=os.environ | _VERBOSE,
-        capture_output=True,
-        text=True,
-    )
-    if ran.returncode:
-        raise RuntimeError(f"{implementation} on {capability}: {ran.stderr.strip()[-2000:]}")
-    return list(dict.fromkeys(read_log(ran.stderr)))
+    module = "mtmamba_jax.kernels.ss2d.analysis.registers"
+    arguments = ("--worker", capability, implementation, dtype, *specs)
+    with tempfile.TemporaryDirectory() as folder:
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={folder}"
+        ran = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            env=os.environ | _VERBOSE | {"XLA_FLAGS": flags},
+            capture_output=True,
+            text=True,
+        )
+        if ran.returncode:
+            raise RuntimeError(f"{implementation} on {capability}: {ran.stderr.strip()[-2000:]}")
+        launches = [path.read_text() for path in pathlib.Path(folder).glob("*thunk_sequence.txt")]
+    return read_log(ran.stderr, "\n".join(launches))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints a table with a row per compute capability, backend, spec and dtype."""
+    """Prints a table with a row per compute capability, backend and dtype."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["--worker"]:
-        compile_scan(*arguments[1:])
+        compile_scans(*arguments[1:])
         return 0
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--capability", default=",".join(GPUS), help="separated by commas")
-    parser.add_argument("--spec", default=",".join(DECODER), help="names, separated by commas")
-    parser.add_argument("--dtype", default="bfloat16,float32", help="separated by commas")
+    parser.add_argument("--spec", default=",".join(SPECS), help="names, separated by commas")
     options = parser.parse_args(arguments)
-    print("| capability | backend | spec | dtype | kernel: registers, spills, shared memory |")
-    print("|---|---|---|---|---|")
-    for capability in options.capability.split(","):
-        check_name("compute capability", capability, GPUS)
-        for implementation in ("pallas_triton", "pallas_gpu"):
-            if implementation == "pallas_gpu" and capability not in MOSAIC:
-                continue
-            for spec in options.spec.split(","):
-                check_name("spec", spec, SPECS)
-                for dtype in options.dtype.split(","):
-                    found = kernels(capability, spec, implementation, dtype)
-                    text = "; ".join(
-                        f"{k.name}: {k.registers}, {k.spills}, {k.shared}" for k in found
-                    )
-                    row = (capability, implementation, spec, dtype, text)
-                    print(f"| {' | '.join(row)} |", flush=True)
+    capabilities, specs = (text.split(",") for text in (options.capability, options.spec))
+    for what, names, valid in (("capability", capabilities, GPUS), ("spec", specs, SPECS)):
+        for name in names:
+            check_name(what, name, valid)
+    print(f"| capability | backend | activations | {' | '.join(KERNELS)} |")
+    print("|---|---|---|---|---|---|")
+    for capability in capabilities:
+        mosaic = ("pallas_gpu",) if capability in MOSAIC else ()
+        for implementation in ("pallas_triton", *mosaic):
+            for dtype in ("bfloat16", "float32"):
+                found = kernels(capability, implementation, dtype, specs)
+                cells = (", ".join(map(str, found[name])) for name in KERNELS)
+                row = (capability, implementation, dtype, *cells)
+                print(f"| {' | '.join(row)} |", flush=True)
     return 0
 
 
