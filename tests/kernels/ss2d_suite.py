@@ -220,3 +220,26 @@ class SS2DSuite:
         assert len(sizes) > 100  # inner programs were visited
         # The boundary states of four directions, one in eight, are half of one direction's states.
         assert max(sizes) <= states / 2
+
+
+class GPUSuite(SS2DSuite):
+    """The tests of fused GPU backends."""
+
+    # Kernels pad channels to at most 128 and states to 16; this image needs neither.
+    whole_image = ArgSpec(32, 48, d=128, t=2, n=16)
+
+    @pytest.mark.parametrize("n", [17, 64])
+    def test_more_states_than_a_program_has_equal_the_definition(self, n):
+        self.check(ArgSpec(6, 20, d=12, n=n).arguments())
+
+    def test_two_executions_give_the_same_bits(self):
+        arguments = ArgSpec(28, 36, d=256, b=2, t=2, r=6).arguments()
+        first, second = (value_and_gradients(arguments, self.implementation) for _ in range(2))
+        for one, other in zip(first, second, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+    def check_segments(self, dtype):
+        """Compares an image of several segments, or of one, with the definition."""
+        jax.clear_caches()  # programs divided with other limits
+        arguments = ArgSpec(40, 52, d=128, b=2, t=2, r=4).arguments()
+        self.check(cast(arguments, dtype), tolerance=TOLERANCES[dtype])

@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from mtmamba_jax.kernels.ss2d import DIRECTIONS, api, common, pallas_gpu, pallas_triton, ss2d
@@ -13,13 +12,13 @@ from mtmamba_jax.kernels.ss2d.platform_check import compute_capability
 from mtmamba_jax.kernels.ss2d.triton import instructions, program
 from tests.kernels.ss2d_suite import (
     TOLERANCES,
+    GPUSuite,
     SS2DSuite,
     cast,
     lowered_for_cuda,
     mark_slow,
     over_tasks,
     recomputed,
-    value_and_gradients,
 )
 
 KERNEL = "xla.gpu.triton"
@@ -31,29 +30,18 @@ def ampere() -> bool:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not ampere(), reason="needs a GPU of compute capability 8.0")
-class TestPallasTriton(SS2DSuite):
+class TestPallasTriton(GPUSuite):
     implementation = "pallas_triton"
-    # Channels are padded to 32 and states to 16; this image needs neither.
-    whole_image = ArgSpec(32, 48, d=128, t=2, n=16)
 
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     @pytest.mark.parametrize("programs", [1, 10**6])
     def test_one_segment_and_many_give_the_same_result(self, monkeypatch, programs, dtype):
         for name in ("MIN_PROGRAMS", "TARGET_PROGRAMS"):
             monkeypatch.setattr(pallas_triton, name, programs)
-        jax.clear_caches()  # programs divided with other limits
-        arguments = ArgSpec(40, 52, d=128, b=2, t=2, r=4).arguments()
-        self.check(cast(arguments, dtype), tolerance=TOLERANCES[dtype])
+        self.check_segments(dtype)
 
-    @pytest.mark.parametrize(("n", "r"), [(17, 1), (64, 1), (3, 70)])
-    def test_many_states_and_high_ranks_equal_the_definition(self, n, r):
-        self.check(ArgSpec(6, 20, d=12, n=n, r=r).arguments())
-
-    def test_two_executions_give_the_same_bits(self):
-        arguments = ArgSpec(28, 36, d=256, b=2, t=2, r=6).arguments()
-        first, second = (value_and_gradients(arguments, self.implementation) for _ in range(2))
-        for one, other in zip(first, second, strict=True):
-            np.testing.assert_array_equal(one, other)
+    def test_a_high_rank_of_the_step_sizes_equals_the_definition(self):
+        self.check(ArgSpec(6, 20, d=12, n=3, r=70).arguments())
 
 
 @pytest.fixture
