@@ -20,6 +20,7 @@ from mtmamba_jax.kernels.ss2d.common import check_name
 from mtmamba_jax.kernels.ss2d.pallas_gpu import ss2d_pallas_gpu
 from mtmamba_jax.kernels.ss2d.pallas_tpu import ss2d_pallas_tpu
 from mtmamba_jax.kernels.ss2d.pallas_triton import ss2d_pallas_triton
+from mtmamba_jax.kernels.ss2d.platform_check import local_platform
 from mtmamba_jax.kernels.ss2d.reference import ss2d_reference
 from mtmamba_jax.kernels.ss2d.xla import ss2d_xla
 
@@ -181,9 +182,10 @@ def _vary(v: Array, axes: frozenset[str]) -> Array:
 
 def _run_first_supported(platform: str, *arrays: Array, directions: tuple[str, ...]) -> Array:
     name, refusals, y = _try_backends(platform, arrays, directions)
-    # Branches of other platforms are traced too, where this is no cause for a warning.
-    here = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend()) == platform
-    level = logging.WARNING if here and refusals and name == "xla" else logging.INFO
+    # Branches of other platforms are traced too; what they would run is of no interest here.
+    here = local_platform()
+    level = logging.WARNING if refusals and name == "xla" else logging.INFO
+    level = level if platform == (here if here in PLATFORMS else "default") else logging.DEBUG
     reasons = "; ".join(f"{other}: {reason}" for other, reason in refusals.items())
     _log_once(level, f"ss2d on {platform} runs {name}" + (f" ({reasons})" if reasons else ""))
     return y

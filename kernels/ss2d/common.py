@@ -8,6 +8,7 @@ from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
 LOG2E = math.log2(math.e)
@@ -69,6 +70,19 @@ def check_name(what: str, name: str, valid: Iterable[str]) -> None:
 def combine(left: Sequence[Array], right: Sequence[Array]) -> tuple[Array, Array]:
     """Composes h -> a*h + b over neighbouring spans, `left` first; for `lax.associative_scan`."""
     return left[0] * right[0], left[1] * right[0] + right[1]
+
+
+def opaque_one(*arrays: Array) -> Array:
+    """Returns a float32 1 that the compiler cannot fold, for loop carries and `xla._materialize`.
+
+    Inside `jax.shard_map` it varies over every mesh axis that the arrays vary over, as the initial
+    carry of a loop must if its result does.
+    """
+    firsts = [v[(0,) * v.ndim].astype(jnp.float32) for v in arrays]
+    bits = functools.reduce(
+        jnp.bitwise_or, [lax.bitcast_convert_type(v, jnp.int32) for v in firsts]
+    )
+    return ((bits | 1) != 0).astype(jnp.float32)
 
 
 def create_op(scan: Callable, gradients: Callable) -> Callable[..., Array]:

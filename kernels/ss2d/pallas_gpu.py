@@ -28,7 +28,7 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     Inputs,
     Scan,
 )
-from mtmamba_jax.kernels.ss2d.platform_check import compute_capability, require_platform
+from mtmamba_jax.kernels.ss2d.platform_check import compute_capabilities, require_platform
 
 # Measured on an H200 with 132 multiprocessors. Segments cost a second pass over the exponentials,
 # so they pay off only if programs are few, and then only in large numbers.
@@ -244,11 +244,12 @@ def ss2d_pallas_gpu(*arrays: Array, directions: Sequence[str]) -> Float[Array, "
       NotImplementedError: If this machine's GPU has another compute capability, the step sizes'
         rank is too high for the shared memory, or the program is compiled for another platform.
     """
-    capability, (first, end) = compute_capability(), CAPABILITIES
-    if capability is not None and not first <= capability < end:
+    first, end = CAPABILITIES
+    others = [c for c in compute_capabilities() if not first <= c < end]
+    if others:
         raise NotImplementedError(
-            f"needs a GPU of compute capability {first} to 10.x (Hopper, Blackwell for data "
-            f"centres); this is {capability}"
+            f"needs GPUs of compute capability {first} to 10.x (Hopper, data-center Blackwell); "
+            f"this machine has {others[0]}"
         )
     orders = parse_directions(directions)
     x, dt, _, _, A, *_ = arrays

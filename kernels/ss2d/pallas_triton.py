@@ -9,7 +9,11 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from mtmamba_jax.kernels.ss2d.common import LOG2E, Directions, combine, create_op, parse_directions
-from mtmamba_jax.kernels.ss2d.platform_check import compute_capability, require_platform
+from mtmamba_jax.kernels.ss2d.platform_check import (
+    compute_capabilities,
+    lowers_triton,
+    require_platform,
+)
 from mtmamba_jax.kernels.ss2d.triton import backward, forward
 from mtmamba_jax.kernels.ss2d.triton.program import RANK, STATES, TILE, Inputs, Scan
 
@@ -180,10 +184,12 @@ def ss2d_pallas_triton(*arrays: Array, directions: Sequence[str]) -> Float[Array
       NotImplementedError: If this machine's GPU is older than Ampere, or the program is compiled
         for another platform.
     """
-    capability = compute_capability()
-    if capability is not None and capability < AMPERE:
+    oldest = min(compute_capabilities(), default=AMPERE)
+    if oldest < AMPERE:
         raise NotImplementedError(
-            f"needs a GPU of compute capability {AMPERE} or later; this is {capability}"
+            f"needs GPUs of compute capability {AMPERE} or later; this machine has {oldest}"
         )
+    if not lowers_triton():
+        raise NotImplementedError("needs a GPU in the machine that compiles, since jax 0.11")
     x = require_platform(arrays[0], "pallas_triton", ("cuda",))
     return ss2d_op(parse_directions(directions), x, *arrays[1:])

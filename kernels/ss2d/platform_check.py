@@ -14,12 +14,28 @@ from jaxtyping import Array
 
 
 @functools.cache
-def compute_capability() -> float | None:
-    """Returns that of this machine's first GPU, None if it has none and lowers for another one."""
+def compute_capabilities() -> tuple[float, ...]:
+    """Returns those of this machine's CUDA GPUs, none if it has none and lowers for another one."""
     try:
-        return float(jax.devices("cuda")[0].compute_capability)
+        return tuple(sorted({float(d.compute_capability) for d in jax.devices("cuda")}))
     except RuntimeError:
-        return None
+        return ()
+
+
+@functools.cache
+def local_platform() -> str:
+    """Returns JAX's name of this process's platform: "cpu", "cuda", "rocm" or "tpu"."""
+    device = jax.devices()[0]
+    if device.platform != "gpu":
+        return device.platform
+    return "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"
+
+
+def lowers_triton() -> bool:
+    """Returns whether Pallas lowers Triton kernels here: since jax 0.11 it must know the GPU."""
+    if compute_capabilities() or jax.__version_info__ < (0, 11):
+        return True
+    return jax.sharding.get_abstract_mesh().abstract_device is not None
 
 
 _REMEDY = "Use implementation='xla' (for a model, scan_implementation='xla'), which runs everywhere"

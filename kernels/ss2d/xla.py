@@ -15,7 +15,13 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from mtmamba_jax.kernels.ss2d import xla_gpu
-from mtmamba_jax.kernels.ss2d.common import Directions, combine, create_op, parse_directions
+from mtmamba_jax.kernels.ss2d.common import (
+    Directions,
+    combine,
+    create_op,
+    opaque_one,
+    parse_directions,
+)
 
 CHUNK = 8
 """Steps of a chunk: the fastest of 4 to 64 on a CPU, where a chunk's few arrays stay in cache."""
@@ -103,24 +109,11 @@ def _decay(step: Array, A: Array) -> Array:
     return jnp.exp(step[..., None, :] * A[:, :, None])
 
 
-def _opaque_one(*arrays: Array) -> Array:
-    """Returns a float32 1 that the compiler cannot fold, for `_materialize` and loop carries.
-
-    Inside `jax.shard_map` it varies over every mesh axis that the arrays vary over, as the initial
-    carry of a loop must if its result does.
-    """
-    firsts = [v[(0,) * v.ndim].astype(jnp.float32) for v in arrays]
-    bits = functools.reduce(
-        jnp.bitwise_or, [lax.bitcast_convert_type(v, jnp.int32) for v in firsts]
-    )
-    return ((bits | 1) != 0).astype(jnp.float32)
-
-
 def _materialize(v: Array, one: Array) -> Array:
     """Makes XLA compute v once and write it to memory, however many consumers it has.
 
     XLA's CPU fusion would recompute v inside every consumer (measured: 2.5x the time), but it never
-    duplicates a division. `one` is `_opaque_one`.
+    duplicates a division. `one` is `opaque_one`.
     """
     return v / one
 
@@ -145,7 +138,7 @@ def _scan(plan, x, dt, dt_weight, dt_bias, A, B, C, *, save):
     weight, bias, rate = _direction_first(dt_weight, dt_bias, A)
     sources = _chunk_by_orientation(x, plan)
     inputs = tuple(_to_reading_order(v, plan) for v in (dt, B, C))
-    one = _opaque_one(x, dt, dt_weight, dt_bias, A, B, C)
+    one = opaque_one(x, dt, dt_weight, dt_bias, A, B, C)
 
     def advance(state, chunk):
         i, *rest = chunk
@@ -164,7 +157,7 @@ def _chunk_backward(one, chunk, state, adjoint, weight, bias, A):
     """Computes the gradients of one chunk.
 
     Args:
-      one: Result of `_opaque_one`.
+      one: Result of `opaque_one`.
       chunk: The chunk's x, dt, B, C and dy, [c k t b ...] float32.
       state: The state before the chunk, [k t b n d].
       adjoint: Decay times adjoint of the step after the chunk, [k t b n d].
@@ -211,7 +204,7 @@ def _gradients(plan, x, dt, dt_weight, dt_bias, A, B, C, boundaries, dy):
     parameters = _direction_first(dt_weight, dt_bias, A)
     x_sources, dy_sources = _chunk_by_orientation(x, plan), _chunk_by_orientation(dy, plan)
     inputs = tuple(_to_reading_order(v, plan) for v in (dt, B, C))
-    one = _opaque_one(x, dt, dt_weight, dt_bias, A, B, C, dy)
+    one = opaque_one(x, dt, dt_weight, dt_bias, A, B, C, dy)
 
     def advance(carry, chunk):
         adjoint, sums = carry

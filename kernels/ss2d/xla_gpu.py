@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mtmamba_jax.kernels.ss2d.common import Directions, combine, create_op
+from mtmamba_jax.kernels.ss2d.common import Directions, combine, create_op, opaque_one
 
 RUN = 8
 """Unrolled steps, whose states exist at the same time."""
@@ -43,7 +43,7 @@ class _Parameters(NamedTuple):
 
 def _choose_plan(directions: Directions, x: Float[Array, "t b h w d"], states: int) -> _Plan:
     t, b, h, w, d = x.shape
-    images = b if isinstance(b, int) else 1  # an exported program may leave it open
+    images = b if isinstance(b, int) else 8  # an exported program may leave it open
     states_each = t * images * d * states * len(directions.columns)
     segments = max(1, min(TARGET_STATES // states_each, h * w // MIN_SEGMENT))
     runs = -(-h * w // (segments * RUN))
@@ -81,14 +81,6 @@ def _from_runs(v: Array, plan: _Plan, h: int, w: int) -> list[Array]:
 def _by_direction(v: Array) -> list[Array]:
     """Returns [t b h w k ...] as one [t b h w ...] per direction."""
     return [v[:, :, :, :, k] for k in range(v.shape[4])]
-
-
-class Parameters(NamedTuple):
-    """Float32 parameters, direction first."""
-
-    weight: Float[Array, "k t r d"]
-    bias: Float[Array, "k t d"]
-    A: Float[Array, "k t n d"]
 
 
 def _project(dt: Array, parameters: _Parameters) -> Array:
@@ -163,9 +155,9 @@ def _prepare(plan: _Plan, x, dt, dt_weight, dt_bias, A, B, C):
     )
     images = ([x] * len(plan.directions.columns), *map(_by_direction, (dt, B, C)))
     runs = [_to_runs(v, plan) for v in images]
-    # Zeros computed from the arrays vary over the mesh inside shard_map as the states do.
-    zeros = (runs[0][0, :, :, 0, :, None] * runs[2][0, :, :, 0, :, :, None]).astype(jnp.float32) * 0
-    return runs, parameters, zeros * parameters.A[:, :, None]
+    one, segments = opaque_one(x, dt, dt_weight, dt_bias, A, B, C), runs[0].shape[4]
+    k, t, n, d = parameters.A.shape
+    return runs, parameters, jnp.broadcast_to(one - one, (k, t, segments, n, d))
 
 
 def _scan(directions, x, dt, dt_weight, dt_bias, A, B, C, *, save):
@@ -220,8 +212,8 @@ def _gradients(directions, x, dt, dt_weight, dt_bias, A, B, C, saved, dy):
         ddt = _matmul(drows, parameters.weight.swapaxes(2, 3)).reshape(dt.shape)
         return (adjoint, dweight, dbias, dA), (dx, ddt, dB, dC)
 
-    weight, bias = (v + jnp.sum(zeros) for v in parameters[:2])
-    carry = (end, weight * 0, bias * 0, zeros)
+    sums = (jnp.broadcast_to(zeros[(0,) * 5], v.shape) for v in parameters[:2])
+    carry = (end, *sums, zeros)
     (_, dweight, dbias, dA), results = _scan_runs(
         run, carry, (saved, xs, dts, Bs, Cs, dys), reverse=True
     )

@@ -17,8 +17,9 @@ from mtmamba_jax.devices.sharding import compiler_options, create_mesh, put_batc
 from mtmamba_jax.devices.timing import Timing, compile_timed, program_memory, time_calls
 from mtmamba_jax.evaluation.evaluate import create_predict_step
 from mtmamba_jax.kernels.ss2d import IMPLEMENTATIONS, ss2d
-from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, PLATFORMS, SHAPES, choose_implementation
+from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, SHAPES, choose_implementation
 from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
+from mtmamba_jax.kernels.ss2d.platform_check import local_platform
 from mtmamba_jax.messages import check_name
 from mtmamba_jax.models.mtmamba import build
 from mtmamba_jax.models.norm import TaskLayerNorm
@@ -65,9 +66,7 @@ def default_implementation(arguments: Sequence[jax.Array]) -> str:
     Raises:
       NotImplementedError: If no backend supports this call.
     """
-    branches = {name: functools.partial(jnp.int32, i) for i, name in enumerate(PLATFORMS)}
-    index = int(jax.jit(functools.partial(jax.lax.platform_dependent, **branches))())
-    return choose_implementation(tuple(PLATFORMS)[index], arguments)[0]
+    return choose_implementation(local_platform(), arguments)[0]
 
 
 def check_ss2d(specs: Sequence[str], implementations: Sequence[str], dtype: str) -> None:

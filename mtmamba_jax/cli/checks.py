@@ -23,8 +23,8 @@ def _format(found: dict[str, Any]) -> str:
         details = [device["kind"]]
         if device["compute_capability"]:
             details.append(f"compute capability {device['compute_capability']}")
-        if device["free_gib"] is not None:
-            details.append(f"{device['free_gib']} GiB free")
+        if device["memory_gib"] is not None:
+            details.append(f"{device['memory_gib']} GiB for JAX")
         rows.append((f"device {i}", ", ".join(details)))
     if found["memory_gib"] is not None:
         rows.append(("memory", f"{found['memory_gib']} GiB free on this host"))
@@ -33,7 +33,7 @@ def _format(found: dict[str, Any]) -> str:
         rows += [(f"  not {name}", reason) for name, reason in found["scan"]["not"].items()]
     cache = found["compilation_cache"]
     rows.append(("compiled programs", f"cached in {cache}" if cache else "not cached"))
-    rows.append(("processes", f"started by {found['cluster']}" if found["cluster"] else "one"))
+    rows.append(("cluster", found["cluster"] or "none found"))
     text = tabulate(rows, tablefmt="plain", disable_numparse=True)
     problems = [f"\nproblem: {one['what']}\n  {one['remedy']}" for one in found["problems"]]
     return text + "\n" + ("\n".join(problems) if problems else "\nNo problems found.")

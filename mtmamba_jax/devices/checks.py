@@ -5,9 +5,8 @@ import os
 import pathlib
 import platform
 import re
-import shutil
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +14,24 @@ import jax.numpy as jnp
 from mtmamba_jax.devices.compilation_cache import enable_compilation_cache
 from mtmamba_jax.kernels.ss2d.api import choose_implementation
 from mtmamba_jax.kernels.ss2d.arg_specs import SPECS
+from mtmamba_jax.kernels.ss2d.platform_check import local_platform
 
 PACKAGES = ("mtmamba_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 PLUGINS = {"jax-cuda12-plugin": 525, "jax-cuda13-plugin": 580}
 """JAX's packages for NVIDIA GPUs, and the oldest driver that their CUDA version runs on."""
-INSTALL = {"gpu": 'pip install -e ".[cuda]"', "tpu": 'pip install -e ".[tpu]"'}
+KINDS = {
+    "NVIDIA GPU": ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg"),  # dxg: under Windows
+    "TPU": ("/dev/accel0", "/dev/vfio/0"),
+    "AMD GPU": ("/dev/kfd",),
+}
+"""Kinds of accelerators, with device files of which one exists where there is such a device."""
+INSTALL = {
+    "NVIDIA GPU": 'JAX for GPUs: pip install -e ".[cuda]"',
+    "TPU": 'JAX for TPUs: pip install -e ".[tpu]"',
+}
 CLUSTERS = {
-    "TPU_WORKER_HOSTNAMES": "Cloud TPU",
     "MEGASCALE_COORDINATOR_ADDRESS": "several Cloud TPU slices",
+    "TPU_WORKER_HOSTNAMES": "Cloud TPU",
     "SLURM_JOB_ID": "SLURM",
     "OMPI_COMM_WORLD_SIZE": "Open MPI",
     "JAX_COORDINATOR_ADDRESS": "a coordinator given to JAX",
@@ -45,7 +54,8 @@ def collect() -> dict[str, object]:
     """
     problems: list[Problem] = []
     devices = _devices(problems)
-    scan = _scan(devices) if devices else None
+    problems.extend(_outdated_gpus(devices))
+    scan = _scan() if devices else None
     return {
         "versions": _versions(),
         "devices": devices,
@@ -70,23 +80,35 @@ def _versions() -> dict[str, str | None]:
 
 
 def nvidia_driver(file: str = "/proc/driver/nvidia/version") -> str | None:
-    """Returns the version of the NVIDIA driver on Linux, None if there is none."""
+    """Returns the version of the NVIDIA driver on Linux, None if it is unknown."""
     try:
         text = pathlib.Path(file).read_text(errors="replace")
     except OSError:
         return None
     found = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", text)
-    return found[1] if found else "unknown"
+    return found[1] if found else None
+
+
+def accelerators() -> list[str]:
+    """Returns the kinds of accelerators in this machine, keys of `KINDS`, by their device files."""
+    return [kind for kind, files in KINDS.items() if any(pathlib.Path(f).exists() for f in files)]
 
 
 def _devices(problems: list[Problem]) -> list[dict[str, object]]:
     """Returns the devices that JAX uses, and adds what keeps it from others."""
+    os.environ.setdefault(
+        "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
+    )  # a training may need the memory
     try:
         local = jax.local_devices()
-    except RuntimeError as error:
-        chosen = os.environ.get("JAX_PLATFORMS")
-        remedy = "Unset JAX_PLATFORMS." if chosen else "Install JAX for this machine's devices."
-        problems.append(Problem(f"JAX finds no device: {str(error).splitlines()[0]}", remedy))
+    except (RuntimeError, AssertionError) as error:  # AssertionError: no platform is left
+        reason = str(error).splitlines()[0] if str(error) else "its platform has no device"
+        found = unused_accelerators()
+        if not found or os.environ.get("JAX_PLATFORMS"):
+            chosen = os.environ.get("JAX_PLATFORMS", "")
+            remedy = f"Unset JAX_PLATFORMS={chosen}." if chosen else "Free or repair the device."
+            problems.append(Problem(f"JAX starts on no device: {reason}", remedy))
+        problems.extend(found)
         return []
     if local[0].platform == "cpu":
         problems.extend(unused_accelerators())
@@ -95,48 +117,56 @@ def _devices(problems: list[Problem]) -> list[dict[str, object]]:
 
 def _describe(device: jax.Device) -> dict[str, object]:  # pyright: ignore[reportInvalidTypeForm]
     stats = (device.memory_stats() or {}) if device.platform != "cpu" else {}
-    limit, used = stats.get("bytes_limit"), stats.get("bytes_in_use", 0)
+    limit = stats.get("bytes_limit")
     return {
         "kind": device.device_kind,
         "platform": device.platform,
         "compute_capability": getattr(device, "compute_capability", None),
-        "free_gib": None if limit is None else round((limit - used) / 2**30, 1),
+        "memory_gib": None if limit is None else round(limit / 2**30, 1),
     }
 
 
 def unused_accelerators(
-    driver: str | None = None, plugins: Sequence[str] | None = None, tpu: bool | None = None
+    kinds: Sequence[str] | None = None,
+    driver: str | None = None,
+    plugins: Sequence[str] | None = None,
 ) -> list[Problem]:
-    """Returns why JAX uses the CPU on a machine with an accelerator; by default on this machine.
+    """Returns why JAX does not use an accelerator of a machine; by default of this one.
 
     Args:
+      kinds: Accelerators, keys of `KINDS`.
       driver: Version of the NVIDIA driver.
-      plugins: Installed keys of `PLUGINS`.
-      tpu: Whether the machine has a TPU.
+      plugins: Installed packages for accelerators.
     """
-    driver = driver or nvidia_driver() or ("unknown" if shutil.which("nvidia-smi") else None)
-    tpu = pathlib.Path("/dev/accel0").exists() if tpu is None else tpu
-    if not driver and not tpu:
+    kinds = accelerators() if kinds is None else kinds
+    if not kinds:
         return []
-    what = f"JAX uses the CPU, but this machine has {'an NVIDIA GPU' if driver else 'a TPU'}"
+    plugins = (
+        [name for name in (*PLUGINS, "libtpu") if _installed(name)] if plugins is None else plugins
+    )
+    what = f"JAX does not use the {kinds[0]} of this machine"
     chosen = os.environ.get("JAX_PLATFORMS", "")
     if chosen.startswith("cpu"):
         return [Problem(f"{what}: JAX_PLATFORMS={chosen} hides it.", "Unset JAX_PLATFORMS.")]
-    if not driver:
-        return [Problem(f"{what}.", f"Install JAX for TPUs: {INSTALL['tpu']}")]
-    plugins = [name for name in PLUGINS if _installed(name)] if plugins is None else plugins
-    if not plugins:
-        return [Problem(f"{what}: this is JAX for CPUs.", f"Install it for GPUs: {INSTALL['gpu']}")]
-    oldest = min(PLUGINS[name] for name in plugins)
-    if driver != "unknown" and int(driver.split(".")[0]) < oldest:
+    if kinds[0] == "AMD GPU":
+        return [
+            Problem(
+                f"{what}.", "Install JAX for ROCm: https://docs.jax.dev/en/latest/installation.html"
+            )
+        ]
+    needed = ["libtpu"] if kinds[0] == "TPU" else list(PLUGINS)
+    installed = [name for name in needed if name in plugins]
+    if not installed:
+        return [Problem(f"{what}: this is JAX for CPUs.", f"Install {INSTALL[kinds[0]]}")]
+    if kinds[0] == "TPU":
+        return [Problem(f"{what}.", "Another process may use it: end that, or see JAX's messages.")]
+    driver, oldest = driver or nvidia_driver(), min(PLUGINS[name] for name in installed)
+    if driver and int(driver.split(".")[0]) < oldest:
         older = ' or install JAX for CUDA 12: pip install "jax[cuda12]"' if oldest > 525 else ""
-        found = f"its driver {driver} is older than {oldest}, which {plugins[0]} needs"
+        found = f"its driver {driver} is older than {oldest}, which {installed[0]} needs"
         return [Problem(f"{what}: {found}.", f"Update the driver{older}.")]
-    return [
-        Problem(
-            f"{what}.", "See the reason: JAX_PLATFORMS=cuda python -c 'import jax; jax.devices()'"
-        )
-    ]
+    reason = "JAX_PLATFORMS=cuda python -c 'import jax; jax.devices()'"
+    return [Problem(f"{what}.", f"See the reason: {reason}")]
 
 
 def _installed(name: str) -> bool:
@@ -147,27 +177,35 @@ def _installed(name: str) -> bool:
     return True
 
 
-def _scan(devices: Sequence[dict[str, object]]) -> dict[str, object]:
+def _scan() -> dict[str, object]:
     """Returns the backend of the scan for the devices of this process."""
-    name = str(devices[0]["platform"])
-    if name == "gpu":
-        version = jax.local_devices()[0].client.platform_version
-        name = "rocm" if "rocm" in version.lower() else "cuda"
+    name = local_platform()
     backend, refusals = choose_implementation(name, SPECS["stage1_t1_b1"].shapes(jnp.bfloat16))
     return {"platform": name, "backend": backend, "not": refusals}
 
 
 def _compilation_cache(problems: list[Problem]) -> str | None:
     """Returns the folder of compiled programs, None if they are not cached."""
+    config: Any = jax.config  # whose options type checkers do not see
+    if not config.jax_enable_compilation_cache:
+        return None
     enable_compilation_cache()
-    folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    folder = config.jax_compilation_cache_dir
     if folder is None and jax.default_backend() != "cpu":
-        problems.append(
-            Problem(
-                "Compiled programs are not cached.", "Set JAX_COMPILATION_CACHE_DIR to a folder."
-            )
-        )
+        remedy = "Set JAX_COMPILATION_CACHE_DIR to a folder."
+        problems.append(Problem("Compiled programs are not cached.", remedy))
     return folder
+
+
+def _outdated_gpus(devices: Sequence[dict[str, object]]) -> list[Problem]:
+    """Returns GPUs that CUDA 13 no longer supports."""
+    old = [
+        d for d in devices if d["compute_capability"] and float(str(d["compute_capability"])) < 7.5
+    ]
+    if old and _installed("jax-cuda13-plugin"):
+        what = f"CUDA 13 does not support {old[0]['kind']} (compute capability below 7.5)."
+        return [Problem(what, 'Install JAX for CUDA 12: pip install "jax[cuda12]"')]
+    return []
 
 
 def _free_memory() -> float | None:

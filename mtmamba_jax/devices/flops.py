@@ -34,7 +34,8 @@ def _equation_flops(equation: core.JaxprEqn) -> int:
     if not any(inner):
         return 0
     if name == "cond":  # runs one of its branches
-        return max(inner)
+        # Of branches for platforms, the last: it is for those that are not named.
+        return inner[-1] if params.get("branches_platforms") else max(inner)
     if name == "scan":
         return params["length"] * sum(inner)
     if name == "while":

@@ -33,7 +33,6 @@ _LICENSES = LICENSES | {
 
 NEEDS = {
     ("cuda", "pallas_gpu"): "an NVIDIA GPU of compute capability 9.0 to 10.x (H100, H200, B200)",
-    ("cuda", "pallas_triton"): "an NVIDIA GPU of compute capability 8.0 or later",
     ("cuda", "xla"): "an NVIDIA GPU",
     ("tpu", "pallas_tpu"): "a TPU",
     ("tpu", "xla"): "a TPU",

@@ -51,19 +51,21 @@ def choose_scan(platform: str, scan: str | None, batch: int | None) -> str:
 
     Args:
       platform: Platform of the artifact.
-      scan: "fused" or "xla", by default the best available. A fused scan for CUDA is that of this
-        machine's GPU, or else that of Hopper and Blackwell GPUs.
+      scan: "fused" or "xla", by default the best available. For CUDA that is the Mosaic kernels,
+        unless this machine has a GPU that does not run them: JAX promises nothing of exported
+        Triton kernels.
       batch: Images per call, None for any number.
 
     Raises:
       ValueError: If the fused scan is not available for the platform or for any number of images.
     """
     fused, _ = choose_implementation(platform, SPECS["pixel"].shapes(jnp.float32))
+    fused = "xla" if fused == "pallas_triton" else fused
     if scan == "xla" or (scan is None and fused == "xla"):
         return "xla"
     if fused == "xla":
         where = "this machine's GPU" if platform == "cuda" else platform
-        raise ValueError(f"--scan=fused: {where} has no fused scan. Omit the flag.")
+        raise ValueError(f"--scan=fused: {where} has no fused scan to export. Omit the flag.")
     if batch is None:
         raise ValueError(
             "--batch=any: the fused scan is compiled for one number of images. Give that number, "

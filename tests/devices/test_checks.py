@@ -1,6 +1,10 @@
 """What the command `checks` finds, on this machine and on others."""
 
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -28,31 +32,39 @@ def test_a_problem_is_printed_with_its_remedy_and_ends_with_1(capsys, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("driver", "plugins", "platforms", "what", "remedy"),
+    ("kind", "driver", "plugins", "platforms", "what", "remedy"),
     [
-        ("580.65", [], "", "an NVIDIA GPU: this is JAX for CPUs", '".[cuda]"'),
-        ("580.65", ["jax-cuda13-plugin"], "cpu", "JAX_PLATFORMS=cpu hides it", "Unset"),
-        ("535.1", ["jax-cuda13-plugin"], "", "535.1 is older than 580", "jax[cuda12]"),
-        ("470.2", ["jax-cuda12-plugin"], "", "470.2 is older than 525", "Update the driver."),
-        ("580.65", ["jax-cuda13-plugin"], "", "an NVIDIA GPU.", "jax.devices()"),
+        ("NVIDIA GPU", "580.65", [], "", "this is JAX for CPUs", '".[cuda]"'),
+        ("NVIDIA GPU", "580.65", [], "cuda", "this is JAX for CPUs", '".[cuda]"'),
+        ("NVIDIA GPU", "580.65", ["jax-cuda13-plugin"], "cpu", "=cpu hides it", "Unset"),
+        ("NVIDIA GPU", "535.1", ["jax-cuda13-plugin"], "", "older than 580", "jax[cuda12]"),
+        ("NVIDIA GPU", "470.2", ["jax-cuda12-plugin"], "", "older than 525", "the driver."),
+        ("NVIDIA GPU", "580.65", ["jax-cuda13-plugin"], "", "NVIDIA GPU", "jax.devices()"),
+        ("TPU", None, [], "", "this is JAX for CPUs", '".[tpu]"'),
+        ("TPU", None, ["libtpu"], "", "TPU of this machine", "Another process"),
+        ("AMD GPU", None, [], "", "AMD GPU", "ROCm"),
     ],
 )
-def test_a_gpu_that_jax_does_not_use_is_a_problem(
-    monkeypatch, driver, plugins, platforms, what, remedy
+def test_an_accelerator_that_jax_does_not_use_is_a_problem(
+    monkeypatch, kind, driver, plugins, platforms, what, remedy
 ):
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
-    (problem,) = checks.unused_accelerators(driver, plugins, tpu=False)
+    (problem,) = checks.unused_accelerators([kind], driver, plugins)
     assert what in problem.what
     assert remedy in problem.remedy
+    assert checks.unused_accelerators([]) == []
 
 
-def test_a_tpu_that_jax_does_not_use_is_a_problem(monkeypatch):
-    monkeypatch.setenv("JAX_PLATFORMS", "")
-    monkeypatch.setattr(checks, "nvidia_driver", lambda: None)
-    monkeypatch.setattr(checks.shutil, "which", lambda name: None)
-    (problem,) = checks.unused_accelerators(tpu=True)
-    assert '".[tpu]"' in problem.remedy
-    assert checks.unused_accelerators(tpu=False) == []
+def test_a_platform_without_a_device_is_one_problem_and_no_traceback():
+    ran = subprocess.run(
+        [sys.executable, "launch.py", "checks", "--json"],
+        env=os.environ | {"JAX_PLATFORMS": "rocm"},
+        cwd=pathlib.Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 1, ran.stderr
+    assert "JAX_PLATFORMS=rocm" in json.loads(ran.stdout)["problems"][0]["remedy"]
 
 
 def test_the_driver_is_read_from_the_file_of_its_module(tmp_path):
@@ -75,8 +87,9 @@ def test_the_driver_is_read_from_the_file_of_its_module(tmp_path):
 )
 def test_the_scan_of_a_gpu_is_named_with_why_not_others(monkeypatch, capability, backend, refused):
     for module in (pallas_gpu, pallas_triton):
-        monkeypatch.setattr(module, "compute_capability", lambda: capability)
-    found = checks._scan([{"platform": "cuda"}])
+        monkeypatch.setattr(module, "compute_capabilities", lambda: (capability,))
+    monkeypatch.setattr(checks, "local_platform", lambda: "cuda")
+    found = checks._scan()
     assert found["backend"] == backend
     assert list(found["not"]) == refused
     assert all(str(capability) in reason for reason in found["not"].values())

@@ -153,12 +153,12 @@ def test_a_wrong_flag_is_reported_before_anything_is_read(
 
 
 @pytest.mark.parametrize(
-    ("capability", "scan"),
-    [(None, "pallas_gpu"), (8.6, "pallas_triton"), (10.0, "pallas_gpu"), (7.5, "xla")],
+    ("capabilities", "scan"),
+    [((), "pallas_gpu"), ((8.6,), "xla"), ((10.0,), "pallas_gpu"), ((9.0, 8.0), "xla")],
 )
-def test_an_artifact_for_cuda_has_the_scan_of_this_machines_gpu(monkeypatch, capability, scan):
+def test_an_artifact_for_cuda_has_a_scan_of_this_machines_gpus(monkeypatch, capabilities, scan):
     for module in (pallas_gpu, pallas_triton):
-        monkeypatch.setattr(module, "compute_capability", lambda: capability)
+        monkeypatch.setattr(module, "compute_capabilities", lambda: capabilities)
     assert export.choose_scan("cuda", None, 1) == scan
     assert ("cuda", scan) in model_card.NEEDS
     if scan == "xla":

@@ -9,7 +9,7 @@ import pytest
 
 from mtmamba_jax.kernels.ss2d import api, pallas_gpu, pallas_triton, ss2d
 from mtmamba_jax.kernels.ss2d.arg_specs import ODD, SPECS, ArgSpec
-from mtmamba_jax.kernels.ss2d.platform_check import compute_capability
+from mtmamba_jax.kernels.ss2d.platform_check import compute_capabilities
 from tests.kernels.ss2d_suite import (
     TOLERANCES,
     GPUSuite,
@@ -23,7 +23,7 @@ from tests.kernels.ss2d_suite import (
 
 def supported() -> bool:
     first, end = pallas_gpu.CAPABILITIES
-    return jax.default_backend() == "gpu" and first <= (compute_capability() or 0) < end
+    return jax.default_backend() == "gpu" and first <= min(compute_capabilities(), default=0) < end
 
 
 @pytest.mark.gpu
@@ -102,15 +102,15 @@ def test_a_sharded_batch_lowers_for_cuda_without_gathering():
 @pytest.mark.parametrize("capability", [pytest.param(8.0, marks=pytest.mark.slow), 12.0])
 def test_another_gpu_runs_triton_and_logs_this_once(monkeypatch, caplog, capability):
     for module in (pallas_gpu, pallas_triton):
-        monkeypatch.setattr(module, "compute_capability", lambda: capability)
+        monkeypatch.setattr(module, "compute_capabilities", lambda: (capability,))
     api._log_once.cache_clear()
     caplog.set_level(logging.INFO)
     for size in (5, 6):
         text = lowered_for_cuda(ArgSpec(4, size, d=3), jnp.float32, implementation=None)
         assert "mosaic_gpu" not in text
         assert "xla.gpu.triton" in text
-    assert caplog.text.count("ss2d on cuda runs pallas_triton (pallas_gpu: needs a GPU") == 1
-    with pytest.raises(NotImplementedError, match=rf"9.0 to 10.x .*; this is {capability}"):
+    assert caplog.text.count("ss2d on cuda runs pallas_triton (pallas_gpu: needs GPUs") == 1
+    with pytest.raises(NotImplementedError, match=rf"9.0 to 10.x .* has {capability}"):
         lowered_for_cuda(ArgSpec(4, 7, d=3), jnp.float32)
 
 

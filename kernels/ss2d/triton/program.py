@@ -33,7 +33,6 @@ TILE = 16  # pixels from one saved state to the next, and of a matrix product of
 RANK = 16  # of a matrix product of step sizes; ranks are padded to a multiple
 
 Channels = Float[Array, "c"]
-States = Float[Array, "c 16"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +206,7 @@ class Program:
     Args:
       scan: Static description of the launch.
       inputs: Blocks of the inputs.
-      memory: Block of `memory_of`, for the step sizes of two tiles.
+      memory: Block of `private` memory, for the step sizes of two tiles.
       first: Segment at which the launch begins.
       backwards: Whether to go through the segment against the reading order.
     """
@@ -238,7 +237,7 @@ class Program:
         They can be read after the next `instructions.sync`. Past the last tile, the last one's are
         computed again.
         """
-        i = jnp.minimum(i, self._scan.tiles - 1)
+        slot, i = lax.rem(i, 2), jnp.minimum(i, self._scan.tiles - 1)
         start = self.tile(i) * TILE
         _, dt, weight, bias, *_ = self._inputs
         exact = dt.dtype == jnp.float32
@@ -254,7 +253,7 @@ class Program:
         if self._scan.length > self._scan.pixels:
             row = lax.broadcasted_iota(jnp.int32, step.shape, 0)
             step = jnp.where(self._begin + start + row < self._scan.pixels, step, 0.0)
-        self._memory[lax.rem(i, 2), :, :] = step
+        self._memory[slot, :, :] = step
 
     def _row(self, j) -> Int[Array, ""]:
         return self._first + self._sign * j
