@@ -15,7 +15,7 @@ from mtmamba_jax.tasks.losses import LOSSES, reduce_pixels
 from mtmamba_jax.training import state
 from mtmamba_jax.training.report import read_metrics
 from mtmamba_jax.training.train import train
-from tests.kernels.ss2d_suite import mark_slow
+from tests.kernels.ss2d_suite import an_abstract_gpu, mark_slow
 from tests.pixel_model import build_pixel_model
 from tests.tiny import tiny_config
 
@@ -34,15 +34,22 @@ def dtypes(tree):
 @pytest.mark.parametrize("dtype", mark_slow(["float32", "bfloat16"], ["float32"]))
 @pytest.mark.parametrize(
     ("platform", "implementation"),
-    [("cpu", "xla"), ("cuda", "pallas_gpu"), ("tpu", "pallas_tpu"), ("cpu", "reference")],
+    [
+        ("cpu", "xla"),
+        ("cuda", "pallas_gpu"),
+        ("cuda", "pallas_triton"),
+        ("tpu", "pallas_tpu"),
+        ("cpu", "reference"),
+    ],
 )
 def test_every_scan_lowers_and_keeps_its_dtypes(platform, implementation, dtype):
     arrays = ODD["prime"].shapes(jnp.dtype(dtype))
     op = functools.partial(ss2d, implementation=implementation)
-    traced = jax.jit(with_gradients(op)).trace(arrays[0], *arrays)
-    y, gradients = traced.out_info
-    assert [v.dtype for v in (y, *gradients)] == [v.dtype for v in (arrays[0], *arrays)]
-    traced.lower(lowering_platforms=(platform,))
+    with an_abstract_gpu():
+        traced = jax.jit(with_gradients(op)).trace(arrays[0], *arrays)
+        y, gradients = traced.out_info
+        assert [v.dtype for v in (y, *gradients)] == [v.dtype for v in (arrays[0], *arrays)]
+        traced.lower(lowering_platforms=(platform,))
 
 
 @pytest.mark.parametrize("name", mark_slow(MODELS, ["mtmamba_plus"]))

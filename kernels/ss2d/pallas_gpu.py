@@ -1,6 +1,6 @@
-"""Runs SS2D on Hopper and Blackwell: prepares arrays for the kernels of `mosaic_gpu`, sums results.
+"""Runs SS2D on Hopper and data-center Blackwell GPUs: prepares arrays, sums the kernels' results.
 
-Of the Blackwell GPUs, those for data centres: Mosaic cannot compile for the others yet.
+For other Blackwell GPUs, Mosaic's code does not assemble (jax 0.11.2).
 """
 
 import dataclasses

@@ -57,7 +57,7 @@ def test_the_schedule_of_gpus_equals_the_definition(monkeypatch, gpu_schedule, t
     jax.clear_caches()
 
 
-def test_programs_for_gpus_have_the_schedule_of_gpus():
+def test_xla_has_its_gpu_schedule_in_programs_for_gpus():
     op = functools.partial(ss2d, implementation="xla")
     on_gpu, on_cpu = (
         jax.jit(op).trace(*ArgSpec(16, 16, d=4).arguments()).lower(lowering_platforms=(platform,))
