@@ -7,6 +7,7 @@ import pytest
 from mtmamba_jax.cli import main as cli
 from mtmamba_jax.devices import sharding
 from mtmamba_jax.devices.chips import CHIPS
+from mtmamba_jax.kernels.ss2d.analysis import topology as compiled_for
 from mtmamba_jax.planning import topology
 
 needs_libtpu = pytest.mark.skipif(
@@ -44,7 +45,7 @@ def test_a_missing_compiler_is_reported_with_what_to_install(
         raise error
 
     monkeypatch.setattr(topology, "stay_on_cpu", lambda: None)
-    monkeypatch.setattr(topology.topologies, "get_topology_desc", missing)
+    monkeypatch.setattr(compiled_for.topologies, "get_topology_desc", missing)
     assert cli.main(["plan", f"--topology={name}"]) == 1
     assert f'pip install -e ".{extra}"' in capsys.readouterr().err
 
