@@ -181,11 +181,13 @@ def _vary(v: Array, axes: frozenset[str]) -> Array:
 
 
 def _run_first_supported(platform: str, *arrays: Array, directions: tuple[str, ...]) -> Array:
-    name, refusals, y = _try_backends(platform, arrays, directions)
     # Branches of other platforms are traced too; what they would run is of no interest here.
     here = local_platform()
+    runs_here = platform == (here if here in PLATFORMS else "default")
+    platform = here if runs_here else platform
+    name, refusals, y = _try_backends(platform, arrays, directions)
     level = logging.WARNING if refusals and name == "xla" else logging.INFO
-    level = level if platform == (here if here in PLATFORMS else "default") else logging.DEBUG
+    level = level if runs_here else logging.DEBUG
     reasons = "; ".join(f"{other}: {reason}" for other, reason in refusals.items())
     _log_once(level, f"ss2d on {platform} runs {name}" + (f" ({reasons})" if reasons else ""))
     return y
@@ -222,6 +224,8 @@ def _try_backends(
 ) -> tuple[str, dict[str, str], Array]:
     """Returns the first backend that supports a call, why the others do not, and the result."""
     refusals: dict[str, str] = {}
+    if platform not in (*PLATFORMS, "cpu"):
+        refusals["fused kernels"] = f"there are none for {platform}"
     for name in PLATFORMS.get(platform, PLATFORMS["default"]):
         try:
             return name, refusals, IMPLEMENTATIONS[name](*arrays, directions=directions)

@@ -72,6 +72,20 @@ def combine(left: Sequence[Array], right: Sequence[Array]) -> tuple[Array, Array
     return left[0] * right[0], left[1] * right[0] + right[1]
 
 
+def start_states(decay: Array, added: Array, *, axis: int, reverse: bool) -> Array:
+    """Returns the state before each segment of a scan that starts at zero.
+
+    Args:
+      decay: Factor that each segment applies to the state, without the segment that is read last.
+      added: State at the end of each of these segments if it started at zero.
+      axis: Axis of the segments; the result has one more.
+      reverse: Whether segments are read from the last to the first, as the adjoint's are.
+    """
+    ends = lax.associative_scan(combine, (decay, added), axis=axis, reverse=reverse)[1]
+    zeros = jnp.zeros_like(lax.slice_in_dim(ends, 0, 1, axis=axis))
+    return jnp.concatenate([ends, zeros] if reverse else [zeros, ends], axis)
+
+
 def opaque_one(*arrays: Array) -> Array:
     """Returns a float32 1 that the compiler cannot fold, for loop carries and `xla._materialize`.
 

@@ -15,7 +15,13 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from mtmamba_jax.kernels.ss2d.common import LOG2E, Directions, combine, create_op, parse_directions
+from mtmamba_jax.kernels.ss2d.common import (
+    LOG2E,
+    Directions,
+    create_op,
+    parse_directions,
+    start_states,
+)
 from mtmamba_jax.kernels.ss2d.mosaic_gpu import backward, forward, step_sizes, summaries
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     GROUP_CHANNELS,
@@ -179,9 +185,7 @@ def _start_states(scan: Scan, ends: Array, time: Array, A: Array, *, reverse: bo
     matrices = A[:, None].repeat(scan.images, 1).reshape(-1, 1, *A.shape[1:])
     time = time.reshape(*shape[:3], 1, GROUPS, 1, GROUP_CHANNELS).repeat(GROUP_THREADS, 5)
     decay = jnp.exp2(time.reshape(*shape[:3], 1, shape[4]) * matrices)
-    states = lax.associative_scan(combine, (decay, ends.reshape(shape)), axis=1, reverse=reverse)[1]
-    none = jnp.zeros_like(states[:, :1])
-    states = jnp.concatenate([states, none] if reverse else [none, states], 1)
+    states = start_states(decay, ends.reshape(shape), axis=1, reverse=reverse)
     return states.reshape(-1, *A.shape[1:])
 
 

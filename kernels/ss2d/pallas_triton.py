@@ -8,7 +8,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mtmamba_jax.kernels.ss2d.common import LOG2E, Directions, combine, create_op, parse_directions
+from mtmamba_jax.kernels.ss2d.common import (
+    LOG2E,
+    Directions,
+    create_op,
+    parse_directions,
+    start_states,
+)
 from mtmamba_jax.kernels.ss2d.platform_check import (
     compute_capabilities,
     lowers_triton,
@@ -108,10 +114,7 @@ def _join_states(v: Array, states: int, axis: int) -> Array:
 def _start_states(scan: Scan, ends: Array, time: Array, A: Array, *, reverse: bool) -> Array:
     """Returns the states before each segment, [q s d 16], from the results of `summaries`."""
     A = A[:, None].repeat(scan.images, 1).reshape(-1, 1, *A.shape[1:])
-    decay = jnp.exp2(time[..., None] * A)
-    states = lax.associative_scan(combine, (decay, ends), axis=1, reverse=reverse)[1]
-    none = jnp.zeros_like(states[:, :1])
-    return jnp.concatenate([states, none] if reverse else [none, states], 1)
+    return start_states(jnp.exp2(time[..., None] * A), ends, axis=1, reverse=reverse)
 
 
 def _prepare(scan: Scan, x, dt, dt_weight, dt_bias, A, B, C) -> Inputs:

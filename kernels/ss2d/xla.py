@@ -232,9 +232,10 @@ ss2d_op = create_op(_scan, _gradients)
 def ss2d_xla(*arrays: Array, directions: Sequence[str]) -> Float[Array, "t b h w d"]:
     """Computes SS2D chunk by chunk; arrays and result are those of `api.ss2d`.
 
-    Programs for GPUs have the schedule of `xla_gpu`. Memory beyond arguments and results: four
-    float32 copies of x, one state per chunk and direction, and about ten arrays of the size of one
-    chunk's states.
+    Memory beyond arguments and results: four float32 copies of x, one state per chunk and
+    direction, and about ten arrays of the size of one chunk's states. Programs for GPUs have the
+    schedule of `xla_gpu`: a copy of x and a float32 y per direction, and for the backward pass one
+    float32 state per direction and eight pixels.
     """
     orders, (h, w) = parse_directions(directions), arrays[0].shape[2:4]
     chunk = min(LONG_CHUNK if h * w > LONG else CHUNK, h * w)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mtmamba_jax.kernels.ss2d.common import Directions, combine, create_op, opaque_one
+from mtmamba_jax.kernels.ss2d.common import Directions, create_op, opaque_one, start_states
 
 RUN = 8
 """Unrolled steps, whose states exist at the same time."""
@@ -141,11 +141,12 @@ def _start_states(plan: _Plan, zeros, x, dt, maps, parameters, *, adjoint: bool)
 
     (ends, time), _ = _scan_runs(run, (zeros, zeros[..., 0, :]), (x, dt, maps), reverse=adjoint)
     decay = _decay(time, parameters)
-    decay, ends = (v.reshape(*v.shape[:2], plan.segments, -1, *v.shape[3:]) for v in (decay, ends))
-    states = lax.associative_scan(combine, (decay, ends), axis=2, reverse=adjoint)[1]
-    none = jnp.zeros_like(states[:, :, :1])
-    states = [states[:, :, 1:], none] if adjoint else [none, states[:, :, :-1]]
-    return jnp.concatenate(states, 2).reshape(zeros.shape)
+    all_but_last = slice(1, None) if adjoint else slice(-1)
+    decay, ends = (
+        v.reshape(*v.shape[:2], plan.segments, -1, *v.shape[3:])[:, :, all_but_last]
+        for v in (decay, ends)
+    )
+    return start_states(decay, ends, axis=2, reverse=adjoint).reshape(zeros.shape)
 
 
 def _prepare(plan: _Plan, x, dt, dt_weight, dt_bias, A, B, C):

@@ -48,6 +48,9 @@ def test_products_inside_calls_loops_and_branches_are_counted():
     def branched(x, y):
         return jax.lax.cond(x[0, 0] > 0, lambda: x @ y @ y, lambda: x @ y)
 
+    def on_platforms(x, y):  # only the default is counted
+        return jax.lax.platform_dependent(x, y, cuda=lambda x, y: x @ y @ y, default=jnp.matmul)
+
     def looped(x, y):
         return jax.lax.while_loop(lambda c: c[0, 0] > 0, lambda c: c @ y, x)
 
@@ -55,6 +58,7 @@ def test_products_inside_calls_loops_and_branches_are_counted():
     assert count_flops(jax.checkpoint(jnp.matmul), square, square) == product
     assert count_flops(scanned, square, square) == 5 * product
     assert count_flops(branched, square, square) == 2 * product
+    assert count_flops(on_platforms, square, square) == product
     with pytest.raises(NotImplementedError, match="while loop"):
         count_flops(looped, square, square)
 

@@ -152,6 +152,14 @@ class SS2DSuite:
         arguments = cast(spec.arguments(), "bfloat16")
         self.check(arguments, tolerance=BFLOAT16)
 
+    def test_nan_reaches_no_other_task(self):
+        spec = ArgSpec(*self.sizes[0], d=4, t=2, n=3)
+        arguments = [v.at[1].set(jnp.nan) for v in map(jnp.asarray, spec.arguments())]
+        got = value_and_gradients(arguments, self.implementation)
+        wanted = value_and_gradients(spec.arguments(), self.implementation)
+        for name, one, other in zip(NAMES, got, wanted, strict=True):
+            np.testing.assert_array_equal(one[0], other[0], err_msg=name)
+
     def check_gradients(self, transform, arguments):
         """Compares gradients through `transform(op)` with those through the definition."""
 

@@ -140,7 +140,18 @@ def test_a_gpu_before_ampere_runs_xla_and_says_why(monkeypatch):
     assert refusals["pallas_triton"] == (
         "needs GPUs of compute capability 8.0 or later; this machine has 7.5"
     )
-    assert api.choose_implementation("rocm", arrays) == ("xla", {})
+
+
+def test_without_a_gpu_a_rank_too_high_for_mosaic_runs_xla_and_says_why(monkeypatch):
+    for module in (pallas_gpu, pallas_triton):
+        monkeypatch.setattr(module, "compute_capabilities", lambda: ())
+    monkeypatch.setattr(pallas_triton, "lowers_triton", lambda: False)
+    name, refusals = api.choose_implementation("cuda", ArgSpec(4, 4, d=8, r=200).shapes("float32"))
+    assert name == "xla"
+    assert refusals == {
+        "pallas_gpu": "step sizes of rank 200 need too much shared memory",
+        "pallas_triton": "needs a GPU in the machine that compiles, since jax 0.11",
+    }
 
 
 def test_the_kernels_hold_no_states_of_a_whole_image():

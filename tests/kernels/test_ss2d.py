@@ -159,6 +159,15 @@ def test_the_platform_that_is_lowered_for_chooses_the_backend(monkeypatch):
         assert ("stablehlo.while" in text) == loops
 
 
+def test_an_amd_gpu_runs_xla_and_the_log_says_why(monkeypatch, caplog):
+    monkeypatch.setattr(api, "local_platform", lambda: "rocm")
+    api._log_once.cache_clear()
+    for _ in range(2):
+        ss2d(*SMALL.arguments())
+    reason = "ss2d on rocm runs xla (fused kernels: there are none for rocm)"
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [reason]
+
+
 def test_a_cpu_runs_the_chunked_scan():
     def loops(name):
         traced = jax.jit(functools.partial(ss2d, implementation=name)).trace(*SMALL.arguments())

@@ -30,10 +30,12 @@ GPUS = {
     "8.9": "NVIDIA L4",
     "9.0": "NVIDIA H200",
     "10.0": "NVIDIA B200",
+    "10.3": "NVIDIA B300",
     "12.0": "NVIDIA RTX PRO 6000",
+    "12.1": "NVIDIA GB10",
 }
 """A GPU of each compute capability, under the name that JAX knows."""
-MOSAIC = ("9.0", "10.0")
+MOSAIC = ("9.0", "10.0", "10.3")
 """Compute capabilities of GPUs that also run the Mosaic kernels."""
 KERNELS = ("forward", "backward", "summaries")
 
@@ -101,7 +103,7 @@ def kernels(
     """Returns the largest figures of each kernel; compiles in a process of its own.
 
     Raises:
-      RuntimeError: If a program does not compile.
+      RuntimeError: If a program does not compile, or ptxas reports nothing.
     """
     module = "mtmamba_jax.kernels.ss2d.analysis.registers"
     arguments = ("--worker", capability, implementation, dtype, *specs)
@@ -116,7 +118,10 @@ def kernels(
         if ran.returncode:
             raise RuntimeError(f"{implementation} on {capability}: {ran.stderr.strip()[-2000:]}")
         launches = [path.read_text() for path in pathlib.Path(folder).glob("*thunk_sequence.txt")]
-    return read_log(ran.stderr, "\n".join(launches))
+    found = read_log(ran.stderr, "\n".join(launches))
+    if not found:
+        raise RuntimeError(f"{implementation} on {capability}: ptxas reported nothing.")
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -140,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for implementation in ("pallas_triton", *mosaic):
             for dtype in ("bfloat16", "float32"):
                 found = kernels(capability, implementation, dtype, specs)
-                cells = (", ".join(map(str, found[name])) for name in KERNELS)
+                cells = (", ".join(map(str, found.get(name, "-"))) for name in KERNELS)
                 row = (capability, implementation, dtype, *cells)
                 print(f"| {' | '.join(row)} |", flush=True)
     return 0

@@ -67,7 +67,9 @@ _MULTIPROCESSORS = {
     "8.9": (1536, 100 * 1024),
     "9.0": (2048, 228 * 1024),
     "10.0": (2048, 228 * 1024),
+    "10.3": (2048, 228 * 1024),
     "12.0": (1536, 100 * 1024),
+    "12.1": (1536, 100 * 1024),
 }
 
 # The properties that XLA queries from a driver.
@@ -125,9 +127,16 @@ def find_gpus(
     major, minor = capability.split(".")
     threads, shared = _MULTIPROCESSORS[capability]
     target = _GPU_TARGET.format(
-        **{"name": name, "major": major, "minor": minor, "threads": threads, "shared": shared},
-        **{"program_shared": shared - 1024, "multiprocessors": multiprocessors, "ghz": ghz},
-        **{"bandwidth": bandwidth, "memory": memory},
+        name=name,
+        major=major,
+        minor=minor,
+        threads=threads,
+        shared=shared,
+        program_shared=shared - 1024,
+        multiprocessors=multiprocessors,
+        ghz=ghz,
+        bandwidth=bandwidth,
+        memory=memory,
     )
     try:
         # Slices x hosts x GPUs per host.
