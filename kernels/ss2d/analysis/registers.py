@@ -58,7 +58,7 @@ class Kernel(NamedTuple):
 
     Attributes:
       registers: Registers per thread.
-      spills: Bytes that a thread stores to and loads from memory for want of registers.
+      spills: Bytes that a thread writes to memory and reads back, as it has too few registers.
       shared: Bytes of shared memory of a program, 0 where XLA does not know them.
     """
 

@@ -84,7 +84,7 @@ def summaries(
 
     Args:
       scan: Static description of the launch.
-      inputs: With `adjoint`, x is dy.
+      inputs: Inputs of the scan, in which dy replaces x if `adjoint`.
       adjoint: Whether to compute the adjoints, against the reading order.
 
     Returns:
