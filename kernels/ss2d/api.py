@@ -186,10 +186,12 @@ def _run_first_supported(platform: str, *arrays: Array, directions: tuple[str, .
     runs_here = platform == (here if here in PLATFORMS else "default")
     platform = here if runs_here else platform
     name, refusals, y = _try_backends(platform, arrays, directions)
-    level = logging.WARNING if refusals and name == "xla" else logging.INFO
-    level = level if runs_here else logging.DEBUG
-    reasons = "; ".join(f"{other}: {reason}" for other, reason in refusals.items())
-    _log_once(level, f"ss2d on {platform} runs {name}" + (f" ({reasons})" if reasons else ""))
+    level = logging.DEBUG
+    if runs_here and platform != "cpu":
+        level = logging.WARNING if name == "xla" else logging.INFO
+    reasons = "; ".join(f"not {other}: {reason}" for other, reason in refusals.items())
+    message = f"The selective scan on {platform} runs {name}"
+    _log_once(level, message + (f" ({reasons})." if reasons else "."))
     return y
 
 

@@ -86,6 +86,22 @@ def start_states(decay: Array, added: Array, *, axis: int, reverse: bool) -> Arr
     return jnp.concatenate([ends, zeros] if reverse else [zeros, ends], axis)
 
 
+def projection_gradients(
+    dz: Float[Array, "t k b l d"], dt: Float[Array, "t k b l r"], dt_weight: Float[Array, "t k r d"]
+) -> tuple[Float[Array, "t k b l r"], Float[Array, "t k r d"], Float[Array, "t k d"]]:
+    """Returns the gradients of dt, dt_weight and dt_bias from that of z = dt dt_weight + dt_bias.
+
+    The factors of the products have dz's dtype, and the sums are float32.
+    """
+    einsum = functools.partial(
+        jnp.einsum, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+    )
+    ddt = einsum("tkbld,tkrd->tkblr", dz, dt_weight.astype(dz.dtype))
+    ones = jnp.ones((*dt.shape[:-1], 1), dz.dtype)  # for the bias: one product reads dz once
+    dprojection = einsum("tkblr,tkbld->tkrd", jnp.concatenate([dt.astype(dz.dtype), ones], -1), dz)
+    return ddt, dprojection[:, :, :-1], dprojection[:, :, -1]
+
+
 def opaque_one(*arrays: Array) -> Array:
     """Returns a float32 1 that the compiler cannot fold, for loop carries and `xla._materialize`.
 

@@ -4,22 +4,22 @@ For other Blackwell GPUs, Mosaic's code does not assemble (jax 0.11.2).
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from mtmamba_jax.kernels.ss2d import platform_check
 from mtmamba_jax.kernels.ss2d.common import (
     LOG2E,
     Directions,
     create_op,
     parse_directions,
+    projection_gradients,
     start_states,
 )
 from mtmamba_jax.kernels.ss2d.mosaic_gpu import backward, forward, step_sizes, summaries
@@ -34,7 +34,7 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     Inputs,
     Scan,
 )
-from mtmamba_jax.kernels.ss2d.platform_check import compute_capabilities, require_platform
+from mtmamba_jax.kernels.ss2d.platform_check import require_platform
 
 # Measured on an H200 with 132 multiprocessors. Segments cost a second pass over the exponentials,
 # so they pay off only if programs are few, and then only in large numbers.
@@ -53,10 +53,8 @@ NARROW_CHANNELS = WARPS * GROUPS * GROUP_CHANNELS // 2  # of a program that scan
 
 MAX_SHARED_BYTES = 227 * 1024 - 2048  # per program; the rest of the GPU's is for the compiler
 
-CAPABILITIES = (9.0, 11.0)
-"""First compute capability that the kernels run on, and the first above it that they do not."""
-
-_einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+CAPABILITIES = (9.0, 10.0, 10.3)
+"""Compute capabilities of the GPUs that the kernels are compiled for: Hopper, B200, B300."""
 
 
 def _choose_scan(
@@ -229,12 +227,9 @@ def _gradients(directions, x, dt, dt_weight, dt_bias, A, B, C, saved, dy):
     dz = dz[:, :, 0] if split == 1 else jnp.sum(dz, 2)
     dB, dC = _from_maps(scan, dmaps, B, rates.shape[1] // scan.stored_shape[0])
     dA = jnp.sum(dA.reshape(t * k * split, b * scan.segments, *dA.shape[1:]), 1)
-    exact = lax.Precision.HIGHEST
-    ddt = _einsum("tkbhwd,tkrd->tbhwkr", dz, dt_weight.astype(dz.dtype), precision=exact)
-    ones = jnp.ones((*dt.shape[:-1], 1), dz.dtype)  # for the bias: one product reads dz once
-    dts = jnp.concatenate([dt.astype(dz.dtype), ones], -1)
-    dprojection = _einsum("tbhwkr,tkbhwd->tkrd", dts, dz, precision=exact)
-    dweight, dbias = dprojection[:, :, :-1], dprojection[:, :, -1]
+    dz, dts = dz.reshape(t, k, b, h * w, d), jnp.moveaxis(dt, 4, 1).reshape(t, k, b, h * w, -1)
+    ddt, dweight, dbias = projection_gradients(dz, dts, dt_weight)
+    ddt = jnp.moveaxis(ddt.reshape(t, k, b, h, w, -1), 1, 4)
     return dx, ddt, dweight, dbias, _from_stored_states(scan, dA, A), dB, dC
 
 
@@ -248,12 +243,11 @@ def ss2d_pallas_gpu(*arrays: Array, directions: Sequence[str]) -> Float[Array, "
       NotImplementedError: If this machine's GPU has another compute capability, the step sizes'
         rank is too high for the shared memory, or the program is compiled for another platform.
     """
-    first, end = CAPABILITIES
-    others = [c for c in compute_capabilities() if not first <= c < end]
+    others = [c for c in platform_check.compute_capabilities() if c not in CAPABILITIES]
     if others:
         raise NotImplementedError(
-            f"needs GPUs of compute capability {first} to 10.x (Hopper, data-center Blackwell); "
-            f"this machine has {others[0]}"
+            f"needs GPUs of compute capability {', '.join(map(str, CAPABILITIES))} (Hopper, "
+            f"data-center Blackwell); this machine has {others[0]}"
         )
     orders = parse_directions(directions)
     x, dt, _, _, A, *_ = arrays

@@ -2,24 +2,24 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
+from mtmamba_jax.kernels.ss2d import platform_check
 from mtmamba_jax.kernels.ss2d.common import (
     LOG2E,
     Directions,
     create_op,
     parse_directions,
+    projection_gradients,
     start_states,
 )
-from mtmamba_jax.kernels.ss2d.platform_check import (
-    compute_capabilities,
-    lowers_triton,
-    require_platform,
-)
+from mtmamba_jax.kernels.ss2d.platform_check import require_platform
 from mtmamba_jax.kernels.ss2d.triton import backward, forward
 from mtmamba_jax.kernels.ss2d.triton.program import RANK, STATES, TILE, Inputs, Scan
 
@@ -31,8 +31,6 @@ BLOCK = 32
 MIN_PROGRAMS = 1024  # fewer programs are cut into segments
 TARGET_PROGRAMS = 3072  # counting each segment
 MIN_SEGMENT_TILES = 4
-
-_einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def _choose_scan(
@@ -156,11 +154,7 @@ def _gradients(directions, x, dt, dt_weight, dt_bias, A, B, C, saved, dy):
 
     dz = found.z.reshape(t, k, scan.states_split, b, scan.length, -1)[..., :d]
     dz = jnp.sum(dz, 2) if scan.states_split > 1 else dz[:, :, 0]
-    dts, exact = _by_direction(dt, scan).astype(dz.dtype), lax.Precision.HIGHEST
-    ddt = _einsum("tkbld,tkrd->tkblr", dz, dt_weight.astype(dz.dtype), precision=exact)
-    ones = jnp.ones((*dts.shape[:-1], 1), dz.dtype)  # for the bias: one product reads dz once
-    factors = jnp.concatenate([dts, ones], -1)
-    dprojection = _einsum("tkblr,tkbld->tkrd", factors, dz, precision=exact)
+    ddt, dweight, dbias = projection_gradients(dz, _by_direction(dt, scan), dt_weight)
 
     def sum_blocks(v):
         v = jnp.sum(v, 1, dtype=jnp.float32)
@@ -174,25 +168,54 @@ def _gradients(directions, x, dt, dt_weight, dt_bias, A, B, C, saved, dy):
     dA = found.A.reshape(t, k, scan.states_split, b * scan.segments, -1, STATES)
     dA = _join_states(jnp.sum(dA, 3), n, 2)[:, :, :d]
     dx = _sum_directions(found.x, scan, x.shape)
-    return dx, ddt, dprojection[:, :, :-1], dprojection[:, :, -1], dA, dB, dC
+    return dx, ddt, dweight, dbias, dA, dB, dC
 
 
 ss2d_op = create_op(_scan, _gradients)
+
+
+def lowering_refusal() -> str | None:
+    """Returns why Pallas cannot lower Triton kernels here, or None if it can.
+
+    Since jax 0.11 it must know the GPU: the default device, or that of the mesh in context.
+    """
+    config: Any = jax.config  # whose options type checkers do not see
+    mesh = jax.sharding.get_abstract_mesh()
+    return _try_to_lower(mesh.abstract_device, config.jax_default_device)
+
+
+@functools.cache
+def _try_to_lower(*_: object) -> str | None:
+    """Lowers a kernel; the arguments, on which the result depends, are read from the context."""
+
+    def kernel(out):
+        out[...] = jnp.zeros(out.shape, out.dtype)
+
+    parameters = triton.CompilerParams(num_warps=1)
+    call = pl.pallas_call(
+        kernel, jax.ShapeDtypeStruct((32,), jnp.float32), compiler_params=parameters
+    )
+    try:
+        jax.jit(call).trace().lower(lowering_platforms=("cuda",))
+    except (RuntimeError, ValueError) as error:
+        return str(error).partition("\n")[0]
+    return None
 
 
 def ss2d_pallas_triton(*arrays: Array, directions: Sequence[str]) -> Float[Array, "t b h w d"]:
     """Computes SS2D with fused Triton kernels; arrays and result are those of `api.ss2d`.
 
     Raises:
-      NotImplementedError: If this machine's GPU is older than Ampere, or the program is compiled
-        for another platform.
+      NotImplementedError: If this machine's GPU is older than Ampere, Pallas cannot lower Triton
+        kernels here, or the program is compiled for another platform.
     """
-    oldest = min(compute_capabilities(), default=AMPERE)
+    oldest = min(platform_check.compute_capabilities(), default=AMPERE)
     if oldest < AMPERE:
         raise NotImplementedError(
             f"needs GPUs of compute capability {AMPERE} or later; this machine has {oldest}"
         )
-    if not lowers_triton():
-        raise NotImplementedError("needs a GPU in the machine that compiles, since jax 0.11")
+    refusal = lowering_refusal()
+    if refusal:
+        raise NotImplementedError(f"Pallas cannot lower Triton kernels here: {refusal}")
     x = require_platform(arrays[0], "pallas_triton", ("cuda",))
     return ss2d_op(parse_directions(directions), x, *arrays[1:])

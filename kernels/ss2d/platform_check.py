@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 @functools.cache
 def compute_capabilities() -> tuple[float, ...]:
-    """Returns those of this machine's CUDA GPUs, none if it has none and lowers for another one."""
+    """Returns the distinct compute capabilities of this machine's CUDA GPUs, in ascending order."""
     try:
         return tuple(sorted({float(d.compute_capability) for d in jax.devices("cuda")}))
     except RuntimeError:
@@ -29,13 +29,6 @@ def local_platform() -> str:
     if device.platform != "gpu":
         return device.platform
     return "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"
-
-
-def lowers_triton() -> bool:
-    """Returns whether Pallas lowers Triton kernels here: since jax 0.11 it must know the GPU."""
-    if compute_capabilities() or jax.__version_info__ < (0, 11):
-        return True
-    return jax.sharding.get_abstract_mesh().abstract_device is not None
 
 
 _REMEDY = "Use implementation='xla' (for a model, scan_implementation='xla'), which runs everywhere"

@@ -23,17 +23,25 @@ def _format(found: dict[str, Any]) -> str:
         details = [device["kind"]]
         if device["compute_capability"]:
             details.append(f"compute capability {device['compute_capability']}")
-        if device["memory_gib"] is not None:
-            details.append(f"{device['memory_gib']} GiB for JAX")
+        if device["memory_limit_gib"] is not None:
+            details.append(f"JAX may allocate {device['memory_limit_gib']} GiB")
         rows.append((f"device {i}", ", ".join(details)))
-    if found["memory_gib"] is not None:
-        rows.append(("memory", f"{found['memory_gib']} GiB free on this host"))
+    rows += [
+        (f"memory of GPU {i}", f"{gpu['free_gib']} of {gpu['total_gib']} GiB free ({gpu['name']})")
+        for i, gpu in enumerate(found["nvidia_gpus"])
+    ]
+    if found["free_host_memory_gib"] is not None:
+        rows.append(("memory of the host", f"{found['free_host_memory_gib']} GiB free"))
     if found["scan"]:
-        rows.append(("scan", f"{found['scan']['backend']} (on {found['scan']['platform']})"))
-        rows += [(f"  not {name}", reason) for name, reason in found["scan"]["not"].items()]
-    cache = found["compilation_cache"]
-    rows.append(("compiled programs", f"cached in {cache}" if cache else "not cached"))
-    rows.append(("cluster", found["cluster"] or "none found"))
+        scan = found["scan"]
+        rows.append(("selective scan", f"{scan['backend']} (on {scan['platform']})"))
+        rows += [(f"  not {name}", reason) for name, reason in scan["refusals"].items()]
+    if found["devices"]:
+        folder = found["compilation_cache"]
+        on_cpu = found["devices"][0]["platform"] == "cpu"
+        absent = "not cached (never on a CPU)" if on_cpu else "not cached"
+        rows.append(("compiled programs", f"cached in {folder}" if folder else absent))
+    rows.append(("launcher", found["launcher"] or "none: this is a single process"))
     text = tabulate(rows, tablefmt="plain", disable_numparse=True)
     problems = [f"\nproblem: {one['what']}\n  {one['remedy']}" for one in found["problems"]]
     return text + "\n" + ("\n".join(problems) if problems else "\nNo problems found.")

@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     open_streams()
     _silence_repeated_errors()
+    if arguments is None:  # a program that gives them has its own log
+        _show_log()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = create_parser()
     if arguments and not arguments[0].startswith("-") and arguments[0] not in parser.commands:
@@ -102,6 +104,21 @@ def _silence_repeated_errors() -> None:
 
     if sys.unraisablehook is sys.__unraisablehook__:  # not a test's
         sys.unraisablehook, threading.excepthook = report, report_thread
+
+
+class _Stderr(logging.Handler):
+    """Writes to what is standard error at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+def _show_log() -> None:
+    """Shows the messages of the kernels below warnings too: which backend the scan runs."""
+    logger = logging.getLogger("mtmamba_jax.kernels")
+    logger.addHandler(_Stderr())
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # libraries call logging.basicConfig, which would show it again
 
 
 def _exit_if_one_of_several(code: int, message: str = "") -> None:

@@ -11,6 +11,21 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Int64
 
+LAUNCHERS = {
+    "MEGASCALE_COORDINATOR_ADDRESS": "several Cloud TPU slices",
+    "TPU_WORKER_HOSTNAMES": "Cloud TPU",
+    "OMPI_COMM_WORLD_SIZE": "Open MPI",
+    "SLURM_STEP_NUM_NODES": "SLURM",
+    "PMI_SIZE": "MPI",
+    "JAX_COORDINATOR_ADDRESS": "JAX_COORDINATOR_ADDRESS",
+}
+"""Launchers of several processes, by an environment variable that each sets."""
+
+
+def find_launcher() -> str | None:
+    """Returns the name of what started this process, if it starts several, or else None."""
+    return next((name for key, name in LAUNCHERS.items() if os.environ.get(key)), None)
+
 
 def join(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None

@@ -59,13 +59,19 @@ def choose_scan(platform: str, scan: str | None, batch: int | None) -> str:
     Raises:
       ValueError: If the fused scan is not available for the platform or for any number of images.
     """
+    if scan == "xla":
+        return "xla"
     fused, _ = choose_implementation(platform, SPECS["pixel"].shapes(jnp.float32))
     fused = "xla" if fused == "pallas_triton" else fused
-    if scan == "xla" or (scan is None and fused == "xla"):
+    if fused == "xla" and scan is None:
         return "xla"
+    if fused == "xla" and platform == "cuda":
+        raise ValueError(
+            "--scan=fused: this machine's GPU has no fused scan to export. Omit the flag, or set "
+            "JAX_PLATFORMS=cpu to export for Hopper and data-center Blackwell GPUs."
+        )
     if fused == "xla":
-        where = "this machine's GPU" if platform == "cuda" else platform
-        raise ValueError(f"--scan=fused: {where} has no fused scan to export. Omit the flag.")
+        raise ValueError(f"--scan=fused: {platform} has no fused scan to export. Omit the flag.")
     if batch is None:
         raise ValueError(
             "--batch=any: the fused scan is compiled for one number of images. Give that number, "

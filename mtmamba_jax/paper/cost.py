@@ -51,7 +51,7 @@ def count_cost(config: Config) -> Cost:
     Raises:
       NotImplementedError: If the model has an operation that the paper's counting has no rule for.
     """
-    # With "xla" no fused kernel is traced. Its branches for platforms have the same operations.
+    # With "xla" no fused kernel is traced. The branches for platforms are one op, with one rule.
     settings = dataclasses.replace(config.model, scan_implementation="xla")
     return _count_model(settings, config.tasks.selected, tuple(config.data.size))
 

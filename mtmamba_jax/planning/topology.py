@@ -99,15 +99,18 @@ def _find_gpu(name: str, kind: str, shape: str) -> Topology:
     chip = CHIPS[GPUS[kind]]
     assert chip.clock is not None  # every GPU has these in `CHIPS`
     assert chip.multiprocessors is not None
-    devices = find_gpus(
-        GPUS[kind],
-        "9.0",
-        int(shape),
-        multiprocessors=chip.multiprocessors,
-        ghz=chip.clock / 1e9,
-        bandwidth=chip.bytes,
-        memory=chip.hbm,
-    )
+    try:
+        devices = find_gpus(
+            GPUS[kind],
+            "9.0",
+            int(shape),
+            multiprocessors=chip.multiprocessors,
+            ghz=chip.clock / 1e9,
+            bandwidth=chip.bytes,
+            memory=chip.hbm,
+        )
+    except RuntimeError as error:
+        raise RuntimeError(f"--topology={name}: {error}") from error
     return Topology(name, devices, chip, chip.hbm * gpu_memory_fraction(), _GPU_OPTIONS)
 
 

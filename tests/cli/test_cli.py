@@ -4,6 +4,7 @@ import json
 import os
 import runpy
 import signal
+import subprocess
 import sys
 
 import cv2
@@ -80,6 +81,18 @@ def test_module_is_the_command_line_and_suggests_itself(monkeypatch, capsys):
     assert ended.value.code == 2
     assert "nowhere holds no run" in capsys.readouterr().err
     assert program_name() == "python -m mtmamba_jax"
+
+
+def test_a_message_of_the_kernels_is_one_line_of_standard_error():
+    program = """
+import logging
+from mtmamba_jax.cli import main
+main._show_log()
+logging.warning("another library calls logging.basicConfig")
+logging.getLogger("mtmamba_jax.kernels.ss2d.api").info("The scan runs pallas_gpu.")
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ran.stderr.splitlines()[1:] == ["The scan runs pallas_gpu."]
 
 
 def test_a_peak_rate_that_is_never_reached_is_one_note(monkeypatch, capsys):

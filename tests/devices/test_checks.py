@@ -10,7 +10,7 @@ import pytest
 
 from mtmamba_jax.cli import main
 from mtmamba_jax.devices import checks
-from mtmamba_jax.kernels.ss2d import pallas_gpu, pallas_triton
+from tests.kernels.ss2d_suite import pretend_gpus
 
 
 def test_checks_names_versions_devices_and_the_scan(capsys):
@@ -19,7 +19,7 @@ def test_checks_names_versions_devices_and_the_scan(capsys):
     assert code == (1 if found["problems"] else 0)
     assert {"python", "jax", "mtmamba_jax"} <= found["versions"].keys()
     assert found["devices"][0]["platform"] == "cpu"
-    assert found["scan"] == {"platform": "cpu", "backend": "xla", "not": {}}
+    assert found["scan"] == {"platform": "cpu", "backend": "xla", "refusals": {}}
 
 
 def test_a_problem_is_printed_with_its_remedy_and_ends_with_1(capsys, monkeypatch):
@@ -31,28 +31,77 @@ def test_a_problem_is_printed_with_its_remedy_and_ends_with_1(capsys, monkeypatc
     assert "No problems found" not in out
 
 
+CPU = {"jaxlib": "0.12.0.1"}
+CUDA_12 = CPU | {"jax-cuda12-plugin": "0.12.0"}
+CUDA_13 = CPU | {"jax-cuda13-plugin": "0.12.0"}
+
+
 @pytest.mark.parametrize(
-    ("kind", "driver", "plugins", "platforms", "what", "remedy"),
+    ("kind", "driver", "versions", "variables", "what", "remedy"),
     [
-        ("NVIDIA GPU", "580.65", [], "", "this is JAX for CPUs", '".[cuda]"'),
-        ("NVIDIA GPU", "580.65", [], "cuda", "this is JAX for CPUs", '".[cuda]"'),
-        ("NVIDIA GPU", "580.65", ["jax-cuda13-plugin"], "cpu", "=cpu hides it", "Unset"),
-        ("NVIDIA GPU", "535.1", ["jax-cuda13-plugin"], "", "older than 580", "jax[cuda12]"),
-        ("NVIDIA GPU", "470.2", ["jax-cuda12-plugin"], "", "older than 525", "the driver."),
-        ("NVIDIA GPU", "580.65", ["jax-cuda13-plugin"], "", "NVIDIA GPU", "jax.devices()"),
-        ("TPU", None, [], "", "this is JAX for CPUs", '".[tpu]"'),
-        ("TPU", None, ["libtpu"], "", "TPU of this machine", "Another process"),
-        ("AMD GPU", None, [], "", "AMD GPU", "ROCm"),
+        ("NVIDIA GPU", "580.65", CPU, {}, "this is JAX for CPUs", '".[cuda]"'),
+        ("NVIDIA GPU", "535.1", CPU, {}, "this is JAX for CPUs", "jax[cuda12]"),
+        ("NVIDIA GPU", "470.2", CPU, {}, "470.2 is older than 525", "Update the driver."),
+        ("NVIDIA GPU", "580.65", CPU, {"JAX_PLATFORMS": "cuda"}, "JAX for CPUs", '".[cuda]"'),
+        ("NVIDIA GPU", "580.65", CUDA_13, {"JAX_PLATFORMS": "cpu"}, "='cpu' hides it", "Unset"),
+        ("NVIDIA GPU", "580.65", CUDA_13, {"JAX_PLATFORMS": "tpu,cpu"}, "hides it", "Unset"),
+        ("NVIDIA GPU", "580.65", CUDA_13, {"CUDA_VISIBLE_DEVICES": ""}, "hides it", "_DEVICES."),
+        ("NVIDIA GPU", "535.1", CUDA_13, {}, "older than 580", "jax[cuda12]"),
+        ("NVIDIA GPU", "470.2", CUDA_12, {}, "older than 525", "the driver."),
+        ("NVIDIA GPU", "580.65", CUDA_13, {}, "NVIDIA GPU", "jax.devices()"),
+        (
+            *("NVIDIA GPU", "580.65", CUDA_13 | {"jaxlib": "0.11.2"}, {}),
+            *("jax-cuda13-plugin is 0.12.0, but jaxlib 0.11.2", '".[cuda]"'),
+        ),
+        ("TPU", None, CPU, {}, "this is JAX for CPUs", '".[tpu]"'),
+        ("TPU", None, CPU | {"libtpu": "0.0.42"}, {}, "TPU of this machine", "Another process"),
+        ("AMD GPU", None, CPU, {}, "AMD GPU", "ROCm"),
     ],
 )
 def test_an_accelerator_that_jax_does_not_use_is_a_problem(
-    monkeypatch, kind, driver, plugins, platforms, what, remedy
+    monkeypatch, kind, driver, versions, variables, what, remedy
 ):
-    monkeypatch.setenv("JAX_PLATFORMS", platforms)
-    (problem,) = checks.unused_accelerators([kind], driver, plugins)
+    for name in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    (problem,) = checks.unused_accelerators([kind], driver, versions)
     assert what in problem.what
     assert remedy in problem.remedy
     assert checks.unused_accelerators([]) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "kinds"),
+    [
+        (["dev/nvidiactl"], ["NVIDIA GPU"]),
+        (["dev/dxg"], []),
+        (["dev/dxg", "usr/lib/wsl/lib/libcuda.so.1"], ["NVIDIA GPU"]),
+        (["dev/vfio/0"], []),
+        (["dev/vfio/0", "sys/bus/pci/devices/00/vendor"], ["TPU"]),
+        (["dev/kfd"], ["AMD GPU"]),
+    ],
+)
+def test_accelerators_are_found_by_the_files_of_their_drivers(tmp_path, files, kinds):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("0x1ae0\n")
+    assert checks.accelerators(str(tmp_path)) == kinds
+
+
+def test_free_memory_of_gpus_is_read_from_nvidia_smi(tmp_path):
+    command = tmp_path / "nvidia-smi"
+    command.write_text("#!/bin/sh\necho 'NVIDIA A10, 12288, 23028'\n")
+    command.chmod(0o755)
+    gpu = {"name": "NVIDIA A10", "free_gib": 12.0, "total_gib": 22.5}
+    assert checks.nvidia_gpus(str(command)) == [gpu]
+    assert checks.nvidia_gpus(str(tmp_path / "none")) == []
+
+
+def test_a_missing_package_is_a_problem(monkeypatch):
+    monkeypatch.setattr(checks, "PACKAGES", ("jax", "no-such-package"))
+    (problem,) = checks._missing_packages()
+    assert problem.what == "no-such-package not installed."
 
 
 def test_a_platform_without_a_device_is_one_problem_and_no_traceback():
@@ -64,7 +113,7 @@ def test_a_platform_without_a_device_is_one_problem_and_no_traceback():
         text=True,
     )
     assert ran.returncode == 1, ran.stderr
-    assert "JAX_PLATFORMS=rocm" in json.loads(ran.stdout)["problems"][0]["remedy"]
+    assert "JAX_PLATFORMS; it is 'rocm'" in json.loads(ran.stdout)["problems"][0]["remedy"]
 
 
 def test_the_driver_is_read_from_the_file_of_its_module(tmp_path):
@@ -86,10 +135,9 @@ def test_the_driver_is_read_from_the_file_of_its_module(tmp_path):
     ],
 )
 def test_the_scan_of_a_gpu_is_named_with_why_not_others(monkeypatch, capability, backend, refused):
-    for module in (pallas_gpu, pallas_triton):
-        monkeypatch.setattr(module, "compute_capabilities", lambda: (capability,))
+    pretend_gpus(monkeypatch, capability)
     monkeypatch.setattr(checks, "local_platform", lambda: "cuda")
     found = checks._scan()
     assert found["backend"] == backend
-    assert list(found["not"]) == refused
-    assert all(str(capability) in reason for reason in found["not"].values())
+    assert list(found["refusals"]) == refused
+    assert all(str(capability) in reason for reason in found["refusals"].values())

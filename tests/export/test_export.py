@@ -14,10 +14,10 @@ from mtmamba_jax.data_pipelines.transforms import eval_transforms, normalise
 from mtmamba_jax.export import model_card
 from mtmamba_jax.export import program as export
 from mtmamba_jax.kernels import ss2d
-from mtmamba_jax.kernels.ss2d import pallas_gpu, pallas_triton
 from mtmamba_jax.models.mtmamba import build
 from mtmamba_jax.tasks.readout import VALUES, to_value
 from tests.export.artifacts import SCORES, call_export, run_script, write_run
+from tests.kernels.ss2d_suite import pretend_gpus
 from tests.tiny import tiny_config
 
 TOLERANCE = 1e-5  # for logits of order 1: two programs of one model round differently
@@ -157,8 +157,7 @@ def test_a_wrong_flag_is_reported_before_anything_is_read(
     [((), "pallas_gpu"), ((8.6,), "xla"), ((10.0,), "pallas_gpu"), ((9.0, 8.0), "xla")],
 )
 def test_an_artifact_for_cuda_has_a_scan_of_this_machines_gpus(monkeypatch, capabilities, scan):
-    for module in (pallas_gpu, pallas_triton):
-        monkeypatch.setattr(module, "compute_capabilities", lambda: capabilities)
+    pretend_gpus(monkeypatch, *capabilities)
     assert export.choose_scan("cuda", None, 1) == scan
     assert ("cuda", scan) in model_card.NEEDS
     if scan == "xla":

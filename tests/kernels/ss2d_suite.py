@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from mtmamba_jax.kernels.ss2d import DIRECTIONS, selective_scan, ss2d
+from mtmamba_jax.kernels.ss2d import (
+    DIRECTIONS,
+    api,
+    pallas_triton,
+    platform_check,
+    selective_scan,
+    ss2d,
+)
 from mtmamba_jax.kernels.ss2d.analysis.compiled_scan import with_gradients
 from mtmamba_jax.kernels.ss2d.arg_specs import ODD, ArgSpec
 
@@ -87,18 +95,34 @@ def lowered_for_cuda(spec, dtype, op=ss2d, implementation="pallas_gpu") -> str:
     """Lowers value and gradients for CUDA and returns the program's text."""
     op = functools.partial(op, implementation=implementation)
     arrays = spec.shapes(dtype)
-    with an_abstract_gpu():
+    mesh = jax.sharding.get_abstract_mesh()
+    with contextlib.nullcontext() if not mesh.empty else an_abstract_gpu():
         traced = jax.jit(with_gradients(op)).trace(arrays[0], *arrays)
         return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
-def an_abstract_gpu():
-    """Returns a context in which Triton kernels lower on a machine without a GPU."""
-    if jax.default_backend() == "gpu" or not jax.sharding.get_abstract_mesh().empty:
-        return contextlib.nullcontext()
-    device = jax.sharding.AbstractDevice("NVIDIA A100", None, "gpu")
-    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+def an_abstract_gpu(count=1, kind="NVIDIA A100", platform="gpu"):
+    """Returns a context in which programs lower for GPUs that this machine need not have."""
+    device = jax.sharding.AbstractDevice(kind, None, platform)
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.sharding.AbstractMesh((count,), ("data",), auto, abstract_device=device)
     return jax.sharding.use_abstract_mesh(mesh)
+
+
+def pretend_gpus(monkeypatch, *capabilities):
+    """Makes backends choose as on a machine with GPUs of these compute capabilities."""
+    monkeypatch.setattr(platform_check, "compute_capabilities", lambda: capabilities)
+    refusal = None if capabilities else "there is no GPU"
+    monkeypatch.setattr(pallas_triton, "lowering_refusal", lambda: refusal)
+
+
+def record_log(monkeypatch):
+    """Returns a list to which levels and messages of the kernels' log are added from now on."""
+    records = []
+    logger = logging.getLogger(api.__name__)
+    monkeypatch.setattr(logger, "log", lambda *record: records.append(record))
+    api._log_once.cache_clear()
+    return records
 
 
 class SS2DSuite:

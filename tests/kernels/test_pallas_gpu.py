@@ -1,4 +1,4 @@
-"""The GPU backend: results on a Hopper or Blackwell GPU, and lowering for CUDA on any machine."""
+"""The Mosaic backend: results on a GPU that runs it, and lowering for CUDA on any machine."""
 
 import functools
 import logging
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mtmamba_jax.kernels.ss2d import api, pallas_gpu, pallas_triton, ss2d
+from mtmamba_jax.kernels.ss2d import api, pallas_gpu, ss2d
 from mtmamba_jax.kernels.ss2d.arg_specs import ODD, SPECS, ArgSpec
 from mtmamba_jax.kernels.ss2d.platform_check import compute_capabilities
 from tests.kernels.ss2d_suite import (
@@ -17,17 +17,20 @@ from tests.kernels.ss2d_suite import (
     lowered_for_cuda,
     mark_slow,
     over_tasks,
+    pretend_gpus,
     recomputed,
+    record_log,
 )
 
 
 def supported() -> bool:
-    first, end = pallas_gpu.CAPABILITIES
-    return jax.default_backend() == "gpu" and first <= min(compute_capabilities(), default=0) < end
+    return jax.default_backend() == "gpu" and set(compute_capabilities()) <= set(
+        pallas_gpu.CAPABILITIES
+    )
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not supported(), reason="needs a GPU of compute capability 9.0 or 10.x")
+@pytest.mark.skipif(not supported(), reason="needs a GPU of compute capability 9.0, 10.0 or 10.3")
 class TestPallasGPU(GPUSuite):
     implementation = "pallas_gpu"
 
@@ -100,17 +103,17 @@ def test_a_sharded_batch_lowers_for_cuda_without_gathering():
 
 
 @pytest.mark.parametrize("capability", [pytest.param(8.0, marks=pytest.mark.slow), 12.0])
-def test_another_gpu_runs_triton_and_logs_this_once(monkeypatch, caplog, capability):
-    for module in (pallas_gpu, pallas_triton):
-        monkeypatch.setattr(module, "compute_capabilities", lambda: (capability,))
-    api._log_once.cache_clear()
-    caplog.set_level(logging.INFO)
+def test_another_gpu_runs_triton_and_logs_this_once(monkeypatch, capability):
+    pretend_gpus(monkeypatch, capability)
+    monkeypatch.setattr(api, "local_platform", lambda: "cuda")
+    records = record_log(monkeypatch)
     for size in (5, 6):
         text = lowered_for_cuda(ArgSpec(4, size, d=3), jnp.float32, implementation=None)
         assert "mosaic_gpu" not in text
         assert "xla.gpu.triton" in text
-    assert caplog.text.count("ss2d on cuda runs pallas_triton (pallas_gpu: needs GPUs") == 1
-    with pytest.raises(NotImplementedError, match=rf"9.0 to 10.x .* has {capability}"):
+    message = "The selective scan on cuda runs pallas_triton (not pallas_gpu: needs GPUs"
+    assert sum(level == logging.INFO and text.startswith(message) for level, text in records) == 1
+    with pytest.raises(NotImplementedError, match=rf"9.0, 10.0, 10.3 .* has {capability}"):
         lowered_for_cuda(ArgSpec(4, 7, d=3), jnp.float32)
 
 

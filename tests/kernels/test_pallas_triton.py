@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mtmamba_jax.kernels.ss2d import DIRECTIONS, api, common, pallas_gpu, pallas_triton, ss2d
+from mtmamba_jax.kernels.ss2d import (
+    DIRECTIONS,
+    api,
+    common,
+    pallas_triton,
+    platform_check,
+    ss2d,
+)
 from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ODD, SPECS, ArgSpec
 from mtmamba_jax.kernels.ss2d.platform_check import compute_capabilities
 from mtmamba_jax.kernels.ss2d.triton import instructions, program
@@ -14,10 +21,12 @@ from tests.kernels.ss2d_suite import (
     TOLERANCES,
     GPUSuite,
     SS2DSuite,
+    an_abstract_gpu,
     cast,
     lowered_for_cuda,
     mark_slow,
     over_tasks,
+    pretend_gpus,
     recomputed,
 )
 
@@ -56,7 +65,7 @@ def interpreted(monkeypatch):
     monkeypatch.setattr(instructions, "exp2", jnp.exp2)
     monkeypatch.setattr(instructions, "multiply_add", lambda a, b, c: a * b + c)
     monkeypatch.setattr(pallas_triton, "require_platform", lambda x, *_: x)
-    monkeypatch.setattr(pallas_triton, "lowers_triton", lambda: True)
+    pretend_gpus(monkeypatch, 8.0)
     jax.clear_caches()
     yield
     jax.clear_caches()
@@ -122,18 +131,15 @@ def test_transformations_lower_for_cuda(op):
 
 
 def test_a_sharded_batch_lowers_for_cuda_without_gathering():
-    mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
-    split = functools.partial(ss2d, batch_axes=("data",), implementation="pallas_triton")
-    arrays = ArgSpec(5, 20, d=8, b=4).shapes(jnp.float32)
-    with jax.set_mesh(mesh):
-        text = str(jax.make_jaxpr(jax.grad(lambda *v: split(*v).sum(), range(8)))(*arrays))
-    assert "pallas_call" in text
+    split = functools.partial(ss2d, batch_axes=("data",))
+    with an_abstract_gpu(2):
+        text = lowered_for_cuda(ArgSpec(5, 20, d=8, b=4), jnp.float32, split, "pallas_triton")
+    assert KERNEL in text
     assert "all_gather" not in text
 
 
 def test_a_gpu_before_ampere_runs_xla_and_says_why(monkeypatch):
-    for module in (pallas_gpu, pallas_triton):
-        monkeypatch.setattr(module, "compute_capabilities", lambda: (7.5, 8.9))
+    pretend_gpus(monkeypatch, 7.5, 8.9)
     arrays = ODD["prime"].shapes(jnp.float32)
     name, refusals = api.choose_implementation("cuda", arrays)
     assert name == "xla"
@@ -143,16 +149,26 @@ def test_a_gpu_before_ampere_runs_xla_and_says_why(monkeypatch):
 
 
 def test_without_a_gpu_a_rank_too_high_for_mosaic_runs_xla_and_says_why(monkeypatch):
-    for module in (pallas_gpu, pallas_triton):
-        monkeypatch.setattr(module, "compute_capabilities", lambda: ())
-    monkeypatch.setattr(pallas_triton, "lowers_triton", lambda: False)
+    pretend_gpus(monkeypatch)
     name, refusals = api.choose_implementation("cuda", ArgSpec(4, 4, d=8, r=200).shapes("float32"))
     assert name == "xla"
     assert refusals == {
         "pallas_gpu": "step sizes of rank 200 need too much shared memory",
-        "pallas_triton": "needs a GPU in the machine that compiles, since jax 0.11",
+        "pallas_triton": "Pallas cannot lower Triton kernels here: there is no GPU",
     }
 
 
+@pytest.mark.parametrize("kind", ["cpu", "Orin", "GRID A100-10C"])
+def test_a_gpu_that_pallas_does_not_know_runs_xla(monkeypatch, kind):
+    if jax.__version_info__ < (0, 11):
+        pytest.skip("before jax 0.11 Pallas does not look for the GPU")
+    monkeypatch.setattr(platform_check, "compute_capabilities", lambda: (8.7,))
+    with an_abstract_gpu(kind=kind, platform="cpu" if kind == "cpu" else "gpu"):
+        name, refusals = api.choose_implementation("cuda", ODD["prime"].shapes(jnp.float32))
+    assert name == "xla"
+    assert "Pallas cannot lower Triton kernels here: " in refusals["pallas_triton"]
+
+
 def test_the_kernels_hold_no_states_of_a_whole_image():
-    TestPallasTriton().test_no_array_holds_the_states_of_a_whole_image()
+    with an_abstract_gpu():
+        TestPallasTriton().test_no_array_holds_the_states_of_a_whole_image()

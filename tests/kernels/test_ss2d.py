@@ -1,6 +1,7 @@
 """The XLA backend, and the dispatch and argument checks of `ss2d`."""
 
 import functools
+import logging
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from mtmamba_jax.kernels.ss2d import (
     xla_gpu,
 )
 from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ArgSpec
-from tests.kernels.ss2d_suite import SS2DSuite, intermediates, mark_slow
+from tests.kernels.ss2d_suite import SS2DSuite, intermediates, mark_slow, record_log
 
 SMALL = ArgSpec(3, 4, d=2, n=2)
 
@@ -159,13 +160,15 @@ def test_the_platform_that_is_lowered_for_chooses_the_backend(monkeypatch):
         assert ("stablehlo.while" in text) == loops
 
 
-def test_an_amd_gpu_runs_xla_and_the_log_says_why(monkeypatch, caplog):
+def test_an_amd_gpu_runs_xla_and_the_log_says_why(monkeypatch):
     monkeypatch.setattr(api, "local_platform", lambda: "rocm")
-    api._log_once.cache_clear()
+    records = record_log(monkeypatch)
     for _ in range(2):
         ss2d(*SMALL.arguments())
-    reason = "ss2d on rocm runs xla (fused kernels: there are none for rocm)"
-    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [reason]
+    reason = "The selective scan on rocm runs xla (not fused kernels: there are none for rocm)."
+    assert [record for record in records if record[0] > logging.DEBUG] == [
+        (logging.WARNING, reason)
+    ]
 
 
 def test_a_cpu_runs_the_chunked_scan():

@@ -1,4 +1,4 @@
-"""Lowers SS2D and its gradients for a TPU that need not be attached."""
+"""Lowers SS2D and its gradients for a TPU or GPU that need not be attached."""
 
 import argparse
 import functools
@@ -69,5 +69,5 @@ def lower_scan(
     """Lowers value and gradients of `op`, with activations of `dtype`, for a mesh of one device."""
     arrays = spec.shapes(dtype)
     jitted = jax.jit(with_gradients(op), in_shardings=NamedSharding(mesh, PartitionSpec()))
-    with jax.set_mesh(mesh):  # tells the kernels the size of VMEM
+    with jax.set_mesh(mesh):  # tells TPU kernels the size of VMEM, Triton the GPU
         return jitted.lower(arrays[0], *arrays)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
+from mtmamba_jax.kernels.ss2d.common import check_name
+
 _HOST_CHIPS = (2, 2, 1)  # chips of a TPU host; smaller shapes use a part of one
 
 
@@ -122,8 +124,10 @@ def find_gpus(
       memory: Bytes of memory.
 
     Raises:
+      ValueError: If the compute capability is unknown.
       RuntimeError: If JAX's CUDA plugin is not installed.
     """
+    check_name("compute capability", capability, _MULTIPROCESSORS)
     major, minor = capability.split(".")
     threads, shared = _MULTIPROCESSORS[capability]
     target = _GPU_TARGET.format(
@@ -145,7 +149,7 @@ def find_gpus(
         )
     except (NotImplementedError, RuntimeError) as error:
         raise RuntimeError(
-            f'Compiling for {name} needs JAX\'s CUDA plugin: pip install -e ".[cuda]" (found: '
+            f'compiling for {name} needs JAX\'s CUDA plugin: pip install -e ".[cuda]" (found: '
             f"{str(error).splitlines()[0]}). No GPU is needed."
         ) from error
     return found.devices

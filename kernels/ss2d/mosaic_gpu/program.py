@@ -1,9 +1,9 @@
 """What the GPU kernels share: their launch, the layout of threads, and a program's tiles.
 
-Pallas Mosaic GPU, for Hopper and Blackwell GPUs. A program scans one direction of one image for a
-block of channels with 16 states each. It reads its segment of the reading order in tiles, which the
-copy engine (TMA) brings to shared memory. `pallas_gpu.py` prepares the arrays and sums the
-programs' results; `docs/kernels.md` explains the algorithm.
+Pallas Mosaic GPU, for Hopper and data-center Blackwell GPUs. A program scans one direction of one
+image for a block of channels with 16 states each. It reads its segment of the reading order in
+tiles, which the copy engine (TMA) brings to shared memory. `pallas_gpu.py` prepares the arrays and
+sums the programs' results; `docs/kernels.md` explains the algorithm.
 
 Letters: q (task, direction, part of the states, image), g (task, image), s segments, m tiles of a
 whole reading order, c channels of a block, e rows of stored states, split parts of the states. A

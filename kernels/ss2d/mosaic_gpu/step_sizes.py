@@ -26,7 +26,7 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import TILE, Scan, inline_mgpu,
 PRODUCTS = {"bfloat16": ((0, 0),), "float32": ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0))}
 BIAS_PARTS = 3
 ROWS, COLUMNS = 8, 16  # tile in which the tensor cores read a matrix; sizes are multiples of it
-# The order in which they read. jax 0.12 leaves methods of these classes abstract.
+# The order in which they read it. jax 0.12 leaves methods of these classes abstract.
 _TRANSFORMS = (
     plgpu.TilingTransform((ROWS, COLUMNS)),  # pyright: ignore[reportAbstractUsage]
     plgpu.SwizzleTransform(2 * COLUMNS),  # pyright: ignore[reportAbstractUsage]

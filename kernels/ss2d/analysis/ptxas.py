@@ -1,6 +1,6 @@
-"""Prints what the GPU kernels need of a multiprocessor, according to ptxas.
+"""Prints registers, spills and shared memory of the GPU kernels, as ptxas reports them.
 
-    python -m mtmamba_jax.kernels.ss2d.analysis.registers [--capability 8.0,8.9] [--spec NAME,NAME]
+    python -m mtmamba_jax.kernels.ss2d.analysis.ptxas [--capability 8.0,8.9] [--spec NAME,NAME]
 
 No GPU is needed, but JAX's CUDA plugin is. The largest figures of all specs are shown: registers
 per thread, bytes that a thread spills (stores and loads in the program's text), and bytes of shared
@@ -105,7 +105,7 @@ def kernels(
     Raises:
       RuntimeError: If a program does not compile, or ptxas reports nothing.
     """
-    module = "mtmamba_jax.kernels.ss2d.analysis.registers"
+    module = "mtmamba_jax.kernels.ss2d.analysis.ptxas"
     arguments = ("--worker", capability, implementation, dtype, *specs)
     with tempfile.TemporaryDirectory() as folder:
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={folder}"

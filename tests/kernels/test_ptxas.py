@@ -2,7 +2,7 @@
 
 import pytest
 
-from mtmamba_jax.kernels.ss2d.analysis import registers
+from mtmamba_jax.kernels.ss2d.analysis import ptxas
 
 LOG = """
 I1130 subprocess_compilation.cc:356] ptxas info    : 0 bytes gmem
@@ -28,9 +28,9 @@ LAUNCHES = """
 
 
 def test_kernels_of_the_scan_are_read_from_the_messages_of_ptxas():
-    assert registers.read_log(LOG + LOG.replace("128", "96"), LAUNCHES) == {
-        "summaries": registers.Kernel(128, 0, 2048),
-        "backward": registers.Kernel(255, 280, 0),
+    assert ptxas.read_log(LOG + LOG.replace("128", "96"), LAUNCHES) == {
+        "summaries": ptxas.Kernel(128, 0, 2048),
+        "backward": ptxas.Kernel(255, 280, 0),
     }
 
 
@@ -48,14 +48,15 @@ def test_kernels_of_the_scan_are_read_from_the_messages_of_ptxas():
                 ("12.0", "pallas_triton"),
                 ("9.0", "pallas_gpu"),
                 ("10.0", "pallas_gpu"),
+                ("10.3", "pallas_gpu"),
             )
         ),
     ],
 )
 def test_the_kernels_compile_without_a_gpu(capability, implementation):
     pytest.importorskip("jax_cuda13_plugin", reason="the compiler for GPUs")
-    found = registers.kernels(capability, implementation, "bfloat16", ["stage3_t1_b8"])
-    assert found.keys() == set(registers.KERNELS)
+    found = ptxas.kernels(capability, implementation, "bfloat16", ["stage3_t1_b8"])
+    assert found.keys() == set(ptxas.KERNELS)
     assert max(kernel.registers for kernel in found.values()) <= 255
     assert max(kernel.spills for kernel in found.values()) < 1024
     assert max(kernel.shared for kernel in found.values()) <= 48 * 1024
