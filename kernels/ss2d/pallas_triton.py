@@ -94,7 +94,8 @@ def _sum_directions(v: Array, scan: Scan, shape: tuple[int, ...]) -> Float[Array
     t, b, h, w, d = shape
     v = v.reshape(t, -1, scan.states_split, b, *v.shape[1:])
     v = jnp.sum(v, 2, dtype=jnp.float32) if scan.states_split > 1 else v[:, :, 0]
-    return sum(one.astype(jnp.float32) for one in _from_directions(v[..., :d], scan, h, w))
+    parts = _from_directions(v[..., :d], scan, h, w)
+    return functools.reduce(jnp.add, [one.astype(jnp.float32) for one in parts])
 
 
 def _split_states(v: Array, scan: Scan, axis: int) -> Array:
@@ -150,7 +151,7 @@ def _gradients(directions, x, dt, dt_weight, dt_bias, A, B, C, saved, dy):
     if scan.segments > 1:
         ends, time = forward.summaries(scan, inputs._replace(x=dys), adjoint=True)
         end = _start_states(scan, ends, time, inputs.A, reverse=True)
-    found = backward.backward(scan, inputs, dys, *saved, end)
+    found = backward.backward(scan, inputs, dys, saved[0], end)
 
     dz = found.z.reshape(t, k, scan.states_split, b, scan.length, -1)[..., :d]
     dz = jnp.sum(dz, 2) if scan.states_split > 1 else dz[:, :, 0]
@@ -180,23 +181,25 @@ def lowering_refusal() -> str | None:
     Since jax 0.11 it must know the GPU: the default device, or that of the mesh in context.
     """
     config: Any = jax.config  # whose options type checkers do not see
-    mesh = jax.sharding.get_abstract_mesh()
-    return _try_to_lower(mesh.abstract_device, config.jax_default_device)
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return _try_to_lower(device, config.jax_default_device)
 
 
 @functools.cache
-def _try_to_lower(*_: object) -> str | None:
-    """Lowers a kernel; the arguments, on which the result depends, are read from the context."""
+def _try_to_lower(device: Any, default: Any) -> str | None:
+    """Lowers a kernel for a mesh's device, or else for the default device."""
+    del default  # JAX reads it from its configuration
 
     def kernel(out):
         out[...] = jnp.zeros(out.shape, out.dtype)
 
-    parameters = triton.CompilerParams(num_warps=1)
-    call = pl.pallas_call(
-        kernel, jax.ShapeDtypeStruct((32,), jnp.float32), compiler_params=parameters
-    )
+    axes = jax.typeof(jnp.zeros(())).manual_axis_type  # inside shard_map
+    out = jax.ShapeDtypeStruct((32,), jnp.float32, manual_axis_type=axes)
+    call = pl.pallas_call(kernel, out, compiler_params=triton.CompilerParams(num_warps=1))
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
     try:
-        jax.jit(call).trace().lower(lowering_platforms=("cuda",))
+        with jax.sharding.use_abstract_mesh(mesh):
+            jax.jit(call).trace().lower(lowering_platforms=("cuda",))
     except (RuntimeError, ValueError) as error:
         return str(error).partition("\n")[0]
     return None

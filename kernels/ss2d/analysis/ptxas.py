@@ -94,7 +94,7 @@ def compile_scans(capability: str, implementation: str, dtype: str, *specs: str)
         spec = SPECS[name]
         lowered = lower_scan(mesh, spec, dtype, create_scan(spec, implementation))
         # Autotuning would run candidates on the GPU.
-        lowered.compile({"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False})
+        lowered.compile({"xla_gpu_autotune_level": "0", "xla_gpu_enable_triton_gemm": False})
 
 
 def kernels(

@@ -147,11 +147,11 @@ class Blocks:
     def __init__(self, scan: Scan, first: int = 0):
         self._scan, self._first = scan, first
 
-    def inputs(self, inputs: Inputs) -> Inputs:
-        """Returns the block of each input."""
+    def inputs(self, inputs: Inputs) -> list[pl.BlockSpec]:
+        """Returns the block of each input, in their order."""
         pixels, block, rank = self._scan.segment_length, self._scan.block, inputs.dt.shape[-1]
         maps = self._block((None, pixels, STATES), lambda at, _: (at.q, at.segment, 0))
-        return Inputs(
+        blocks = dict(
             x=self.image(),
             dt=self._block((None, pixels, rank), lambda at, _: (at.steps, at.segment, 0)),
             weight=self._block((None, rank, block), lambda at, j: (at.weight, 0, j)),
@@ -160,6 +160,7 @@ class Blocks:
             B=maps,
             C=maps,
         )
+        return [blocks[name] for name in Inputs._fields]
 
     def image(self) -> pl.BlockSpec:
         """Returns the block of an image, [o*t*b l d]."""
