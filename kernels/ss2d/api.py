@@ -110,6 +110,8 @@ def ss2d(
     directions = _check_directions(directions)
     arrays = _check_arrays(arrays, SHAPES, {"k": len(directions)})
     run = functools.partial(_run, directions=directions, implementation=implementation)
+    if isinstance(batch_axes, str):
+        raise ValueError(f"batch_axes must be a sequence of names, got {batch_axes!r}.")
     if batch_axes:
         _check_batch(arrays["x"].shape[1], tuple(batch_axes))
         split, whole = P(None, tuple(batch_axes)), P()
@@ -190,7 +192,7 @@ def _run_first_supported(platform: str, *arrays: Array, directions: tuple[str, .
     if runs_here and platform != "cpu":
         level = logging.WARNING if name == "xla" else logging.INFO
     reasons = "; ".join(f"not {other}: {reason}" for other, reason in refusals.items())
-    message = f"The selective scan on {platform} runs {name}"
+    message = f"The selective scan on {platform} {'runs' if runs_here else 'would run'} {name}"
     _log_once(level, message + (f" ({reasons})." if reasons else "."))
     return y
 

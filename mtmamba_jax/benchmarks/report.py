@@ -34,8 +34,8 @@ def report_ss2d(
 ) -> list[str]:
     """Measures SS2D (see `ss2d_records`), prints the table and writes the records as JSON.
 
-    The file is rewritten after each measurement. Returns a message for each program that could not
-    run.
+    The file is rewritten after each measurement. Returns the distinct errors of programs that could
+    not run.
     """
     arguments = {"specs": specs, "implementations": implementations, "dtype": dtype}
     settings = arguments | {"repeats": repeats}
@@ -46,7 +46,8 @@ def report_ss2d(
         what = ", ".join(record[key] for key in ("spec", "implementation", "passes"))
         print(f"{what}: {'failed' if 'error' in record else 'measured'}", flush=True)
         if "error" in record:
-            errors.append(f"{what}: {record['error'].splitlines()[0]}")
+            error = f"{record['implementation']}: {record['error'].splitlines()[0]}"
+            errors += [error] if error not in errors else []
     print(f"\n{markdown_table(_SS2D_COLUMNS, map(_ss2d_row, records), left=3)}")
     cached = any(record.get("compile_cached") for record in records)
     print(_LEGEND.format(_CACHED_LEGEND if cached else ""))

@@ -34,7 +34,7 @@ def _format(found: dict[str, Any]) -> str:
         rows.append(("memory of the host", f"{found['free_host_memory_gib']} GiB free"))
     if found["scan"]:
         scan = found["scan"]
-        rows.append(("selective scan", f"{scan['backend']} (on {scan['platform']})"))
+        rows.append(("selective scan", f"{scan['backend']} (on {scan['platform']}, usual shapes)"))
         rows += [(f"  not {name}", reason) for name, reason in scan["refusals"].items()]
     if found["devices"]:
         folder = found["compilation_cache"]

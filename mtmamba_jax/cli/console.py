@@ -6,12 +6,13 @@ import jax
 
 from mtmamba_jax.config import Config, run_name
 from mtmamba_jax.devices.compilation_cache import enable_compilation_cache
-from mtmamba_jax.devices.processes import join
+from mtmamba_jax.devices.processes import check_devices, join
 from mtmamba_jax.files.paths import path_inside
 
 
 def announce(*lines: str) -> None:
     """Prints what is about to run and on which devices, and enables the compilation cache."""
+    check_devices()
     enable_compilation_cache()
     devices = jax.devices()
     print("\n".join(lines))
@@ -50,3 +51,4 @@ def parse_size(text: str) -> tuple[int, int]:
 def join_processes(options: argparse.Namespace) -> None:
     """Joins the other processes of a run; see `processes.join`."""
     join(options.coordinator, options.num_processes, options.process_id)
+    check_devices()

@@ -26,6 +26,8 @@ PLATFORMS = {GPU: ("cuda", "gpu"), TPU: ("tpu",), AMD: ("rocm", "gpu")}
 """Kinds of accelerators, with JAX's names of their platforms (`JAX_PLATFORMS`)."""
 CUDA_12 = 'pip install -e . "jax[cuda12]"'
 CUDA_13 = 'pip install -e ".[cuda]"'
+CLOUD_TPU = 'pip install -e ".[tpu]"'
+ROCM = "https://docs.jax.dev/en/latest/installation.html"
 GIB = 2**30
 
 
@@ -142,18 +144,27 @@ def _devices(problems: list[Problem]) -> list[dict[str, object]]:
     try:
         local = jax.local_devices()
     except (RuntimeError, AssertionError) as error:  # AssertionError: no platform is left
-        reason = str(error).splitlines()[0] if str(error) else "its platform has no device"
-        found, chosen = unused_accelerators(), os.environ.get("JAX_PLATFORMS")
-        if not found or chosen:
-            remedy = "Free or repair the device."
-            if chosen:
-                remedy = f"Unset the environment variable JAX_PLATFORMS; it is {chosen!r}."
-            problems.append(Problem(f"JAX starts on no device: {reason}", remedy))
-        problems.extend(found)
+        problems.extend(unused_accelerators() or [_no_device(str(error))])
         return []
     if local[0].platform == "cpu":
         problems.extend(unused_accelerators())
     return [_describe(device) for device in local]
+
+
+def _no_device(error: str) -> Problem:
+    """Returns the problem of a machine on which JAX starts on no device, not even the CPU."""
+    chosen = os.environ.get("JAX_PLATFORMS")
+    if not chosen:
+        return Problem(f"JAX finds no device: {error.splitlines()[0]}", "Free or repair it.")
+    unset = "unset the environment variable JAX_PLATFORMS"
+    platforms = set(chosen.split(","))
+    if platforms & set(PLATFORMS[GPU]) and not any(_version(name) for name in PLUGINS):
+        remedy = f"Install JAX for GPUs: {CUDA_13} (for AMD: {ROCM}), or {unset}."
+    elif "tpu" in platforms and not _version("libtpu"):
+        remedy = f"Install JAX for TPUs: {CLOUD_TPU}, or {unset}."
+    else:
+        remedy = f"U{unset[1:]}."
+    return Problem(f"JAX finds no device for JAX_PLATFORMS={chosen!r}.", remedy)
 
 
 def _describe(device: jax.Device) -> dict[str, object]:  # pyright: ignore[reportInvalidTypeForm]
@@ -192,10 +203,9 @@ def unused_accelerators(
     if kind == GPU:
         return [_unused_nvidia_gpu(what, driver or nvidia_driver(), versions)]
     if kind == AMD:
-        url = "https://docs.jax.dev/en/latest/installation.html"
-        return [Problem(f"{what}.", f"If ROCm supports it, install JAX for ROCm: {url}")]
+        return [Problem(f"{what}.", f"If ROCm supports it, install JAX for ROCm: {ROCM}")]
     if not versions.get("libtpu"):
-        remedy = 'Install JAX for TPUs: pip install -e ".[tpu]"'
+        remedy = f"Install JAX for TPUs: {CLOUD_TPU}"
         return [Problem(f"{what}: this is JAX for CPUs.", remedy)]
     return [Problem(f"{what}.", "Another process may use it: end that, or see JAX's messages.")]
 
@@ -226,8 +236,10 @@ def _unused_nvidia_gpu(what: str, driver: str | None, versions: dict[str, str | 
     jaxlib = versions.get("jaxlib")
     if jaxlib and jaxlib.split(".")[:3] != version.split(".")[:3]:
         return Problem(f"{what}: {name} is {version}, but jaxlib {jaxlib}.", f"Run {install}")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    limited = f"Check CUDA_VISIBLE_DEVICES; it is {visible!r}. " if visible else ""
     reason = "JAX_PLATFORMS=cuda python -c 'import jax; jax.devices()'"
-    return Problem(f"{what}.", f"See the reason: {reason}")
+    return Problem(f"{what}.", f"{limited}See the reason: {reason}")
 
 
 def _scan() -> dict[str, object]:

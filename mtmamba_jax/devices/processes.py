@@ -27,6 +27,23 @@ def find_launcher() -> str | None:
     return next((name for key, name in LAUNCHERS.items() if os.environ.get(key)), None)
 
 
+def check_devices() -> None:
+    """Starts JAX.
+
+    Raises:
+      RuntimeError: If JAX finds no device; where no platform is left, it would fail an assertion
+        that has no message.
+    """
+    try:
+        jax.local_devices()
+    except AssertionError as error:
+        chosen = os.environ.get("JAX_PLATFORMS")
+        raise RuntimeError(
+            f"JAX finds no device for JAX_PLATFORMS={chosen!r}. The command `checks` says why, and "
+            "what to do."
+        ) from error
+
+
 def join(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:

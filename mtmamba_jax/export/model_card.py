@@ -1,7 +1,7 @@
 """Describes an artifact: its inputs and outputs, its scores and its origin."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 from jax.core import ShapedArray
@@ -32,7 +32,10 @@ _LICENSES = LICENSES | {
 }
 
 NEEDS = {
-    ("cuda", "pallas_gpu"): "an NVIDIA GPU of compute capability 9.0 to 10.x (H100, H200, B200)",
+    (
+        "cuda",
+        "pallas_gpu",
+    ): "an NVIDIA H100, H200, B200 or B300 (other GPUs: export with --scan=xla)",
     ("cuda", "xla"): "an NVIDIA GPU",
     ("tpu", "pallas_tpu"): "a TPU",
     ("tpu", "xla"): "a TPU",
@@ -152,7 +155,8 @@ def to_markdown(card: Mapping) -> str:
         f"- Exported with: {_versions(program['exported_with'])}; scan: {program['scan']}.",
         *(f"- Import {name} first, as run.py does." for name in program["imports"]),
         "",
-        "`python run.py IMAGE.npy ...` predicts. `model_card.json` has all scores and settings.",
+        f"`python run.py IMAGE.npy ...` predicts images of {_sizes(card['input']['shape'][1:])}, "
+        "each in a file of its own. `model_card.json` has all scores and settings.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -167,8 +171,11 @@ def _origin(source: Mapping) -> str:
 
 
 def _array(spec: Mapping) -> str:
-    sizes = " ".join("b" if size is None else str(size) for size in spec["shape"])
-    return f"{spec['dtype']} [{sizes}]"
+    return f"{spec['dtype']} {_sizes(spec['shape'])}"
+
+
+def _sizes(shape: Sequence[int | None]) -> str:
+    return f"[{' '.join('b' if size is None else str(size) for size in shape)}]"
 
 
 def _score(output: Mapping, scores: Mapping[str, float] | None) -> str:

@@ -47,8 +47,9 @@ def find_device(program):
     try:
         return jax.devices(platform)[0]
     except Exception as error:  # of several types
+        reason = first_line(error) if str(error) else "it has no device of that kind"
         sys.exit(
-            f"{FOLDER} is for {platform}, which JAX does not find here ({first_line(error)}). Run "
+            f"{FOLDER} is for {platform}, which JAX does not find here ({reason}). Run "
             f"it where there is one, or export it for this machine with --platform. {SEE}"
         )
 

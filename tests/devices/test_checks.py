@@ -104,16 +104,30 @@ def test_a_missing_package_is_a_problem(monkeypatch):
     assert problem.what == "no-such-package not installed."
 
 
-def test_a_platform_without_a_device_is_one_problem_and_no_traceback():
-    ran = subprocess.run(
-        [sys.executable, "launch.py", "checks", "--json"],
-        env=os.environ | {"JAX_PLATFORMS": "rocm"},
-        cwd=pathlib.Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 1, ran.stderr
-    assert "JAX_PLATFORMS; it is 'rocm'" in json.loads(ran.stdout)["problems"][0]["remedy"]
+@pytest.mark.parametrize(
+    ("platform", "remedy"),
+    [("rocm", "Unset the environment variable"), ("cuda", 'pip install -e ".[cuda]"')],
+)
+def test_a_platform_without_a_device_is_one_problem_and_no_traceback(platform, remedy):
+    def call(*command):
+        return subprocess.run(
+            [sys.executable, "launch.py", *command],
+            env=os.environ | {"JAX_PLATFORMS": platform},
+            cwd=pathlib.Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+        )
+
+    found = call("checks", "--json")
+    (problem,) = json.loads(found.stdout)["problems"]
+    assert found.returncode == 1
+    assert problem["what"] == f"JAX finds no device for JAX_PLATFORMS='{platform}'."
+    assert remedy in problem["remedy"]
+    found = call("eval", "--workdir=none")
+    assert found.returncode == 1
+    (message,) = found.stderr.splitlines()
+    assert message.startswith("error: ")
+    assert platform in message
 
 
 def test_the_driver_is_read_from_the_file_of_its_module(tmp_path):

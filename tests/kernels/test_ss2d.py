@@ -236,6 +236,7 @@ def test_errors_of_selective_scan_use_its_own_letters():
         ({"directions": ("rows",)}, r"Unknown direction 'rows'. Did you mean 'row'\? Valid: row, "),
         ({"directions": "row"}, "directions must be a sequence of at least one name, got 'row'"),
         ({"directions": ()}, "directions must be a sequence of at least one name"),
+        ({"batch_axes": "data"}, "batch_axes must be a sequence of names, got 'data'"),
         ({"directions": ("row", "row")}, "directions must differ from one another, got row, row"),
     ],
 )
