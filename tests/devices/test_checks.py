@@ -105,10 +105,22 @@ def test_a_missing_package_is_a_problem(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("platform", "remedy"),
-    [("rocm", "Unset the environment variable"), ("cuda", 'pip install -e ".[cuda]"')],
+    ("platform", "installed", "remedy"),
+    [
+        ("cuda", [], 'pip install -e ".[cuda]"'),
+        ("gpu", ["jax-cuda12-plugin"], "Unset the environment variable"),
+        ("tpu", [], 'pip install -e ".[tpu]"'),
+        ("rocm", [], "Unset the environment variable"),
+    ],
 )
-def test_a_platform_without_a_device_is_one_problem_and_no_traceback(platform, remedy):
+def test_a_platform_that_is_not_installed_has_its_command(monkeypatch, platform, installed, remedy):
+    monkeypatch.setenv("JAX_PLATFORMS", platform)
+    monkeypatch.setattr(checks, "_version", lambda name: "1.0" if name in installed else None)
+    assert remedy in checks._no_device("").remedy
+
+
+@pytest.mark.parametrize("platform", ["rocm", "cuda"])
+def test_a_platform_without_a_device_is_one_problem_and_no_traceback(platform):
     def call(*command):
         return subprocess.run(
             [sys.executable, "launch.py", *command],
@@ -122,7 +134,6 @@ def test_a_platform_without_a_device_is_one_problem_and_no_traceback(platform, r
     (problem,) = json.loads(found.stdout)["problems"]
     assert found.returncode == 1
     assert problem["what"] == f"JAX finds no device for JAX_PLATFORMS='{platform}'."
-    assert remedy in problem["remedy"]
     found = call("eval", "--workdir=none")
     assert found.returncode == 1
     (message,) = found.stderr.splitlines()
