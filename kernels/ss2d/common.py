@@ -72,6 +72,13 @@ def combine(left: Sequence[Array], right: Sequence[Array]) -> tuple[Array, Array
     return left[0] * right[0], left[1] * right[0] + right[1]
 
 
+def pad(v: Array, axis: int, size: int) -> Array:
+    """Adds zeros to the end of an axis, up to a size."""
+    padding = [(0, 0)] * v.ndim
+    padding[axis] = (0, size - v.shape[axis])
+    return jnp.pad(v, padding) if padding[axis][1] else v
+
+
 def start_states(decay: Array, added: Array, *, axis: int, reverse: bool) -> Array:
     """Returns the state before each segment of a scan that starts at zero.
 

@@ -18,6 +18,7 @@ from mtmamba_jax.kernels.ss2d.common import (
     LOG2E,
     Directions,
     create_op,
+    pad,
     parse_directions,
     projection_gradients,
     start_states,
@@ -118,9 +119,7 @@ def _pad_image(v: Array, scan: Scan, axis: int, multiple: int = 1) -> Array:
 
 def _pad_channels(v: Array, scan: Scan, axis: int) -> Array:
     """Adds zeros up to whole blocks of channels."""
-    padding = [(0, 0)] * v.ndim
-    padding[axis] = (0, -v.shape[axis] % scan.channels)
-    return jnp.pad(v, padding) if padding[axis][1] else v
+    return pad(v, axis, -(-v.shape[axis] // scan.channels) * scan.channels)
 
 
 def _to_images(v: Array, scan: Scan) -> Array:

@@ -15,6 +15,7 @@ from mtmamba_jax.kernels.ss2d.common import (
     LOG2E,
     Directions,
     create_op,
+    pad,
     parse_directions,
     projection_gradients,
     start_states,
@@ -47,22 +48,15 @@ def _choose_scan(
     return Scan(t, b, h * w, *directions, split, BLOCK, -(-tiles // tiles_each), tiles_each)
 
 
-def _pad(v: Array, axis: int, size: int) -> Array:
-    """Adds zeros up to a size."""
-    padding = [(0, 0)] * v.ndim
-    padding[axis] = (0, size - v.shape[axis])
-    return jnp.pad(v, padding) if padding[axis][1] else v
-
-
 def _pad_channels(v: Array, scan: Scan, axis: int) -> Array:
     """Adds zeros up to whole blocks of channels."""
-    return _pad(v, axis, -(-v.shape[axis] // scan.block) * scan.block)
+    return pad(v, axis, -(-v.shape[axis] // scan.block) * scan.block)
 
 
 def _flatten(v: Array, scan: Scan, *, column: bool) -> Array:
     """Returns [t b h w ...] as [t b l ...], row-major or column-major."""
     v = jnp.swapaxes(v, 2, 3) if column else v
-    return _pad(v.reshape(*v.shape[:2], -1, *v.shape[4:]), 2, scan.length)
+    return pad(v.reshape(*v.shape[:2], -1, *v.shape[4:]), 2, scan.length)
 
 
 def _unflatten(v: Array, h: int, w: int, *, column: bool) -> Array:
@@ -100,7 +94,7 @@ def _sum_directions(v: Array, scan: Scan, shape: tuple[int, ...]) -> Float[Array
 
 def _split_states(v: Array, scan: Scan, axis: int) -> Array:
     """Pads the last axis, states, and moves its parts of 16 to an axis of their own."""
-    v = _pad(v, v.ndim - 1, scan.states_split * STATES)
+    v = pad(v, v.ndim - 1, scan.states_split * STATES)
     return jnp.moveaxis(v.reshape(*v.shape[:-1], scan.states_split, STATES), -2, axis)
 
 
@@ -118,10 +112,10 @@ def _start_states(scan: Scan, ends: Array, time: Array, A: Array, *, reverse: bo
 
 def _prepare(scan: Scan, x, dt, dt_weight, dt_bias, A, B, C) -> Inputs:
     rank = -(-dt.shape[-1] // RANK) * RANK
-    weight = _pad_channels(_pad(dt_weight, 2, rank), scan, 3).astype(dt.dtype)
+    weight = _pad_channels(pad(dt_weight, 2, rank), scan, 3).astype(dt.dtype)
     maps = (_by_direction(v.astype(jnp.float32), scan) for v in (B, C))
     arrays = (
-        _by_direction(_pad(dt, 5, rank), scan),
+        _by_direction(pad(dt, 5, rank), scan),
         weight,
         _pad_channels(dt_bias, scan, 2),
         _split_states(_pad_channels(A * LOG2E, scan, 2), scan, 2),

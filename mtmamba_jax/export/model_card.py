@@ -32,10 +32,8 @@ _LICENSES = LICENSES | {
 }
 
 NEEDS = {
-    (
-        "cuda",
-        "pallas_gpu",
-    ): "an NVIDIA H100, H200, B200 or B300 (other GPUs: export with --scan=xla)",
+    ("cuda", "pallas_gpu"): "an NVIDIA H100, H200, B200 or B300 "
+    "(other GPUs: export with --scan=xla)",
     ("cuda", "xla"): "an NVIDIA GPU",
     ("tpu", "pallas_tpu"): "a TPU",
     ("tpu", "xla"): "a TPU",

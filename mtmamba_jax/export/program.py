@@ -63,14 +63,14 @@ def choose_scan(platform: str, scan: str | None, batch: int | None) -> str:
         return "xla"
     fused, _ = choose_implementation(platform, SPECS["pixel"].shapes(jnp.float32))
     fused = "xla" if fused == "pallas_triton" else fused
-    if fused == "xla" and scan is None:
-        return "xla"
-    if fused == "xla" and platform == "cuda":
-        raise ValueError(
-            "--scan=fused: this machine's GPU has no fused scan to export. Omit the flag, or set "
-            "JAX_PLATFORMS=cpu to export for Hopper and data-center Blackwell GPUs."
-        )
     if fused == "xla":
+        if scan is None:
+            return "xla"
+        if platform == "cuda":
+            raise ValueError(
+                "--scan=fused: this machine's GPU has no fused scan to export. Omit the flag, or "
+                "set JAX_PLATFORMS=cpu to export for Hopper and data-center Blackwell GPUs."
+            )
         raise ValueError(f"--scan=fused: {platform} has no fused scan to export. Omit the flag.")
     if batch is None:
         raise ValueError(

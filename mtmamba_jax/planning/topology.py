@@ -8,7 +8,12 @@ from collections.abc import Mapping, Sequence
 import jax
 
 from mtmamba_jax.devices.chips import CHIPS, Chip
-from mtmamba_jax.kernels.ss2d.analysis.topology import find_gpus, find_tpus, stay_on_cpu
+from mtmamba_jax.kernels.ss2d.analysis.topology import (
+    GPU_OPTIONS,
+    find_gpus,
+    find_tpus,
+    stay_on_cpu,
+)
 from mtmamba_jax.messages import check_name
 
 
@@ -40,10 +45,6 @@ TPUS = {
 GPUS = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200"}
 """Keys of `CHIPS`."""
 
-# Autotuning would run candidates on the chip. Without it Triton's matrix products have no default
-# configuration; cuBLAS covers all of them.
-_GPU_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
-
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
@@ -62,7 +63,7 @@ class Topology:
     devices: Sequence[jax.Device]  # pyright: ignore[reportInvalidTypeForm]
     chip: Chip
     memory: float
-    compiler_options: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    compiler_options: Mapping[str, str | bool] = dataclasses.field(default_factory=dict)
 
 
 def find(name: str) -> Topology:
@@ -111,7 +112,7 @@ def _find_gpu(name: str, kind: str, shape: str) -> Topology:
         )
     except RuntimeError as error:
         raise RuntimeError(f"--topology={name}: {error}") from error
-    return Topology(name, devices, chip, chip.hbm * gpu_memory_fraction(), _GPU_OPTIONS)
+    return Topology(name, devices, chip, chip.hbm * gpu_memory_fraction(), GPU_OPTIONS)
 
 
 def gpu_memory_fraction() -> float:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from jax.sharding import Mesh
 
 from mtmamba_jax.kernels.ss2d.analysis.compiled_scan import create_scan, lower_scan
-from mtmamba_jax.kernels.ss2d.analysis.topology import find_gpus, stay_on_cpu
+from mtmamba_jax.kernels.ss2d.analysis.topology import GPU_OPTIONS, find_gpus, stay_on_cpu
 from mtmamba_jax.kernels.ss2d.arg_specs import SPECS
 from mtmamba_jax.kernels.ss2d.common import check_name
 
@@ -93,8 +93,7 @@ def compile_scans(capability: str, implementation: str, dtype: str, *specs: str)
     for name in specs:
         spec = SPECS[name]
         lowered = lower_scan(mesh, spec, dtype, create_scan(spec, implementation))
-        # Autotuning would run candidates on the GPU.
-        lowered.compile({"xla_gpu_autotune_level": "0", "xla_gpu_enable_triton_gemm": False})
+        lowered.compile(GPU_OPTIONS)
 
 
 def kernels(

@@ -102,6 +102,12 @@ gpu_device_info {{
 """
 
 
+# Autotuning would run candidates on the GPU. Without it Triton's matrix products have no default
+# configuration; cuBLAS covers all of them.
+GPU_OPTIONS = {"xla_gpu_autotune_level": "0", "xla_gpu_enable_triton_gemm": False}
+"""XLA options to compile with for GPUs that are not attached."""
+
+
 def find_gpus(
     name: str,
     capability: str,
