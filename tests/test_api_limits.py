@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 import mtmamba_jax as mt
+from mtmamba_jax.kernels.platform_check import require_platform
 from mtmamba_jax.kernels.ss2d.arg_specs import ODD
-from mtmamba_jax.kernels.ss2d.platform_check import require_platform
 from mtmamba_jax.models.blocks import MambaSettings
 from mtmamba_jax.models.plus import SCTM
 from tests.tiny import TINY

@@ -16,11 +16,12 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from mtmamba_jax.kernels.manual_axes import vary_alike
+from mtmamba_jax.kernels.platform_check import local_platform
 from mtmamba_jax.kernels.ss2d.common import check_name
 from mtmamba_jax.kernels.ss2d.pallas_gpu import ss2d_pallas_gpu
 from mtmamba_jax.kernels.ss2d.pallas_tpu import ss2d_pallas_tpu
 from mtmamba_jax.kernels.ss2d.pallas_triton import ss2d_pallas_triton
-from mtmamba_jax.kernels.ss2d.platform_check import local_platform
 from mtmamba_jax.kernels.ss2d.reference import ss2d_reference
 from mtmamba_jax.kernels.ss2d.xla import ss2d_xla
 
@@ -164,9 +165,7 @@ def selective_scan(
 
 def _run(*arrays: Array, directions: tuple[str, ...], implementation: str | None) -> Array:
     """Calls the forced backend or else, for each platform, the first that supports the call."""
-    varying = frozenset().union(*(jax.typeof(v).manual_axis_type.varying for v in arrays))
-    if varying:  # inside shard_map: this cast's transpose sums the gradients of replicated arrays
-        arrays = tuple(_vary(v, varying) for v in arrays)
+    arrays = vary_alike(*arrays)
     if implementation is not None:
         check_name("implementation", implementation, IMPLEMENTATIONS)
         return IMPLEMENTATIONS[implementation](*arrays, directions=directions)
@@ -175,11 +174,6 @@ def _run(*arrays: Array, directions: tuple[str, ...], implementation: str | None
         for platform in PLATFORMS
     }
     return lax.platform_dependent(*arrays, **branches)
-
-
-def _vary(v: Array, axes: frozenset[str]) -> Array:
-    missing = tuple(sorted(axes - jax.typeof(v).manual_axis_type.varying))
-    return lax.pcast(v, missing, to="varying") if missing else v
 
 
 def _run_first_supported(platform: str, *arrays: Array, directions: tuple[str, ...]) -> Array:

@@ -13,7 +13,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from mtmamba_jax.kernels.ss2d import platform_check
+from mtmamba_jax.kernels import platform_check
+from mtmamba_jax.kernels.platform_check import require_platform
 from mtmamba_jax.kernels.ss2d.common import (
     LOG2E,
     Directions,
@@ -35,7 +36,6 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     Inputs,
     Scan,
 )
-from mtmamba_jax.kernels.ss2d.platform_check import require_platform
 
 # Measured on an H200 with 132 multiprocessors. Segments cost a second pass over the exponentials,
 # so they pay off only if programs are few, and then only in large numbers.

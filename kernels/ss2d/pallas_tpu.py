@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from mtmamba_jax.kernels.platform_check import require_platform
 from mtmamba_jax.kernels.ss2d.common import LOG2E, create_op, parse_directions
 from mtmamba_jax.kernels.ss2d.mosaic_tpu import backward, forward, memory
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import SUBLANES, Inputs, Tiling, choose_tiling
-from mtmamba_jax.kernels.ss2d.platform_check import require_platform
 
 PLATFORMS = ("tpu",)
 """Platforms to compile for. The tests add the CPU, where they force Pallas's interpreter."""

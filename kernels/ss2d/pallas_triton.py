@@ -2,15 +2,12 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
-from mtmamba_jax.kernels.ss2d import platform_check
+from mtmamba_jax.kernels.platform_check import require_platform, triton_refusal
 from mtmamba_jax.kernels.ss2d.common import (
     LOG2E,
     Directions,
@@ -20,12 +17,9 @@ from mtmamba_jax.kernels.ss2d.common import (
     projection_gradients,
     start_states,
 )
-from mtmamba_jax.kernels.ss2d.platform_check import require_platform
 from mtmamba_jax.kernels.ss2d.triton import backward, forward
 from mtmamba_jax.kernels.ss2d.triton.program import RANK, STATES, TILE, Inputs, Scan
 
-AMPERE = 8.0
-"""Compute capability of the first GPUs that Triton supports."""
 BLOCK = 32
 """Channels of a program: a warp then keeps the states of four pixels in its registers."""
 # Measured on an H200 with 132 multiprocessors. Segments cost a second pass over the exponentials.
@@ -169,50 +163,15 @@ def _gradients(directions, x, dt, dt_weight, dt_bias, A, B, C, saved, dy):
 ss2d_op = create_op(_scan, _gradients)
 
 
-def lowering_refusal() -> str | None:
-    """Returns why Pallas cannot lower Triton kernels here, or None if it can.
-
-    Since jax 0.11 it must know the GPU: the default device, or that of the mesh in context.
-    """
-    config: Any = jax.config  # whose options type checkers do not see
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return _try_to_lower(device, config.jax_default_device)
-
-
-@functools.cache
-def _try_to_lower(device: Any, default: Any) -> str | None:
-    """Lowers a kernel for a mesh's device, or else for the default device."""
-    del default  # JAX reads it from its configuration
-
-    def kernel(out):
-        out[...] = jnp.zeros(out.shape, out.dtype)
-
-    axes = jax.typeof(jnp.zeros(())).manual_axis_type  # inside shard_map
-    out = jax.ShapeDtypeStruct((32,), jnp.float32, manual_axis_type=axes)
-    call = pl.pallas_call(kernel, out, compiler_params=triton.CompilerParams(num_warps=1))
-    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
-    try:
-        with jax.sharding.use_abstract_mesh(mesh):
-            jax.jit(call).trace().lower(lowering_platforms=("cuda",))
-    except (RuntimeError, ValueError) as error:
-        return str(error).partition("\n")[0]
-    return None
-
-
 def ss2d_pallas_triton(*arrays: Array, directions: Sequence[str]) -> Float[Array, "t b h w d"]:
     """Computes SS2D with fused Triton kernels; arrays and result are those of `api.ss2d`.
 
     Raises:
-      NotImplementedError: If this machine's GPU is older than Ampere, Pallas cannot lower Triton
-        kernels here, or the program is compiled for another platform.
+      NotImplementedError: If there is a `triton_refusal`, or the program is compiled for another
+        platform.
     """
-    oldest = min(platform_check.compute_capabilities(), default=AMPERE)
-    if oldest < AMPERE:
-        raise NotImplementedError(
-            f"needs GPUs of compute capability {AMPERE} or later; this machine has {oldest}"
-        )
-    refusal = lowering_refusal()
+    refusal = triton_refusal()
     if refusal:
-        raise NotImplementedError(f"Pallas cannot lower Triton kernels here: {refusal}")
+        raise NotImplementedError(refusal)
     x = require_platform(arrays[0], "pallas_triton", ("cuda",))
     return ss2d_op(parse_directions(directions), x, *arrays[1:])

@@ -16,10 +16,10 @@ from mtmamba_jax.devices.chips import CHIPS
 from mtmamba_jax.devices.sharding import compiler_options, create_mesh, put_batch, state_sharding
 from mtmamba_jax.devices.timing import Timing, compile_timed, program_memory, time_calls
 from mtmamba_jax.evaluation.evaluate import create_predict_step
+from mtmamba_jax.kernels.platform_check import local_platform
 from mtmamba_jax.kernels.ss2d import IMPLEMENTATIONS, ss2d
 from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, SHAPES, choose_implementation
 from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
-from mtmamba_jax.kernels.ss2d.platform_check import local_platform
 from mtmamba_jax.messages import check_name
 from mtmamba_jax.models.mtmamba import build
 from mtmamba_jax.models.norm import TaskLayerNorm

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 from mtmamba_jax.devices.compilation_cache import enable_compilation_cache
 from mtmamba_jax.devices.processes import find_launcher
+from mtmamba_jax.kernels.platform_check import local_platform
 from mtmamba_jax.kernels.ss2d.api import choose_implementation
 from mtmamba_jax.kernels.ss2d.arg_specs import SPECS
-from mtmamba_jax.kernels.ss2d.platform_check import local_platform
 
 PACKAGES = ("mtmamba_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 PLUGINS = {"jax-cuda12-plugin": 525, "jax-cuda13-plugin": 580}

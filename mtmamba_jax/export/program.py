@@ -23,6 +23,7 @@ from mtmamba_jax.data_pipelines.transforms import normalise
 from mtmamba_jax.export.model_card import to_markdown
 from mtmamba_jax.files.json_files import write_json
 from mtmamba_jax.files.paths import replacing
+from mtmamba_jax.kernels.platform_check import without_triton
 from mtmamba_jax.kernels.ss2d.api import choose_implementation
 from mtmamba_jax.kernels.ss2d.arg_specs import SPECS
 from mtmamba_jax.models.mtmamba import abstract_build
@@ -61,8 +62,8 @@ def choose_scan(platform: str, scan: str | None, batch: int | None) -> str:
     """
     if scan == "xla":
         return "xla"
-    fused, _ = choose_implementation(platform, SPECS["pixel"].shapes(jnp.float32))
-    fused = "xla" if fused == "pallas_triton" else fused
+    with without_triton():
+        fused, _ = choose_implementation(platform, SPECS["pixel"].shapes(jnp.float32))
     if fused == "xla":
         if scan is None:
             return "xla"
@@ -119,7 +120,7 @@ def export_program(
     images = jax.ShapeDtypeStruct((count, *size, 3), jnp.uint8)
     program = export.export(jax.jit(predict), platforms=[platform])
     try:
-        with _without_paths():
+        with _without_paths(), without_triton():
             return program(name_weights(abstract), images)
     except NotImplementedError as refusal:
         if scan == "xla":

@@ -40,4 +40,4 @@ class TaskLayerNorm(nnx.Module):
         """Normalises x and casts it to the compute dtype."""
         shape = (x.shape[0],) + (1,) * (x.ndim - 2) + (x.shape[-1],)
         scale, bias = self.scale[...].reshape(shape), self.bias[...].reshape(shape)
-        return layer_norm(x, scale, bias, axes=self.axes, dtype=self.dtype)
+        return layer_norm(x, scale, bias, axes=self.axes, batch_axis=1, dtype=self.dtype)

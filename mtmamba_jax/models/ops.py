@@ -13,6 +13,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from mtmamba_jax.devices.sharding import batch_axes
+from mtmamba_jax.kernels.layer_norm import pallas_triton as layer_norm_kernels
+from mtmamba_jax.kernels.manual_axes import on_each_device, vary_alike
 from mtmamba_jax.models.windows import shift_mask
 
 EPSILON = 1e-5  # of every LayerNorm, as in the official encoder and decoder
@@ -43,6 +46,7 @@ def layer_norm(
     bias: Float[Array, "..."],
     *,
     axes: Sequence[int] = (-1,),
+    batch_axis: int = 0,
     dtype: DTypeLike,
 ) -> Float[Array, "..."]:
     """Returns (x - mean) / sqrt(variance + EPSILON) * scale + bias (Ba et al., 2016).
@@ -53,30 +57,54 @@ def layer_norm(
       x: Input of any shape.
       scale, bias: Broadcast against `x`: each axis has size 1 or that of `x`.
       axes: Axes to take the mean and the variance over.
+      batch_axis: Axis of x that is split over the devices of a mesh in context.
       dtype: Dtype of the result; the statistics are float32 at least.
     """
     lead = (1,) * (x.ndim - scale.ndim)
     scale, bias = scale.reshape(lead + scale.shape), bias.reshape(lead + bias.shape)
-    return _layer_norm(tuple(axes), jnp.dtype(dtype), x, scale, bias)
+    arrays = vary_alike(x, scale, bias)
+    return _layer_norm(tuple(axes), batch_axis, jnp.dtype(dtype), *arrays)
 
 
 @with_flops(lambda x, *_: 5 * math.prod(x))
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _layer_norm(axes, dtype, x, scale, bias):
-    return _layer_norm_forward(axes, dtype, x, scale, bias)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _layer_norm(axes, batch_axis, dtype, x, scale, bias):
+    return _layer_norm_forward(axes, batch_axis, dtype, x, scale, bias)[0]
 
 
-def _layer_norm_forward(axes, dtype, x, scale, bias):
+def _layer_norm_forward(axes, batch_axis, dtype, x, scale, bias):
+    on_cuda = functools.partial(_fused_forward, batch_axis, dtype)
+    plain = functools.partial(_plain_forward, axes, dtype)
+    run = plain
+    if _has_kernels(axes, x, scale):
+        run = functools.partial(jax.lax.platform_dependent, cuda=on_cuda, default=plain)
+    y, mean, inverse = run(x, scale, bias)
+    return y, (x, mean, inverse, scale)
+
+
+def _layer_norm_backward(axes, batch_axis, dtype, residuals, dy):
+    del dtype
+    on_cuda = functools.partial(_fused_backward, batch_axis)
+    plain = functools.partial(_plain_backward, axes)
+    run = plain
+    if _has_kernels(axes, residuals[0], residuals[-1]):
+        run = functools.partial(jax.lax.platform_dependent, cuda=on_cuda, default=plain)
+    return run(*residuals, dy)
+
+
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+def _plain_forward(axes, dtype, x, scale, bias):
+    """Returns y, and what the backward pass keeps: the means and inverse standard deviations."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = wide.mean(axes, keepdims=True)
     inverse = jax.lax.rsqrt(jnp.square(wide - mean).mean(axes, keepdims=True) + EPSILON)
     y = (wide - mean) * inverse * scale + bias
-    return y.astype(dtype), (x, mean, inverse, scale)
+    return y.astype(dtype), mean, inverse
 
 
-def _layer_norm_backward(axes, dtype, residuals, dy):
-    x, mean, inverse, scale = residuals
-
+def _plain_backward(axes, x, mean, inverse, scale, dy):
     def widen(x, mean, inverse, dy):
         return (x.astype(mean.dtype) - mean) * inverse, dy.astype(mean.dtype)
 
@@ -92,11 +120,43 @@ def _layer_norm_backward(axes, dtype, residuals, dy):
     return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(scale.dtype)
 
 
-_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+def _has_kernels(axes, x, scale) -> bool:
+    """Returns whether rows have one scale, or one for each part of x's first axis."""
+    one_or_by_part = scale.shape[:-1] in ((1,) * (x.ndim - 1), (x.shape[0], *(1,) * (x.ndim - 2)))
+    whole = scale.shape[-1] == x.shape[-1] and scale.dtype == jnp.float32
+    return axes == (-1,) and one_or_by_part and whole and layer_norm_kernels.supports(x)
 
 
-@with_flops(lambda x, kernel: 9 * math.prod(x))
-@jax.custom_vjp
+def _fused_forward(batch_axis, dtype, x, scale, bias):
+    def run(x, scale, bias):
+        rows, scales, biases = (_by_group(v, scale) for v in (x, scale, bias))
+        y, *statistics = layer_norm_kernels.forward(
+            rows, scales[:, 0], biases[:, 0], epsilon=EPSILON, dtype=dtype
+        )
+        return y.reshape(x.shape), *(v.reshape(*x.shape[:-1], 1) for v in statistics)
+
+    return on_each_device(run, batch_axes(), batch_axis, "sww", "sss")(x, scale, bias)
+
+
+def _fused_backward(batch_axis, x, mean, inverse, scale, dy):
+    def run(x, mean, inverse, scale, dy):
+        arrays = (x, mean, inverse, scale, dy)
+        rows, mean, inverse, scales, dy = (_by_group(v, scale) for v in arrays)
+        dx, *sums = layer_norm_kernels.backward(
+            rows, mean[..., 0], inverse[..., 0], scales[:, 0], dy
+        )
+        return dx.reshape(x.shape), *(v.reshape(scale.shape) for v in sums)
+
+    return on_each_device(run, batch_axes(), batch_axis, "sssws", "s++")(
+        x, mean, inverse, scale, dy
+    )
+
+
+def _by_group(v, scale):
+    """Returns [g m ...] with the rows of each scale."""
+    return v.reshape(scale.shape[0], -1, v.shape[-1])
+
+
 def depthwise_convolve(
     x: Float[Array, "t b h w d"], kernel: Float[Array, "t 3 3 d"]
 ) -> Float[Array, "t b h w d"]:
@@ -105,6 +165,12 @@ def depthwise_convolve(
     Written as nine shifted products: they fuse into one pass over the map on every backend, whereas
     a grouped convolution is a slow special case on some.
     """
+    return _depthwise_convolve(*vary_alike(x, kernel))
+
+
+@with_flops(lambda x, kernel: 9 * math.prod(x))
+@jax.custom_vjp
+def _depthwise_convolve(x, kernel):
     taps = (kernel[:, i, j][:, None, None, None] for i in range(3) for j in range(3))
     y: Any = sum(shifted * tap for shifted, tap in zip(_shifts(x), taps, strict=True))
     return y
@@ -119,18 +185,16 @@ def _shifts(x: Array) -> list[Array]:
 
 def _depthwise_convolve_backward(residuals, dy):
     x, kernel = residuals
-    dx = depthwise_convolve(dy, kernel[:, ::-1, ::-1]).astype(x.dtype)
+    dx = _depthwise_convolve(dy, kernel[:, ::-1, ::-1]).astype(x.dtype)
     sums = [jnp.sum(dy * shifted, (1, 2, 3)) for shifted in _shifts(x)]
     return dx, jnp.stack(sums, 1).reshape(kernel.shape)
 
 
-depthwise_convolve.defvjp(
-    lambda x, kernel: (depthwise_convolve(x, kernel), (x, kernel)), _depthwise_convolve_backward
+_depthwise_convolve.defvjp(
+    lambda x, kernel: (_depthwise_convolve(x, kernel), (x, kernel)), _depthwise_convolve_backward
 )
 
 
-@with_flops(None)
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def attention(
     qkv: Float[Array, "m l 3 heads c"],
     bias: Float[Array, "heads l l"],
@@ -146,6 +210,12 @@ def attention(
       bias: Position bias, added to the scores.
       shifted: Arguments of `shift_mask` for shifted windows, None for others.
     """
+    return _attention(*vary_alike(qkv, bias), shifted)
+
+
+@with_flops(None)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _attention(qkv, bias, shifted):
     return _attention_forward(qkv, bias, shifted)[0]
 
 
@@ -187,7 +257,7 @@ def _scale(qkv: Array) -> float:
     return qkv.shape[-1] ** -0.5
 
 
-attention.defvjp(_attention_forward, _attention_backward)
+_attention.defvjp(_attention_forward, _attention_backward)
 
 
 @with_flops(None)
@@ -218,9 +288,6 @@ def _unfused_on_tpu(function: Callable[..., Array], *arrays: Array) -> Array:
     )
 
 
-# Counts the product that makes the fine map and its LayerNorm.
-@with_flops(lambda x, kernel: math.prod(x[:-1]) * math.prod(kernel[1:]) * (x[-1] + 5))
-@jax.custom_vjp
 def inverse_deviation(
     x: Float[Array, "b h w c"], kernel: Float[Array, "c s d"]
 ) -> Float[Array, "b h w s"]:
@@ -228,13 +295,20 @@ def inverse_deviation(
 
     The product is computed again in the backward pass: it is 16 times as large as x.
     """
+    return _inverse_deviation(*vary_alike(x, kernel))
+
+
+# Counts the product that makes the fine map and its LayerNorm.
+@with_flops(lambda x, kernel: math.prod(x[:-1]) * math.prod(kernel[1:]) * (x[-1] + 5))
+@jax.custom_vjp
+def _inverse_deviation(x, kernel):
     fine = jnp.einsum("bhwc,csd->bhwsd", x, kernel.astype(x.dtype))
     fine = fine.astype(jnp.promote_types(x.dtype, jnp.float32))
     return jax.lax.rsqrt(jnp.square(fine).mean(-1) + EPSILON)
 
 
 def _inverse_deviation_forward(x, kernel):
-    inverse = inverse_deviation(x, kernel)
+    inverse = _inverse_deviation(x, kernel)
     return inverse, (x, kernel, inverse)
 
 
@@ -250,16 +324,20 @@ def _inverse_deviation_backward(residuals, gradient):
     return dx, dkernel.astype(kernel.dtype)
 
 
-inverse_deviation.defvjp(_inverse_deviation_forward, _inverse_deviation_backward)
+_inverse_deviation.defvjp(_inverse_deviation_forward, _inverse_deviation_backward)
 
 
-@with_flops(None)
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def wide_einsum(spec: str, x: Float[Array, "..."], other: Float[Array, "..."]) -> Array:
     """Returns an einsum of inputs in x's dtype, summed in float32 at least; gradients in x's dtype.
 
     JAX's own gradient would be a float32 product of large maps.
     """
+    return _wide_einsum(spec, *vary_alike(x, other))
+
+
+@with_flops(None)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _wide_einsum(spec, x, other):
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return jnp.einsum(spec, x, other.astype(x.dtype), preferred_element_type=wide)
 
@@ -271,6 +349,6 @@ def _wide_einsum_backward(spec, residuals, dy):
     return dx, dother.astype(other.dtype)
 
 
-wide_einsum.defvjp(
-    lambda spec, x, other: (wide_einsum(spec, x, other), (x, other)), _wide_einsum_backward
+_wide_einsum.defvjp(
+    lambda spec, x, other: (_wide_einsum(spec, x, other), (x, other)), _wide_einsum_backward
 )

@@ -10,14 +10,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from mtmamba_jax.kernels.ss2d import (
-    DIRECTIONS,
-    api,
-    pallas_triton,
-    platform_check,
-    selective_scan,
-    ss2d,
-)
+from mtmamba_jax.kernels import platform_check
+from mtmamba_jax.kernels.ss2d import DIRECTIONS, api, selective_scan, ss2d
 from mtmamba_jax.kernels.ss2d.analysis.compiled_scan import with_gradients
 from mtmamba_jax.kernels.ss2d.arg_specs import ODD, ArgSpec
 
@@ -113,7 +107,7 @@ def pretend_gpus(monkeypatch, *capabilities):
     """Makes backends choose as on a machine with GPUs of these compute capabilities."""
     monkeypatch.setattr(platform_check, "compute_capabilities", lambda: capabilities)
     refusal = None if capabilities else "there is no GPU"
-    monkeypatch.setattr(pallas_triton, "lowering_refusal", lambda: refusal)
+    monkeypatch.setattr(platform_check, "lowering_refusal", lambda: refusal)
 
 
 def record_log(monkeypatch):

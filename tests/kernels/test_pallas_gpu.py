@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from mtmamba_jax.kernels.platform_check import compute_capabilities
 from mtmamba_jax.kernels.ss2d import api, pallas_gpu, ss2d
 from mtmamba_jax.kernels.ss2d.arg_specs import ODD, SPECS, ArgSpec
-from mtmamba_jax.kernels.ss2d.platform_check import compute_capabilities
 from tests.kernels.ss2d_suite import (
     TOLERANCES,
     GPUSuite,

@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from mtmamba_jax.kernels import platform_check
+from mtmamba_jax.kernels.platform_check import AMPERE, compute_capabilities
 from mtmamba_jax.kernels.ss2d import (
     DIRECTIONS,
     api,
     common,
     pallas_triton,
-    platform_check,
     ss2d,
 )
 from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ODD, SPECS, ArgSpec
-from mtmamba_jax.kernels.ss2d.platform_check import compute_capabilities
 from mtmamba_jax.kernels.ss2d.triton import instructions, program
 from tests.kernels.ss2d_suite import (
     TOLERANCES,
@@ -34,10 +34,7 @@ KERNEL = "xla.gpu.triton"
 
 
 def ampere() -> bool:
-    return (
-        jax.default_backend() == "gpu"
-        and min(compute_capabilities(), default=0) >= pallas_triton.AMPERE
-    )
+    return jax.default_backend() == "gpu" and min(compute_capabilities(), default=0) >= AMPERE
 
 
 @pytest.mark.gpu
@@ -131,7 +128,7 @@ def test_transformations_lower_for_cuda(op):
 
 
 def test_a_sharded_batch_lowers_for_cuda_without_gathering():
-    pallas_triton._try_to_lower.cache_clear()  # so that it is tried inside shard_map
+    platform_check._try_to_lower.cache_clear()  # so that it is tried inside shard_map
     split = functools.partial(ss2d, batch_axes=("data",))
     with an_abstract_gpu(2):
         text = lowered_for_cuda(ArgSpec(5, 20, d=8, b=4), jnp.float32, split, "pallas_triton")

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from mtmamba_jax.models import ops, windows
 from mtmamba_jax.models.heads import ExpandHeads
@@ -128,3 +130,30 @@ def test_heads_have_the_gradient_of_their_formula():
         x = jnp.asarray(np.random.default_rng(1).standard_normal((len(NYUDV2), 2, 3, 4, 8)))
         module = nnx.eval_shape(lambda: ExpandHeads(NYUDV2, 8, dtype=jnp.float64, rngs=nnx.Rngs(0)))
         assert_same(module, plain_heads, x)
+
+
+@pytest.mark.parametrize(
+    ("op", "shapes"),
+    [
+        (lambda x, *v: ops.layer_norm(x, *v, dtype=jnp.float32), ((4, 3, 8), (8,), (8,))),
+        (lambda x, kernel: ops.depthwise_convolve(x[None], kernel), ((4, 5, 6, 8), (1, 3, 3, 8))),
+        (lambda qkv, bias: ops.attention(qkv, bias, None), ((4, 9, 3, 2, 8), (2, 9, 9))),
+        (ops.inverse_deviation, ((4, 3, 2, 8), (8, 4, 8))),
+        (lambda x, w: ops.wide_einsum("bc,cd->bd", x, w), ((4, 8), (8, 5))),
+    ],
+    ids=["layer_norm", "depthwise_convolve", "attention", "inverse_deviation", "wide_einsum"],
+)
+def test_gradients_of_replicated_parameters_are_summed_inside_shard_map(op, shapes):
+    rng = np.random.default_rng(0)
+    arrays = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+    mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2])
+    specs = (P("data"), *(P() for _ in arrays[1:]))
+    batch = P(None, "data") if op(*arrays).shape[0] == 1 else P("data")
+    sharded = jax.shard_map(op, mesh=mesh, in_specs=specs, out_specs=batch)
+
+    def gradients(function):
+        indices = tuple(range(len(arrays)))
+        return jax.jit(jax.grad(lambda *v: jnp.sum(jnp.sin(function(*v))), indices))(*arrays)
+
+    for got, wanted in zip(gradients(sharded), gradients(op), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)

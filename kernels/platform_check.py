@@ -1,16 +1,26 @@
-"""Checks that a fused backend is compiled for its own platform, when the platform is known.
+"""Which platform a program is traced on and compiled for, and which kernels it can hold.
 
 A program may be traced on one machine and compiled for another, so a backend cannot know its
 platform while it is traced. The identity `require_platform` checks it while the program is lowered.
 """
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
+
+AMPERE = 8.0
+"""Compute capability of the first GPUs that Triton supports."""
+_TRITON = contextvars.ContextVar("triton", default=True)
 
 
 @functools.cache
@@ -29,6 +39,57 @@ def local_platform() -> str:
     if device.platform != "gpu":
         return device.platform
     return "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"
+
+
+def triton_refusal() -> str | None:
+    """Returns why a program that is traced here cannot have Triton kernels, None if it can."""
+    if not _TRITON.get():
+        return "JAX does not promise to read exported Triton kernels later"
+    oldest = min(compute_capabilities(), default=AMPERE)
+    if oldest < AMPERE:
+        return f"needs GPUs of compute capability {AMPERE} or later; this machine has {oldest}"
+    refusal = lowering_refusal()
+    return f"Pallas cannot lower Triton kernels here: {refusal}" if refusal else None
+
+
+@contextlib.contextmanager
+def without_triton() -> Iterator[None]:
+    """Keeps Triton kernels out of the programs that are traced inside."""
+    token = _TRITON.set(False)
+    try:
+        yield
+    finally:
+        _TRITON.reset(token)
+
+
+def lowering_refusal() -> str | None:
+    """Returns why Pallas cannot lower Triton kernels here, or None if it can.
+
+    Since jax 0.11 it must know the GPU: the default device, or that of the mesh in context.
+    """
+    config: Any = jax.config  # whose options type checkers do not see
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return _try_to_lower(device, config.jax_default_device)
+
+
+@functools.cache
+def _try_to_lower(device: Any, default: Any) -> str | None:
+    """Lowers a kernel for a mesh's device, or else for the default device."""
+    del default  # JAX reads it from its configuration
+
+    def kernel(out):
+        out[...] = jnp.zeros(out.shape, out.dtype)
+
+    axes = jax.typeof(jnp.zeros(())).manual_axis_type  # inside shard_map
+    out = jax.ShapeDtypeStruct((32,), jnp.float32, manual_axis_type=axes)
+    call = pl.pallas_call(kernel, out, compiler_params=triton.CompilerParams(num_warps=1))
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    try:
+        with jax.sharding.use_abstract_mesh(mesh):
+            jax.jit(call).trace().lower(lowering_platforms=("cuda",))
+    except (RuntimeError, ValueError) as error:
+        return str(error).partition("\n")[0]
+    return None
 
 
 _REMEDY = "Use implementation='xla' (for a model, scan_implementation='xla'), which runs everywhere"

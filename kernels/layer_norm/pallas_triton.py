@@ -1,0 +1,159 @@
+"""LayerNorm over the last axis on CUDA GPUs: one Triton kernel forward and one backward.
+
+Letters: g groups, each with a scale and a bias of its own, m rows, c channels, p programs.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from mtmamba_jax.kernels.platform_check import triton_refusal
+
+ELEMENTS = 2048
+"""Most numbers of an array that a program holds at a time, if a row has no more."""
+PROGRAMS = 1056
+"""Programs of the backward pass, which add up the gradients of scale and bias of their rows."""
+WARPS = 4
+MULTIPLE = 32
+"""Channels are a multiple of this: a smaller power of two would leave most lanes idle."""
+
+
+class Block(NamedTuple):
+    """What a program holds of an array: some rows, and their channels in parts.
+
+    Triton's arrays in registers have powers of two as sizes, but 96, 192, ... channels do not.
+    """
+
+    rows: int
+    parts: int
+    width: int
+
+    def slices(self):
+        """Returns the channels of each part."""
+        return [pl.ds(i * self.width, self.width) for i in range(self.parts)]
+
+
+def choose_block(rows: int, channels: int) -> Block:
+    """Returns the block of arrays with some number of rows, which it divides."""
+    width = channels & -channels
+    most = max(1, ELEMENTS // channels)
+    return Block(min(rows & -rows, 1 << (most.bit_length() - 1)), channels // width, width)
+
+
+def supports(x: Array | jax.ShapeDtypeStruct) -> bool:
+    """Returns whether programs that are traced here can have the kernels for rows like x's."""
+    narrow = x.dtype in (jnp.float32, jnp.bfloat16)
+    whole = x.shape[-1] % MULTIPLE == 0 and x.shape[-1] <= ELEMENTS * 2
+    return narrow and whole and x.size > 0 and triton_refusal() is None
+
+
+@functools.partial(jax.jit, static_argnames=("epsilon", "dtype"))  # traced once per shape
+@jax.enable_x64(False)
+def forward(
+    x: Float[Array, "g m c"],
+    scale: Float[Array, "g c"],
+    bias: Float[Array, "g c"],
+    *,
+    epsilon: float,
+    dtype: DTypeLike,
+) -> tuple[Float[Array, "g m c"], Float[Array, "g m"], Float[Array, "g m"]]:
+    """Returns the result in `dtype`, the rows' means, and their inverse standard deviations."""
+    g, m, c = x.shape
+    block = choose_block(m, c)
+    row = pl.BlockSpec((None, block.rows, c), lambda i, j: (i, j, 0))
+    number = pl.BlockSpec((None, block.rows), lambda i, j: (i, j))
+    group = pl.BlockSpec((None, c), lambda i, j: (i, 0))
+    statistic = _shape(x, (g, m), jnp.float32)
+    return pl.pallas_call(
+        functools.partial(_layer_norm_forward, block, epsilon),
+        out_shape=[_shape(x, x.shape, dtype), statistic, statistic],
+        grid=(g, m // block.rows),
+        in_specs=[row, group, group],
+        out_specs=[row, number, number],
+        compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=1),
+    )(x, scale, bias)
+
+
+def _layer_norm_forward(block: Block, epsilon: float, x, scale, bias, y, mean, inverse):
+    channels = block.parts * block.width
+    parts = [x[:, part].astype(jnp.float32) for part in block.slices()]
+    middle = sum(jnp.sum(v, 1) for v in parts) / channels
+    parts = [v - middle[:, None] for v in parts]
+    variance = sum(jnp.sum(v * v, 1) for v in parts) / channels
+    factor = lax.rsqrt(variance + epsilon)
+    mean[...], inverse[...] = middle, factor
+    for part, v in zip(block.slices(), parts, strict=True):
+        value = v * factor[:, None] * scale[part][None] + bias[part][None]
+        y[:, part] = value.astype(y.dtype)
+
+
+@jax.jit
+@jax.enable_x64(False)
+def backward(
+    x: Float[Array, "g m c"],
+    mean: Float[Array, "g m"],
+    inverse: Float[Array, "g m"],
+    scale: Float[Array, "g c"],
+    dy: Float[Array, "g m c"],
+) -> tuple[Float[Array, "g m c"], Float[Array, "g c"], Float[Array, "g c"]]:
+    """Returns the gradients of x, scale and bias."""
+    g, m, c = x.shape
+    block = choose_block(m, c)
+    blocks = m // block.rows
+    each = -(-blocks // min(blocks, max(1, PROGRAMS // g)))  # blocks of a program
+    programs = -(-blocks // each)
+    group = pl.BlockSpec((None, c), lambda i, j: (i, 0))
+    rows = pl.BlockSpec((None, m, c), lambda i, j: (i, 0, 0))
+    numbers = pl.BlockSpec((None, m), lambda i, j: (i, 0))
+    partial = pl.BlockSpec((None, None, c), lambda i, j: (i, j, 0))
+    sums = _shape(x, (g, programs, c), jnp.float32)
+    dx, dscale, dbias = pl.pallas_call(
+        functools.partial(_layer_norm_backward, block, blocks, each),
+        out_shape=[_shape(x, x.shape, x.dtype), sums, sums],
+        grid=(g, programs),
+        in_specs=[rows, numbers, numbers, group, rows],
+        out_specs=[rows, partial, partial],
+        compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=1),
+    )(x, mean, inverse, scale, dy)
+    return dx, jnp.sum(dscale, 1), jnp.sum(dbias, 1)
+
+
+def _layer_norm_backward(
+    block: Block, blocks: int, each: int, x, mean, inverse, scale, dy, dx, dscale, dbias
+):
+    channels, first = block.parts * block.width, pl.program_id(1) * each
+    scales = [scale[part][None] for part in block.slices()]
+
+    def add_rows(i, sums):
+        rows = pl.ds((first + i) * block.rows, block.rows)
+        middle, factor = mean[rows][:, None], inverse[rows][:, None]
+        gradients = [dy[rows, part].astype(jnp.float32) for part in block.slices()]
+        normals = [(x[rows, part].astype(jnp.float32) - middle) * factor for part in block.slices()]
+        scaled = [v * s for v, s in zip(gradients, scales, strict=True)]
+        average = sum(jnp.sum(v, 1) for v in scaled)[:, None] / channels
+        along = sum(jnp.sum(v * n, 1) for v, n in zip(scaled, normals, strict=True))
+        along = along[:, None] / channels
+        for part, v, n in zip(block.slices(), scaled, normals, strict=True):
+            dx[rows, part] = (factor * (v - average - n * along)).astype(dx.dtype)
+        terms = [v * n for v, n in zip(gradients, normals, strict=True)]
+        return jax.tree.map(jnp.add, sums, (terms, gradients))
+
+    zeros = [jnp.zeros((block.rows, block.width), jnp.float32)] * block.parts
+    count = jnp.minimum(each, blocks - first)
+    found = lax.fori_loop(0, count, add_rows, (zeros, zeros))
+    for out, sums in zip((dscale, dbias), found, strict=True):
+        for part, v in zip(block.slices(), sums, strict=True):
+            out[part] = jnp.sum(v, 0)
+
+
+def _shape(x: Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
+    """Returns the shape of a result, which varies over the mesh axes that x varies over."""
+    axes = jax.typeof(x).manual_axis_type
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=axes)

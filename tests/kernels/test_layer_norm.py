@@ -1,0 +1,132 @@
+"""LayerNorm's kernels: results interpreted and on a GPU, on several devices, and lowering."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtmamba_jax.devices.sharding import create_mesh
+from mtmamba_jax.kernels.layer_norm import pallas_triton
+from mtmamba_jax.models import ops
+from tests.kernels.ss2d_suite import an_abstract_gpu, pretend_gpus, relative_error
+
+# Both sides take the same numbers and sum in float32 in different orders; bfloat16 results are
+# rounded by at most half of 2**-8, and a few numbers of dx differ by one more such step.
+TOLERANCES = {"float32": 2e-6, "bfloat16": 8e-3}
+
+
+def arguments(shape, groups, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    lead = (groups, *(1,) * (len(shape) - 2))
+    x, dy = (jnp.asarray(rng.standard_normal(shape), dtype) for _ in range(2))
+    scale, bias = (
+        jnp.asarray(rng.standard_normal((*lead, shape[-1])), jnp.float32) for _ in range(2)
+    )
+    return x, scale, bias, dy
+
+
+def value_and_gradients(x, scale, bias, dy, batch_axis=1):
+    def run(x, scale, bias, dy):
+        norm = functools.partial(ops.layer_norm, batch_axis=batch_axis, dtype=x.dtype)
+        y, pull = jax.vjp(norm, x, scale, bias)
+        return y, *pull(dy)
+
+    return jax.jit(run)(x, scale, bias, dy)
+
+
+def check(shape, groups, dtype):
+    """Compares the kernels' value and gradients with those of plain JAX."""
+    arrays = arguments(shape, groups, dtype)
+    got = value_and_gradients(*arrays)
+    wanted = jax.jit(
+        lambda x, scale, bias, dy: jax.vjp(
+            lambda *v: ops._plain_forward((-1,), x.dtype, *v)[0], x, scale, bias
+        )[1](dy)
+    )(*arrays)
+    for name, one, other in zip(("x", "scale", "bias"), got[1:], wanted, strict=True):
+        assert relative_error(one, other) < TOLERANCES[dtype], name
+    plain = ops._plain_forward((-1,), jnp.dtype(dtype), *arrays[:3])[0]
+    assert relative_error(got[0], plain) < TOLERANCES[dtype]
+
+
+SHAPES = [
+    ((1, 2, 8, 16, 96), 1),
+    ((3, 2, 6, 4, 64), 3),
+    ((1, 1, 7, 5, 160), 1),  # rows that no power of two divides
+    ((2, 1, 3, 3, 1536), 2),
+]
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Runs the kernels on this machine's default device."""
+    interpret = functools.partial(pallas_triton.pl.pallas_call, interpret=True)
+    monkeypatch.setattr(pallas_triton.pl, "pallas_call", interpret)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *v, cuda, default: cuda(*v))
+    pretend_gpus(monkeypatch, 8.0)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("shape", "groups"), SHAPES)
+def test_interpreted_kernels_equal_plain_jax(interpreted, monkeypatch, shape, groups, dtype):
+    monkeypatch.setattr(pallas_triton, "PROGRAMS", 3)
+    check(shape, groups, dtype)
+
+
+def test_a_sharded_batch_equals_one_device(interpreted, monkeypatch):
+    # Pallas does not interpret kernels inside shard_map, so plain JAX takes their place.
+    def forward(x, scale, bias, *, epsilon, dtype):
+        y, mean, inverse = ops._plain_forward((-1,), dtype, x, scale[:, None], bias[:, None])
+        return y, mean[..., 0], inverse[..., 0]
+
+    def backward(x, mean, inverse, scale, dy):
+        kept = (mean[..., None], inverse[..., None], scale[:, None])
+        dx, dscale, dbias = ops._plain_backward((-1,), x, *kept, dy)
+        return dx, dscale[:, 0], dbias[:, 0]
+
+    monkeypatch.setattr(pallas_triton, "forward", forward)
+    monkeypatch.setattr(pallas_triton, "backward", backward)
+    arrays = arguments((2, 4, 3, 4, 64), 2, "float32")
+    wanted = value_and_gradients(*arrays)
+    with jax.set_mesh(create_mesh(4, data=2, fsdp=2, devices=jax.devices()[:4])):
+        got = value_and_gradients(*arrays)
+    for one, other in zip(got, wanted, strict=True):
+        assert relative_error(one, other) < TOLERANCES["float32"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups", "axes", "dtype", "fused"),
+    [
+        ((1, 2, 4, 4, 96), 1, (-1,), "bfloat16", True),
+        ((3, 2, 4, 4, 96), 3, (-1,), "float32", True),
+        ((3, 2, 4, 4, 96), 3, (0, -1), "float32", False),
+        ((1, 2, 4, 4, 20), 1, (-1,), "float32", False),
+    ],
+)
+def test_programs_for_cuda_have_the_kernels_where_they_can(shape, groups, axes, dtype, fused):
+    x, scale, bias, _ = arguments(shape, groups, dtype)
+
+    def loss(*arrays):
+        y = ops.layer_norm(*arrays, axes=axes, batch_axis=1, dtype=jnp.dtype(dtype))
+        return jnp.sum(jnp.sin(y.astype(jnp.float32)))
+
+    with an_abstract_gpu():
+        traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(x, scale, bias)
+        found = [
+            traced.lower(lowering_platforms=(name,)).as_text().count("xla.gpu.triton")
+            for name in ("cuda", "cpu")
+        ]
+    assert found == [2 if fused else 0, 0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU of compute capability 8.0")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("shape", "groups"), [*SHAPES, ((4, 8, 28, 36, 768), 4)])
+def test_kernels_equal_plain_jax_on_a_gpu(shape, groups, dtype):
+    check(shape, groups, dtype)
