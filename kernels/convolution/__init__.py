@@ -1,0 +1,1 @@
+"""Depthwise 3x3 convolution with SiLU as one kernel forward and two backward."""
