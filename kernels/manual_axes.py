@@ -1,4 +1,4 @@
-"""Operations with gradients of their own inside `jax.shard_map`, and on each device's images."""
+"""Kernels and operations with gradients of their own inside `jax.shard_map`."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,28 +24,24 @@ def _vary(v: Array, axes: frozenset[str]) -> Array:
 
 
 def on_each_device(
-    run: Callable, axes: Sequence[str], batch_axis: int, inputs: str, outputs: str
-) -> Callable:
-    """Returns a function that runs `run` on each device's images: kernels cannot be partitioned.
+    op: Callable[..., Array], axes: Sequence[str], split: Sequence[bool], *, batch_axis: int = 1
+) -> Callable[..., Array]:
+    """Returns an op that each device computes for its own images.
+
+    The compiler cannot partition a kernel by itself.
 
     Args:
-      run: Function of arrays, which returns a tuple of arrays.
-      axes: Mesh axes that the batch is split over; none means that there is one device.
-      batch_axis: Axis of the images in split arrays.
-      inputs: A letter for each argument: "s" if it is split, "w" if each device has it whole.
-      outputs: The same of the results; "+" is a sum over the devices.
+      op: Function of arrays, whose result has the batch at the same axis as they do.
+      axes: Axes of the mesh in context (`jax.set_mesh`) over which the batch is sharded.
+      split: For each argument, whether it has the batch.
+      batch_axis: Axis of the batch.
     """
-    if not axes:
-        return run
-    split = P(*[None] * batch_axis, tuple(axes))
 
     def local(*arrays):
-        results = run(*vary_alike(*arrays))
-        return tuple(
-            lax.psum(v, tuple(axes)) if kind == "+" else v
-            for v, kind in zip(results, outputs, strict=True)
-        )
+        return op(*vary_alike(*arrays))
 
-    specs = (tuple(split if kind == "s" else P() for kind in kinds) for kinds in (inputs, outputs))
-    in_specs, out_specs = specs
-    return jax.shard_map(local, in_specs=in_specs, out_specs=out_specs)
+    if not axes:
+        return local
+    batch = P(*[None] * batch_axis, tuple(axes))
+    specs = tuple(batch if has else P() for has in split)
+    return jax.shard_map(local, in_specs=specs, out_specs=batch)

@@ -2,9 +2,9 @@
 
     z = sum_ij kernel_ij x[h + i - 1, w + j - 1] + bias        y = z sigmoid(z)
 
-A program goes down a strip of rows for a few columns and channels. It keeps the last three rows in
-registers, each with its left and right neighbours, so that it reads x once from memory and two more
-times from the cache. Letters: t task, b image, h w, d channels, s strips, p programs.
+A program goes down a strip of rows for a few columns and channels. It keeps three rows in
+registers, each with its left and right neighbours, so that it reads x once from memory and twice
+more from the cache. Letters: t task, b batch, h w height and width, d channels.
 """
 
 import functools
@@ -17,6 +17,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
+
+from mtmamba_jax.kernels.platform_check import triton_refusal
 
 COLUMNS = 4
 CHANNELS = 128
@@ -42,10 +44,29 @@ def choose_strips(shape: Sequence[int]) -> Strips:
     return Strips(-(-h // rows), rows)
 
 
-def forward(
+def supports(x: Array | jax.ShapeDtypeStruct) -> bool:
+    """Returns whether programs that are traced here can have the kernels for maps like x."""
+    narrow = x.dtype in (jnp.float32, jnp.bfloat16)
+    return narrow and x.shape[-1] % CHANNELS == 0 and x.size > 0 and triton_refusal() is None
+
+
+@jax.custom_vjp
+def convolve_silu(
     x: Float[Array, "t b h w d"], kernel: Float[Array, "t 3 3 d"], bias: Float[Array, "t d"]
 ) -> Float[Array, "t b h w d"]:
-    """Returns y in x's dtype."""
+    """Returns y in x's dtype; the backward pass keeps x alone."""
+    return _forward(x, kernel, bias)
+
+
+convolve_silu.defvjp(
+    lambda x, kernel, bias: (_forward(x, kernel, bias), (x, kernel, bias)),
+    lambda kept, dy: _backward(*kept, dy),
+)
+
+
+@jax.jit  # traced once per shape
+@jax.enable_x64(False)
+def _forward(x, kernel, bias):
     body = functools.partial(_convolve_forward, choose_strips(x.shape), x.shape[2:4])
     return _launch(body, [x], kernel, bias, [_like(x)])[0]
 
@@ -60,7 +81,7 @@ def _convolve_forward(strips, size, x, kernel, bias, y):
     _go_down(strips, size, x, write)
 
 
-def gradient_before_silu(x, kernel, bias, dy):
+def _gradient_before_silu(x, kernel, bias, dy):
     """Returns the gradient of z in x's dtype: dy times the derivative of SiLU."""
     body = functools.partial(_convolve_silu_backward, choose_strips(x.shape), x.shape[2:4])
     return _launch(body, [x, dy], kernel, bias, [_like(x)])[0]
@@ -78,21 +99,23 @@ def _convolve_silu_backward(strips, size, x, dy, kernel, bias, dz):
     _go_down(strips, size, x, write)
 
 
-def backward(x, kernel, bias, dy):
+@jax.jit
+@jax.enable_x64(False)
+def _backward(x, kernel, bias, dy):
     """Returns the gradients of x, kernel and bias."""
-    dz = gradient_before_silu(x, kernel, bias, dy)
+    dz = _gradient_before_silu(x, kernel, bias, dy)
     t, d = bias.shape
     strips = choose_strips(x.shape)
     columns = pl.cdiv(x.shape[3], COLUMNS)
     sums = jax.ShapeDtypeStruct(
-        (t, x.shape[1] * strips.count * columns, 10, d),
+        (t, x.shape[1] * strips.count * columns, len(TAPS) + 1, d),
         jnp.float32,
         manual_axis_type=jax.typeof(x).manual_axis_type,
     )
     body = functools.partial(_convolve_backward, strips, x.shape[2:4])
     dx, sums = _launch(body, [dz, x], kernel, bias, [_like(x), sums])
-    sums = jnp.sum(sums, 1)
-    return dx, sums[:, :9].reshape(kernel.shape), sums[:, 9]
+    *dkernel, dbias = jnp.moveaxis(jnp.sum(sums, 1), 1, 0)
+    return dx, jnp.stack(dkernel, 1).reshape(kernel.shape), dbias
 
 
 def _convolve_backward(strips, size, dz, x, kernel, bias, dx, sums):
@@ -103,12 +126,11 @@ def _convolve_backward(strips, size, dz, x, kernel, bias, dx, sums):
         value = _read(x, row, column, size)
         # dz at (h + i - 1, w + j - 1) was computed from x at (h, w) by the opposite tap.
         _write(dx, row, column, size, sum(window[i][j] * taps[2 - i][2 - j] for i, j in TAPS))
-        found = [
-            total + window[2 - i][2 - j] * value for total, (i, j) in zip(found, TAPS, strict=False)
-        ] + [found[9] + window[1][1]]
-        return found
+        *dkernel, dbias = found
+        terms = [window[2 - i][2 - j] * value for i, j in TAPS]
+        return [*map(jnp.add, dkernel, terms), dbias + window[1][1]]
 
-    zeros = [jnp.zeros((COLUMNS, CHANNELS), jnp.float32)] * 10
+    zeros = [jnp.zeros((COLUMNS, CHANNELS), jnp.float32)] * (len(TAPS) + 1)
     found = _go_down(strips, size, dz, add, zeros)
     for i, total in enumerate(found):
         sums[i, :] = jnp.sum(total, 0)
@@ -165,7 +187,7 @@ def _launch(body, images, kernel, bias, outputs):
     shift = pl.BlockSpec((None, CHANNELS), lambda q, p, c: (q // b, c))
     count = strips.count * columns
     partial = pl.BlockSpec(
-        (None, None, 10, CHANNELS), lambda q, p, c: (q // b, q % b * count + p, 0, c)
+        (None, None, len(TAPS) + 1, CHANNELS), lambda q, p, c: (q // b, q % b * count + p, 0, c)
     )
     blocks = {5: image, 4: partial}
     return pl.pallas_call(

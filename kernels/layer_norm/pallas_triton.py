@@ -54,13 +54,32 @@ def supports(x: Array | jax.ShapeDtypeStruct) -> bool:
     return narrow and whole and x.size > 0 and triton_refusal() is None
 
 
-@functools.partial(jax.jit, static_argnames=("epsilon", "dtype"))  # traced once per shape
-@jax.enable_x64(False)
-def forward(
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def layer_norm(
     x: Float[Array, "g m c"],
     scale: Float[Array, "g c"],
     bias: Float[Array, "g c"],
-    *,
+    epsilon: float,
+    dtype: DTypeLike,
+) -> Float[Array, "g m c"]:
+    """Returns the rows of x normalised, times scale, plus bias, in `dtype`."""
+    return _forward(x, scale, bias, epsilon, dtype)[0]
+
+
+def _keep(x, scale, bias, epsilon, dtype):
+    y, mean, inverse = _forward(x, scale, bias, epsilon, dtype)
+    return y, (x, mean, inverse, scale)
+
+
+layer_norm.defvjp(_keep, lambda epsilon, dtype, kept, dy: _backward(*kept, dy))
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))  # traced once per shape
+@jax.enable_x64(False)
+def _forward(
+    x: Float[Array, "g m c"],
+    scale: Float[Array, "g c"],
+    bias: Float[Array, "g c"],
     epsilon: float,
     dtype: DTypeLike,
 ) -> tuple[Float[Array, "g m c"], Float[Array, "g m"], Float[Array, "g m"]]:
@@ -96,7 +115,7 @@ def _layer_norm_forward(block: Block, epsilon: float, x, scale, bias, y, mean, i
 
 @jax.jit
 @jax.enable_x64(False)
-def backward(
+def _backward(
     x: Float[Array, "g m c"],
     mean: Float[Array, "g m"],
     inverse: Float[Array, "g m"],

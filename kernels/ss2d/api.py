@@ -12,11 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from mtmamba_jax.kernels.manual_axes import vary_alike
+from mtmamba_jax.kernels.manual_axes import on_each_device
 from mtmamba_jax.kernels.platform_check import local_platform
 from mtmamba_jax.kernels.ss2d.common import check_name
 from mtmamba_jax.kernels.ss2d.pallas_gpu import ss2d_pallas_gpu
@@ -115,10 +114,8 @@ def ss2d(
         raise ValueError(f"batch_axes must be a sequence of names, got {batch_axes!r}.")
     if batch_axes:
         _check_batch(arrays["x"].shape[1], tuple(batch_axes))
-        split, whole = P(None, tuple(batch_axes)), P()
-        specs = tuple(split if name in ACTIVATIONS else whole for name in arrays)
-        run = jax.shard_map(run, in_specs=specs, out_specs=split)
-    return run(*arrays.values())
+    split = [name in ACTIVATIONS for name in arrays]
+    return on_each_device(run, batch_axes, split)(*arrays.values())
 
 
 def selective_scan(
@@ -165,7 +162,6 @@ def selective_scan(
 
 def _run(*arrays: Array, directions: tuple[str, ...], implementation: str | None) -> Array:
     """Calls the forced backend or else, for each platform, the first that supports the call."""
-    arrays = vary_alike(*arrays)
     if implementation is not None:
         check_name("implementation", implementation, IMPLEMENTATIONS)
         return IMPLEMENTATIONS[implementation](*arrays, directions=directions)

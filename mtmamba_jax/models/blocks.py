@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from mtmamba_jax.array_types import TaskFeatures
 from mtmamba_jax.models import initializers
-from mtmamba_jax.models.layers import DepthwiseConv, TaskLinear, drop_path, to_features
+from mtmamba_jax.models.layers import DepthwiseConvSiLU, TaskLinear, drop_path, to_features
 from mtmamba_jax.models.norm import TaskLayerNorm
 from mtmamba_jax.models.ss2d import SS2D
 
@@ -45,7 +45,7 @@ class MFE(nnx.Module):
 
     def __init__(self, stack: int, features: int, settings: MambaSettings, *, rngs: nnx.Rngs):
         inner, dtype = settings.expansion * features, settings.dtype
-        self.conv = DepthwiseConv(stack, inner, dtype=dtype, rngs=rngs)
+        self.conv = DepthwiseConvSiLU(stack, inner, dtype=dtype, rngs=rngs)
         self.ss2d = SS2D(
             stack,
             inner,
@@ -65,9 +65,7 @@ class MFE(nnx.Module):
         self, z: Float[Array, "s b h w d"], selecting: Float[Array, "s b h w d"] | None = None
     ) -> Float[Array, "s b h w d"]:
         """Returns the features before the LayerNorm, which blocks recompute with their gates."""
-        # Cheap functions of large maps are recomputed here and below: reading their results from
-        # memory costs as much.
-        return self.ss2d(jax.checkpoint(jax.nn.silu)(self.conv(z)), selecting)
+        return self.ss2d(self.conv(z), selecting)
 
 
 class STM(nnx.Module):
@@ -117,6 +115,7 @@ class STM(nnx.Module):
         key: jax.Array | None,
     ) -> TaskFeatures:
         scanned, gate = self.mfe.scan(self.in_proj(normed), selecting), self.gate(normed)
+        # Computed again in the backward pass, as below: reading it from memory would cost as much.
         gated = jax.checkpoint(lambda y, gate: self.mfe.norm(y) * jax.nn.silu(gate))(scanned, gate)
         return z + drop_path(self.out_proj(gated), self.drop_path_rate, key, leading=2)
 

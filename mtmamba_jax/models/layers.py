@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from mtmamba_jax.array_types import TaskFeatures
 from mtmamba_jax.kernels.ss2d.api import ACTIVATION_DTYPES, to_array
 from mtmamba_jax.models import initializers
-from mtmamba_jax.models.ops import depthwise_convolve
+from mtmamba_jax.models.ops import convolve_silu
 
 linear = functools.partial(nnx.Linear, kernel_init=initializers.lecun_normal)
 
@@ -83,8 +83,8 @@ class Conv(nnx.Module):
         return y + self.bias.astype(self.dtype)
 
 
-class DepthwiseConv(nnx.Module):
-    """A zero-padded 3x3 depthwise convolution for each task; sums in float32."""
+class DepthwiseConvSiLU(nnx.Module):
+    """A zero-padded 3x3 depthwise convolution for each task, and SiLU; sums in float32."""
 
     def __init__(
         self, tasks: int, features: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
@@ -96,9 +96,8 @@ class DepthwiseConv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((tasks, features), jnp.float32))
 
     def __call__(self, x: Float[Array, "t b h w d"]) -> Float[Array, "t b h w d"]:
-        """Convolves x and casts it to the compute dtype."""
-        y = depthwise_convolve(x, self.kernel[...]) + self.bias[:, None, None, None]
-        return y.astype(self.dtype)
+        """Convolves x in the compute dtype."""
+        return convolve_silu(x.astype(self.dtype), self.kernel[...], self.bias[...])
 
 
 def drop_path(

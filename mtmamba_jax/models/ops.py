@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mtmamba_jax.devices.sharding import batch_axes
+from mtmamba_jax.kernels.convolution import pallas_triton as convolution_kernels
 from mtmamba_jax.kernels.layer_norm import pallas_triton as layer_norm_kernels
 from mtmamba_jax.kernels.manual_axes import on_each_device, vary_alike
 from mtmamba_jax.models.windows import shift_mask
@@ -62,49 +63,36 @@ def layer_norm(
     """
     lead = (1,) * (x.ndim - scale.ndim)
     scale, bias = scale.reshape(lead + scale.shape), bias.reshape(lead + bias.shape)
+    plain = functools.partial(_layer_norm, tuple(axes), jnp.dtype(dtype))
     arrays = vary_alike(x, scale, bias)
-    return _layer_norm(tuple(axes), batch_axis, jnp.dtype(dtype), *arrays)
+    if not _has_kernels(tuple(axes), x, scale):
+        return plain(*arrays)
+    fused = functools.partial(_fused_layer_norm, jnp.dtype(dtype))
+    fused = on_each_device(fused, batch_axes(), (True, False, False), batch_axis=batch_axis)
+    return jax.lax.platform_dependent(*arrays, cuda=fused, default=plain)
 
 
-@with_flops(lambda x, *_: 5 * math.prod(x))
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _layer_norm(axes, batch_axis, dtype, x, scale, bias):
-    return _layer_norm_forward(axes, batch_axis, dtype, x, scale, bias)[0]
+def _layer_norm_flops(x, *_):
+    return 5 * math.prod(x)
 
 
-def _layer_norm_forward(axes, batch_axis, dtype, x, scale, bias):
-    on_cuda = functools.partial(_fused_forward, batch_axis, dtype)
-    plain = functools.partial(_plain_forward, axes, dtype)
-    run = plain
-    if _has_kernels(axes, x, scale):
-        run = functools.partial(jax.lax.platform_dependent, cuda=on_cuda, default=plain)
-    y, mean, inverse = run(x, scale, bias)
-    return y, (x, mean, inverse, scale)
+@with_flops(_layer_norm_flops)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _layer_norm(axes, dtype, x, scale, bias):
+    return _layer_norm_forward(axes, dtype, x, scale, bias)[0]
 
 
-def _layer_norm_backward(axes, batch_axis, dtype, residuals, dy):
-    del dtype
-    on_cuda = functools.partial(_fused_backward, batch_axis)
-    plain = functools.partial(_plain_backward, axes)
-    run = plain
-    if _has_kernels(axes, residuals[0], residuals[-1]):
-        run = functools.partial(jax.lax.platform_dependent, cuda=on_cuda, default=plain)
-    return run(*residuals, dy)
-
-
-_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
-
-
-def _plain_forward(axes, dtype, x, scale, bias):
-    """Returns y, and what the backward pass keeps: the means and inverse standard deviations."""
+def _layer_norm_forward(axes, dtype, x, scale, bias):
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = wide.mean(axes, keepdims=True)
     inverse = jax.lax.rsqrt(jnp.square(wide - mean).mean(axes, keepdims=True) + EPSILON)
     y = (wide - mean) * inverse * scale + bias
-    return y.astype(dtype), mean, inverse
+    return y.astype(dtype), (x, mean, inverse, scale)
 
 
-def _plain_backward(axes, x, mean, inverse, scale, dy):
+def _layer_norm_backward(axes, dtype, residuals, dy):
+    x, mean, inverse, scale = residuals
+
     def widen(x, mean, inverse, dy):
         return (x.astype(mean.dtype) - mean) * inverse, dy.astype(mean.dtype)
 
@@ -120,6 +108,9 @@ def _plain_backward(axes, x, mean, inverse, scale, dy):
     return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(scale.dtype)
 
 
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
 def _has_kernels(axes, x, scale) -> bool:
     """Returns whether rows have one scale, or one for each part of x's first axis."""
     one_or_by_part = scale.shape[:-1] in ((1,) * (x.ndim - 1), (x.shape[0], *(1,) * (x.ndim - 2)))
@@ -127,34 +118,14 @@ def _has_kernels(axes, x, scale) -> bool:
     return axes == (-1,) and one_or_by_part and whole and layer_norm_kernels.supports(x)
 
 
-def _fused_forward(batch_axis, dtype, x, scale, bias):
-    def run(x, scale, bias):
-        rows, scales, biases = (_by_group(v, scale) for v in (x, scale, bias))
-        y, *statistics = layer_norm_kernels.forward(
-            rows, scales[:, 0], biases[:, 0], epsilon=EPSILON, dtype=dtype
-        )
-        return y.reshape(x.shape), *(v.reshape(*x.shape[:-1], 1) for v in statistics)
-
-    return on_each_device(run, batch_axes(), batch_axis, "sww", "sss")(x, scale, bias)
+def _fused_layer_norm(dtype, x, scale, bias):
+    groups, channels = scale.shape[0], scale.shape[-1]
+    rows = x.reshape(groups, -1, channels)
+    factors = (v.reshape(groups, channels) for v in (scale, bias))
+    return layer_norm_kernels.layer_norm(rows, *factors, EPSILON, dtype).reshape(x.shape)
 
 
-def _fused_backward(batch_axis, x, mean, inverse, scale, dy):
-    def run(x, mean, inverse, scale, dy):
-        arrays = (x, mean, inverse, scale, dy)
-        rows, mean, inverse, scales, dy = (_by_group(v, scale) for v in arrays)
-        dx, *sums = layer_norm_kernels.backward(
-            rows, mean[..., 0], inverse[..., 0], scales[:, 0], dy
-        )
-        return dx.reshape(x.shape), *(v.reshape(scale.shape) for v in sums)
-
-    return on_each_device(run, batch_axes(), batch_axis, "sssws", "s++")(
-        x, mean, inverse, scale, dy
-    )
-
-
-def _by_group(v, scale):
-    """Returns [g m ...] with the rows of each scale."""
-    return v.reshape(scale.shape[0], -1, v.shape[-1])
+with_flops(_layer_norm_flops)(layer_norm_kernels.layer_norm)
 
 
 def depthwise_convolve(
@@ -193,6 +164,28 @@ def _depthwise_convolve_backward(residuals, dy):
 _depthwise_convolve.defvjp(
     lambda x, kernel: (_depthwise_convolve(x, kernel), (x, kernel)), _depthwise_convolve_backward
 )
+
+
+def convolve_silu(
+    x: Float[Array, "t b h w d"],
+    kernel: Float[Array, "t 3 3 d"],
+    bias: Float[Array, "t d"],
+) -> Float[Array, "t b h w d"]:
+    """Returns SiLU(depthwise_convolve(x, kernel) + bias) in x's dtype."""
+
+    def plain(x, kernel, bias):
+        z = depthwise_convolve(x, kernel) + bias[:, None, None, None]
+        # Computed again in the backward pass: reading the result from memory would cost as much.
+        return jax.checkpoint(jax.nn.silu)(z.astype(x.dtype))
+
+    float32 = kernel.dtype == bias.dtype == jnp.float32
+    if not (float32 and convolution_kernels.supports(x)):
+        return plain(x, kernel, bias)
+    fused = on_each_device(convolution_kernels.convolve_silu, batch_axes(), (True, False, False))
+    return jax.lax.platform_dependent(x, kernel, bias, cuda=fused, default=plain)
+
+
+with_flops(lambda x, *_: 9 * math.prod(x))(convolution_kernels.convolve_silu)
 
 
 def attention(

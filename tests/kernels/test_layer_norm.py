@@ -27,28 +27,28 @@ def arguments(shape, groups, dtype, seed=0):
     return x, scale, bias, dy
 
 
-def value_and_gradients(x, scale, bias, dy, batch_axis=1):
+def value_and_gradients(norm, x, scale, bias, dy):
     def run(x, scale, bias, dy):
-        norm = functools.partial(ops.layer_norm, batch_axis=batch_axis, dtype=x.dtype)
         y, pull = jax.vjp(norm, x, scale, bias)
         return y, *pull(dy)
 
     return jax.jit(run)(x, scale, bias, dy)
 
 
+def fused(x, scale, bias):
+    return ops.layer_norm(x, scale, bias, batch_axis=1, dtype=x.dtype)
+
+
+def plain(x, scale, bias):
+    return ops._layer_norm((-1,), x.dtype, x, scale, bias)
+
+
 def check(shape, groups, dtype):
     """Compares the kernels' value and gradients with those of plain JAX."""
     arrays = arguments(shape, groups, dtype)
-    got = value_and_gradients(*arrays)
-    wanted = jax.jit(
-        lambda x, scale, bias, dy: jax.vjp(
-            lambda *v: ops._plain_forward((-1,), x.dtype, *v)[0], x, scale, bias
-        )[1](dy)
-    )(*arrays)
-    for name, one, other in zip(("x", "scale", "bias"), got[1:], wanted, strict=True):
+    got, wanted = (value_and_gradients(norm, *arrays) for norm in (fused, plain))
+    for name, one, other in zip(("y", "x", "scale", "bias"), got, wanted, strict=True):
         assert relative_error(one, other) < TOLERANCES[dtype], name
-    plain = ops._plain_forward((-1,), jnp.dtype(dtype), *arrays[:3])[0]
-    assert relative_error(got[0], plain) < TOLERANCES[dtype]
 
 
 SHAPES = [
@@ -80,21 +80,14 @@ def test_interpreted_kernels_equal_plain_jax(interpreted, monkeypatch, shape, gr
 
 def test_a_sharded_batch_equals_one_device(interpreted, monkeypatch):
     # Pallas does not interpret kernels inside shard_map, so plain JAX takes their place.
-    def forward(x, scale, bias, *, epsilon, dtype):
-        y, mean, inverse = ops._plain_forward((-1,), dtype, x, scale[:, None], bias[:, None])
-        return y, mean[..., 0], inverse[..., 0]
+    def layer_norm(x, scale, bias, epsilon, dtype):
+        return plain(x, scale[:, None], bias[:, None])
 
-    def backward(x, mean, inverse, scale, dy):
-        kept = (mean[..., None], inverse[..., None], scale[:, None])
-        dx, dscale, dbias = ops._plain_backward((-1,), x, *kept, dy)
-        return dx, dscale[:, 0], dbias[:, 0]
-
-    monkeypatch.setattr(pallas_triton, "forward", forward)
-    monkeypatch.setattr(pallas_triton, "backward", backward)
+    monkeypatch.setattr(pallas_triton, "layer_norm", layer_norm)
     arrays = arguments((2, 4, 3, 4, 64), 2, "float32")
-    wanted = value_and_gradients(*arrays)
+    wanted = value_and_gradients(plain, *arrays)
     with jax.set_mesh(create_mesh(4, data=2, fsdp=2, devices=jax.devices()[:4])):
-        got = value_and_gradients(*arrays)
+        got = value_and_gradients(fused, *arrays)
     for one, other in zip(got, wanted, strict=True):
         assert relative_error(one, other) < TOLERANCES["float32"]
 

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from mtmamba_jax.models import ops, windows
 from mtmamba_jax.models.heads import ExpandHeads
-from mtmamba_jax.models.layers import DepthwiseConv
+from mtmamba_jax.models.layers import DepthwiseConvSiLU
 from mtmamba_jax.models.norm import TaskLayerNorm
 from mtmamba_jax.models.ops import EPSILON
 from mtmamba_jax.models.patches import depth_to_space
@@ -87,10 +87,12 @@ def test_layer_norm_has_the_gradient_of_its_formula(joint):
 def test_depthwise_convolution_has_the_gradient_of_its_formula():
     with jax.enable_x64(True):
         x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 2, 4, 5, 3)))
-        module = nnx.eval_shape(lambda: DepthwiseConv(2, 3, dtype=jnp.float64, rngs=nnx.Rngs(0)))
+        module = nnx.eval_shape(
+            lambda: DepthwiseConvSiLU(2, 3, dtype=jnp.float64, rngs=nnx.Rngs(0))
+        )
         assert_same(
             module,
-            lambda m, x: plain_convolution(x, m.kernel[...], m.bias[...]),
+            lambda m, x: jax.nn.silu(plain_convolution(x, m.kernel[...], m.bias[...])),
             x,
             FLOAT32,  # it sums in float32
         )

@@ -1,0 +1,118 @@
+"""The convolution's kernels: results interpreted and on a GPU, on several devices, and lowering."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtmamba_jax.devices.sharding import create_mesh
+from mtmamba_jax.kernels.convolution import pallas_triton
+from mtmamba_jax.models import ops
+from tests.kernels.ss2d_suite import an_abstract_gpu, pretend_gpus, relative_error
+
+# Both sides get the same inputs. Float32 sums in another order; in bfloat16 the kernels round their
+# results and the gradient before SiLU, each by at most half of 2**-8.
+TOLERANCES = {"float32": 2e-6, "bfloat16": 8e-3}
+
+
+def arguments(shape, dtype):
+    rng = np.random.default_rng(0)
+    t, d = shape[0], shape[-1]
+    x, dy = (jnp.asarray(rng.standard_normal(shape), dtype) for _ in range(2))
+    kernel, bias = (
+        jnp.asarray(rng.standard_normal(size), jnp.float32) for size in ((t, 3, 3, d), (t, d))
+    )
+    return x, kernel, bias, dy
+
+
+def value_and_gradients(op, x, kernel, bias, dy):
+    def run(x, kernel, bias):
+        y, pull = jax.vjp(op, x, kernel, bias)
+        return y, *pull(dy)
+
+    return jax.jit(run)(x, kernel, bias)
+
+
+def plain(x, kernel, bias):
+    z = ops.depthwise_convolve(x, kernel) + bias[:, None, None, None]
+    return jax.nn.silu(z.astype(x.dtype))
+
+
+def check(shape, dtype):
+    arrays = arguments(shape, dtype)
+    got = value_and_gradients(ops.convolve_silu, *arrays)
+    wanted = value_and_gradients(plain, *(v.astype(jnp.float32) for v in arrays))
+    for name, one, other in zip(("y", "x", "kernel", "bias"), got, wanted, strict=True):
+        assert relative_error(one, other) < TOLERANCES[dtype], name
+
+
+def read_inside(ref, row, column, size):
+    """Reads like the kernels, but no number outside the image, which would move a slice."""
+    clipped = [jnp.clip(column + i, 0, size[1] - 1) for i in range(pallas_triton.COLUMNS)]
+    value = jnp.stack([ref[jnp.clip(row, 0, size[0] - 1), i, :] for i in clipped])
+    columns = column + jax.lax.broadcasted_iota(jnp.int32, value.shape, 0)
+    inside = (columns >= 0) & (columns < size[1]) & (row >= 0) & (row < size[0])
+    return jnp.where(inside, value.astype(jnp.float32), 0.0)
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Runs the kernels on this machine's default device."""
+    interpret = functools.partial(pallas_triton.pl.pallas_call, interpret=True)
+    monkeypatch.setattr(pallas_triton.pl, "pallas_call", interpret)
+    monkeypatch.setattr(pallas_triton, "_read", read_inside)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *v, cuda, default: cuda(*v))
+    pretend_gpus(monkeypatch, 8.0)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("shape", "strips"),
+    [((1, 1, 9, 4, 128), 1), ((2, 2, 17, 8, 256), 2)],  # whole groups of columns
+)
+def test_interpreted_kernels_equal_plain_jax(interpreted, monkeypatch, shape, strips, dtype):
+    t, b, _, w, d = shape
+    programs = t * b * w // pallas_triton.COLUMNS * d // pallas_triton.CHANNELS
+    monkeypatch.setattr(pallas_triton, "MIN_PROGRAMS", strips * programs)
+    assert pallas_triton.choose_strips(shape).count == strips
+    check(shape, dtype)
+
+
+def test_a_sharded_batch_equals_one_device(interpreted, monkeypatch):
+    # Pallas does not interpret kernels inside shard_map, so plain JAX takes their place.
+    monkeypatch.setattr(pallas_triton, "convolve_silu", plain)
+    arrays = arguments((2, 4, 3, 4, 128), "float32")
+    wanted = value_and_gradients(plain, *arrays)
+    with jax.set_mesh(create_mesh(4, data=2, fsdp=2, devices=jax.devices()[:4])):
+        got = value_and_gradients(ops.convolve_silu, *arrays)
+    for one, other in zip(got, wanted, strict=True):
+        assert relative_error(one, other) < TOLERANCES["float32"]
+
+
+@pytest.mark.parametrize(("channels", "kernels"), [(128, 3), (96, 0)])
+def test_programs_for_cuda_have_the_kernels_where_they_can(channels, kernels):
+    *arrays, _ = arguments((1, 2, 5, 7, channels), "bfloat16")
+
+    def loss(*arrays):
+        return jnp.sum(jnp.sin(ops.convolve_silu(*arrays).astype(jnp.float32)))
+
+    with an_abstract_gpu():
+        traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*arrays)
+        found = [
+            traced.lower(lowering_platforms=(name,)).as_text().count("xla.gpu.triton")
+            for name in ("cuda", "cpu")
+        ]
+    assert found == [kernels, 0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU of compute capability 8.0")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 128), (2, 2, 17, 7, 256), (4, 2, 28, 36, 1536)])
+def test_kernels_equal_plain_jax_on_a_gpu(shape, dtype):
+    check(shape, dtype)
