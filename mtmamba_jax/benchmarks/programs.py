@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mtmamba_jax.benchmarks.kernel_times import profile
 from mtmamba_jax.config import Config
 from mtmamba_jax.devices.chips import CHIPS
 from mtmamba_jax.devices.sharding import compiler_options, create_mesh, put_batch, state_sharding
@@ -161,7 +162,7 @@ def _numbers(timing: Timing, compiling: Record, program) -> Record:
     } | compiling
 
 
-def model_record(what: str, config: Config, repeats: int) -> Record:
+def model_record(what: str, config: Config, repeats: int, *, traced: bool = False) -> Record:
     """Times a full training step or a full prediction of a configuration's model.
 
     The batch is random and already on the devices of `config.mesh`. A training step is the forward
@@ -172,6 +173,7 @@ def model_record(what: str, config: Config, repeats: int) -> Record:
       config: Sets the model, the image size and the batch size (`train.batch_size` or
         `eval.batch_size`).
       repeats: Number of timing samples.
+      traced: Whether to trace one more call, whose kernels are then in the record.
 
     Raises:
       ValueError: If the configuration is invalid.
@@ -192,6 +194,10 @@ def model_record(what: str, config: Config, repeats: int) -> Record:
     timing = time_calls(call, repeats)
     record = {"batch_size": size, "devices": mesh.size, "state_bytes": state_bytes}
     record["images_per_second"] = size / timing.median
+    if traced:
+        found = profile(call)
+        record["span_seconds"] = found.span
+        record["kernels"] = [kernel._asdict() for kernel in found.kernels]
     return record | _numbers(timing, compiling, program)
 
 

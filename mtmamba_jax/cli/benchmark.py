@@ -4,10 +4,13 @@ import argparse
 import pathlib
 import sys
 
+import jax
+
 from mtmamba_jax import config as configuration
 from mtmamba_jax.benchmarks.devices import report_devices
 from mtmamba_jax.benchmarks.input import report_input
-from mtmamba_jax.benchmarks.programs import check_ss2d, model_record
+from mtmamba_jax.benchmarks.kernel_times import Kernel, Profile, profile_table
+from mtmamba_jax.benchmarks.programs import MODEL_PROGRAMS, check_ss2d, model_record
 from mtmamba_jax.benchmarks.report import model_table, report_ss2d, write_records
 from mtmamba_jax.cli.console import announce, describe_program
 from mtmamba_jax.config import Config
@@ -26,6 +29,10 @@ def run(options: argparse.Namespace) -> int:
     for name in [*given, *(f"config.{key}" for key in options.overrides)]:
         if name.startswith("config") == (options.what == "ss2d"):
             raise ValueError(f"--{name} does not go with --what={options.what}.")
+    if options.profile and options.what not in MODEL_PROGRAMS:
+        raise ValueError(f"--profile does not go with --what={options.what}.")
+    if options.profile and jax.default_backend() == "cpu":
+        raise ValueError("--profile: JAX lists the kernels of GPUs and TPUs only.")
     if options.repeats < 1:
         raise ValueError(f"--repeats must be at least 1, got {options.repeats}.")
     measure = {"ss2d": _ss2d, "input": _input}.get(options.what, _model)
@@ -53,8 +60,12 @@ def _model(options: argparse.Namespace, output: pathlib.Path) -> int:
     if options.what == "devices":
         report_devices(config, options.repeats, output, settings)
         return 0
-    record = model_record(options.what, config, options.repeats)
+    record = model_record(options.what, config, options.repeats, traced=options.profile)
     print(f"\n{model_table(record)}")
+    if options.profile:
+        kernels = [Kernel(**kernel) for kernel in record["kernels"]]
+        found = Profile(kernels, record["span_seconds"])
+        print(f"\nOne call, traced:\n\n{profile_table(found)}")
     write_records(output, options.what, settings, [record])
     return 0
 

@@ -147,6 +147,7 @@ def _benchmark(command: argparse.ArgumentParser) -> None:
     add("--spec", metavar="NAME,...", help="ss2d: named shapes (all decoder stages)")
     add("--implementation", metavar="NAME,...", help="ss2d: backends (the platform's choice)")
     add("--dtype", help="ss2d: bfloat16 or float32 (bfloat16)")
+    add("--profile", action="store_true", help="step, inference: the time of each kind of kernel")
     _add_config(command)
 
 

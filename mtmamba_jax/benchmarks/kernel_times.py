@@ -1,0 +1,110 @@
+"""Where a program's time on a GPU or TPU goes, by kind of kernel, from a trace of the profiler."""
+
+import collections
+import pathlib
+import re
+import tempfile
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import jax
+from jax.profiler import ProfileData
+
+from mtmamba_jax.messages import markdown_table, percent, short
+
+KINDS = {
+    "scan, backward": r"ss2d_backward",
+    "scan, forward": r"ss2d_forward",
+    "scan, starts of segments": r"ss2d_summaries",
+    "LayerNorm": r"layer_norm",
+    "convolution and SiLU": r"convolve",
+    "matrix products": r"gemm|nvjet|cutlass|cublas|dot|convolution",
+    "normalization fusions": r"softmax|triton",
+    "reductions": r"reduce",
+    "copies and transposes": r"memcpy|memset|copy|transpose|concatenate|slice|pad|gather|scatter",
+    "collectives": r"nccl|all-reduce|all-gather|collective",
+    "other elementwise": r"",
+}
+"""Kinds of kernels, with regular expressions of their names. The first that matches counts."""
+LARGEST = 3
+
+
+class Kernel(NamedTuple):
+    """All launches of a kernel in one call of a program."""
+
+    name: str
+    seconds: float
+    launches: int
+
+
+class Profile(NamedTuple):
+    """The kernels of one call on the first device, and the seconds from its first to its last."""
+
+    kernels: list[Kernel]
+    span: float
+
+
+def profile(call: Callable[[], object]) -> Profile:
+    """Traces one call, which returns the arrays that it computes; it must have been compiled.
+
+    Not for CPUs, whose kernels JAX's profiler does not list.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            jax.block_until_ready(call())
+        traces = sorted(pathlib.Path(folder).rglob("*.xplane.pb"))
+        planes = [plane for path in traces for plane in ProfileData.from_file(str(path)).planes]
+    return read_planes(planes)
+
+
+def read_planes(planes: Iterable) -> Profile:
+    """Returns the kernels of the first device in a trace's planes, the longest first."""
+    seconds, launches = collections.Counter(), collections.Counter()
+    starts, ends = [], []
+    for plane in planes:
+        if not re.match(r"/device:(GPU|TPU):0", plane.name):
+            continue
+        for line in plane.lines:
+            if not (line.name.startswith("Stream") or line.name == "XLA Ops"):
+                continue
+            for event in line.events:
+                seconds[event.name] += event.duration_ns / 1e9
+                launches[event.name] += 1
+                starts.append(event.start_ns)
+                ends.append(event.start_ns + event.duration_ns)
+    kernels = [Kernel(name, time, launches[name]) for name, time in seconds.most_common()]
+    return Profile(kernels, (max(ends) - min(starts)) / 1e9 if starts else 0.0)
+
+
+def kind_of(name: str) -> str:
+    """Returns the kind of a kernel, a key of `KINDS`."""
+    return next(kind for kind, pattern in KINDS.items() if re.search(pattern, name.lower()))
+
+
+def profile_table(found: Profile) -> str:
+    """Returns a table with a row for each kind of kernel, the largest first."""
+    by_kind: dict[str, list[Kernel]] = collections.defaultdict(list)
+    for kernel in found.kernels:
+        by_kind[kind_of(kernel.name)].append(kernel)
+    busy = sum(kernel.seconds for kernel in found.kernels)
+    rows = [
+        (
+            kind,
+            short(sum(kernel.seconds for kernel in kernels) * 1e3),
+            percent(sum(kernel.seconds for kernel in kernels) / found.span),
+            str(sum(kernel.launches for kernel in kernels)),
+            "; ".join(_describe(kernel) for kernel in kernels[:LARGEST]),
+        )
+        for kind, kernels in by_kind.items()
+    ]
+    rows.sort(key=lambda row: -float(row[1]))
+    idle = max(0.0, found.span - busy)
+    rows.append(("between kernels", short(idle * 1e3), percent(idle / found.span), "", ""))
+    launches = str(sum(kernel.launches for kernel in found.kernels))
+    rows.append(("from first to last", short(found.span * 1e3), percent(1.0), launches, ""))
+    columns = ("kind", "ms", "of the time", "launches", f"largest {LARGEST}: ms, launches")
+    return markdown_table(columns, rows)
+
+
+def _describe(kernel: Kernel) -> str:
+    return f"{kernel.name[:40]} {short(kernel.seconds * 1e3)}, {kernel.launches}"
