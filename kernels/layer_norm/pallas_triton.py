@@ -1,6 +1,8 @@
 """LayerNorm over the last axis on CUDA GPUs: one Triton kernel forward and one backward.
 
-Letters: g groups, each with a scale and a bias of its own, m rows, c channels, p programs.
+    normal = (x - mean) / sqrt(variance + epsilon)        y = (normal * scale + bias) * SiLU(gate)
+
+The gate is optional. Letters: g groups, each with its own scale and bias, m rows, c channels.
 """
 
 import functools
@@ -23,6 +25,7 @@ PROGRAMS = 1056
 WARPS = 4
 MULTIPLE = 32
 """Channels are a multiple of this: a smaller power of two would leave most lanes idle."""
+MAX_PARTS = 8
 
 
 class Block(NamedTuple):
@@ -35,7 +38,12 @@ class Block(NamedTuple):
     parts: int
     width: int
 
-    def slices(self):
+    @property
+    def channels(self) -> int:
+        """Channels of all parts."""
+        return self.parts * self.width
+
+    def slices(self) -> list:
         """Returns the channels of each part."""
         return [pl.ds(i * self.width, self.width) for i in range(self.parts)]
 
@@ -49,80 +57,73 @@ def choose_block(rows: int, channels: int) -> Block:
 
 def supports(x: Array | jax.ShapeDtypeStruct) -> bool:
     """Returns whether programs that are traced here can have the kernels for rows like x's."""
-    narrow = x.dtype in (jnp.float32, jnp.bfloat16)
-    whole = x.shape[-1] % MULTIPLE == 0 and x.shape[-1] <= ELEMENTS * 2
-    return narrow and whole and x.size > 0 and triton_refusal() is None
+    narrow, channels = x.dtype in (jnp.float32, jnp.bfloat16), x.shape[-1]
+    if not narrow or not x.size or channels % MULTIPLE or channels > 2 * ELEMENTS:
+        return False
+    return choose_block(1, channels).parts <= MAX_PARTS and triton_refusal() is None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def layer_norm(
     x: Float[Array, "g m c"],
     scale: Float[Array, "g c"],
     bias: Float[Array, "g c"],
+    gate: Float[Array, "g m c"] | None,
     epsilon: float,
     dtype: DTypeLike,
 ) -> Float[Array, "g m c"]:
-    """Returns the rows of x normalised, times scale, plus bias, in `dtype`."""
-    return _forward(x, scale, bias, epsilon, dtype)[0]
+    """Returns y in `dtype`; the backward pass keeps x, the gate and two numbers per row."""
+    return _forward(x, scale, bias, gate, epsilon, dtype)[0]
 
 
-def _keep(x, scale, bias, epsilon, dtype):
-    y, mean, inverse = _forward(x, scale, bias, epsilon, dtype)
-    return y, (x, mean, inverse, scale)
+def _keep(x, scale, bias, gate, epsilon, dtype):
+    y, *statistics = _forward(x, scale, bias, gate, epsilon, dtype)
+    return y, (x, scale, bias, gate, *statistics)
 
 
 layer_norm.defvjp(_keep, lambda epsilon, dtype, kept, dy: _backward(*kept, dy))
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))  # traced once per shape
+@functools.partial(jax.jit, static_argnums=(4, 5))  # traced once per shape
 @jax.enable_x64(False)
-def _forward(
-    x: Float[Array, "g m c"],
-    scale: Float[Array, "g c"],
-    bias: Float[Array, "g c"],
-    epsilon: float,
-    dtype: DTypeLike,
-) -> tuple[Float[Array, "g m c"], Float[Array, "g m"], Float[Array, "g m"]]:
-    """Returns the result in `dtype`, the rows' means, and their inverse standard deviations."""
+def _forward(x, scale, bias, gate, epsilon, dtype):
+    """Returns y, and the rows' means and inverse standard deviations [g m]."""
     g, m, c = x.shape
     block = choose_block(m, c)
     row = pl.BlockSpec((None, block.rows, c), lambda i, j: (i, j, 0))
     number = pl.BlockSpec((None, block.rows), lambda i, j: (i, j))
     group = pl.BlockSpec((None, c), lambda i, j: (i, 0))
     statistic = _shape(x, (g, m), jnp.float32)
+    gates = [] if gate is None else [gate]
     return pl.pallas_call(
         functools.partial(_layer_norm_forward, block, epsilon),
         out_shape=[_shape(x, x.shape, dtype), statistic, statistic],
         grid=(g, m // block.rows),
-        in_specs=[row, group, group],
+        in_specs=[row, group, group, *(row for _ in gates)],
         out_specs=[row, number, number],
         compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=1),
-    )(x, scale, bias)
+    )(x, scale, bias, *gates)
 
 
-def _layer_norm_forward(block: Block, epsilon: float, x, scale, bias, y, mean, inverse):
-    channels = block.parts * block.width
+def _layer_norm_forward(block: Block, epsilon: float, x, scale, bias, *refs):
+    *gates, y, mean, inverse = refs
     parts = [x[:, part].astype(jnp.float32) for part in block.slices()]
-    middle = sum(jnp.sum(v, 1) for v in parts) / channels
+    middle = sum(jnp.sum(v, 1) for v in parts) / block.channels
     parts = [v - middle[:, None] for v in parts]
-    variance = sum(jnp.sum(v * v, 1) for v in parts) / channels
+    variance = sum(jnp.sum(v * v, 1) for v in parts) / block.channels
     factor = lax.rsqrt(variance + epsilon)
     mean[...], inverse[...] = middle, factor
     for part, v in zip(block.slices(), parts, strict=True):
         value = v * factor[:, None] * scale[part][None] + bias[part][None]
+        for gate in gates:
+            value *= jax.nn.silu(gate[:, part].astype(jnp.float32))
         y[:, part] = value.astype(y.dtype)
 
 
 @jax.jit
 @jax.enable_x64(False)
-def _backward(
-    x: Float[Array, "g m c"],
-    mean: Float[Array, "g m"],
-    inverse: Float[Array, "g m"],
-    scale: Float[Array, "g c"],
-    dy: Float[Array, "g m c"],
-) -> tuple[Float[Array, "g m c"], Float[Array, "g c"], Float[Array, "g c"]]:
-    """Returns the gradients of x, scale and bias."""
+def _backward(x, scale, bias, gate, mean, inverse, dy):
+    """Returns the gradients of x, scale, bias and gate."""
     g, m, c = x.shape
     block = choose_block(m, c)
     blocks = m // block.rows
@@ -133,33 +134,44 @@ def _backward(
     numbers = pl.BlockSpec((None, m), lambda i, j: (i, 0))
     partial = pl.BlockSpec((None, None, c), lambda i, j: (i, j, 0))
     sums = _shape(x, (g, programs, c), jnp.float32)
-    dx, dscale, dbias = pl.pallas_call(
+    gates = [] if gate is None else [gate]
+    dscale, dbias, dx, *dgate = pl.pallas_call(
         functools.partial(_layer_norm_backward, block, blocks, each),
-        out_shape=[_shape(x, x.shape, x.dtype), sums, sums],
+        out_shape=[sums, sums, *(_shape(v, v.shape, v.dtype) for v in (x, *gates))],
         grid=(g, programs),
-        in_specs=[rows, numbers, numbers, group, rows],
-        out_specs=[rows, partial, partial],
+        in_specs=[group, group, numbers, numbers, rows, rows, *(rows for _ in gates)],
+        out_specs=[partial, partial, rows, *(rows for _ in gates)],
         compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=1),
-    )(x, mean, inverse, scale, dy)
-    return dx, jnp.sum(dscale, 1), jnp.sum(dbias, 1)
+    )(scale, bias, mean, inverse, dy, x, *gates)
+    return dx, jnp.sum(dscale, 1), jnp.sum(dbias, 1), dgate[0] if dgate else None
 
 
 def _layer_norm_backward(
-    block: Block, blocks: int, each: int, x, mean, inverse, scale, dy, dx, dscale, dbias
+    block: Block, blocks: int, each: int, scale, bias, mean, inverse, dy, x, *refs
 ):
-    channels, first = block.parts * block.width, pl.program_id(1) * each
-    scales = [scale[part][None] for part in block.slices()]
+    gates = refs[: len(refs) // 2 - 1]
+    dscale, dbias, dx, *dgates = refs[len(gates) :]
+    slices, first = block.slices(), pl.program_id(1) * each
+    scales, biases = ([v[part][None] for part in slices] for v in (scale, bias))
 
     def add_rows(i, sums):
         rows = pl.ds((first + i) * block.rows, block.rows)
         middle, factor = mean[rows][:, None], inverse[rows][:, None]
-        gradients = [dy[rows, part].astype(jnp.float32) for part in block.slices()]
-        normals = [(x[rows, part].astype(jnp.float32) - middle) * factor for part in block.slices()]
+        gradients = [dy[rows, part].astype(jnp.float32) for part in slices]
+        normals = [(x[rows, part].astype(jnp.float32) - middle) * factor for part in slices]
+        for gate, dgate in zip(gates, dgates, strict=True):
+            for p, part in enumerate(slices):
+                v = gate[rows, part].astype(jnp.float32)
+                share = jax.nn.sigmoid(v)
+                ungated = normals[p] * scales[p] + biases[p]
+                slope = share * (1 + v * (1 - share))
+                dgate[rows, part] = (gradients[p] * ungated * slope).astype(dgate.dtype)
+                gradients[p] *= v * share
         scaled = [v * s for v, s in zip(gradients, scales, strict=True)]
-        average = sum(jnp.sum(v, 1) for v in scaled)[:, None] / channels
+        average = sum(jnp.sum(v, 1) for v in scaled)[:, None] / block.channels
         along = sum(jnp.sum(v * n, 1) for v, n in zip(scaled, normals, strict=True))
-        along = along[:, None] / channels
-        for part, v, n in zip(block.slices(), scaled, normals, strict=True):
+        along = along[:, None] / block.channels
+        for part, v, n in zip(slices, scaled, normals, strict=True):
             dx[rows, part] = (factor * (v - average - n * along)).astype(dx.dtype)
         terms = [v * n for v, n in zip(gradients, normals, strict=True)]
         return jax.tree.map(jnp.add, sums, (terms, gradients))
@@ -168,7 +180,7 @@ def _layer_norm_backward(
     count = jnp.minimum(each, blocks - first)
     found = lax.fori_loop(0, count, add_rows, (zeros, zeros))
     for out, sums in zip((dscale, dbias), found, strict=True):
-        for part, v in zip(block.slices(), sums, strict=True):
+        for part, v in zip(slices, sums, strict=True):
             out[part] = jnp.sum(v, 0)
 
 

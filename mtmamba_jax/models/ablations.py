@@ -78,9 +78,11 @@ class AttentionMFE(nnx.Module):
         del selecting  # of a scan only
         return self.attention(z)
 
-    def norm(self, z: Float[Array, "s b h w d"]) -> Float[Array, "s b h w d"]:
-        """Returns z unchanged: no LayerNorm follows the attention."""
-        return z
+    def norm(
+        self, z: Float[Array, "s b h w d"], gate: Float[Array, "s b h w d"] | None = None
+    ) -> Float[Array, "s b h w d"]:
+        """Returns z, times SiLU(gate) if there is a gate: no LayerNorm follows the attention."""
+        return z if gate is None else z * jax.nn.silu(gate)
 
 
 class AttentionGate(nnx.Module):

@@ -115,8 +115,7 @@ class STM(nnx.Module):
         key: jax.Array | None,
     ) -> TaskFeatures:
         scanned, gate = self.mfe.scan(self.in_proj(normed), selecting), self.gate(normed)
-        # Computed again in the backward pass, as below: reading it from memory would cost as much.
-        gated = jax.checkpoint(lambda y, gate: self.mfe.norm(y) * jax.nn.silu(gate))(scanned, gate)
+        gated = self.mfe.norm(scanned, gate)
         return z + drop_path(self.out_proj(gated), self.drop_path_rate, key, leading=2)
 
 
@@ -171,5 +170,6 @@ class CTM(nnx.Module):
             features, gate = self.mfe.norm(scanned), jax.nn.sigmoid(gate)
             return gate * features[-1:] + (1 - gate) * features[:-1]
 
+        # Computed again in the backward pass: reading it from memory would cost as much.
         mixed = jax.checkpoint(mix)(scanned, self.gate(normed))
         return z + drop_path(self.out_proj(mixed), self.drop_path_rate, key, leading=2)

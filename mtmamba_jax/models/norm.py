@@ -36,8 +36,10 @@ class TaskLayerNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((tasks, features), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((tasks, features), jnp.float32))
 
-    def __call__(self, x: Float[Array, "t *shape c"]) -> Float[Array, "t *shape c"]:
-        """Normalises x and casts it to the compute dtype."""
+    def __call__(
+        self, x: Float[Array, "t b *shape c"], gate: Float[Array, "t b *shape c"] | None = None
+    ) -> Float[Array, "t b *shape c"]:
+        """Normalises x in the compute dtype; multiplies it by SiLU(gate) if there is a gate."""
         shape = (x.shape[0],) + (1,) * (x.ndim - 2) + (x.shape[-1],)
         scale, bias = self.scale[...].reshape(shape), self.bias[...].reshape(shape)
-        return layer_norm(x, scale, bias, axes=self.axes, batch_axis=1, dtype=self.dtype)
+        return layer_norm(x, scale, bias, gate, axes=self.axes, batch_axis=1, dtype=self.dtype)

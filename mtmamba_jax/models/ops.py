@@ -45,31 +45,46 @@ def layer_norm(
     x: Float[Array, "..."],
     scale: Float[Array, "..."],
     bias: Float[Array, "..."],
+    gate: Float[Array, "..."] | None = None,
     *,
     axes: Sequence[int] = (-1,),
     batch_axis: int = 0,
     dtype: DTypeLike,
 ) -> Float[Array, "..."]:
-    """Returns (x - mean) / sqrt(variance + EPSILON) * scale + bias (Ba et al., 2016).
+    """Returns LayerNorm(x), times SiLU(gate) if there is a gate.
 
-    The backward pass keeps the input and two numbers per mean.
+    LayerNorm(x) = (x - mean) / sqrt(variance + EPSILON) * scale + bias (Ba et al., 2016). The
+    backward pass keeps x, the gate and two numbers per mean.
 
     Args:
       x: Input of any shape.
       scale, bias: Broadcast against `x`: each axis has size 1 or that of `x`.
+      gate: Broadcast against `x`.
       axes: Axes to take the mean and the variance over.
       batch_axis: Axis of x that is split over the devices of a mesh in context.
       dtype: Dtype of the result; the statistics are float32 at least.
     """
+    axes, dtype = tuple(axes), jnp.dtype(dtype)
     lead = (1,) * (x.ndim - scale.ndim)
-    scale, bias = scale.reshape(lead + scale.shape), bias.reshape(lead + bias.shape)
-    plain = functools.partial(_layer_norm, tuple(axes), jnp.dtype(dtype))
-    arrays = vary_alike(x, scale, bias)
-    if not _has_kernels(tuple(axes), x, scale):
+    arrays = vary_alike(x, scale.reshape(lead + scale.shape), bias.reshape(lead + bias.shape))
+    if gate is not None:
+        arrays = (*arrays, jnp.broadcast_to(gate, x.shape))
+    plain = functools.partial(_plain_layer_norm, axes, dtype)
+    if not _has_kernels(axes, *arrays[:2]):
         return plain(*arrays)
-    fused = functools.partial(_fused_layer_norm, jnp.dtype(dtype))
-    fused = on_each_device(fused, batch_axes(), (True, False, False), batch_axis=batch_axis)
+    fused = functools.partial(_fused_layer_norm, dtype)
+    split = (True, False, False, True)[: len(arrays)]
+    fused = on_each_device(fused, batch_axes(), split, batch_axis=batch_axis)
     return jax.lax.platform_dependent(*arrays, cuda=fused, default=plain)
+
+
+def _plain_layer_norm(axes, dtype, x, scale, bias, gate=None):
+    if gate is None:
+        return _layer_norm(axes, dtype, x, scale, bias)
+    # Computed again in the backward pass: reading the result from memory would cost as much.
+    return jax.checkpoint(
+        lambda x, gate: _layer_norm(axes, dtype, x, scale, bias) * jax.nn.silu(gate)
+    )(x, gate)
 
 
 def _layer_norm_flops(x, *_):
@@ -118,11 +133,11 @@ def _has_kernels(axes, x, scale) -> bool:
     return axes == (-1,) and one_or_by_part and whole and layer_norm_kernels.supports(x)
 
 
-def _fused_layer_norm(dtype, x, scale, bias):
+def _fused_layer_norm(dtype, x, scale, bias, gate=None):
     groups, channels = scale.shape[0], scale.shape[-1]
-    rows = x.reshape(groups, -1, channels)
+    rows, gates = (v if v is None else v.reshape(groups, -1, channels) for v in (x, gate))
     factors = (v.reshape(groups, channels) for v in (scale, bias))
-    return layer_norm_kernels.layer_norm(rows, *factors, EPSILON, dtype).reshape(x.shape)
+    return layer_norm_kernels.layer_norm(rows, *factors, gates, EPSILON, dtype).reshape(x.shape)
 
 
 with_flops(_layer_norm_flops)(layer_norm_kernels.layer_norm)
