@@ -1,10 +1,13 @@
-"""SiLU of a depthwise 3x3 convolution on CUDA GPUs, in Triton kernels.
+"""SiLU of a depthwise 3x3 convolution on CUDA GPUs: one Triton kernel forward and one backward.
 
     z = sum_ij kernel_ij x[h + i - 1, w + j - 1] + bias        y = z sigmoid(z)
 
-A program goes down a strip of rows for a few columns and channels. It keeps three rows in
-registers, each with its left and right neighbours, so that it reads x once from memory and twice
-more from the cache. Letters: t task, b batch, h w height and width, d channels.
+A program goes down a strip of rows for a few columns and a block of channels. It keeps the last
+rows in registers, a vector of channels for each pixel, and reads every number of its columns once.
+The backward pass computes the gradient of z again at the pixels around its own: in memory it would
+be written once and read three times.
+
+Letters: t task, b batch, h w height and width, d channels.
 """
 
 import functools
@@ -13,7 +16,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
@@ -27,6 +29,9 @@ MIN_PROGRAMS = 4096
 """Fewer programs are cut into strips of rows."""
 TAPS = [(i, j) for i in range(3) for j in range(3)]
 
+Row = list[Array]
+"""Vectors of channels, one for each of some neighbouring columns."""
+
 
 class Strips(NamedTuple):
     """How the rows of an image are divided."""
@@ -38,10 +43,10 @@ class Strips(NamedTuple):
 def choose_strips(shape: Sequence[int]) -> Strips:
     """Returns enough strips to keep a GPU busy, of eight rows at least."""
     t, b, h, w, d = shape
-    programs = t * b * -(-w // COLUMNS) * (d // CHANNELS)
-    count = max(1, min(-(-MIN_PROGRAMS // programs), h // 8))
-    rows = -(-h // count)
-    return Strips(-(-h // rows), rows)
+    programs = t * b * pl.cdiv(w, COLUMNS) * (d // CHANNELS)
+    count = max(1, min(pl.cdiv(MIN_PROGRAMS, programs), h // 8))
+    rows = pl.cdiv(h, count)
+    return Strips(pl.cdiv(h, rows), rows)
 
 
 def supports(x: Array | jax.ShapeDtypeStruct) -> bool:
@@ -68,124 +73,134 @@ convolve_silu.defvjp(
 @jax.enable_x64(False)
 def _forward(x, kernel, bias):
     body = functools.partial(_convolve_forward, choose_strips(x.shape), x.shape[2:4])
-    return _launch(body, [x], kernel, bias, [_like(x)])[0]
+    return _launch(body, [x], kernel, bias, [_like(x, x.shape, x.dtype)])[0]
 
 
 def _convolve_forward(strips, size, x, kernel, bias, y):
-    taps, shift = _read_kernel(kernel), bias[...][None]
+    taps, shift = _read_kernel(kernel), bias[...]
 
-    def write(row, column, window):
-        z = shift + sum(window[i][j] * taps[i][j] for i, j in TAPS)
-        _write(y, row, column, size, z * jax.nn.sigmoid(z))
+    def visit(row, column, rows):
+        above, here = rows
+        below = _read(x, row + 1, column - 1, COLUMNS + 2, size)
+        for w in range(COLUMNS):
+            z = _convolve([above, here, below], w, taps) + shift
+            _write(y, row, column + w, size, z * jax.nn.sigmoid(z))
+        return here, below
 
-    _go_down(strips, size, x, write)
+    def start(row, column):
+        return tuple(_read(x, row + i, column - 1, COLUMNS + 2, size) for i in (-1, 0))
 
-
-def _gradient_before_silu(x, kernel, bias, dy):
-    """Returns the gradient of z in x's dtype: dy times the derivative of SiLU."""
-    body = functools.partial(_convolve_silu_backward, choose_strips(x.shape), x.shape[2:4])
-    return _launch(body, [x, dy], kernel, bias, [_like(x)])[0]
-
-
-def _convolve_silu_backward(strips, size, x, dy, kernel, bias, dz):
-    taps, shift = _read_kernel(kernel), bias[...][None]
-
-    def write(row, column, window):
-        z = shift + sum(window[i][j] * taps[i][j] for i, j in TAPS)
-        gate = jax.nn.sigmoid(z)
-        gradient = _read(dy, row, column, size) * gate * (1 + z * (1 - gate))
-        _write(dz, row, column, size, gradient)
-
-    _go_down(strips, size, x, write)
+    _go_down(strips, size, start, visit)
 
 
 @jax.jit
 @jax.enable_x64(False)
 def _backward(x, kernel, bias, dy):
     """Returns the gradients of x, kernel and bias."""
-    dz = _gradient_before_silu(x, kernel, bias, dy)
-    t, d = bias.shape
+    t, b, h, w, d = x.shape
     strips = choose_strips(x.shape)
-    columns = pl.cdiv(x.shape[3], COLUMNS)
-    sums = jax.ShapeDtypeStruct(
-        (t, x.shape[1] * strips.count * columns, len(TAPS) + 1, d),
-        jnp.float32,
-        manual_axis_type=jax.typeof(x).manual_axis_type,
-    )
-    body = functools.partial(_convolve_backward, strips, x.shape[2:4])
-    dx, sums = _launch(body, [dz, x], kernel, bias, [_like(x), sums])
-    *dkernel, dbias = jnp.moveaxis(jnp.sum(sums, 1), 1, 0)
-    return dx, jnp.stack(dkernel, 1).reshape(kernel.shape), dbias
+    partial = _like(x, (t, b * strips.count * pl.cdiv(w, COLUMNS), len(TAPS) + 1, d), jnp.float32)
+    body = functools.partial(_convolve_backward, strips, (h, w))
+    dx, sums = _launch(body, [x, dy], kernel, bias, [_like(x, x.shape, x.dtype), partial])
+    sums = jnp.sum(sums, 1)
+    return dx, sums[:, :-1].reshape(kernel.shape), sums[:, -1]
 
 
-def _convolve_backward(strips, size, dz, x, kernel, bias, dx, sums):
-    del bias
-    taps = _read_kernel(kernel)
+def _convolve_backward(strips, size, x, dy, kernel, bias, dx, sums):
+    taps, shift = _read_kernel(kernel), bias[...]
+    flipped = [[taps[2 - i][2 - j] for j in range(3)] for i in range(3)]
 
-    def add(row, column, window, found):
-        value = _read(x, row, column, size)
-        # dz at (h + i - 1, w + j - 1) was computed from x at (h, w) by the opposite tap.
-        _write(dx, row, column, size, sum(window[i][j] * taps[2 - i][2 - j] for i, j in TAPS))
-        *dkernel, dbias = found
-        terms = [window[2 - i][2 - j] * value for i, j in TAPS]
-        return [*map(jnp.add, dkernel, terms), dbias + window[1][1]]
+    def read(row, column):
+        return _read(x, row, column - 2, COLUMNS + 4, size)
 
-    zeros = [jnp.zeros((COLUMNS, CHANNELS), jnp.float32)] * (len(TAPS) + 1)
-    found = _go_down(strips, size, dz, add, zeros)
-    for i, total in enumerate(found):
-        sums[i, :] = jnp.sum(total, 0)
+    def gradient(row, column, rows):
+        """Returns the gradient of z in a row, zero outside the image as dy is."""
+        found = _read(dy, row, column - 1, COLUMNS + 2, size)
+        for w in range(COLUMNS + 2):
+            z = _convolve(rows, w, taps) + shift
+            gate = jax.nn.sigmoid(z)
+            found[w] *= gate * (1 + z * (1 - gate))
+        return found
+
+    def start(row, column):
+        rows = [read(row + i, column) for i in (-2, -1, 0, 1)]
+        dz = [gradient(row + i, column, rows[i + 1 : i + 4]) for i in (-1, 0)]
+        zeros = [jnp.zeros((CHANNELS,), jnp.float32)] * (len(TAPS) + 1)
+        return rows[2:], dz, zeros
+
+    def visit(row, column, carry):
+        (here, below), (above_dz, here_dz), found = carry
+        after = read(row + 2, column)
+        below_dz = gradient(row + 1, column, [here, below, after])
+        window = [above_dz, here_dz, below_dz]
+        for w in range(COLUMNS):
+            _write(dx, row, column + w, size, _convolve(window, w, flipped))
+            # dz at (h + i - 1, w + j - 1) was computed from x at (h, w) by the opposite tap.
+            terms = [window[2 - i][w + 2 - j] * here[w + 2] for i, j in TAPS]
+            found = [
+                total + term for total, term in zip(found, [*terms, here_dz[w + 1]], strict=True)
+            ]
+        return [below, after], [here_dz, below_dz], found
+
+    for i, total in enumerate(_go_down(strips, size, start, visit)[2]):
+        sums[i, :] = total
 
 
-def _go_down(strips: Strips, size, source, visit: Callable, carry=None):
-    """Calls `visit` for each row of a program's strip with the 3x3 neighbours of its columns."""
-    first = pl.program_id(1) // pl.cdiv(size[1], COLUMNS) * strips.rows
-    column = lax.rem(pl.program_id(1), pl.cdiv(size[1], COLUMNS)) * COLUMNS
+def _convolve(rows: Sequence[Row], first: int, taps: list[Row]) -> Array:
+    """Returns the convolution at the pixel in the middle of 3x3, whose first column is `first`."""
+    return sum(rows[i][first + j] * taps[i][j] for i, j in TAPS)
 
-    def read(row):
-        return [_read(source, row, column + j - 1, size) for j in range(3)]
 
-    def step(i, state):
-        above, here, carry = state
-        below = read(first + i + 1)
-        found = visit(first + i, column, (above, here, below), *([] if carry is None else [carry]))
-        return here, below, found
+def _go_down(strips: Strips, size: Sequence[int], start: Callable, visit: Callable):
+    """Visits the rows of a program's strip; returns the last state.
 
+    Args:
+      strips: How the rows are divided.
+      size: Height and width of the image.
+      start: `start(row, column)` returns the state before the first row.
+      visit: `visit(row, column, state)` returns the state after a row.
+    """
+    columns = pl.cdiv(size[1], COLUMNS)
+    first = pl.program_id(1) // columns * strips.rows
+    column = jax.lax.rem(pl.program_id(1), columns) * COLUMNS
     rows = jnp.minimum(strips.rows, size[0] - first)
-    state = (read(first - 1), read(first), carry)
-    return lax.fori_loop(0, rows, step, state)[2]
+    state = start(first, column)
+    return jax.lax.fori_loop(0, rows, lambda i, state: visit(first + i, column, state), state)
 
 
-def _read(ref, row, column, size):
-    """Returns the columns of a row, float32, with zeros outside the image."""
-    columns = column + lax.broadcasted_iota(jnp.int32, (COLUMNS, CHANNELS), 0)
-    inside = (columns >= 0) & (columns < size[1]) & (row >= 0) & (row < size[0])
-    at = ref.at[jnp.clip(row, 0, size[0] - 1), pl.ds(column, COLUMNS), :]
-    return triton.load(at, mask=inside, other=0.0).astype(jnp.float32)
+def _read(ref, row, column, count: int, size: Sequence[int]) -> Row:
+    """Returns `count` columns of a row, float32, with zeros outside the image."""
+    inside_row = (row >= 0) & (row < size[0])
+    row, found = jnp.clip(row, 0, size[0] - 1), []
+    for w in range(count):
+        inside = inside_row & (column + w >= 0) & (column + w < size[1])
+        at = ref.at[row, jnp.clip(column + w, 0, size[1] - 1), :]
+        value = triton.load(at, mask=jnp.full((CHANNELS,), inside), other=0.0)
+        found.append(value.astype(jnp.float32))
+    return found
 
 
-def _write(ref, row, column, size, value):
-    columns = column + lax.broadcasted_iota(jnp.int32, (COLUMNS, CHANNELS), 0)
-    at = ref.at[row, pl.ds(column, COLUMNS), :]
-    triton.store(at, value.astype(ref.dtype), mask=columns < size[1])
+def _write(ref, row, column, size: Sequence[int], value: Array) -> None:
+    at = ref.at[row, jnp.minimum(column, size[1] - 1), :]
+    triton.store(at, value.astype(ref.dtype), mask=jnp.full((CHANNELS,), column < size[1]))
 
 
-def _read_kernel(kernel):
-    return [[kernel[i, j, :][None] for j in range(3)] for i in range(3)]
+def _read_kernel(kernel) -> list[Row]:
+    return [[kernel[i, j, :] for j in range(3)] for i in range(3)]
 
 
-def _like(x):
+def _like(x: Array, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
+    """Returns the shape of a result, which varies over the mesh axes that x varies over."""
     axes = jax.typeof(x).manual_axis_type
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=axes)
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=axes)
 
 
 def _launch(body, images, kernel, bias, outputs):
     t, b, h, w, d = images[0].shape
-    strips = choose_strips(images[0].shape)
-    columns = pl.cdiv(w, COLUMNS)
+    count = choose_strips(images[0].shape).count * pl.cdiv(w, COLUMNS)
     image = pl.BlockSpec((None, None, h, w, CHANNELS), lambda q, p, c: (q // b, q % b, 0, 0, c))
     weights = pl.BlockSpec((None, 3, 3, CHANNELS), lambda q, p, c: (q // b, 0, 0, c))
     shift = pl.BlockSpec((None, CHANNELS), lambda q, p, c: (q // b, c))
-    count = strips.count * columns
     partial = pl.BlockSpec(
         (None, None, len(TAPS) + 1, CHANNELS), lambda q, p, c: (q // b, q % b * count + p, 0, c)
     )

@@ -48,21 +48,11 @@ def check(shape, dtype):
         assert relative_error(one, other) < TOLERANCES[dtype], name
 
 
-def read_inside(ref, row, column, size):
-    """Reads like the kernels, but no number outside the image, which would move a slice."""
-    clipped = [jnp.clip(column + i, 0, size[1] - 1) for i in range(pallas_triton.COLUMNS)]
-    value = jnp.stack([ref[jnp.clip(row, 0, size[0] - 1), i, :] for i in clipped])
-    columns = column + jax.lax.broadcasted_iota(jnp.int32, value.shape, 0)
-    inside = (columns >= 0) & (columns < size[1]) & (row >= 0) & (row < size[0])
-    return jnp.where(inside, value.astype(jnp.float32), 0.0)
-
-
 @pytest.fixture
 def interpreted(monkeypatch):
     """Runs the kernels on this machine's default device."""
     interpret = functools.partial(pallas_triton.pl.pallas_call, interpret=True)
     monkeypatch.setattr(pallas_triton.pl, "pallas_call", interpret)
-    monkeypatch.setattr(pallas_triton, "_read", read_inside)
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *v, cuda, default: cuda(*v))
     pretend_gpus(monkeypatch, 8.0)
     jax.clear_caches()
@@ -73,11 +63,11 @@ def interpreted(monkeypatch):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("shape", "strips"),
-    [((1, 1, 9, 4, 128), 1), ((2, 2, 17, 8, 256), 2)],  # whole groups of columns
+    [((1, 1, 1, 1, 128), 1), ((1, 1, 9, 6, 128), 1), ((2, 2, 17, 7, 256), 2)],
 )
 def test_interpreted_kernels_equal_plain_jax(interpreted, monkeypatch, shape, strips, dtype):
     t, b, _, w, d = shape
-    programs = t * b * w // pallas_triton.COLUMNS * d // pallas_triton.CHANNELS
+    programs = t * b * -(-w // pallas_triton.COLUMNS) * d // pallas_triton.CHANNELS
     monkeypatch.setattr(pallas_triton, "MIN_PROGRAMS", strips * programs)
     assert pallas_triton.choose_strips(shape).count == strips
     check(shape, dtype)
@@ -94,7 +84,7 @@ def test_a_sharded_batch_equals_one_device(interpreted, monkeypatch):
         assert relative_error(one, other) < TOLERANCES["float32"]
 
 
-@pytest.mark.parametrize(("channels", "kernels"), [(128, 3), (96, 0)])
+@pytest.mark.parametrize(("channels", "kernels"), [(128, 2), (96, 0)])
 def test_programs_for_cuda_have_the_kernels_where_they_can(channels, kernels):
     *arrays, _ = arguments((1, 2, 5, 7, channels), "bfloat16")
 
