@@ -18,6 +18,7 @@ KINDS = {
     "scan, starts of segments": r"ss2d_summaries",
     "LayerNorm": r"layer_norm",
     "convolution and SiLU": r"convolve",
+    "attention": r"attention",
     "matrix products": r"gemm|nvjet|cutlass|cublas|dot|convolution",
     "normalization fusions": r"softmax|triton",
     "reductions": r"reduce",
@@ -26,7 +27,6 @@ KINDS = {
     "other elementwise": r"",
 }
 """Kinds of kernels, with regular expressions of their names. The first that matches counts."""
-LARGEST = 3
 
 
 class Kernel(NamedTuple):
@@ -93,7 +93,7 @@ def profile_table(found: Profile) -> str:
             short(sum(kernel.seconds for kernel in kernels) * 1e3),
             percent(sum(kernel.seconds for kernel in kernels) / found.span),
             str(sum(kernel.launches for kernel in kernels)),
-            "; ".join(_describe(kernel) for kernel in kernels[:LARGEST]),
+            _describe(kernels[0]),
         )
         for kind, kernels in by_kind.items()
     ]
@@ -102,7 +102,7 @@ def profile_table(found: Profile) -> str:
     rows.append(("between kernels", short(idle * 1e3), percent(idle / found.span), "", ""))
     launches = str(sum(kernel.launches for kernel in found.kernels))
     rows.append(("from first to last", short(found.span * 1e3), percent(1.0), launches, ""))
-    columns = ("kind", "ms", "of the time", "launches", f"largest {LARGEST}: ms, launches")
+    columns = ("kind", "ms", "of the time", "launches", "largest: ms, launches")
     return markdown_table(columns, rows)
 
 

@@ -56,7 +56,8 @@ def test_the_table_has_a_row_for_each_kind_and_the_time_between_kernels():
     [
         ("ss2d_summaries_mosaic_gpu_kernel", "scan, starts of segments"),
         ("_layer_norm_backward__3", "LayerNorm"),
-        ("_convolve_silu_backward", "convolution and SiLU"),
+        ("_convolve_backward", "convolution and SiLU"),
+        ("_attention_keys__2", "attention"),
         ("gemm_fusion_dot_12", "matrix products"),
         ("triton_softmax_4", "normalization fusions"),
         ("input_add_reduce_fusion", "reductions"),
