@@ -158,7 +158,9 @@ def create_op(scan: Callable, gradients: Callable) -> Callable[..., Array]:
         *inputs, D = arrays
         dx, *others = gradients(static, *inputs, saved, dy)
         dx += dy * _sum_skips(D)
-        dD = jnp.sum(dy.astype(jnp.float32) * inputs[0], (1, 2, 3))[:, None]
+        # Read again for the sums: in one pass with dx they would slow it down.
+        x, dy = lax.optimization_barrier((inputs[0], dy))
+        dD = jnp.sum(dy.astype(jnp.float32) * x, (1, 2, 3))[:, None]
         found = (dx, *others, jnp.broadcast_to(dD, D.shape))
         return tuple(g.astype(v.dtype) for g, v in zip(found, arrays, strict=True))
 
