@@ -24,6 +24,9 @@ _GPU_OPTIONS = {
     # Buffers move between calls, and a CUDA graph would be updated each time: launching the kernels
     # one by one is faster.
     "xla_gpu_enable_command_buffer": "",
+    # Comparing Triton's matrix products with cuBLAS's takes longer than all other compiling, and
+    # the chosen ones are slower in the program than they were alone.
+    "xla_gpu_enable_triton_gemm": False,
 }
 
 # For several GPUs of one process, each with a copy of the whole state.
