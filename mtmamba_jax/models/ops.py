@@ -14,10 +14,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mtmamba_jax.devices.sharding import batch_axes
+from mtmamba_jax.kernels.attention import pallas_triton as attention_kernels
 from mtmamba_jax.kernels.convolution import pallas_triton as convolution_kernels
 from mtmamba_jax.kernels.layer_norm import pallas_triton as layer_norm_kernels
 from mtmamba_jax.kernels.manual_axes import on_each_device, vary_alike
-from mtmamba_jax.models.windows import shift_mask
+from mtmamba_jax.models.windows import shift_mask, shift_regions
 
 EPSILON = 1e-5  # of every LayerNorm, as in the official encoder and decoder
 
@@ -210,15 +211,30 @@ def attention(
 ) -> Float[Array, "m l heads c"]:
     """Returns softmax attention within each of m windows of l pixels.
 
-    The weights are kept for the backward pass in the compute dtype: recomputing them costs more
-    than reading them.
+    Without a fused kernel the backward pass keeps the weights in the compute dtype: recomputing
+    them costs more than reading them.
 
     Args:
       qkv: Queries (not yet scaled), keys and values.
       bias: Position bias, added to the scores.
-      shifted: Arguments of `shift_mask` for shifted windows, None for others.
+      shifted: Arguments of `shift_regions` for shifted windows, None for others.
     """
-    return _attention(*vary_alike(qkv, bias), shifted)
+    qkv, bias = vary_alike(qkv, bias)
+
+    def plain(qkv, bias, *_):
+        return _attention(qkv, bias, shifted)
+
+    if not (bias.dtype == jnp.float32 and attention_kernels.supports(qkv)):
+        return plain(qkv, bias)
+    arrays: list[Array] = [qkv, bias]
+    if shifted:
+        arrays.append(shift_regions(*shifted))
+    split = (True, False, False)[: len(arrays)]
+    fused = on_each_device(attention_kernels.attention, batch_axes(), split, batch_axis=0)
+    return jax.lax.platform_dependent(*arrays, cuda=fused, default=plain)
+
+
+with_flops(None)(attention_kernels.attention)
 
 
 @with_flops(None)
@@ -271,19 +287,45 @@ _attention.defvjp(_attention_forward, _attention_backward)
 @with_flops(None)
 @jax.custom_vjp
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns the exact GELU; the backward pass keeps nothing but x."""
+    """Returns the exact GELU, x cdf(x); the backward pass keeps nothing but x."""
     return _unfused_on_tpu(_exact_gelu, x)
 
 
 def _exact_gelu(x):
-    return jax.nn.gelu(x, approximate=False)
+    if x.dtype != jnp.bfloat16:
+        return jax.nn.gelu(x, approximate=False)
+    wide = x.astype(jnp.float32)
+    return (wide * _normal_distribution(wide)[0]).astype(x.dtype)
 
 
 def _gelu_gradient(x, dy):
-    return jax.vjp(_exact_gelu, x)[1](dy)[0]
+    if x.dtype != jnp.bfloat16:
+        return jax.vjp(_exact_gelu, x)[1](dy)[0]
+    wide = x.astype(jnp.float32)
+    cdf, density = _normal_distribution(wide)
+    return ((cdf + wide * density) * dy.astype(jnp.float32)).astype(x.dtype)
 
 
 gelu.defvjp(lambda x: (gelu(x), x), lambda x, dy: (_unfused_on_tpu(_gelu_gradient, x, dy),))
+
+# Abramowitz and Stegun, Handbook of Mathematical Functions (1964), 7.1.26.
+_ERF = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
+_ERF_SCALE = 0.3275911
+
+
+def _normal_distribution(x: Array) -> tuple[Array, Array]:
+    """Returns the cumulative distribution and the density of the normal distribution, float32.
+
+    The first has errors of at most 3e-7, far below those of bfloat16, for a fraction of the
+    instructions of `lax.erfc`.
+    """
+    bell = jnp.exp(-0.5 * x * x)
+    t = 1 / (1 + _ERF_SCALE * math.sqrt(0.5) * jnp.abs(x))
+    series = jnp.zeros_like(x)
+    for coefficient in reversed(_ERF):
+        series = (series + coefficient) * t
+    tail = 0.5 * series * bell
+    return jnp.where(x < 0, tail, 1 - tail), bell * (2 * math.pi) ** -0.5
 
 
 def _unfused_on_tpu(function: Callable[..., Array], *arrays: Array) -> Array:

@@ -31,12 +31,11 @@ def relative_position_index(window: int) -> Int[np.ndarray, "l l"]:
     return rows * (2 * window - 1) + columns
 
 
-def shift_mask(height: int, width: int, window: int) -> Bool[Array, "m l l"]:
-    """Returns which pairs of pixels may attend to each other in shifted windows.
+def shift_regions(height: int, width: int, window: int) -> Int[Array, "m l"]:
+    """Returns a number for each pixel of shifted windows; equal ones may attend to each other.
 
     After the cyclic shift a window can hold pixels from opposite edges of the map, which must not
-    see each other (Fig. 4 of the Swin paper). Computed on the device: as a constant it would be
-    10 MB of the program at the first stage of a 448x576 image.
+    see each other (Fig. 4 of the Swin paper).
     """
 
     # Regions of an axis: before the last window, its kept part, the part rolled in from the edge.
@@ -46,5 +45,14 @@ def shift_mask(height: int, width: int, window: int) -> Bool[Array, "m l l"]:
         edges = (shape[axis] - window, shape[axis] - window // 2)
         return sum((position >= edge).astype(jnp.int32) for edge in edges)
 
-    region = to_windows(3 * regions(1) + regions(2), window)[..., 0]
+    return to_windows(3 * regions(1) + regions(2), window)[..., 0]
+
+
+def shift_mask(height: int, width: int, window: int) -> Bool[Array, "m l l"]:
+    """Returns which pairs of pixels may attend to each other in shifted windows.
+
+    Computed on the device: as a constant it would be 10 MB of the program at the first stage of a
+    448x576 image.
+    """
+    region = shift_regions(height, width, window)
     return region[:, :, None] == region[:, None, :]

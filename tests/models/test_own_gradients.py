@@ -1,5 +1,7 @@
 """Hand-written gradients agree with JAX's gradients of the plain formulas."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,6 +127,19 @@ def test_attention_has_the_gradient_of_its_formula(shifted):
     wanted = both(lambda *args: plain_attention(*args, allowed))
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(one, other, rtol=FLOAT32, atol=FLOAT32 * np.abs(other).max())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", FLOAT32), ("bfloat16", 2**-8)])
+def test_gelu_is_exact_to_its_dtype(dtype, tolerance):
+    x = jnp.linspace(-6, 6, 4001).astype(dtype)
+    y, pull = jax.vjp(ops.gelu, x)
+    wide = [float(v) for v in x]
+    cdf = np.array([math.erfc(-v / math.sqrt(2)) / 2 for v in wide])
+    density = np.exp(-np.square(wide) / 2) / math.sqrt(2 * math.pi)
+    (gradient,) = pull(jnp.ones_like(x))
+    for got, wanted in ((y, wide * cdf), (gradient, cdf + wide * density)):
+        assert got.dtype == x.dtype
+        np.testing.assert_allclose(got.astype(jnp.float32), wanted, rtol=tolerance, atol=1e-6)
 
 
 def test_heads_have_the_gradient_of_their_formula():

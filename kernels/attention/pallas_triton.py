@@ -1,0 +1,284 @@
+"""Softmax attention within windows on CUDA GPUs, in Triton kernels.
+
+    scores = query key^T / sqrt(c) + bias + mask        out = softmax(scores) value
+
+The weights stay in registers: the backward pass computes them again from one number per query.
+
+    dvalue = weights^T dout                              dweights = dout value^T
+    dscores = weights (dweights - mean)                  mean = sum_c out dout
+    dquery = dscores key / sqrt(c)                       dkey = dscores^T query / sqrt(c)
+
+A program takes some queries or keys of one head and goes through several windows, so that it reads
+its part of the bias once. Letters: m windows, l tokens of a window, c channels of a head, g groups
+of windows, n windows of an image.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+from jaxtyping import Array, Float, Int
+
+from mtmamba_jax.kernels.platform_check import triton_refusal
+from mtmamba_jax.kernels.ss2d.triton import instructions
+
+LOG2E = math.log2(math.e)
+MASKED = -100.0
+"""Added to scores between regions: the value that released weights were trained with."""
+LENGTHS = (16, 64, 144)
+"""Tokens of windows of 4, 8 and 12 pixels: the bias of larger ones does not fit in registers."""
+WIDTHS = (16, 32)
+"""Channels of a head: more would need more shared memory than some GPUs have."""
+
+
+class Launch(NamedTuple):
+    """How a kernel divides its work.
+
+    Attributes:
+      rows: Queries or keys of a program; a window's last program may have fewer.
+      columns: Most keys or queries that they meet at a time.
+      warps, stages: Options of Triton.
+      programs: Number of programs above which each takes several windows.
+    """
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+    programs: int
+
+    def groups(self, qkv: Array) -> int:
+        """Returns how many programs share the windows of a head."""
+        m, length, _, heads, _ = qkv.shape
+        return min(m, pl.cdiv(self.programs, heads * pl.cdiv(length, self.rows)))
+
+    def parts(self, length: int) -> list:
+        """Returns all columns in parts, whose sizes are powers of two."""
+        starts = range(0, length, self.columns)
+        return [pl.ds(i, min(self.columns, length - i)) for i in starts]
+
+
+FORWARD = Launch(64, 32, 4, 2, 1024)
+QUERIES = Launch(64, 32, 4, 2, 1024)
+KEYS = Launch(64, 32, 4, 2, 1024)
+
+
+def supports(qkv: Array | jax.ShapeDtypeStruct) -> bool:
+    """Returns whether programs that are traced here can have the kernels for windows like these."""
+    _, length, _, _, width = qkv.shape
+    sizes = length in LENGTHS and width in WIDTHS and qkv.size > 0
+    return sizes and qkv.dtype == jnp.bfloat16 and triton_refusal() is None
+
+
+@jax.custom_vjp
+def attention(
+    qkv: Float[Array, "m l 3 heads c"],
+    bias: Float[Array, "heads l l"],
+    regions: Int[Array, "n l"] | None = None,
+) -> Float[Array, "m l heads c"]:
+    """Returns attention; the backward pass keeps the arguments, the result and a number per query.
+
+    Args:
+      qkv: Queries (not yet scaled), keys and values of whole images.
+      bias: Added to the scores, float32.
+      regions: Tokens with different numbers are masked from each other.
+    """
+    return _forward(qkv, bias, regions)[0]
+
+
+def _keep(qkv, bias, regions=None):
+    out, log_sum = _forward(qkv, bias, regions)
+    return out, (qkv, bias, regions, out, log_sum)
+
+
+attention.defvjp(_keep, lambda kept, dout: (*_backward(*kept, dout), None))
+
+
+@jax.jit  # traced once per shape
+@jax.enable_x64(False)
+def _forward(qkv, bias, regions):
+    """Returns the result, and log2 of each query's sum of exp(scores) [m heads l]."""
+    m, length, _, heads, c = qkv.shape
+    out = _shape(qkv, (m, length, heads, c), qkv.dtype)
+    log_sum = _shape(qkv, (m, heads, length), jnp.float32)
+    kinds = "qkv bias -> out number"
+    return _launch(_attention_forward, FORWARD, kinds, [qkv, bias], regions, [out, log_sum])
+
+
+def _attention_forward(launch: Launch, groups: int, qkv, bias, *refs):
+    *regions, out, log_sum = refs
+    loop = _loop(groups, qkv.shape[0])
+
+    def visit(rows, tiles):
+        def attend(w, _):
+            query, score = qkv[w, rows, 0, :], _scoring(regions, w, rows)
+            scores = [score(query, qkv[w, part, 1, :], part, b) for part, b in tiles]
+            largest = functools.reduce(jnp.maximum, [jnp.max(v, 1) for v in scores])
+            weights = [instructions.exp2(v - largest[:, None]) for v in scores]
+            sums = functools.reduce(jnp.add, [jnp.sum(v, 1) for v in weights])
+            products = map(_multiply, weights, [qkv[w, part, 2, :] for part, _ in tiles])
+            out[w, rows, :] = (sum(products) / sums[:, None]).astype(out.dtype)
+            log_sum[w, rows] = largest + jnp.log2(sums)
+
+        loop(attend)
+
+    _choose_rows(launch, bias, visit)
+
+
+@jax.jit
+@jax.enable_x64(False)
+def _backward(qkv, bias, regions, out, log_sum, dout):
+    """Returns the gradients of qkv and bias."""
+    dqkv, mean = (_shape(v, v.shape, v.dtype) for v in (qkv, log_sum))
+    partial = _shape(qkv, (QUERIES.groups(qkv), *bias.shape), jnp.float32)
+    kinds = "qkv bias out number out -> qkv number partial"
+    arrays, outputs = [qkv, bias, dout, log_sum, out], [dqkv, mean, partial]
+    dquery, mean, partial = _launch(_attention_queries, QUERIES, kinds, arrays, regions, outputs)
+    kinds = "qkv bias out number number qkv -> qkv"
+    arrays = [qkv, bias.mT, dout, log_sum, mean, dquery]
+    (found,) = _launch(_attention_keys, KEYS, kinds, arrays, regions, [dqkv], aliases={5: 0})
+    return found, jnp.sum(partial, 0)
+
+
+def _attention_queries(launch: Launch, groups: int, qkv, bias, dout, log_sum, out, *refs):
+    """Writes the queries' part of dqkv, the mean of dweights, and dbias of a group of windows."""
+    *regions, dqkv, mean, dbias = refs
+    loop = _loop(groups, qkv.shape[0])
+
+    def visit(rows, tiles):
+        def add(w, sums):
+            query, gradient = qkv[w, rows, 0, :], dout[w, rows, :]
+            score = _scoring(regions, w, rows)
+            products = gradient.astype(jnp.float32) * out[w, rows, :].astype(jnp.float32)
+            average, log_sums = jnp.sum(products, 1), log_sum[w, rows]
+            mean[w, rows] = average
+            found, dquery = [], 0.0
+            for (part, b), before in zip(tiles, sums, strict=True):
+                key, value = qkv[w, part, 1, :], qkv[w, part, 2, :]
+                weights = instructions.exp2(score(query, key, part, b) - log_sums[:, None])
+                dscores = weights * (_multiply(gradient, value.T) - average[:, None])
+                dquery += _multiply(dscores, key)
+                found.append(before + dscores)
+            dqkv[w, rows, 0, :] = jnp.astype(dquery * _scale(query), dqkv.dtype)
+            return found
+
+        found = loop(add, [jnp.zeros_like(b) for _, b in tiles])
+        for (part, _), v in zip(tiles, found, strict=True):
+            dbias[rows, part] = v
+
+    _choose_rows(launch, bias, visit)
+
+
+def _attention_keys(launch: Launch, groups: int, qkv, bias, dout, log_sum, mean, _, *refs):
+    """Writes the keys' and values' parts of dqkv; the bias and all weights are transposed."""
+    *regions, dqkv = refs
+    loop = _loop(groups, qkv.shape[0])
+
+    def visit(rows, tiles):
+        def write(w, _):
+            key, value = qkv[w, rows, 1, :], qkv[w, rows, 2, :]
+            score = _scoring(regions, w, rows)
+            dkey = dvalue = 0.0
+            for part, b in tiles:
+                query, gradient = qkv[w, part, 0, :], dout[w, part, :]
+                weights = instructions.exp2(score(key, query, part, b) - log_sum[w, part][None])
+                dscores = weights * (_multiply(value, gradient.T) - mean[w, part][None])
+                dvalue += _multiply(weights, gradient)
+                dkey += _multiply(dscores, query)
+            dqkv[w, rows, 1, :] = jnp.astype(dkey * _scale(key), dqkv.dtype)
+            dqkv[w, rows, 2, :] = jnp.astype(dvalue, dqkv.dtype)
+
+        loop(write)
+
+    _choose_rows(launch, bias, visit)
+
+
+def _multiply(a, b):
+    """Returns the product of matrices in float32; the first is rounded to the second's dtype."""
+    return triton.dot(a.astype(b.dtype), b)
+
+
+def _scale(query) -> float:
+    return query.shape[-1] ** -0.5
+
+
+def _scoring(regions, window, rows) -> Callable:
+    """Returns a function that computes scores of a window's rows, times log2(e)."""
+    if regions:
+        (ref,) = regions
+        place = lax.rem(window, ref.shape[0])
+        near = ref[place, rows][:, None]
+
+    def score(a, b, columns, bias):
+        scores = _multiply(a, b.T) * (_scale(a) * LOG2E) + bias
+        if not regions:
+            return scores
+        return jnp.where(near == ref[place, columns][None], scores, scores + MASKED * LOG2E)
+
+    return score
+
+
+def _choose_rows(launch: Launch, bias, visit: Callable) -> None:
+    """Calls `visit` with the rows of this program, and parts of the columns with their bias."""
+    length = bias.shape[-1]
+    whole, rest = divmod(length, launch.rows)
+    i = pl.program_id(0)
+
+    def start(first, size):
+        rows = pl.ds(first, size)
+        visit(rows, [(part, bias[rows, part] * LOG2E) for part in launch.parts(length)])
+
+    if whole:
+        pl.when(i < whole)(lambda: start(i * launch.rows, launch.rows))
+    if rest:
+        pl.when(i == whole)(lambda: start(whole * launch.rows, rest))
+
+
+def _loop(groups: int, windows: int) -> Callable:
+    """Returns a loop over the windows of this program's group: every `groups`-th one."""
+    first = pl.program_id(2)
+    count = pl.cdiv(windows, groups)
+    if windows % groups:
+        count -= (first >= windows % groups).astype(jnp.int32)
+
+    def run(visit, carry=None):
+        return lax.fori_loop(0, count, lambda i, carry: visit(first + i * groups, carry), carry)
+
+    return run
+
+
+def _launch(body: Callable, launch: Launch, kinds: str, arrays, regions, outputs, aliases=None):
+    """Runs a kernel on arrays, of which the first is qkv; `kinds` names their blocks of a head."""
+    m, length, _, heads, c = arrays[0].shape
+    groups = launch.groups(arrays[0])
+    specs = {
+        "qkv": pl.BlockSpec((m, length, 3, None, c), lambda i, h, g: (0, 0, 0, h, 0)),
+        "out": pl.BlockSpec((m, length, None, c), lambda i, h, g: (0, 0, h, 0)),
+        "number": pl.BlockSpec((m, None, length), lambda i, h, g: (0, h, 0)),
+        "bias": pl.BlockSpec((None, length, length), lambda i, h, g: (h, 0, 0)),
+        "partial": pl.BlockSpec((None, None, length, length), lambda i, h, g: (g, h, 0, 0)),
+    }
+    read, written = ([specs[name] for name in part.split()] for part in kinds.split("->"))
+    if regions is not None:
+        arrays = [*arrays, regions]
+        read.append(pl.BlockSpec(regions.shape, lambda i, h, g: (0, 0)))
+    return pl.pallas_call(
+        functools.partial(body, launch, groups),
+        out_shape=outputs,
+        grid=(pl.cdiv(length, launch.rows), heads, groups),
+        in_specs=read,
+        out_specs=written,
+        input_output_aliases=aliases or {},
+        compiler_params=triton.CompilerParams(num_warps=launch.warps, num_stages=launch.stages),
+    )(*arrays)
+
+
+def _shape(x: Array, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
+    """Returns the shape of a result, which varies over the mesh axes that x varies over."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
