@@ -1,13 +1,14 @@
 """Which platform a program is traced on and compiled for, and which kernels it can hold.
 
-A program may be traced on one machine and compiled for another, so a backend cannot know its
-platform while it is traced. The identity `require_platform` checks it while the program is lowered.
+A program may be traced on one machine and compiled for another, so in general a backend cannot know
+its platform while it is traced. The identity `require_platform` checks it while the program is
+lowered. Inside `compiled_for` the platform is known, and only its code is traced.
 """
 
 import contextlib
 import contextvars
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from jaxtyping import Array
 AMPERE = 8.0
 """Compute capability of the first GPUs that Triton supports."""
 _TRITON = contextvars.ContextVar("triton", default=True)
+_TARGET: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)
 
 
 @functools.cache
@@ -35,10 +37,37 @@ def compute_capabilities() -> tuple[float, ...]:
 @functools.cache
 def local_platform() -> str:
     """Returns JAX's name of this process's platform: "cpu", "cuda", "rocm" or "tpu"."""
-    device = jax.devices()[0]
+    return platform_of(jax.devices()[0])
+
+
+def platform_of(device: Any) -> str:
+    """Returns the platform of a device, which need not be attached."""
     if device.platform != "gpu":
         return device.platform
     return "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"
+
+
+@contextlib.contextmanager
+def compiled_for(platform: str) -> Iterator[None]:
+    """Promises that programs that are traced inside are compiled for this platform alone."""
+    token = _TARGET.set(platform)
+    try:
+        yield
+    finally:
+        _TARGET.reset(token)
+
+
+def by_platform(
+    *arrays: Array, default: Callable[..., Array], **branches: Callable[..., Array]
+) -> Array:
+    """Returns `lax.platform_dependent`, without the branches that are known to be unused.
+
+    Tracing the scans of MTMamba for every platform takes twice as long as all else.
+    """
+    platform = _TARGET.get()
+    if platform is None:
+        return jax.lax.platform_dependent(*arrays, default=default, **branches)
+    return branches.get(platform, default)(*arrays)
 
 
 def triton_refusal() -> str | None:

@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from mtmamba_jax.kernels.manual_axes import on_each_device
-from mtmamba_jax.kernels.platform_check import local_platform
+from mtmamba_jax.kernels.platform_check import by_platform, local_platform
 from mtmamba_jax.kernels.ss2d.common import check_name
 from mtmamba_jax.kernels.ss2d.pallas_gpu import ss2d_pallas_gpu
 from mtmamba_jax.kernels.ss2d.pallas_tpu import ss2d_pallas_tpu
@@ -169,7 +168,7 @@ def _run(*arrays: Array, directions: tuple[str, ...], implementation: str | None
         platform: functools.partial(_run_first_supported, platform, directions=directions)
         for platform in PLATFORMS
     }
-    return lax.platform_dependent(*arrays, **branches)
+    return by_platform(*arrays, **branches)
 
 
 def _run_first_supported(platform: str, *arrays: Array, directions: tuple[str, ...]) -> Array:

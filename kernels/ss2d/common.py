@@ -122,7 +122,9 @@ def opaque_one(*arrays: Array) -> Array:
     return ((bits | 1) != 0).astype(jnp.float32)
 
 
-def create_op(scan: Callable, gradients: Callable) -> Callable[..., Array]:
+def create_op(
+    scan: Callable, gradients: Callable, *, separate_sums: bool = False
+) -> Callable[..., Array]:
     """Returns `op(static, x, dt, dt_weight, dt_bias, A, B, C, D)`, differentiable in all arrays.
 
     D's skip connection, its gradient and the casts to the arguments' dtypes are added here; a
@@ -133,6 +135,8 @@ def create_op(scan: Callable, gradients: Callable) -> Callable[..., Array]:
         residuals for the backward pass, which are needed only if `save`.
       gradients: `gradients(static, x, ..., C, residuals, dy)` returns the gradients of the seven
         arrays; that of x without D * dy, in float32.
+      separate_sums: Whether to read x and dy again for the gradient of D. On GPUs a pass that also
+        computes the gradient of x takes longer than two.
     """
 
     # The kernels are written in 32 bits: with jax_enable_x64 their indices would be int64, which
@@ -158,8 +162,8 @@ def create_op(scan: Callable, gradients: Callable) -> Callable[..., Array]:
         *inputs, D = arrays
         dx, *others = gradients(static, *inputs, saved, dy)
         dx += dy * _sum_skips(D)
-        # Read again for the sums: in one pass with dx they would slow it down.
-        x, dy = lax.optimization_barrier((inputs[0], dy))
+        pair = (inputs[0], dy)
+        x, dy = lax.optimization_barrier(pair) if separate_sums else pair
         dD = jnp.sum(dy.astype(jnp.float32) * x, (1, 2, 3))[:, None]
         found = (dx, *others, jnp.broadcast_to(dD, D.shape))
         return tuple(g.astype(v.dtype) for g, v in zip(found, arrays, strict=True))

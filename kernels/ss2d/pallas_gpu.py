@@ -232,7 +232,7 @@ def _gradients(directions, x, dt, dt_weight, dt_bias, A, B, C, saved, dy):
     return dx, ddt, dweight, dbias, _from_stored_states(scan, dA, A), dB, dC
 
 
-ss2d_op = create_op(_scan, _gradients)
+ss2d_op = create_op(_scan, _gradients, separate_sums=True)
 
 
 def ss2d_pallas_gpu(*arrays: Array, directions: Sequence[str]) -> Float[Array, "t b h w d"]:

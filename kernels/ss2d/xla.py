@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from mtmamba_jax.kernels.platform_check import by_platform
 from mtmamba_jax.kernels.ss2d import xla_gpu
 from mtmamba_jax.kernels.ss2d.common import (
     Directions,
@@ -241,4 +242,4 @@ def ss2d_xla(*arrays: Array, directions: Sequence[str]) -> Float[Array, "t b h w
     chunk = min(LONG_CHUNK if h * w > LONG else CHUNK, h * w)
     on_gpu = functools.partial(xla_gpu.ss2d_op, orders)
     on_others = functools.partial(ss2d_op, _Plan(orders, chunk))
-    return lax.platform_dependent(*arrays, cuda=on_gpu, rocm=on_gpu, default=on_others)
+    return by_platform(*arrays, cuda=on_gpu, rocm=on_gpu, default=on_others)

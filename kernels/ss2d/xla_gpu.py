@@ -225,4 +225,4 @@ def _gradients(directions, x, dt, dt_weight, dt_bias, A, B, C, saved, dy):
     return sum(dx), ddt, dweight, dbias, dA, dB, dC
 
 
-ss2d_op = create_op(_scan, _gradients)
+ss2d_op = create_op(_scan, _gradients, separate_sums=True)

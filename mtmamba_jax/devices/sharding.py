@@ -12,6 +12,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mtmamba_jax.array_types import Batch
+from mtmamba_jax.kernels.platform_check import compiled_for, platform_of
 from mtmamba_jax.messages import counted
 
 FSDP_AXIS = "fsdp"
@@ -156,15 +157,16 @@ class MeshFunction:
 
     def __init__(self, mesh: Mesh, jitted: jax.stages.Wrapped):
         self._mesh, self._jitted = mesh, jitted
+        self._platform = platform_of(mesh.devices.flat[0])
 
     def __call__(self, *args):
         """Runs the function."""
-        with jax.set_mesh(self._mesh):
+        with jax.set_mesh(self._mesh), compiled_for(self._platform):
             return self._jitted(*args)
 
     def lower(self, *args) -> jax.stages.Lowered:
         """Lowers the function for arguments or their shapes."""
-        with jax.set_mesh(self._mesh):
+        with jax.set_mesh(self._mesh), compiled_for(self._platform):
             return self._jitted.lower(*args)
 
 

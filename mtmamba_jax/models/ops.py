@@ -18,6 +18,7 @@ from mtmamba_jax.kernels.attention import pallas_triton as attention_kernels
 from mtmamba_jax.kernels.convolution import pallas_triton as convolution_kernels
 from mtmamba_jax.kernels.layer_norm import pallas_triton as layer_norm_kernels
 from mtmamba_jax.kernels.manual_axes import on_each_device, vary_alike
+from mtmamba_jax.kernels.platform_check import by_platform
 from mtmamba_jax.models.windows import shift_mask, shift_regions
 
 EPSILON = 1e-5  # of every LayerNorm, as in the official encoder and decoder
@@ -76,7 +77,7 @@ def layer_norm(
     fused = functools.partial(_fused_layer_norm, dtype)
     split = (True, False, False, True)[: len(arrays)]
     fused = on_each_device(fused, batch_axes(), split, batch_axis=batch_axis)
-    return jax.lax.platform_dependent(*arrays, cuda=fused, default=plain)
+    return by_platform(*arrays, cuda=fused, default=plain)
 
 
 def _plain_layer_norm(axes, dtype, x, scale, bias, gate=None):
@@ -198,7 +199,7 @@ def convolve_silu(
     if not (float32 and convolution_kernels.supports(x)):
         return plain(x, kernel, bias)
     fused = on_each_device(convolution_kernels.convolve_silu, batch_axes(), (True, False, False))
-    return jax.lax.platform_dependent(x, kernel, bias, cuda=fused, default=plain)
+    return by_platform(x, kernel, bias, cuda=fused, default=plain)
 
 
 with_flops(lambda x, *_: 9 * math.prod(x))(convolution_kernels.convolve_silu)
@@ -231,7 +232,7 @@ def attention(
         arrays.append(shift_regions(*shifted))
     split = (True, False, False)[: len(arrays)]
     fused = on_each_device(attention_kernels.attention, batch_axes(), split, batch_axis=0)
-    return jax.lax.platform_dependent(*arrays, cuda=fused, default=plain)
+    return by_platform(*arrays, cuda=fused, default=plain)
 
 
 with_flops(None)(attention_kernels.attention)
@@ -333,7 +334,7 @@ def _unfused_on_tpu(function: Callable[..., Array], *arrays: Array) -> Array:
 
     With erf in a matrix product's loop a block takes 37 s to compile, without 13 (libtpu 0.0.42).
     """
-    return jax.lax.platform_dependent(
+    return by_platform(
         *arrays, tpu=lambda *v: jax.lax.optimization_barrier(function(*v)), default=function
     )
 
