@@ -9,8 +9,11 @@ The weights stay in registers: the backward pass computes them again from one nu
     dquery = dscores key / sqrt(c)                       dkey = dscores^T query / sqrt(c)
 
 A program takes some queries or keys of one head and goes through several windows, so that it reads
-its part of the bias once. Letters: m windows, l tokens of a window, c channels of a head, g groups
-of windows, n windows of an image.
+its part of the bias once. Sizes are powers of two: past a window's end, tokens are zeros, and the
+bias of the columns is -inf, so that their weights are exactly 0.
+
+Letters: m windows, l tokens of a window, c channels of a head, g groups of windows, n windows of an
+image.
 """
 
 import functools
@@ -31,10 +34,33 @@ from mtmamba_jax.kernels.ss2d.triton import instructions
 LOG2E = math.log2(math.e)
 MASKED = -100.0
 """Added to scores between regions: the value that released weights were trained with."""
-LENGTHS = (16, 64, 144)
-"""Tokens of windows of 4, 8 and 12 pixels: the bias of larger ones does not fit in registers."""
+MAX_LENGTH = 144
+"""Tokens of a window of 12 x 12 pixels: the bias of larger ones does not fit in registers."""
 WIDTHS = (16, 32)
 """Channels of a head: more would need more shared memory than some GPUs have."""
+
+
+class Part(NamedTuple):
+    """Neighbouring tokens of a window.
+
+    Attributes:
+      start: Position of the first token.
+      count: Number of tokens.
+    """
+
+    start: int | Array
+    count: int
+
+    @property
+    def size(self) -> int:
+        """Number of tokens that a kernel computes with: a power of two, at least 16."""
+        return max(16, pl.next_power_of_2(self.count))
+
+    def inside(self, shape: tuple[int, ...], axis: int) -> Array | None:
+        """Returns which elements of an array are within the window, or None if all are."""
+        if self.count == self.size:
+            return None
+        return lax.broadcasted_iota(jnp.int32, shape, axis) < self.count
 
 
 class Launch(NamedTuple):
@@ -58,10 +84,10 @@ class Launch(NamedTuple):
         m, length, _, heads, _ = qkv.shape
         return min(m, pl.cdiv(self.programs, heads * pl.cdiv(length, self.rows)))
 
-    def parts(self, length: int) -> list:
-        """Returns all columns in parts, whose sizes are powers of two."""
+    def parts(self, length: int) -> list[Part]:
+        """Returns all columns in parts."""
         starts = range(0, length, self.columns)
-        return [pl.ds(i, min(self.columns, length - i)) for i in starts]
+        return [Part(i, min(self.columns, length - i)) for i in starts]
 
 
 FORWARD = Launch(64, 32, 4, 2, 1024)
@@ -72,7 +98,7 @@ KEYS = Launch(64, 32, 4, 2, 1024)
 def supports(qkv: Array | jax.ShapeDtypeStruct) -> bool:
     """Returns whether programs that are traced here can have the kernels for windows like these."""
     _, length, _, _, width = qkv.shape
-    sizes = length in LENGTHS and width in WIDTHS and qkv.size > 0
+    sizes = length <= MAX_LENGTH and width in WIDTHS and qkv.size > 0
     return sizes and qkv.dtype == jnp.bfloat16 and triton_refusal() is None
 
 
@@ -111,24 +137,24 @@ def _forward(qkv, bias, regions):
     return _launch(_attention_forward, FORWARD, kinds, [qkv, bias], regions, [out, log_sum])
 
 
-def _attention_forward(launch: Launch, groups: int, qkv, bias, *refs):
+def _attention_forward(launch: Launch, length: int, groups: int, qkv, bias, *refs):
     *regions, out, log_sum = refs
     loop = _loop(groups, qkv.shape[0])
 
     def visit(rows, tiles):
         def attend(w, _):
-            query, score = qkv[w, rows, 0, :], _scoring(regions, w, rows)
-            scores = [score(query, qkv[w, part, 1, :], part, b) for part, b in tiles]
+            query, score = _load(qkv, w, rows, 0), _scoring(regions, w, rows)
+            scores = [score(query, _load(qkv, w, part, 1), part, b) for part, b in tiles]
             largest = functools.reduce(jnp.maximum, [jnp.max(v, 1) for v in scores])
             weights = [instructions.exp2(v - largest[:, None]) for v in scores]
             sums = functools.reduce(jnp.add, [jnp.sum(v, 1) for v in weights])
-            products = map(_multiply, weights, [qkv[w, part, 2, :] for part, _ in tiles])
-            out[w, rows, :] = (sum(products) / sums[:, None]).astype(out.dtype)
-            log_sum[w, rows] = largest + jnp.log2(sums)
+            products = map(_multiply, weights, [_load(qkv, w, part, 2) for part, _ in tiles])
+            _store(sum(products) / sums[:, None], out, w, rows)
+            _store(largest + jnp.log2(sums), log_sum, w, rows)
 
         loop(attend)
 
-    _choose_rows(launch, bias, visit)
+    _choose_rows(launch, length, bias, visit)
 
 
 @jax.jit
@@ -146,57 +172,62 @@ def _backward(qkv, bias, regions, out, log_sum, dout):
     return found, jnp.sum(partial, 0)
 
 
-def _attention_queries(launch: Launch, groups: int, qkv, bias, dout, log_sum, out, *refs):
+def _attention_queries(
+    launch: Launch, length: int, groups: int, qkv, bias, dout, log_sum, out, *refs
+):
     """Writes the queries' part of dqkv, the mean of dweights, and dbias of a group of windows."""
     *regions, dqkv, mean, dbias = refs
     loop = _loop(groups, qkv.shape[0])
 
     def visit(rows, tiles):
         def add(w, sums):
-            query, gradient = qkv[w, rows, 0, :], dout[w, rows, :]
+            query, gradient = _load(qkv, w, rows, 0), _load(dout, w, rows)
             score = _scoring(regions, w, rows)
-            products = gradient.astype(jnp.float32) * out[w, rows, :].astype(jnp.float32)
-            average, log_sums = jnp.sum(products, 1), log_sum[w, rows]
-            mean[w, rows] = average
+            products = gradient.astype(jnp.float32) * _load(out, w, rows).astype(jnp.float32)
+            average, log_sums = jnp.sum(products, 1), _load(log_sum, w, rows)
+            _store(average, mean, w, rows)
             found, dquery = [], 0.0
             for (part, b), before in zip(tiles, sums, strict=True):
-                key, value = qkv[w, part, 1, :], qkv[w, part, 2, :]
+                key, value = _load(qkv, w, part, 1), _load(qkv, w, part, 2)
                 weights = instructions.exp2(score(query, key, part, b) - log_sums[:, None])
                 dscores = weights * (_multiply(gradient, value.T) - average[:, None])
                 dquery += _multiply(dscores, key)
                 found.append(before + dscores)
-            dqkv[w, rows, 0, :] = jnp.astype(dquery * _scale(query), dqkv.dtype)
+            _store(dquery * _scale(query), dqkv, w, rows, 0)
             return found
 
         found = loop(add, [jnp.zeros_like(b) for _, b in tiles])
         for (part, _), v in zip(tiles, found, strict=True):
-            dbias[rows, part] = v
+            _store(v, dbias, rows, part)
 
-    _choose_rows(launch, bias, visit)
+    _choose_rows(launch, length, bias, visit)
 
 
-def _attention_keys(launch: Launch, groups: int, qkv, bias, dout, log_sum, mean, _, *refs):
+def _attention_keys(
+    launch: Launch, length: int, groups: int, qkv, bias, dout, log_sum, mean, _, *refs
+):
     """Writes the keys' and values' parts of dqkv; the bias and all weights are transposed."""
     *regions, dqkv = refs
     loop = _loop(groups, qkv.shape[0])
 
     def visit(rows, tiles):
         def write(w, _):
-            key, value = qkv[w, rows, 1, :], qkv[w, rows, 2, :]
+            key, value = _load(qkv, w, rows, 1), _load(qkv, w, rows, 2)
             score = _scoring(regions, w, rows)
             dkey = dvalue = 0.0
             for part, b in tiles:
-                query, gradient = qkv[w, part, 0, :], dout[w, part, :]
-                weights = instructions.exp2(score(key, query, part, b) - log_sum[w, part][None])
-                dscores = weights * (_multiply(value, gradient.T) - mean[w, part][None])
+                query, gradient = _load(qkv, w, part, 0), _load(dout, w, part)
+                scores = score(key, query, part, b)
+                weights = instructions.exp2(scores - _load(log_sum, w, part)[None])
+                dscores = weights * (_multiply(value, gradient.T) - _load(mean, w, part)[None])
                 dvalue += _multiply(weights, gradient)
                 dkey += _multiply(dscores, query)
-            dqkv[w, rows, 1, :] = jnp.astype(dkey * _scale(key), dqkv.dtype)
-            dqkv[w, rows, 2, :] = jnp.astype(dvalue, dqkv.dtype)
+            _store(dkey * _scale(key), dqkv, w, rows, 1)
+            _store(dvalue, dqkv, w, rows, 2)
 
         loop(write)
 
-    _choose_rows(launch, bias, visit)
+    _choose_rows(launch, length, bias, visit)
 
 
 def _multiply(a, b):
@@ -213,31 +244,65 @@ def _scoring(regions, window, rows) -> Callable:
     if regions:
         (ref,) = regions
         place = lax.rem(window, ref.shape[0])
-        near = ref[place, rows][:, None]
+        near = _load(ref, place, rows)[:, None]
 
     def score(a, b, columns, bias):
         scores = _multiply(a, b.T) * (_scale(a) * LOG2E) + bias
         if not regions:
             return scores
-        return jnp.where(near == ref[place, columns][None], scores, scores + MASKED * LOG2E)
+        return jnp.where(near == _load(ref, place, columns)[None], scores, scores + MASKED * LOG2E)
 
     return score
 
 
-def _choose_rows(launch: Launch, bias, visit: Callable) -> None:
+def _choose_rows(launch: Launch, length: int, bias, visit: Callable) -> None:
     """Calls `visit` with the rows of this program, and parts of the columns with their bias."""
-    length = bias.shape[-1]
     whole, rest = divmod(length, launch.rows)
     i = pl.program_id(0)
 
-    def start(first, size):
-        rows = pl.ds(first, size)
-        visit(rows, [(part, bias[rows, part] * LOG2E) for part in launch.parts(length)])
+    def read(rows, part):
+        tile = _load(bias, rows, part) * LOG2E
+        inside = part.inside(tile.shape, 1)
+        return tile if inside is None else jnp.where(inside, tile, -jnp.inf)
+
+    def start(first, count):
+        rows = Part(first, count)
+        visit(rows, [(part, read(rows, part)) for part in launch.parts(length)])
 
     if whole:
         pl.when(i < whole)(lambda: start(i * launch.rows, launch.rows))
     if rest:
         pl.when(i == whole)(lambda: start(whole * launch.rows, rest))
+
+
+def _load(ref, *index) -> Array:
+    """Returns elements of a block; those past the window's end are zeros."""
+    view, inside = _view(ref, index)
+    other = None if inside is None else jnp.zeros(view.shape, ref.dtype)
+    return triton.load(view, mask=inside, other=other)
+
+
+def _store(value: Array, ref, *index) -> None:
+    """Writes elements of a block, except those past the window's end."""
+    view, inside = _view(ref, index)
+    triton.store(view, value.astype(ref.dtype), mask=inside)
+
+
+def _view(ref, index) -> tuple:
+    """Returns a reference to elements of a block, and which are within the window: None for all.
+
+    The index may have parts of windows; they are the first axes of the result.
+    """
+
+    def place(v):
+        # Pallas's interpreter takes no Python numbers here.
+        return pl.ds(v.start, v.size) if isinstance(v, Part) else jnp.int32(v)
+
+    view = ref.at[tuple(map(place, index))]
+    parts = [v for v in index if isinstance(v, Part)]
+    masks = [part.inside(view.shape, axis) for axis, part in enumerate(parts)]
+    masks = [mask for mask in masks if mask is not None]
+    return view, functools.reduce(jnp.logical_and, masks) if masks else None
 
 
 def _loop(groups: int, windows: int) -> Callable:
@@ -256,22 +321,23 @@ def _loop(groups: int, windows: int) -> Callable:
 def _launch(body: Callable, launch: Launch, kinds: str, arrays, regions, outputs, aliases=None):
     """Runs a kernel on arrays, of which the first is qkv; `kinds` names their blocks of a head."""
     m, length, _, heads, c = arrays[0].shape
-    groups = launch.groups(arrays[0])
+    groups, blocks = launch.groups(arrays[0]), pl.cdiv(length, launch.rows)
+    size = blocks * launch.rows  # may go past the arrays' end, which the kernels do not
     specs = {
-        "qkv": pl.BlockSpec((m, length, 3, None, c), lambda i, h, g: (0, 0, 0, h, 0)),
-        "out": pl.BlockSpec((m, length, None, c), lambda i, h, g: (0, 0, h, 0)),
-        "number": pl.BlockSpec((m, None, length), lambda i, h, g: (0, h, 0)),
-        "bias": pl.BlockSpec((None, length, length), lambda i, h, g: (h, 0, 0)),
-        "partial": pl.BlockSpec((None, None, length, length), lambda i, h, g: (g, h, 0, 0)),
+        "qkv": pl.BlockSpec((m, size, 3, None, c), lambda i, h, g: (0, 0, 0, h, 0)),
+        "out": pl.BlockSpec((m, size, None, c), lambda i, h, g: (0, 0, h, 0)),
+        "number": pl.BlockSpec((m, None, size), lambda i, h, g: (0, h, 0)),
+        "bias": pl.BlockSpec((None, size, size), lambda i, h, g: (h, 0, 0)),
+        "partial": pl.BlockSpec((None, None, size, size), lambda i, h, g: (g, h, 0, 0)),
     }
     read, written = ([specs[name] for name in part.split()] for part in kinds.split("->"))
     if regions is not None:
         arrays = [*arrays, regions]
-        read.append(pl.BlockSpec(regions.shape, lambda i, h, g: (0, 0)))
+        read.append(pl.BlockSpec((len(regions), size), lambda i, h, g: (0, 0)))
     return pl.pallas_call(
-        functools.partial(body, launch, groups),
+        functools.partial(body, launch, length, groups),
         out_shape=outputs,
-        grid=(pl.cdiv(length, launch.rows), heads, groups),
+        grid=(blocks, heads, groups),
         in_specs=read,
         out_specs=written,
         input_output_aliases=aliases or {},

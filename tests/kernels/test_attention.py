@@ -64,6 +64,10 @@ SHAPES = [
     ((12, 144, 1, 32), (24, 36, 12)),  # two images
     ((4, 64, 3, 16), (16, 16, 8)),
     ((6, 16, 2, 32), (8, 4, 4)),  # three images
+    # Lengths that are not sums of the kernels' blocks.
+    ((6, 49, 2, 32), None),
+    ((8, 49, 3, 32), (14, 14, 7)),
+    ((4, 100, 1, 16), (20, 20, 10)),
 ]
 
 
@@ -143,7 +147,8 @@ def kernels_in(op, *arrays, gpus=1):
         ((4, 144, 2, 32), "bfloat16", 3),
         ((4, 16, 2, 16), "bfloat16", 3),
         ((4, 144, 2, 32), "float32", 0),  # exact products
-        ((4, 49, 2, 32), "bfloat16", 0),
+        ((4, 49, 2, 32), "bfloat16", 3),
+        ((4, 169, 2, 32), "bfloat16", 0),
         ((4, 144, 2, 24), "bfloat16", 0),
     ],
 )
@@ -161,12 +166,13 @@ def test_kernels_lower_inside_shard_map():
     assert kernels_in(op, qkv, bias, gpus=2) == [3, 0]
 
 
+@pytest.mark.parametrize("side", [7, 12])
 @pytest.mark.parametrize("capability", ["8.6", "9.0"])  # with 99 and 227 KiB of shared memory
-def test_the_kernels_compile_without_a_gpu(capability):
+def test_the_kernels_compile_without_a_gpu(capability, side):
     pytest.importorskip("jax_cuda13_plugin", reason="the compiler for GPUs")
-    arrays = arguments(8, 144, 2, 32)
+    arrays = arguments(8, side**2, 2, 32)
     mesh = Mesh(find_gpus(GPUS[capability], capability), ("data",))
-    run = functools.partial(value_and_gradients, fused((24, 24, 12)))
+    run = functools.partial(value_and_gradients, fused((2 * side, 2 * side, side)))
     with jax.set_mesh(mesh):
         lowered = jax.jit(run, in_shardings=NamedSharding(mesh, P())).lower(
             *(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in arrays)
@@ -178,7 +184,14 @@ def test_the_kernels_compile_without_a_gpu(capability):
 @pytest.mark.gpu
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU of compute capability 8.0")
 @pytest.mark.parametrize(
-    ("shape", "shifted"), [*SHAPES, ((240, 144, 12, 32), (60, 72, 12)), ((31, 144, 5, 32), None)]
+    ("shape", "shifted"),
+    [
+        *SHAPES,
+        ((240, 144, 12, 32), (60, 72, 12)),
+        ((31, 144, 5, 32), None),
+        ((672, 49, 3, 32), (112, 147, 7)),
+        ((193, 49, 12, 32), None),
+    ],
 )
 def test_kernels_equal_plain_jax_on_a_gpu(shape, shifted):
     check(shape, shifted)

@@ -26,7 +26,8 @@ def choose(traced, x):
 
 
 def test_without_a_promise_code_is_traced_for_every_platform(traced):
-    assert choose(traced, jnp.zeros(())) == 0.0  # the tests run on a CPU
+    run = jax.jit(lambda x: choose(traced, x))
+    assert run(jnp.zeros(())) == 0.0  # the tests run on a CPU
     assert sorted(set(traced)) == ["default", "tpu"]
 
 
