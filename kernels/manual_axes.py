@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import jax
 from jax import lax
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 
@@ -23,6 +24,11 @@ def _vary(v: Array, axes: frozenset[str]) -> Array:
     return lax.pcast(v, missing, to="varying") if missing else v
 
 
+def shape_like(x: Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
+    """Returns the shape of a result that varies over the mesh axes that x varies over."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
+
+
 def on_each_device(
     op: Callable[..., Array], axes: Sequence[str], split: Sequence[bool], *, batch_axis: int = 1
 ) -> Callable[..., Array]:
@@ -33,7 +39,7 @@ def on_each_device(
     Args:
       op: Function of arrays, whose result has the batch at the same axis as they do.
       axes: Axes of the mesh in context (`jax.set_mesh`) over which the batch is sharded.
-      split: For each argument, whether it has the batch.
+      split: Whether each argument has the batch.
       batch_axis: Axis of the batch.
     """
 

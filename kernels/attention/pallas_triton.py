@@ -28,8 +28,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
+from mtmamba_jax.kernels import triton_instructions as instructions
+from mtmamba_jax.kernels.manual_axes import shape_like
 from mtmamba_jax.kernels.platform_check import triton_refusal
-from mtmamba_jax.kernels.ss2d.triton import instructions
 
 LOG2E = math.log2(math.e)
 MASKED = -100.0
@@ -131,8 +132,8 @@ attention.defvjp(_keep, lambda kept, dout: (*_backward(*kept, dout), None))
 def _forward(qkv, bias, regions):
     """Returns the result, and log2 of each query's sum of exp(scores) [m heads l]."""
     m, length, _, heads, c = qkv.shape
-    out = _shape(qkv, (m, length, heads, c), qkv.dtype)
-    log_sum = _shape(qkv, (m, heads, length), jnp.float32)
+    out = shape_like(qkv, (m, length, heads, c), qkv.dtype)
+    log_sum = shape_like(qkv, (m, heads, length), jnp.float32)
     kinds = "qkv bias -> out number"
     return _launch(_attention_forward, FORWARD, kinds, [qkv, bias], regions, [out, log_sum])
 
@@ -161,8 +162,8 @@ def _attention_forward(launch: Launch, length: int, groups: int, qkv, bias, *ref
 @jax.enable_x64(False)
 def _backward(qkv, bias, regions, out, log_sum, dout):
     """Returns the gradients of qkv and bias."""
-    dqkv, mean = (_shape(v, v.shape, v.dtype) for v in (qkv, log_sum))
-    partial = _shape(qkv, (QUERIES.groups(qkv), *bias.shape), jnp.float32)
+    dqkv, mean = (shape_like(v, v.shape, v.dtype) for v in (qkv, log_sum))
+    partial = shape_like(qkv, (QUERIES.groups(qkv), *bias.shape), jnp.float32)
     kinds = "qkv bias out number out -> qkv number partial"
     arrays, outputs = [qkv, bias, dout, log_sum, out], [dqkv, mean, partial]
     dquery, mean, partial = _launch(_attention_queries, QUERIES, kinds, arrays, regions, outputs)
@@ -343,8 +344,3 @@ def _launch(body: Callable, launch: Launch, kinds: str, arrays, regions, outputs
         input_output_aliases=aliases or {},
         compiler_params=triton.CompilerParams(num_warps=launch.warps, num_stages=launch.stages),
     )(*arrays)
-
-
-def _shape(x: Array, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
-    """Returns the shape of a result, which varies over the mesh axes that x varies over."""
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)

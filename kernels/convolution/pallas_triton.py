@@ -20,6 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
+from mtmamba_jax.kernels.manual_axes import shape_like
 from mtmamba_jax.kernels.platform_check import triton_refusal
 
 COLUMNS = 4
@@ -73,7 +74,7 @@ convolve_silu.defvjp(
 @jax.enable_x64(False)
 def _forward(x, kernel, bias):
     body = functools.partial(_convolve_forward, choose_strips(x.shape), x.shape[2:4])
-    return _launch(body, [x], kernel, bias, [_like(x, x.shape, x.dtype)])[0]
+    return _launch(body, [x], kernel, bias, [shape_like(x, x.shape, x.dtype)])[0]
 
 
 def _convolve_forward(strips, size, x, kernel, bias, y):
@@ -99,9 +100,11 @@ def _backward(x, kernel, bias, dy):
     """Returns the gradients of x, kernel and bias."""
     t, b, h, w, d = x.shape
     strips = choose_strips(x.shape)
-    partial = _like(x, (t, b * strips.count * pl.cdiv(w, COLUMNS), len(TAPS) + 1, d), jnp.float32)
+    partial = shape_like(
+        x, (t, b * strips.count * pl.cdiv(w, COLUMNS), len(TAPS) + 1, d), jnp.float32
+    )
     body = functools.partial(_convolve_backward, strips, (h, w))
-    dx, sums = _launch(body, [x, dy], kernel, bias, [_like(x, x.shape, x.dtype), partial])
+    dx, sums = _launch(body, [x, dy], kernel, bias, [shape_like(x, x.shape, x.dtype), partial])
     sums = jnp.sum(sums, 1)
     return dx, sums[:, :-1].reshape(kernel.shape), sums[:, -1]
 
@@ -155,7 +158,7 @@ def _go_down(strips: Strips, size: Sequence[int], start: Callable, visit: Callab
     """Visits the rows of a program's strip; returns the last state.
 
     Args:
-      strips: How the rows are divided.
+      strips: The division of the rows.
       size: Height and width of the image.
       start: `start(row, column)` returns the state before the first row.
       visit: `visit(row, column, state)` returns the state after a row.
@@ -187,12 +190,6 @@ def _write(ref, row, column, size: Sequence[int], value: Array) -> None:
 
 def _read_kernel(kernel) -> list[Row]:
     return [[kernel[i, j, :] for j in range(3)] for i in range(3)]
-
-
-def _like(x: Array, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
-    """Returns the shape of a result, which varies over the mesh axes that x varies over."""
-    axes = jax.typeof(x).manual_axis_type
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=axes)
 
 
 def _launch(body, images, kernel, bias, outputs):

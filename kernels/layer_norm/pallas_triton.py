@@ -16,6 +16,7 @@ from jax.experimental.pallas import triton
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from mtmamba_jax.kernels.manual_axes import shape_like
 from mtmamba_jax.kernels.platform_check import triton_refusal
 
 ELEMENTS = 2048
@@ -93,11 +94,11 @@ def _forward(x, scale, bias, gate, epsilon, dtype):
     row = pl.BlockSpec((None, block.rows, c), lambda i, j: (i, j, 0))
     number = pl.BlockSpec((None, block.rows), lambda i, j: (i, j))
     group = pl.BlockSpec((None, c), lambda i, j: (i, 0))
-    statistic = _shape(x, (g, m), jnp.float32)
+    statistic = shape_like(x, (g, m), jnp.float32)
     gates = [] if gate is None else [gate]
     return pl.pallas_call(
         functools.partial(_layer_norm_forward, block, epsilon),
-        out_shape=[_shape(x, x.shape, dtype), statistic, statistic],
+        out_shape=[shape_like(x, x.shape, dtype), statistic, statistic],
         grid=(g, m // block.rows),
         in_specs=[row, group, group, *(row for _ in gates)],
         out_specs=[row, number, number],
@@ -133,11 +134,11 @@ def _backward(x, scale, bias, gate, mean, inverse, dy):
     rows = pl.BlockSpec((None, m, c), lambda i, j: (i, 0, 0))
     numbers = pl.BlockSpec((None, m), lambda i, j: (i, 0))
     partial = pl.BlockSpec((None, None, c), lambda i, j: (i, j, 0))
-    sums = _shape(x, (g, programs, c), jnp.float32)
+    sums = shape_like(x, (g, programs, c), jnp.float32)
     gates = [] if gate is None else [gate]
     dscale, dbias, dx, *dgate = pl.pallas_call(
         functools.partial(_layer_norm_backward, block, blocks, each),
-        out_shape=[sums, sums, *(_shape(v, v.shape, v.dtype) for v in (x, *gates))],
+        out_shape=[sums, sums, *(shape_like(v, v.shape, v.dtype) for v in (x, *gates))],
         grid=(g, programs),
         in_specs=[group, group, numbers, numbers, rows, rows, *(rows for _ in gates)],
         out_specs=[partial, partial, rows, *(rows for _ in gates)],
@@ -182,9 +183,3 @@ def _layer_norm_backward(
     for out, sums in zip((dscale, dbias), found, strict=True):
         for part, v in zip(slices, sums, strict=True):
             out[part] = jnp.sum(v, 0)
-
-
-def _shape(x: Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
-    """Returns the shape of a result, which varies over the mesh axes that x varies over."""
-    axes = jax.typeof(x).manual_axis_type
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=axes)

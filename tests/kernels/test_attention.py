@@ -10,10 +10,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mtmamba_jax.devices.sharding import create_mesh
+from mtmamba_jax.kernels import triton_instructions as instructions
 from mtmamba_jax.kernels.attention import pallas_triton
 from mtmamba_jax.kernels.ss2d.analysis.ptxas import GPUS
 from mtmamba_jax.kernels.ss2d.analysis.topology import GPU_OPTIONS, find_gpus
-from mtmamba_jax.kernels.ss2d.triton import instructions
 from mtmamba_jax.models import ops
 from tests.kernels.ss2d_suite import an_abstract_gpu, pretend_gpus, relative_error
 

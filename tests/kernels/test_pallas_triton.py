@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from mtmamba_jax.kernels import platform_check
+from mtmamba_jax.kernels import triton_instructions as instructions
 from mtmamba_jax.kernels.platform_check import AMPERE, compute_capabilities
 from mtmamba_jax.kernels.ss2d import (
     DIRECTIONS,
@@ -16,7 +17,7 @@ from mtmamba_jax.kernels.ss2d import (
     ss2d,
 )
 from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ODD, SPECS, ArgSpec
-from mtmamba_jax.kernels.ss2d.triton import instructions, program
+from mtmamba_jax.kernels.ss2d.triton import program
 from tests.kernels.ss2d_suite import (
     TOLERANCES,
     GPUSuite,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mtmamba_jax.kernels.ss2d.triton import instructions
+from mtmamba_jax.kernels import triton_instructions as instructions
 from mtmamba_jax.kernels.ss2d.triton.program import (
     STATES,
     THREAD_STATES,
