@@ -19,7 +19,7 @@ image.
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -187,7 +187,8 @@ def _attention_queries(
             products = gradient.astype(jnp.float32) * _load(out, w, rows).astype(jnp.float32)
             average, log_sums = jnp.sum(products, 1), _load(log_sum, w, rows)
             _store(average, mean, w, rows)
-            found, dquery = [], 0.0
+            found: list[Array] = []
+            dquery: Any = 0.0
             for (part, b), before in zip(tiles, sums, strict=True):
                 key, value = _load(qkv, w, part, 1), _load(qkv, w, part, 2)
                 weights = instructions.exp2(score(query, key, part, b) - log_sums[:, None])
@@ -215,7 +216,8 @@ def _attention_keys(
         def write(w, _):
             key, value = _load(qkv, w, rows, 1), _load(qkv, w, rows, 2)
             score = _scoring(regions, w, rows)
-            dkey = dvalue = 0.0
+            dkey: Any = 0.0
+            dvalue: Any = 0.0
             for part, b in tiles:
                 query, gradient = _load(qkv, w, part, 0), _load(dout, w, part)
                 scores = score(key, query, part, b)

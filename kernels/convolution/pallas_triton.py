@@ -12,7 +12,7 @@ Letters: t task, b batch, h w height and width, d channels.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -151,7 +151,8 @@ def _convolve_backward(strips, size, x, dy, kernel, bias, dx, sums):
 
 def _convolve(rows: Sequence[Row], first: int, taps: list[Row]) -> Array:
     """Returns the convolution at the pixel in the middle of 3x3, whose first column is `first`."""
-    return sum(rows[i][first + j] * taps[i][j] for i, j in TAPS)
+    total: Any = sum(rows[i][first + j] * taps[i][j] for i, j in TAPS)
+    return total
 
 
 def _go_down(strips: Strips, size: Sequence[int], start: Callable, visit: Callable):

@@ -6,7 +6,7 @@ The gate is optional. Letters: g groups, each with its own scale and bias, m row
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -109,9 +109,9 @@ def _forward(x, scale, bias, gate, epsilon, dtype):
 def _layer_norm_forward(block: Block, epsilon: float, x, scale, bias, *refs):
     *gates, y, mean, inverse = refs
     parts = [x[:, part].astype(jnp.float32) for part in block.slices()]
-    middle = sum(jnp.sum(v, 1) for v in parts) / block.channels
+    middle: Any = sum(jnp.sum(v, 1) for v in parts) / block.channels
     parts = [v - middle[:, None] for v in parts]
-    variance = sum(jnp.sum(v * v, 1) for v in parts) / block.channels
+    variance: Any = sum(jnp.sum(v * v, 1) for v in parts) / block.channels
     factor = lax.rsqrt(variance + epsilon)
     mean[...], inverse[...] = middle, factor
     for part, v in zip(block.slices(), parts, strict=True):
@@ -169,9 +169,9 @@ def _layer_norm_backward(
                 dgate[rows, part] = (gradients[p] * ungated * slope).astype(dgate.dtype)
                 gradients[p] *= v * share
         scaled = [v * s for v, s in zip(gradients, scales, strict=True)]
-        average = sum(jnp.sum(v, 1) for v in scaled)[:, None] / block.channels
-        along = sum(jnp.sum(v * n, 1) for v, n in zip(scaled, normals, strict=True))
-        along = along[:, None] / block.channels
+        average: Any = sum(jnp.sum(v, 1) for v in scaled)
+        along: Any = sum(jnp.sum(v * n, 1) for v, n in zip(scaled, normals, strict=True))
+        average, along = (v[:, None] / block.channels for v in (average, along))
         for part, v, n in zip(slices, scaled, normals, strict=True):
             dx[rows, part] = (factor * (v - average - n * along)).astype(dx.dtype)
         terms = [v * n for v, n in zip(gradients, normals, strict=True)]

@@ -137,9 +137,10 @@ def _has_kernels(axes, x, scale) -> bool:
 
 def _fused_layer_norm(dtype, x, scale, bias, gate=None):
     groups, channels = scale.shape[0], scale.shape[-1]
-    rows, gates = (v if v is None else v.reshape(groups, -1, channels) for v in (x, gate))
-    factors = (v.reshape(groups, channels) for v in (scale, bias))
-    return layer_norm_kernels.layer_norm(rows, *factors, gates, EPSILON, dtype).reshape(x.shape)
+    rows, gates = jax.tree.map(lambda v: v.reshape(groups, -1, channels), (x, gate))
+    scale, bias = (v.reshape(groups, channels) for v in (scale, bias))
+    y: Any = layer_norm_kernels.layer_norm(rows, scale, bias, gates, EPSILON, dtype)
+    return y.reshape(x.shape)
 
 
 with_flops(_layer_norm_flops)(layer_norm_kernels.layer_norm)
