@@ -1,1 +1,1 @@
-"""Depthwise 3x3 convolution with SiLU as one kernel forward and two backward."""
+"""Depthwise 3x3 convolution with SiLU as one kernel per pass, for `models.ops.convolve_silu`."""

@@ -6,6 +6,7 @@ The gate is optional. Letters: g groups, each with its own scale and bias, m row
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -49,10 +50,16 @@ class Block(NamedTuple):
         return [pl.ds(i * self.width, self.width) for i in range(self.parts)]
 
 
-def choose_block(rows: int, channels: int) -> Block:
-    """Returns the block of arrays with some number of rows, which it divides."""
+def choose_block(rows: int, channels: int, elements: int = ELEMENTS) -> Block:
+    """Returns the block of arrays with some number of rows, which it divides.
+
+    Args:
+      rows: Rows of the arrays.
+      channels: Channels of a row.
+      elements: Most numbers of a block, if a row has no more.
+    """
     width = channels & -channels
-    most = max(1, ELEMENTS // channels)
+    most = max(1, elements // channels)
     return Block(min(rows & -rows, 1 << (most.bit_length() - 1)), channels // width, width)
 
 
@@ -109,13 +116,9 @@ def _forward(x, scale, bias, gate, epsilon, dtype):
 def _layer_norm_forward(block: Block, epsilon: float, x, scale, bias, *refs):
     *gates, y, mean, inverse = refs
     parts = [x[:, part].astype(jnp.float32) for part in block.slices()]
-    middle: Any = sum(jnp.sum(v, 1) for v in parts) / block.channels
-    parts = [v - middle[:, None] for v in parts]
-    variance: Any = sum(jnp.sum(v * v, 1) for v in parts) / block.channels
-    factor = lax.rsqrt(variance + epsilon)
-    mean[...], inverse[...] = middle, factor
-    for part, v in zip(block.slices(), parts, strict=True):
-        value = v * factor[:, None] * scale[part][None] + bias[part][None]
+    normals, mean[...], inverse[...] = normalize(block, epsilon, parts)
+    for part, v in zip(block.slices(), normals, strict=True):
+        value = v * scale[part][None] + bias[part][None]
         for gate in gates:
             value *= jax.nn.silu(gate[:, part].astype(jnp.float32))
         y[:, part] = value.astype(y.dtype)
@@ -169,11 +172,8 @@ def _layer_norm_backward(
                 dgate[rows, part] = (gradients[p] * ungated * slope).astype(dgate.dtype)
                 gradients[p] *= v * share
         scaled = [v * s for v, s in zip(gradients, scales, strict=True)]
-        average: Any = sum(jnp.sum(v, 1) for v in scaled)
-        along: Any = sum(jnp.sum(v * n, 1) for v, n in zip(scaled, normals, strict=True))
-        average, along = (v[:, None] / block.channels for v in (average, along))
-        for part, v, n in zip(slices, scaled, normals, strict=True):
-            dx[rows, part] = (factor * (v - average - n * along)).astype(dx.dtype)
+        for part, v in zip(slices, pull_normal(block, scaled, normals, factor), strict=True):
+            dx[rows, part] = v.astype(dx.dtype)
         terms = [v * n for v, n in zip(gradients, normals, strict=True)]
         return jax.tree.map(jnp.add, sums, (terms, gradients))
 
@@ -183,3 +183,27 @@ def _layer_norm_backward(
     for out, sums in zip((dscale, dbias), found, strict=True):
         for part, v in zip(slices, sums, strict=True):
             out[part] = jnp.sum(v, 0)
+
+
+def normalize(
+    block: Block, epsilon: float, parts: Sequence[Array]
+) -> tuple[list[Array], Array, Array]:
+    """Returns the normal values of rows in parts, and the rows' means and inverse deviations."""
+    mean: Any = sum(jnp.sum(v, 1) for v in parts) / block.channels
+    parts = [v - mean[:, None] for v in parts]
+    variance: Any = sum(jnp.sum(v * v, 1) for v in parts) / block.channels
+    inverse = lax.rsqrt(variance + epsilon)
+    return [v * inverse[:, None] for v in parts], mean, inverse
+
+
+def pull_normal(
+    block: Block, gradients: Sequence[Array], normals: Sequence[Array], inverse: Array
+) -> list[Array]:
+    """Returns the gradient of rows from that of their normal values, all in parts.
+
+    The inverse deviations are a column.
+    """
+    mean: Any = sum(jnp.sum(v, 1) for v in gradients)
+    along: Any = sum(jnp.sum(v * n, 1) for v, n in zip(gradients, normals, strict=True))
+    mean, along = (v[:, None] / block.channels for v in (mean, along))
+    return [inverse * (v - mean - n * along) for v, n in zip(gradients, normals, strict=True)]

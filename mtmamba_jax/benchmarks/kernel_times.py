@@ -16,7 +16,7 @@ KINDS = {
     "scan, backward": r"ss2d_backward",
     "scan, forward": r"ss2d_forward",
     "scan, starts of segments": r"ss2d_summaries",
-    "LayerNorm": r"layer_norm",
+    "LayerNorm": r"layer_norm|blend",
     "convolution and SiLU": r"convolve",
     "attention": r"attention",
     "matrix products": r"gemm|nvjet|cutlass|cublas|dot|convolution",

@@ -84,6 +84,13 @@ class AttentionMFE(nnx.Module):
         """Returns z, times SiLU(gate) if there is a gate: no LayerNorm follows the attention."""
         return z if gate is None else z * jax.nn.silu(gate)
 
+    def blend(
+        self, z: Float[Array, "s b h w d"], gate: Float[Array, "t b h w d"]
+    ) -> Float[Array, "t b h w d"]:
+        """Blends each task's features with the last, shared ones."""
+        share = jax.nn.sigmoid(gate)
+        return share * z[-1:] + (1 - share) * z[:-1]
+
 
 class AttentionGate(nnx.Module):
     """W-MSA before the gate's Linear (Table 4)."""

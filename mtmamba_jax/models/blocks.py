@@ -67,6 +67,12 @@ class MFE(nnx.Module):
         """Returns the features before the LayerNorm, which blocks recompute with their gates."""
         return self.ss2d(self.conv(z), selecting)
 
+    def blend(
+        self, z: Float[Array, "s b h w d"], gate: Float[Array, "t b h w d"]
+    ) -> Float[Array, "t b h w d"]:
+        """Normalises `scan`'s features; blends each task's with the last, shared one (Eq. 24)."""
+        return self.norm.blend(z, gate)
+
 
 class STM(nnx.Module):
     """Self-task Mamba block (Eqs. 14-18), which refines each task's feature by itself.
@@ -165,13 +171,7 @@ class CTM(nnx.Module):
             "tbhwc,tcd->bhwd", self.norm_shared(z), self.in_proj_shared.astype(self.dtype)
         )
         scanned = self.mfe.scan(_append(self.in_proj(normed), shared))
-
-        def mix(scanned, gate):
-            features, gate = self.mfe.norm(scanned), jax.nn.sigmoid(gate)
-            return gate * features[-1:] + (1 - gate) * features[:-1]
-
-        # Computed again in the backward pass: reading it from memory would cost as much.
-        mixed = jax.checkpoint(mix)(scanned, self.gate(normed))
+        mixed = self.mfe.blend(scanned, self.gate(normed))
         return z + drop_path(self.out_proj(mixed), self.drop_path_rate, key, leading=2)
 
 

@@ -5,7 +5,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from mtmamba_jax.models.ops import layer_norm
+from mtmamba_jax.models.ops import blend, layer_norm
 
 
 class LayerNorm(nnx.Module):
@@ -43,3 +43,9 @@ class TaskLayerNorm(nnx.Module):
         shape = (x.shape[0],) + (1,) * (x.ndim - 2) + (x.shape[-1],)
         scale, bias = self.scale[...].reshape(shape), self.bias[...].reshape(shape)
         return layer_norm(x, scale, bias, gate, axes=self.axes, batch_axis=1, dtype=self.dtype)
+
+    def blend(
+        self, x: Float[Array, "s b h w c"], gate: Float[Array, "t b h w c"]
+    ) -> Float[Array, "t b h w c"]:
+        """Normalises t maps and a shared one, the last; blends each with that one by its gate."""
+        return blend(x.astype(self.dtype), self.scale[...], self.bias[...], gate)

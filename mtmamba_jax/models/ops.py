@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from mtmamba_jax.devices.sharding import batch_axes
 from mtmamba_jax.kernels.attention import pallas_triton as attention_kernels
+from mtmamba_jax.kernels.blend import pallas_triton as blend_kernels
 from mtmamba_jax.kernels.convolution import pallas_triton as convolution_kernels
 from mtmamba_jax.kernels.layer_norm import pallas_triton as layer_norm_kernels
 from mtmamba_jax.kernels.manual_axes import on_each_device, vary_alike
@@ -144,6 +145,46 @@ def _fused_layer_norm(dtype, x, scale, bias, gate=None):
 
 
 with_flops(_layer_norm_flops)(layer_norm_kernels.layer_norm)
+
+
+def blend(
+    x: Float[Array, "s b h w c"],
+    scale: Float[Array, "s c"],
+    bias: Float[Array, "s c"],
+    gate: Float[Array, "t b h w c"],
+) -> Float[Array, "t b h w c"]:
+    """Returns share * LayerNorm(x[-1]) + (1 - share) * LayerNorm(x[:-1]), share = sigmoid(gate).
+
+    The backward pass keeps the arguments alone.
+
+    Args:
+      x: Maps of t tasks and, as the last, a shared one: s = t + 1. The result has their dtype.
+      scale, bias: Parameters of each map's LayerNorm.
+      gate: Broadcast against the tasks' maps.
+    """
+    gate = jnp.broadcast_to(gate, x[:-1].shape)
+    x, scale, bias, gate = vary_alike(x, scale, bias, gate)
+
+    # Computed again in the backward pass: reading the LayerNorm from memory would cost as much.
+    @jax.checkpoint
+    def plain(x, scale, bias, gate):
+        factors = (v[:, None, None, None] for v in (scale, bias))
+        normal, share = _layer_norm((-1,), x.dtype, x, *factors), jax.nn.sigmoid(gate)
+        return share * normal[-1:] + (1 - share) * normal[:-1]
+
+    if not (scale.dtype == jnp.float32 and blend_kernels.supports(x)):
+        return plain(x, scale, bias, gate)
+    fused = on_each_device(_fused_blend, batch_axes(), (True, False, False, True))
+    return by_platform(x, scale, bias, gate, cuda=fused, default=plain)
+
+
+def _fused_blend(x, scale, bias, gate):
+    rows, gates = (v.reshape(len(v), -1, v.shape[-1]) for v in (x, gate))
+    y: Any = blend_kernels.blend(rows, scale, bias, gates, EPSILON)
+    return y.reshape(gate.shape)
+
+
+with_flops(_layer_norm_flops)(blend_kernels.blend)
 
 
 def depthwise_convolve(
