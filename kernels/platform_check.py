@@ -5,10 +5,9 @@ its platform while it is traced. The identity `require_platform` checks it while
 lowered. Inside `compiled_for` the platform is known, and only its code is traced.
 """
 
-import contextlib
-import contextvars
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -21,8 +20,9 @@ from jaxtyping import Array
 
 AMPERE = 8.0
 """Compute capability of the first GPUs that Triton supports."""
-_TRITON = contextvars.ContextVar("triton", default=True)
-_TARGET: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)
+# Unlike Python's context variables, these are part of the keys of `jax.jit`'s caches.
+_TRITON: Any = jax.make_user_context(True)
+_TARGET: Any = jax.make_user_context(None)
 
 
 @functools.cache
@@ -47,14 +47,22 @@ def platform_of(device: Any) -> str:
     return "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"
 
 
-@contextlib.contextmanager
-def compiled_for(platform: str) -> Iterator[None]:
+def compiled_for(platform: str) -> AbstractContextManager:
     """Promises that programs that are traced inside are compiled for this platform alone."""
-    token = _TARGET.set(platform)
-    try:
-        yield
-    finally:
-        _TARGET.reset(token)
+    return _TARGET(platform)
+
+
+def portable() -> AbstractContextManager:
+    """Returns a context in which programs are traced without kernels, to run on every platform.
+
+    `jax.export` for several platforms at once needs it. A backend of the scan that is forced by its
+    name stays.
+
+    Example:
+      >>> with portable():
+      ...     exported = jax.export.export(program, platforms=["cpu", "cuda"])(images)
+    """
+    return _TARGET("default")
 
 
 def by_platform(
@@ -64,15 +72,20 @@ def by_platform(
 
     Tracing the scans of MTMamba for every platform takes twice as long as all else.
     """
-    platform = _TARGET.get()
+    platform = _TARGET.value
     if platform is None:
         return jax.lax.platform_dependent(*arrays, default=default, **branches)
     return branches.get(platform, default)(*arrays)
 
 
+def has_fixed_size(x: Array | jax.ShapeDtypeStruct) -> bool:
+    """Returns whether all sizes of an array are known and none is 0."""
+    return all(isinstance(size, int) and size for size in x.shape)
+
+
 def triton_refusal() -> str | None:
     """Returns why a program that is traced here cannot have Triton kernels, None if it can."""
-    if not _TRITON.get():
+    if not _TRITON.value:
         return "JAX does not promise to read exported Triton kernels later"
     oldest = min(compute_capabilities(), default=AMPERE)
     if oldest < AMPERE:
@@ -81,14 +94,9 @@ def triton_refusal() -> str | None:
     return f"Pallas cannot lower Triton kernels here: {refusal}" if refusal else None
 
 
-@contextlib.contextmanager
-def without_triton() -> Iterator[None]:
+def without_triton() -> AbstractContextManager:
     """Keeps Triton kernels out of the programs that are traced inside."""
-    token = _TRITON.set(False)
-    try:
-        yield
-    finally:
-        _TRITON.reset(token)
+    return _TRITON(False)
 
 
 def lowering_refusal() -> str | None:
@@ -121,42 +129,41 @@ def _try_to_lower(device: Any, default: Any) -> str | None:
     return None
 
 
-_REMEDY = "Use implementation='xla' (for a model, scan_implementation='xla'), which runs everywhere"
-_require = Primitive("ss2d_require_platform")
+_require = Primitive("mtmamba_require_platform")
 
 
-def require_platform(x: Array, backend: str, platforms: tuple[str, ...]) -> Array:
+def require_platform(x: Array, kernels: str, platforms: tuple[str, ...], remedy: str) -> Array:
     """Returns x; lowering it for other platforms, or for several at once, is an error.
 
     Args:
-      x: An argument of the backend.
-      backend: Name of the backend, for messages.
-      platforms: Platforms that the backend can be compiled for.
+      x: An argument of the kernels.
+      kernels: Name of the kernels, for messages.
+      platforms: Platforms that the kernels can be compiled for.
+      remedy: Way out, for messages: a sentence without its full stop.
 
     Raises:
-      NotImplementedError: If the backend cannot be compiled for the program's platforms. Inside
+      NotImplementedError: If the kernels cannot be compiled for the program's platforms. Inside
         `jax.jit` and `jax.export` this is raised when they compile.
     """
-    return _require.bind(x, backend=backend, platforms=platforms)
+    return _require.bind(x, kernels=kernels, platforms=platforms, remedy=remedy)
 
 
-def _lower(ctx: Any, x: Any, *, backend: str, platforms: tuple[str, ...]) -> list[Any]:
+def _lower(ctx: Any, x: Any, *, kernels: str, platforms: tuple[str, ...], remedy: str) -> list[Any]:
     wanted: list[str] = list(ctx.module_context.platforms)
     if len(wanted) > 1:
         raise NotImplementedError(
-            f"ss2d: backend {backend} cannot be compiled for several platforms at once "
-            f"({', '.join(wanted)}). {_REMEDY}, or export for one platform at a time."
+            f"{kernels} cannot be compiled for several platforms at once ({', '.join(wanted)}). "
+            f"{remedy}, or export for one platform at a time."
         )
     if wanted[0] not in platforms:
         raise NotImplementedError(
-            f"ss2d: backend {backend} does not run on {wanted[0]}, only on {platforms[0]}. "
-            f"{_REMEDY}."
+            f"{kernels} does not run on {wanted[0]}, only on {platforms[0]}. {remedy}."
         )
     return [x]
 
 
 # One function for all eager calls, so that each shape is compiled once.
-_require.def_impl(jax.jit(_require.bind, static_argnames=("backend", "platforms")))
+_require.def_impl(jax.jit(_require.bind, static_argnames=("kernels", "platforms", "remedy")))
 _require.def_abstract_eval(lambda x, **_: x)
 ad.deflinear2(_require, lambda cotangent, x, **_: [cotangent])
 batching.defvectorized(_require)

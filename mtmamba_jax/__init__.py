@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mtmamba_jax.checkpoints.load import load
     from mtmamba_jax.evaluation.predictor import Predictor
+    from mtmamba_jax.kernels.platform_check import portable
     from mtmamba_jax.kernels.ss2d import selective_scan, ss2d
     from mtmamba_jax.models.blocks import CTM, STM
     from mtmamba_jax.models.mtmamba import MTMamba, MTMambaPlus, create_model, to_linen
@@ -27,12 +28,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CITYSCAPES", "CTM", "NYUDV2", "PASCAL_CONTEXT", "SS2D", "STM", "MTMamba", "MTMambaPlus",
-    "Predictor", "Swin", "create_model", "load", "selective_scan", "ss2d", "to_linen",
+    "Predictor", "Swin", "create_model", "load", "portable", "selective_scan", "ss2d", "to_linen",
 ]  # fmt: skip
 
 _MODULES = {
     "checkpoints.load": ("load",),
     "evaluation.predictor": ("Predictor",),
+    "kernels.platform_check": ("portable",),
     "kernels.ss2d": ("selective_scan", "ss2d"),
     "models.blocks": ("CTM", "STM"),
     "models.mtmamba": ("MTMamba", "MTMambaPlus", "create_model", "to_linen"),

@@ -99,7 +99,7 @@ def test_an_eager_call_of_a_forced_backend_compiles_its_platform_check_once():
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         for _ in range(3):
-            require_platform(x, "test", (jax.default_backend(),))
+            require_platform(x, "test", (jax.default_backend(),), "remedy")
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert sum(compiled) == 1
@@ -155,6 +155,17 @@ def test_export_for_several_platforms_works_with_xla_and_otherwise_names_it():
     assert jax.export.export(scan, platforms=together)(*shapes).platforms == together
     for platform in together:
         jax.export.export(jax.jit(mt.ss2d), platforms=(platform,))(*shapes)
+
+
+def test_a_model_is_exported_for_several_platforms_inside_portable(model):
+    graph, weights = nnx.split(model)
+    program = jax.jit(lambda weights, x: nnx.merge(graph, weights)(x))
+    platforms, images = ("cpu", "cuda"), jnp.zeros((1, 32, 32, 3))
+    export = jax.export.export(program, platforms=platforms)
+    with pytest.raises(NotImplementedError, match=r"several platforms at once .*portable"):
+        export(weights, images)
+    with mt.portable():
+        assert export(weights, images).platforms == platforms
 
 
 def test_a_task_given_twice_is_refused():

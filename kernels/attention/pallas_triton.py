@@ -30,11 +30,11 @@ from jaxtyping import Array, Float, Int
 
 from mtmamba_jax.kernels import triton_instructions as instructions
 from mtmamba_jax.kernels.manual_axes import shape_like
-from mtmamba_jax.kernels.platform_check import triton_refusal
+from mtmamba_jax.kernels.platform_check import has_fixed_size, triton_refusal
 
 LOG2E = math.log2(math.e)
 MASKED = -100.0
-"""Added to scores between regions: the value that released weights were trained with."""
+"""Added to scores between regions, not -inf: released weights were trained with this value."""
 MAX_LENGTH = 144
 """Tokens of a window of 12 x 12 pixels: the bias of larger ones does not fit in registers."""
 WIDTHS = (16, 32)
@@ -91,15 +91,16 @@ class Launch(NamedTuple):
         return [Part(i, min(self.columns, length - i)) for i in starts]
 
 
+# Chosen by registers and shared memory; other values were not timed.
 FORWARD = Launch(64, 32, 4, 2, 1024)
 QUERIES = Launch(64, 32, 4, 2, 1024)
 KEYS = Launch(64, 32, 4, 2, 1024)
 
 
 def supports(qkv: Array | jax.ShapeDtypeStruct) -> bool:
-    """Returns whether programs that are traced here can have the kernels for windows like these."""
+    """Returns whether programs that are traced here can use the kernels for windows like these."""
     _, length, _, _, width = qkv.shape
-    sizes = length <= MAX_LENGTH and width in WIDTHS and qkv.size > 0
+    sizes = has_fixed_size(qkv) and length <= MAX_LENGTH and width in WIDTHS
     return sizes and qkv.dtype == jnp.bfloat16 and triton_refusal() is None
 
 

@@ -17,17 +17,23 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
 from mtmamba_jax.kernels.layer_norm import pallas_triton as layer_norm
-from mtmamba_jax.kernels.layer_norm.pallas_triton import Block, normalize, pull_normal
+from mtmamba_jax.kernels.layer_norm.pallas_triton import Block, normalize, normalize_gradient
 from mtmamba_jax.kernels.manual_axes import shape_like
 
 ELEMENTS = 1024
-"""Most numbers of a map that a program holds at a time, if a row has no more."""
+"""Upper limit of the elements of a map that a program holds at once; at least one row."""
 PROGRAMS = 528
 """Programs of the backward pass, which add up the gradients of scale and bias of their rows."""
 WIDE = 1024
 """Programs with more channels have twice the warps: else their sums do not fit in registers."""
 
-supports = layer_norm.supports
+MAX_TASKS = 8
+"""More tasks would need more registers for the sums of the backward pass."""
+
+
+def supports(x: Array | jax.ShapeDtypeStruct) -> bool:
+    """Returns whether programs that are traced here can use the kernels for maps like x."""
+    return layer_norm.supports(x) and len(x) <= MAX_TASKS + 1 and x.shape[-1] <= 2 * WIDE
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -132,15 +138,15 @@ def _blend_backward(block: Block, blocks: int, each: int, epsilon: float, *refs)
         def pull(i, normals, inverse, gradients):
             """Writes the gradient of a map's rows; returns the terms of scale's and bias's."""
             scaled = [v * scale[i, part][None] for part, v in zip(slices, gradients, strict=True)]
-            found = pull_normal(block, scaled, normals, inverse)
+            found = normalize_gradient(block, scaled, normals, inverse)
             for part, v in zip(slices, found, strict=True):
                 dx[i, rows, part] = v.astype(dx.dtype)
             return [v * n for v, n in zip(gradients, normals, strict=True)], gradients
 
-        *shared_normal, shared = normal(tasks)
+        shared_normal, shared_inverse, shared = normal(tasks)
         dshared, terms = [jnp.zeros_like(v) for v in shared], []
         for i in range(tasks):
-            *own_normal, own = normal(i)
+            own_normal, inverse, own = normal(i)
             gradients = read(dy, i)
             shares = [jax.nn.sigmoid(v) for v in read(gate, i)]
             for p, part in enumerate(slices):
@@ -148,8 +154,8 @@ def _blend_backward(block: Block, blocks: int, each: int, epsilon: float, *refs)
                 dgate[i, rows, part] = (gradients[p] * slope).astype(dgate.dtype)
                 dshared[p] += gradients[p] * shares[p]
             gradients = [v * (1 - share) for v, share in zip(gradients, shares, strict=True)]
-            terms.append(pull(i, *own_normal, gradients))
-        terms.append(pull(tasks, *shared_normal, dshared))
+            terms.append(pull(i, own_normal, inverse, gradients))
+        terms.append(pull(tasks, shared_normal, shared_inverse, dshared))
         return jax.tree.map(jnp.add, sums, terms)
 
     zeros = [jnp.zeros((block.rows, block.width), jnp.float32)] * block.parts

@@ -21,7 +21,7 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
 from mtmamba_jax.kernels.manual_axes import shape_like
-from mtmamba_jax.kernels.platform_check import triton_refusal
+from mtmamba_jax.kernels.platform_check import has_fixed_size, triton_refusal
 
 COLUMNS = 4
 CHANNELS = 128
@@ -42,7 +42,7 @@ class Strips(NamedTuple):
 
 
 def choose_strips(shape: Sequence[int]) -> Strips:
-    """Returns enough strips to keep a GPU busy, of eight rows at least."""
+    """Returns enough strips to keep a GPU busy, of at least eight rows."""
     t, b, h, w, d = shape
     programs = t * b * pl.cdiv(w, COLUMNS) * (d // CHANNELS)
     count = max(1, min(pl.cdiv(MIN_PROGRAMS, programs), h // 8))
@@ -51,9 +51,10 @@ def choose_strips(shape: Sequence[int]) -> Strips:
 
 
 def supports(x: Array | jax.ShapeDtypeStruct) -> bool:
-    """Returns whether programs that are traced here can have the kernels for maps like x."""
+    """Returns whether programs that are traced here can use the kernels for maps like x."""
     narrow = x.dtype in (jnp.float32, jnp.bfloat16)
-    return narrow and x.shape[-1] % CHANNELS == 0 and x.size > 0 and triton_refusal() is None
+    sizes = has_fixed_size(x) and x.shape[-1] % CHANNELS == 0
+    return narrow and sizes and triton_refusal() is None
 
 
 @jax.custom_vjp

@@ -18,10 +18,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mtmamba_jax.kernels.manual_axes import shape_like
-from mtmamba_jax.kernels.platform_check import triton_refusal
+from mtmamba_jax.kernels.platform_check import has_fixed_size, triton_refusal
 
 ELEMENTS = 2048
-"""Most numbers of an array that a program holds at a time, if a row has no more."""
+"""Upper limit of the elements of an array that a program holds at once; at least one row."""
 PROGRAMS = 1056
 """Programs of the backward pass, which add up the gradients of scale and bias of their rows."""
 WARPS = 4
@@ -56,7 +56,7 @@ def choose_block(rows: int, channels: int, elements: int = ELEMENTS) -> Block:
     Args:
       rows: Rows of the arrays.
       channels: Channels of a row.
-      elements: Most numbers of a block, if a row has no more.
+      elements: Upper limit of the elements of a block, which has at least one row.
     """
     width = channels & -channels
     most = max(1, elements // channels)
@@ -64,9 +64,9 @@ def choose_block(rows: int, channels: int, elements: int = ELEMENTS) -> Block:
 
 
 def supports(x: Array | jax.ShapeDtypeStruct) -> bool:
-    """Returns whether programs that are traced here can have the kernels for rows like x's."""
+    """Returns whether programs that are traced here can use the kernels for rows like x's."""
     narrow, channels = x.dtype in (jnp.float32, jnp.bfloat16), x.shape[-1]
-    if not narrow or not x.size or channels % MULTIPLE or channels > 2 * ELEMENTS:
+    if not (narrow and has_fixed_size(x)) or channels % MULTIPLE or channels > 2 * ELEMENTS:
         return False
     return choose_block(1, channels).parts <= MAX_PARTS and triton_refusal() is None
 
@@ -131,8 +131,8 @@ def _backward(x, scale, bias, gate, mean, inverse, dy):
     g, m, c = x.shape
     block = choose_block(m, c)
     blocks = m // block.rows
-    each = -(-blocks // min(blocks, max(1, PROGRAMS // g)))  # blocks of a program
-    programs = -(-blocks // each)
+    each = pl.cdiv(blocks, max(1, PROGRAMS // g))  # blocks of a program
+    programs = pl.cdiv(blocks, each)
     group = pl.BlockSpec((None, c), lambda i, j: (i, 0))
     rows = pl.BlockSpec((None, m, c), lambda i, j: (i, 0, 0))
     numbers = pl.BlockSpec((None, m), lambda i, j: (i, 0))
@@ -172,7 +172,7 @@ def _layer_norm_backward(
                 dgate[rows, part] = (gradients[p] * ungated * slope).astype(dgate.dtype)
                 gradients[p] *= v * share
         scaled = [v * s for v, s in zip(gradients, scales, strict=True)]
-        for part, v in zip(slices, pull_normal(block, scaled, normals, factor), strict=True):
+        for part, v in zip(slices, normalize_gradient(block, scaled, normals, factor), strict=True):
             dx[rows, part] = v.astype(dx.dtype)
         terms = [v * n for v, n in zip(gradients, normals, strict=True)]
         return jax.tree.map(jnp.add, sums, (terms, gradients))
@@ -196,7 +196,7 @@ def normalize(
     return [v * inverse[:, None] for v in parts], mean, inverse
 
 
-def pull_normal(
+def normalize_gradient(
     block: Block, gradients: Sequence[Array], normals: Sequence[Array], inverse: Array
 ) -> list[Array]:
     """Returns the gradient of rows from that of their normal values, all in parts.

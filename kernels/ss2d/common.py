@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from mtmamba_jax.kernels.platform_check import require_platform
+
 LOG2E = math.log2(math.e)
 """The kernels use exp2, so A is multiplied by this factor first."""
 LN2 = math.log(2)
@@ -107,6 +109,19 @@ def projection_gradients(
     ones = jnp.ones((*dt.shape[:-1], 1), dz.dtype)  # for the bias: one product reads dz once
     dprojection = einsum("tkblr,tkbld->tkrd", jnp.concatenate([dt.astype(dz.dtype), ones], -1), dz)
     return ddt, dprojection[:, :, :-1], dprojection[:, :, -1]
+
+
+def require_backend(x: Array, backend: str, platforms: tuple[str, ...]) -> Array:
+    """Returns x; lowering it for a platform that a backend does not run on is an error.
+
+    Raises:
+      NotImplementedError: See `require_platform`.
+    """
+    remedy = (
+        "Use implementation='xla' (for a model, scan_implementation='xla' and `with "
+        "mtmamba_jax.portable():`), which runs everywhere"
+    )
+    return require_platform(x, f"ss2d: backend {backend}", platforms, remedy)
 
 
 def opaque_one(*arrays: Array) -> Array:

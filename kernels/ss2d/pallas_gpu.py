@@ -14,7 +14,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mtmamba_jax.kernels import platform_check
-from mtmamba_jax.kernels.platform_check import require_platform
 from mtmamba_jax.kernels.ss2d.common import (
     LOG2E,
     Directions,
@@ -22,6 +21,7 @@ from mtmamba_jax.kernels.ss2d.common import (
     pad,
     parse_directions,
     projection_gradients,
+    require_backend,
     start_states,
 )
 from mtmamba_jax.kernels.ss2d.mosaic_gpu import backward, forward, step_sizes, summaries
@@ -252,4 +252,4 @@ def ss2d_pallas_gpu(*arrays: Array, directions: Sequence[str]) -> Float[Array, "
     x, dt, _, _, A, *_ = arrays
     # Raise now rather than in the backward pass.
     _choose_scan(orders, x, A.shape[-1], dt.shape[-1], backward_pass=True)
-    return ss2d_op(orders, require_platform(x, "pallas_gpu", ("cuda",)), *arrays[1:])
+    return ss2d_op(orders, require_backend(x, "pallas_gpu", ("cuda",)), *arrays[1:])

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from mtmamba_jax.kernels.platform_check import require_platform
-from mtmamba_jax.kernels.ss2d.common import LOG2E, create_op, parse_directions
+from mtmamba_jax.kernels.ss2d.common import LOG2E, create_op, parse_directions, require_backend
 from mtmamba_jax.kernels.ss2d.mosaic_tpu import backward, forward, memory
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import SUBLANES, Inputs, Tiling, choose_tiling
 
@@ -135,4 +134,4 @@ def ss2d_pallas_tpu(*arrays: Array, directions: Sequence[str]) -> Float[Array, "
     """
     x, dt, _, _, A, *_ = arrays
     tilings = choose_tilings(directions, x, A.shape[-1], dt.shape[-1])
-    return ss2d_op(tilings, require_platform(x, "pallas_tpu", PLATFORMS), *arrays[1:])
+    return ss2d_op(tilings, require_backend(x, "pallas_tpu", PLATFORMS), *arrays[1:])

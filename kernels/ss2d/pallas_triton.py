@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mtmamba_jax.kernels.platform_check import require_platform, triton_refusal
+from mtmamba_jax.kernels.platform_check import triton_refusal
 from mtmamba_jax.kernels.ss2d.common import (
     LOG2E,
     Directions,
@@ -15,6 +15,7 @@ from mtmamba_jax.kernels.ss2d.common import (
     pad,
     parse_directions,
     projection_gradients,
+    require_backend,
     start_states,
 )
 from mtmamba_jax.kernels.ss2d.triton import backward, forward
@@ -173,5 +174,5 @@ def ss2d_pallas_triton(*arrays: Array, directions: Sequence[str]) -> Float[Array
     refusal = triton_refusal()
     if refusal:
         raise NotImplementedError(refusal)
-    x = require_platform(arrays[0], "pallas_triton", ("cuda",))
+    x = require_backend(arrays[0], "pallas_triton", ("cuda",))
     return ss2d_op(parse_directions(directions), x, *arrays[1:])

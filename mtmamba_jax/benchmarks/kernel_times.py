@@ -13,6 +13,7 @@ from jax.profiler import ProfileData
 from mtmamba_jax.messages import markdown_table, percent, short
 
 KINDS = {
+    "collectives": r"nccl|all-|reduce-scatter|collective",
     "scan, backward": r"ss2d_backward",
     "scan, forward": r"ss2d_forward",
     "scan, starts of segments": r"ss2d_summaries",
@@ -23,7 +24,6 @@ KINDS = {
     "normalization fusions": r"softmax|triton",
     "reductions": r"reduce",
     "copies and transposes": r"memcpy|memset|copy|transpose|concatenate|slice|pad|gather|scatter",
-    "collectives": r"nccl|all-reduce|all-gather|collective",
     "other elementwise": r"",
 }
 """Kinds of kernels, with regular expressions of their names. The first that matches counts."""
@@ -48,13 +48,22 @@ def profile(call: Callable[[], object]) -> Profile:
     """Traces one call, which returns the arrays that it computes; it must have been compiled.
 
     Not for CPUs, whose kernels JAX's profiler does not list.
+
+    Raises:
+      RuntimeError: If the trace has no kernels.
     """
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(call())
         traces = sorted(pathlib.Path(folder).rglob("*.xplane.pb"))
         planes = [plane for path in traces for plane in ProfileData.from_file(str(path)).planes]
-    return read_planes(planes)
+    found = read_planes(planes)
+    if not found.kernels:
+        raise RuntimeError(
+            "The profiler's trace has no kernels of the first device. NVIDIA's driver may let only "
+            "the administrator profile; in a container, add --cap-add=SYS_ADMIN."
+        )
+    return found
 
 
 def read_planes(planes: Iterable) -> Profile:
@@ -87,17 +96,17 @@ def profile_table(found: Profile) -> str:
     for kernel in found.kernels:
         by_kind[kind_of(kernel.name)].append(kernel)
     busy = sum(kernel.seconds for kernel in found.kernels)
+    totals = {kind: sum(v.seconds for v in kernels) for kind, kernels in by_kind.items()}
     rows = [
         (
             kind,
-            short(sum(kernel.seconds for kernel in kernels) * 1e3),
-            percent(sum(kernel.seconds for kernel in kernels) / found.span),
+            short(totals[kind] * 1e3),
+            percent(totals[kind] / found.span),
             str(sum(kernel.launches for kernel in kernels)),
             _describe(kernels[0]),
         )
-        for kind, kernels in by_kind.items()
+        for kind, kernels in sorted(by_kind.items(), key=lambda item: -totals[item[0]])
     ]
-    rows.sort(key=lambda row: -float(row[1]))
     idle = max(0.0, found.span - busy)
     rows.append(("between kernels", short(idle * 1e3), percent(idle / found.span), "", ""))
     launches = str(sum(kernel.launches for kernel in found.kernels))

@@ -7,17 +7,20 @@ from typing import Any
 import jax
 from jax.extend import core
 
+from mtmamba_jax.kernels.platform_check import portable
+
 
 def count_flops(function: Callable, *arguments) -> int:
     """Returns the floating-point operations of a function's matrix products and convolutions.
 
     A multiplication and an addition count as two. Nothing is compiled or run: the arguments may be
-    shapes.
+    shapes. Kernels, which would hide their products, are left out.
 
     Raises:
       NotImplementedError: If the function has a loop of unknown length.
     """
-    return _jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+    with portable():
+        return _jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def _jaxpr_flops(jaxpr: core.Jaxpr) -> int:

@@ -64,7 +64,7 @@ class MFE(nnx.Module):
     def scan(
         self, z: Float[Array, "s b h w d"], selecting: Float[Array, "s b h w d"] | None = None
     ) -> Float[Array, "s b h w d"]:
-        """Returns the features before the LayerNorm, which blocks recompute with their gates."""
+        """Returns the features before the LayerNorm, which is applied together with the gates."""
         return self.ss2d(self.conv(z), selecting)
 
     def blend(

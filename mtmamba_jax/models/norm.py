@@ -47,5 +47,5 @@ class TaskLayerNorm(nnx.Module):
     def blend(
         self, x: Float[Array, "s b h w c"], gate: Float[Array, "t b h w c"]
     ) -> Float[Array, "t b h w c"]:
-        """Normalises t maps and a shared one, the last; blends each with that one by its gate."""
+        """Returns each task's normalised map blended with the last, shared one (Eqs. 13, 24)."""
         return blend(x.astype(self.dtype), self.scale[...], self.bias[...], gate)

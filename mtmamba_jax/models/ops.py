@@ -19,10 +19,12 @@ from mtmamba_jax.kernels.blend import pallas_triton as blend_kernels
 from mtmamba_jax.kernels.convolution import pallas_triton as convolution_kernels
 from mtmamba_jax.kernels.layer_norm import pallas_triton as layer_norm_kernels
 from mtmamba_jax.kernels.manual_axes import on_each_device, vary_alike
-from mtmamba_jax.kernels.platform_check import by_platform
+from mtmamba_jax.kernels.platform_check import by_platform, require_platform
 from mtmamba_jax.models.windows import shift_mask, shift_regions
 
 EPSILON = 1e-5  # of every LayerNorm, as in the official encoder and decoder
+
+_REMEDY = "Trace the program inside `with mtmamba_jax.portable():`"
 
 Rule = Callable[..., float]
 
@@ -42,6 +44,39 @@ def with_flops(rule: Rule | None) -> Callable[[Any], Any]:
         return op
 
     return register
+
+
+def _on_gpus(
+    plain: Callable[..., Array],
+    fused: Callable[..., Array],
+    arrays: Sequence[Array],
+    split: Sequence[bool],
+    *,
+    batch_axis: int = 1,
+    batch: int | None = None,
+) -> Array:
+    """Returns `fused(*arrays)` on CUDA GPUs, each with its own images, `plain(*arrays)` elsewhere.
+
+    Args:
+      plain: The operation in plain JAX, which the compiler can partition.
+      fused: The same by kernels.
+      arrays: Arguments.
+      split: Whether each argument has the batch.
+      batch_axis: Axis of the batch.
+      batch: Number of images, by default the size of that axis.
+    """
+    axes = batch_axes()
+    mesh = jax.sharding.get_abstract_mesh()
+    batch = arrays[0].shape[batch_axis] if batch is None else batch
+    if axes and batch % math.prod(mesh.shape[axis] for axis in axes):
+        return plain(*arrays)
+
+    def kernels(x, *others):
+        x = require_platform(x, "The fused kernels of layers", ("cuda",), _REMEDY)
+        run = on_each_device(fused, axes, split[: len(arrays)], batch_axis=batch_axis)
+        return run(x, *others)
+
+    return by_platform(*arrays, cuda=kernels, default=plain)
 
 
 def layer_norm(
@@ -73,12 +108,10 @@ def layer_norm(
     if gate is not None:
         arrays = (*arrays, jnp.broadcast_to(gate, x.shape))
     plain = functools.partial(_plain_layer_norm, axes, dtype)
-    if not _has_kernels(axes, *arrays[:2]):
+    if not _has_kernels(axes, dtype, *arrays[:2]):
         return plain(*arrays)
     fused = functools.partial(_fused_layer_norm, dtype)
-    split = (True, False, False, True)[: len(arrays)]
-    fused = on_each_device(fused, batch_axes(), split, batch_axis=batch_axis)
-    return by_platform(*arrays, cuda=fused, default=plain)
+    return _on_gpus(plain, fused, arrays, (True, False, False, True), batch_axis=batch_axis)
 
 
 def _plain_layer_norm(axes, dtype, x, scale, bias, gate=None):
@@ -86,7 +119,7 @@ def _plain_layer_norm(axes, dtype, x, scale, bias, gate=None):
         return _layer_norm(axes, dtype, x, scale, bias)
     # Computed again in the backward pass: reading the result from memory would cost as much.
     return jax.checkpoint(
-        lambda x, gate: _layer_norm(axes, dtype, x, scale, bias) * jax.nn.silu(gate)
+        lambda x, gate: (_layer_norm(axes, dtype, x, scale, bias) * jax.nn.silu(gate)).astype(dtype)
     )(x, gate)
 
 
@@ -129,11 +162,13 @@ def _layer_norm_backward(axes, dtype, residuals, dy):
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
-def _has_kernels(axes, x, scale) -> bool:
+def _has_kernels(axes, dtype, x, scale) -> bool:
     """Returns whether rows have one scale, or one for each part of x's first axis."""
+    if x.ndim < 2 or axes != (-1,) or dtype not in (jnp.float32, jnp.bfloat16):
+        return False
     one_or_by_part = scale.shape[:-1] in ((1,) * (x.ndim - 1), (x.shape[0], *(1,) * (x.ndim - 2)))
     whole = scale.shape[-1] == x.shape[-1] and scale.dtype == jnp.float32
-    return axes == (-1,) and one_or_by_part and whole and layer_norm_kernels.supports(x)
+    return one_or_by_part and whole and layer_norm_kernels.supports(x)
 
 
 def _fused_layer_norm(dtype, x, scale, bias, gate=None):
@@ -142,9 +177,6 @@ def _fused_layer_norm(dtype, x, scale, bias, gate=None):
     scale, bias = (v.reshape(groups, channels) for v in (scale, bias))
     y: Any = layer_norm_kernels.layer_norm(rows, scale, bias, gates, EPSILON, dtype)
     return y.reshape(x.shape)
-
-
-with_flops(_layer_norm_flops)(layer_norm_kernels.layer_norm)
 
 
 def blend(
@@ -170,21 +202,18 @@ def blend(
     def plain(x, scale, bias, gate):
         factors = (v[:, None, None, None] for v in (scale, bias))
         normal, share = _layer_norm((-1,), x.dtype, x, *factors), jax.nn.sigmoid(gate)
-        return share * normal[-1:] + (1 - share) * normal[:-1]
+        return (share * normal[-1:] + (1 - share) * normal[:-1]).astype(x.dtype)
 
+    arrays = (x, scale, bias, gate)
     if not (scale.dtype == jnp.float32 and blend_kernels.supports(x)):
-        return plain(x, scale, bias, gate)
-    fused = on_each_device(_fused_blend, batch_axes(), (True, False, False, True))
-    return by_platform(x, scale, bias, gate, cuda=fused, default=plain)
+        return plain(*arrays)
+    return _on_gpus(plain, _fused_blend, arrays, (True, False, False, True))
 
 
 def _fused_blend(x, scale, bias, gate):
     rows, gates = (v.reshape(len(v), -1, v.shape[-1]) for v in (x, gate))
     y: Any = blend_kernels.blend(rows, scale, bias, gates, EPSILON)
     return y.reshape(gate.shape)
-
-
-with_flops(_layer_norm_flops)(blend_kernels.blend)
 
 
 def depthwise_convolve(
@@ -240,11 +269,8 @@ def convolve_silu(
     float32 = kernel.dtype == bias.dtype == jnp.float32
     if not (float32 and convolution_kernels.supports(x)):
         return plain(x, kernel, bias)
-    fused = on_each_device(convolution_kernels.convolve_silu, batch_axes(), (True, False, False))
-    return by_platform(x, kernel, bias, cuda=fused, default=plain)
-
-
-with_flops(lambda x, *_: 9 * math.prod(x))(convolution_kernels.convolve_silu)
+    arrays = (x, kernel, bias)
+    return _on_gpus(plain, convolution_kernels.convolve_silu, arrays, (True, False, False))
 
 
 def attention(
@@ -272,12 +298,10 @@ def attention(
     arrays: list[Array] = [qkv, bias]
     if shifted:
         arrays.append(shift_regions(*shifted))
-    split = (True, False, False)[: len(arrays)]
-    fused = on_each_device(attention_kernels.attention, batch_axes(), split, batch_axis=0)
-    return by_platform(*arrays, cuda=fused, default=plain)
-
-
-with_flops(None)(attention_kernels.attention)
+    fused, split = attention_kernels.attention, (True, False, False)
+    # Devices get whole images, whose windows have the regions.
+    images = len(qkv) // (len(arrays[2]) if shifted else 1)
+    return _on_gpus(plain, fused, arrays, split, batch_axis=0, batch=images)
 
 
 @with_flops(None)
@@ -290,8 +314,8 @@ def _attention_forward(qkv, bias, shifted):
     query, key, value = _split(qkv)
     scores = jnp.einsum("mqhc,mkhc->mhqk", query, key, preferred_element_type=jnp.float32) + bias
     if shifted:
-        # -100 rather than -inf: the value released weights were trained with.
-        mask = jnp.where(shift_mask(*shifted), 0.0, jnp.float32(-100.0))[None, :, None]
+        masked = jnp.float32(attention_kernels.MASKED)
+        mask = jnp.where(shift_mask(*shifted), 0.0, masked)[None, :, None]
         by_image = scores.reshape(-1, mask.shape[1], *scores.shape[1:])
         scores = (by_image + mask).reshape(scores.shape)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
@@ -330,11 +354,14 @@ _attention.defvjp(_attention_forward, _attention_backward)
 @with_flops(None)
 @jax.custom_vjp
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns the exact GELU, x cdf(x); the backward pass keeps nothing but x."""
-    return _unfused_on_tpu(_exact_gelu, x)
+    """Returns the exact GELU, x cdf(x); the backward pass keeps nothing but x.
+
+    In bfloat16 cdf has an error of at most 3e-7 before the result is rounded.
+    """
+    return _unfused_on_tpu(_gelu_value, x)
 
 
-def _exact_gelu(x):
+def _gelu_value(x):
     if x.dtype != jnp.bfloat16:
         return jax.nn.gelu(x, approximate=False)
     wide = x.astype(jnp.float32)
@@ -343,7 +370,7 @@ def _exact_gelu(x):
 
 def _gelu_gradient(x, dy):
     if x.dtype != jnp.bfloat16:
-        return jax.vjp(_exact_gelu, x)[1](dy)[0]
+        return jax.vjp(_gelu_value, x)[1](dy)[0]
     wide = x.astype(jnp.float32)
     cdf, density = _normal_distribution(wide)
     return ((cdf + wide * density) * dy.astype(jnp.float32)).astype(x.dtype)
@@ -374,7 +401,8 @@ def _normal_distribution(x: Array) -> tuple[Array, Array]:
 def _unfused_on_tpu(function: Callable[..., Array], *arrays: Array) -> Array:
     """Returns `function(*arrays)`, not fused into the matrix products that read it on TPUs.
 
-    With erf in a matrix product's loop a block takes 37 s to compile, without 13 (libtpu 0.0.42).
+    With float32's erf in a matrix product's loop a block takes 37 s to compile, without 13 (libtpu
+    0.0.42). In bfloat16 both take the same time.
     """
     return by_platform(
         *arrays, tpu=lambda *v: jax.lax.optimization_barrier(function(*v)), default=function

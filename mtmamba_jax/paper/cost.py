@@ -27,6 +27,7 @@ from jax.extend import core
 
 from mtmamba_jax.config import Config
 from mtmamba_jax.devices.flops import convolution_flops, product_flops
+from mtmamba_jax.kernels.platform_check import portable
 from mtmamba_jax.models.mtmamba import ModelSettings, abstract_build
 from mtmamba_jax.models.ops import PAPER_FLOPS
 from mtmamba_jax.tasks.table import Task
@@ -51,7 +52,7 @@ def count_cost(config: Config) -> Cost:
     Raises:
       NotImplementedError: If the model has an operation that the paper's counting has no rule for.
     """
-    # With "xla" no fused kernel is traced. The branches for platforms are one op, with one rule.
+    # The rules are those of plain JAX: no kernel is traced.
     settings = dataclasses.replace(config.model, scan_implementation="xla")
     return _count_model(settings, config.tasks.selected, tuple(config.data.size))
 
@@ -60,7 +61,9 @@ def count_cost(config: Config) -> Cost:
 def _count_model(settings: ModelSettings, tasks: tuple[Task, ...], size: tuple[int, ...]) -> Cost:
     graph, weights = abstract_build(settings, tasks)
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    program = jax.make_jaxpr(lambda weights, x: nnx.merge(graph, weights)(x))(weights, images).jaxpr
+    with portable():
+        traced = jax.make_jaxpr(lambda weights, x: nnx.merge(graph, weights)(x))(weights, images)
+    program = traced.jaxpr
     resized = 4 * math.prod(size) * sum(task.channels for task in tasks)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(weights))
     return Cost(parameters / 1e6, (_count(program, program.invars[-1:]) + resized) / 1e9)

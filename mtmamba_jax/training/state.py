@@ -58,7 +58,7 @@ def create_state(
     Returns:
       The model's structure, the state, and its layout: a sharding in place of each array.
     """
-    if mesh.shape[FSDP_AXIS] == 1:  # replicated
+    if mesh.shape[FSDP_AXIS] == 1:  # replicated: only the optimizer's state is compiled
         graph, parameters = build(model, tasks, seed)
         state = initial_state(graph, parameters, optimizer)
         layout = state_sharding(state, mesh)
@@ -84,5 +84,5 @@ def initial_state(
 ) -> TrainState:
     """Returns the state before the first step."""
     _, learned, _ = split_learned(graph, parameters)
-    create = jax.jit(optimizer.init)  # one program: else JAX compiles one for each shape
+    create = jax.jit(optimizer.init)  # eagerly, JAX would compile a program for each shape
     return TrainState(jnp.zeros((), jnp.int32), parameters, create(learned))

@@ -58,6 +58,8 @@ def test_the_table_has_a_row_for_each_kind_and_the_time_between_kernels():
         ("_layer_norm_backward__3", "LayerNorm"),
         ("_convolve_backward", "convolution and SiLU"),
         ("_attention_keys__2", "attention"),
+        ("all-gather.2", "collectives"),
+        ("ncclDevKernel_AllReduce_Sum_f32_RING_LL", "collectives"),
         ("gemm_fusion_dot_12", "matrix products"),
         ("triton_softmax_4", "normalization fusions"),
         ("input_add_reduce_fusion", "reductions"),

@@ -8,9 +8,11 @@ from flax import nnx
 from mtmamba_jax.devices.chips import CHIPS
 from mtmamba_jax.devices.flops import count_flops
 from mtmamba_jax.devices.sharding import create_mesh
+from mtmamba_jax.kernels.platform_check import compiled_for
 from mtmamba_jax.models.mtmamba import ModelSettings, abstract_build
 from mtmamba_jax.tasks.table import NYUDV2
 from mtmamba_jax.training import clock
+from tests.kernels.ss2d_suite import an_abstract_gpu
 from tests.tiny import tiny_config
 
 
@@ -71,6 +73,16 @@ def test_products_of_the_papers_model_are_within_two_percent_of_the_published():
     images = shaped(1, 448, 576, 3)
     found = count_flops(lambda p, x: nnx.merge(graph, p)(x), parameters, images)
     assert found / 2 == pytest.approx(459.1e9, rel=0.02)
+
+
+def test_kernels_of_gpus_are_counted_as_the_plain_operations():
+    def count(dtype):
+        graph, parameters = abstract_build(ModelSettings(encoder="swin_tiny", dtype=dtype), NYUDV2)
+        images = shaped(1, 64, 64, 3)
+        with an_abstract_gpu(kind="NVIDIA H200"), compiled_for("cuda"):
+            return count_flops(lambda p, x: nnx.merge(graph, p)(x), parameters, images)
+
+    assert count("float32") == count("bfloat16") > 0
 
 
 def test_devices_share_the_least_time_of_a_step(monkeypatch):

@@ -103,6 +103,12 @@ def an_abstract_gpu(count=1, kind="NVIDIA A100", platform="gpu"):
     return jax.sharding.use_abstract_mesh(mesh)
 
 
+def ampere() -> bool:
+    """Returns whether this machine's GPUs run Triton's kernels."""
+    capabilities = platform_check.compute_capabilities()
+    return jax.default_backend() == "gpu" and min(capabilities, default=0) >= platform_check.AMPERE
+
+
 def pretend_gpus(monkeypatch, *capabilities):
     """Makes backends choose as on a machine with GPUs of these compute capabilities."""
     monkeypatch.setattr(platform_check, "compute_capabilities", lambda: capabilities)

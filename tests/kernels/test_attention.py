@@ -10,12 +10,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mtmamba_jax.devices.sharding import create_mesh
-from mtmamba_jax.kernels import triton_instructions as instructions
 from mtmamba_jax.kernels.attention import pallas_triton
 from mtmamba_jax.kernels.ss2d.analysis.ptxas import GPUS
 from mtmamba_jax.kernels.ss2d.analysis.topology import GPU_OPTIONS, find_gpus
 from mtmamba_jax.models import ops
-from tests.kernels.ss2d_suite import an_abstract_gpu, pretend_gpus, relative_error
+from tests.kernels.kernel_suite import kernels_in, value_and_gradients
+from tests.kernels.ss2d_suite import ampere, relative_error
 
 # Both sides get the same inputs, and the wanted results are those of float32. The kernels round
 # their results, weights and gradients of scores to bfloat16, each by at most half of 2**-8.
@@ -30,14 +30,6 @@ def arguments(windows, length, heads, width):
         for more in ((3, heads, width), (heads, width))
     )
     return dout, qkv, jnp.asarray(rng.standard_normal((heads, length, length)), jnp.float32)
-
-
-def value_and_gradients(op, dout, *arrays):
-    def run(*arrays):
-        out, pull = jax.vjp(op, *arrays)
-        return out, *pull(dout.astype(out.dtype))
-
-    return jax.jit(run)(*arrays)
 
 
 def fused(shifted):
@@ -71,19 +63,6 @@ SHAPES = [
 ]
 
 
-@pytest.fixture
-def interpreted(monkeypatch):
-    """Runs the kernels on this machine's default device, without Triton's own instructions."""
-    interpret = functools.partial(pallas_triton.pl.pallas_call, interpret=True)
-    monkeypatch.setattr(pallas_triton.pl, "pallas_call", interpret)
-    monkeypatch.setattr(instructions, "exp2", jnp.exp2)
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *v, cuda, default: cuda(*v))
-    pretend_gpus(monkeypatch, 8.0)
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
-
-
 def set_programs(monkeypatch, count):
     for name in KERNELS:
         launch = getattr(pallas_triton, name)._replace(programs=count)
@@ -97,6 +76,7 @@ def test_interpreted_kernels_equal_plain_jax(interpreted, monkeypatch, shape, sh
     set_programs(monkeypatch, groups * heads * -(-length // pallas_triton.QUERIES.rows))
     assert pallas_triton.QUERIES.groups(arguments(*shape)[1]) == groups
     check(shape, shifted)
+    assert interpreted == [f"_attention_{name}" for name in ("forward", "queries", "keys")]
 
 
 def test_a_query_may_see_nothing_but_itself(interpreted):
@@ -113,6 +93,7 @@ def test_a_sharded_batch_equals_one_device(interpreted, monkeypatch, shifted):
     # Pallas does not interpret kernels inside shard_map, so plain JAX takes their place.
     def attention(qkv, bias, regions=None):
         if regions is None:
+            assert len(qkv) == 4  # one image a device
             return plain(None)(qkv, bias).astype(qkv.dtype)
         assert qkv.shape[0] == regions.shape[0]  # one image a device
         return plain(shifted)(qkv, bias).astype(qkv.dtype)
@@ -124,20 +105,6 @@ def test_a_sharded_batch_equals_one_device(interpreted, monkeypatch, shifted):
         got = value_and_gradients(fused(shifted), *arrays)
     for one, other in zip(got, wanted, strict=True):
         assert relative_error(one, other) < TOLERANCE
-
-
-def kernels_in(op, *arrays, gpus=1):
-    """Returns how many kernels a program and its gradients have for CUDA and for the CPU."""
-
-    def loss(*arrays):
-        return jnp.sum(jnp.sin(op(*arrays).astype(jnp.float32)))
-
-    with an_abstract_gpu(gpus):
-        traced = jax.jit(jax.grad(loss, (0, 1))).trace(*arrays)
-        return [
-            traced.lower(lowering_platforms=(name,)).as_text().count("xla.gpu.triton")
-            for name in ("cuda", "cpu")
-        ]
 
 
 @pytest.mark.parametrize("x64", [False, True])
@@ -182,7 +149,7 @@ def test_the_kernels_compile_without_a_gpu(capability, side):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU of compute capability 8.0")
+@pytest.mark.skipif(not ampere(), reason="needs a GPU of compute capability 8.0")
 @pytest.mark.parametrize(
     ("shape", "shifted"),
     [
@@ -198,7 +165,7 @@ def test_kernels_equal_plain_jax_on_a_gpu(shape, shifted):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU of compute capability 8.0")
+@pytest.mark.skipif(not ampere(), reason="needs a GPU of compute capability 8.0")
 def test_gradients_are_the_same_in_each_run_on_a_gpu():
     arrays = arguments(72, 144, 24, 32)
     runs = [value_and_gradients(fused((36, 36, 12)), *arrays) for _ in range(3)]

@@ -9,8 +9,10 @@ import pytest
 
 from mtmamba_jax.devices.sharding import create_mesh
 from mtmamba_jax.kernels.layer_norm import pallas_triton
+from mtmamba_jax.kernels.platform_check import portable
 from mtmamba_jax.models import ops
-from tests.kernels.ss2d_suite import an_abstract_gpu, pretend_gpus, relative_error
+from tests.kernels.kernel_suite import kernels_in, value_and_gradients
+from tests.kernels.ss2d_suite import ampere, an_abstract_gpu, relative_error
 
 # Both sides take the same numbers and sum in float32 in different orders; the kernels round
 # bfloat16 results by at most half of 2**-8.
@@ -25,14 +27,6 @@ def arguments(shape, groups, dtype, *, gated=False):
         jnp.asarray(rng.standard_normal((*lead, shape[-1])), jnp.float32) for _ in range(2)
     )
     return dy, x, scale, bias, *gate
-
-
-def value_and_gradients(norm, dy, *arrays):
-    def run(*arrays):
-        y, pull = jax.vjp(norm, *arrays)
-        return y, *pull(dy)
-
-    return jax.jit(run)(*arrays)
 
 
 def fused(x, *others):
@@ -60,24 +54,13 @@ SHAPES = [
 ]
 
 
-@pytest.fixture
-def interpreted(monkeypatch):
-    """Runs the kernels on this machine's default device."""
-    interpret = functools.partial(pallas_triton.pl.pallas_call, interpret=True)
-    monkeypatch.setattr(pallas_triton.pl, "pallas_call", interpret)
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *v, cuda, default: cuda(*v))
-    pretend_gpus(monkeypatch, 8.0)
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
-
-
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("shape", "groups"), SHAPES)
 def test_interpreted_kernels_equal_plain_jax(interpreted, monkeypatch, shape, groups, dtype, gated):
     monkeypatch.setattr(pallas_triton, "PROGRAMS", 3)
     check(shape, groups, dtype, gated=gated)
+    assert interpreted == ["_layer_norm_forward", "_layer_norm_backward"]
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -105,23 +88,29 @@ def test_a_sharded_batch_equals_one_device(interpreted, monkeypatch, gated):
     ],
 )
 def test_programs_for_cuda_have_the_kernels_where_they_can(shape, groups, axes, dtype, fused):
-    _, x, scale, bias = arguments(shape, groups, dtype)
-
-    def loss(*arrays):
-        y = ops.layer_norm(*arrays, axes=axes, batch_axis=1, dtype=jnp.dtype(dtype))
-        return jnp.sum(jnp.sin(y.astype(jnp.float32)))
-
-    with an_abstract_gpu():
-        traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(x, scale, bias)
-        found = [
-            traced.lower(lowering_platforms=(name,)).as_text().count("xla.gpu.triton")
-            for name in ("cuda", "cpu")
-        ]
+    _, *arrays = arguments(shape, groups, dtype)
+    op = functools.partial(ops.layer_norm, axes=axes, batch_axis=1, dtype=jnp.dtype(dtype))
+    found = kernels_in(op, *arrays, arguments=(0, 1, 2))
     assert found == [2 if fused else 0, 0]
 
 
+def test_programs_for_several_platforms_need_portable():
+    _, *arrays = arguments((1, 2, 4, 4, 96), 1, "bfloat16")
+    platforms = ("cpu", "cuda")
+    with an_abstract_gpu():
+        with pytest.raises(NotImplementedError, match=r"several platforms .*mtmamba_jax.portable"):
+            jax.jit(fused).trace(*arrays).lower(lowering_platforms=platforms)
+        with portable():
+            assert jax.jit(fused).trace(*arrays).lower(lowering_platforms=platforms)
+
+
+def test_sizes_that_are_not_known_have_no_kernels():
+    sizes = jax.export.symbolic_shape("1, b, 4, 4, 96")
+    assert not pallas_triton.supports(jax.ShapeDtypeStruct(sizes, jnp.bfloat16))
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU of compute capability 8.0")
+@pytest.mark.skipif(not ampere(), reason="needs a GPU of compute capability 8.0")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("shape", "groups"), [*SHAPES, ((4, 8, 28, 36, 768), 4)])
 @pytest.mark.parametrize("gated", [False, True])

@@ -8,7 +8,6 @@ import pytest
 
 from mtmamba_jax.kernels import platform_check
 from mtmamba_jax.kernels import triton_instructions as instructions
-from mtmamba_jax.kernels.platform_check import AMPERE, compute_capabilities
 from mtmamba_jax.kernels.ss2d import (
     DIRECTIONS,
     api,
@@ -22,6 +21,7 @@ from tests.kernels.ss2d_suite import (
     TOLERANCES,
     GPUSuite,
     SS2DSuite,
+    ampere,
     an_abstract_gpu,
     cast,
     lowered_for_cuda,
@@ -32,10 +32,6 @@ from tests.kernels.ss2d_suite import (
 )
 
 KERNEL = "xla.gpu.triton"
-
-
-def ampere() -> bool:
-    return jax.default_backend() == "gpu" and min(compute_capabilities(), default=0) >= AMPERE
 
 
 @pytest.mark.gpu
@@ -62,7 +58,7 @@ def interpreted(monkeypatch):
     monkeypatch.setattr(instructions, "sync", lambda: None)
     monkeypatch.setattr(instructions, "exp2", jnp.exp2)
     monkeypatch.setattr(instructions, "multiply_add", lambda a, b, c: a * b + c)
-    monkeypatch.setattr(pallas_triton, "require_platform", lambda x, *_: x)
+    monkeypatch.setattr(pallas_triton, "require_backend", lambda x, *_: x)
     pretend_gpus(monkeypatch, 8.0)
     jax.clear_caches()
     yield

@@ -39,6 +39,13 @@ def test_inside_a_promise_code_is_traced_for_one_platform(traced, platform, name
     assert value == float(name == "tpu")
 
 
+def test_a_jitted_function_is_traced_again_outside_a_promise(traced):
+    run = jax.jit(lambda x: choose(traced, x))
+    with compiled_for("tpu"):
+        assert run(jnp.zeros(())) == 1.0
+    assert run(jnp.zeros(())) == 0.0
+
+
 def test_a_function_of_a_mesh_is_traced_for_the_meshs_platform(traced):
     mesh = create_mesh(1, devices=jax.devices()[:1])
     assert jit_on(mesh, lambda x: choose(traced, x))(jnp.zeros(())) == 0.0

@@ -129,8 +129,16 @@ def test_attention_has_the_gradient_of_its_formula(shifted):
         np.testing.assert_allclose(one, other, rtol=FLOAT32, atol=FLOAT32 * np.abs(other).max())
 
 
+def test_layer_norm_has_the_dtype_that_is_asked_for():
+    x, scale, bias = jnp.ones((2, 32)), jnp.ones(32), jnp.zeros(32)
+    for given, wanted in (("bfloat16", "float32"), ("float32", "bfloat16")):
+        y = ops.layer_norm(x.astype(given), scale, bias, x.astype("float32"), dtype=wanted)
+        assert y.dtype == wanted
+    assert ops.layer_norm(x[0], scale, bias, dtype="float32").shape == (32,)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", FLOAT32), ("bfloat16", 2**-8)])
-def test_gelu_is_exact_to_its_dtype(dtype, tolerance):
+def test_gelu_has_the_precision_of_its_dtype(dtype, tolerance):
     x = jnp.linspace(-6, 6, 4001).astype(dtype)
     y, pull = jax.vjp(ops.gelu, x)
     wide = [float(v) for v in x]

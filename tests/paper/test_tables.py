@@ -27,6 +27,11 @@ def test_a_model_costs_what_the_paper_prints_to_the_digit(row):
     assert row_cost(row) == (round(100 * row.parameters), round(100 * row.flops))
 
 
+def test_the_compute_dtype_does_not_change_the_cost():
+    costs = [cost.count_cost(tiny_config(model__dtype=dtype)) for dtype in ("float32", "bfloat16")]
+    assert costs[0] == costs[1]
+
+
 def test_every_row_of_tables_2_to_4_has_printed_costs():
     assert {row.name for row in PRINTED} == {
         row.name for row in ROWS if set(row.tables) & {2, 3, 4}
