@@ -31,8 +31,8 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"--{name} does not go with --what={options.what}.")
     if options.profile and options.what not in MODEL_PROGRAMS:
         raise ValueError(f"--profile does not go with --what={options.what}.")
-    if options.profile and jax.default_backend() == "cpu":
-        raise ValueError("--profile: JAX lists the kernels of GPUs and TPUs only.")
+    if options.profile and jax.default_backend() != "gpu":
+        raise ValueError("--profile needs a GPU: it lists the kernels that a GPU runs.")
     if options.repeats < 1:
         raise ValueError(f"--repeats must be at least 1, got {options.repeats}.")
     measure = {"ss2d": _ss2d, "input": _input}.get(options.what, _model)

@@ -104,9 +104,9 @@ def layer_norm(
     """
     axes, dtype = tuple(axes), jnp.dtype(dtype)
     lead = (1,) * (x.ndim - scale.ndim)
-    arrays = vary_alike(x, scale.reshape(lead + scale.shape), bias.reshape(lead + bias.shape))
-    if gate is not None:
-        arrays = (*arrays, jnp.broadcast_to(gate, x.shape))
+    gates = [] if gate is None else [jnp.broadcast_to(gate, x.shape)]
+    factors = (v.reshape(lead + v.shape) for v in (scale, bias))
+    arrays = vary_alike(x, *factors, *gates)
     plain = functools.partial(_plain_layer_norm, axes, dtype)
     if not _has_kernels(axes, dtype, *arrays[:2]):
         return plain(*arrays)

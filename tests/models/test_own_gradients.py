@@ -157,16 +157,40 @@ def test_heads_have_the_gradient_of_their_formula():
         assert_same(module, plain_heads, x)
 
 
+def norm_with_gate(x, scale, bias):
+    return ops.layer_norm(x, scale, bias, jnp.cos(x), dtype=jnp.float32)
+
+
+def blend_images(x, scale, bias):
+    maps = jnp.moveaxis(x, 0, 1)
+    return jnp.moveaxis(ops.blend(maps, scale, bias, jnp.cos(maps[:-1])), 1, 0)
+
+
 @pytest.mark.parametrize(
     ("op", "shapes"),
     [
         (lambda x, *v: ops.layer_norm(x, *v, dtype=jnp.float32), ((4, 3, 8), (8,), (8,))),
+        (
+            lambda x, *v: ops.layer_norm(x, *v, jnp.cos(x), dtype=jnp.float32),
+            ((4, 3, 8), (8,), (8,)),
+        ),
+        (blend_images, ((4, 3, 2, 2, 8), (3, 8), (3, 8))),
         (lambda x, kernel: ops.depthwise_convolve(x[None], kernel), ((4, 5, 6, 8), (1, 3, 3, 8))),
+        (lambda x, *v: ops.convolve_silu(x[None], *v), ((4, 5, 6, 8), (1, 3, 3, 8), (1, 8))),
         (lambda qkv, bias: ops.attention(qkv, bias, None), ((4, 9, 3, 2, 8), (2, 9, 9))),
         (ops.inverse_deviation, ((4, 3, 2, 8), (8, 4, 8))),
         (lambda x, w: ops.wide_einsum("bc,cd->bd", x, w), ((4, 8), (8, 5))),
     ],
-    ids=["layer_norm", "depthwise_convolve", "attention", "inverse_deviation", "wide_einsum"],
+    ids=[
+        "layer_norm",
+        "gated layer_norm",
+        "blend",
+        "depthwise_convolve",
+        "convolve_silu",
+        "attention",
+        "inverse_deviation",
+        "wide_einsum",
+    ],
 )
 def test_gradients_of_replicated_parameters_are_summed_inside_shard_map(op, shapes):
     rng = np.random.default_rng(0)
