@@ -90,7 +90,7 @@ def _count_equation(equation: core.JaxprEqn) -> float:
         if function not in PAPER_FLOPS:
             raise NotImplementedError(
                 f"The paper's counting has no rule for {function}. Decorate it with `with_flops` "
-                "from mtmamba_jax/models/ops.py."
+                "from mtmamba_jax/models/ops/dispatch.py."
             )
         rule = PAPER_FLOPS[function]
         if rule:

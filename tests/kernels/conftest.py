@@ -6,7 +6,7 @@ import pytest
 from jax.experimental import pallas as pl
 
 from mtmamba_jax.kernels import triton_instructions as instructions
-from mtmamba_jax.models import ops
+from mtmamba_jax.models.ops import dispatch
 from tests.kernels.ss2d_suite import pretend_gpus
 
 
@@ -21,7 +21,7 @@ def interpreted(monkeypatch):
 
     monkeypatch.setattr(pl, "pallas_call", interpret)
     monkeypatch.setattr(instructions, "exp2", jnp.exp2)
-    monkeypatch.setattr(ops, "require_platform", lambda x, *_: x)
+    monkeypatch.setattr(dispatch, "require_platform", lambda x, *_: x)
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *v, cuda, default: cuda(*v))
     pretend_gpus(monkeypatch, 8.0)
     jax.clear_caches()

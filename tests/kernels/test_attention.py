@@ -14,6 +14,7 @@ from mtmamba_jax.kernels.attention import pallas_triton
 from mtmamba_jax.kernels.ss2d.analysis.ptxas import GPUS
 from mtmamba_jax.kernels.ss2d.analysis.topology import GPU_OPTIONS, find_gpus
 from mtmamba_jax.models import ops
+from mtmamba_jax.models.ops.attention import _attention
 from tests.kernels.kernel_suite import kernels_in, value_and_gradients
 from tests.kernels.ss2d_suite import ampere, relative_error
 
@@ -37,7 +38,7 @@ def fused(shifted):
 
 
 def plain(shifted):
-    return lambda qkv, bias: ops._attention(qkv.astype(jnp.float32), bias, shifted)
+    return lambda qkv, bias: _attention(qkv.astype(jnp.float32), bias, shifted)
 
 
 def check(shape, shifted):

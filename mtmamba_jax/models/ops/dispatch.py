@@ -1,0 +1,66 @@
+"""Where an operation runs, and how the paper counts it."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from mtmamba_jax.devices.sharding import batch_axes
+from mtmamba_jax.kernels.manual_axes import on_each_device
+from mtmamba_jax.kernels.platform_check import by_platform, require_platform
+
+_REMEDY = "Trace the program inside `with mtmamba_jax.portable():`"
+
+Rule = Callable[..., float]
+
+PAPER_FLOPS: dict[str, Rule | None] = {}
+"""How the paper counts an operation, by the name of its function.
+
+A rule maps the shapes of the operation's arguments to multiply-adds. None counts the products
+inside the operation, as for any other code.
+"""
+
+
+def with_flops(rule: Rule | None) -> Callable[[Any], Any]:
+    """Returns a decorator that registers how the paper counts a `jax.custom_vjp` function."""
+
+    def register(op):
+        PAPER_FLOPS[op.__name__] = rule
+        return op
+
+    return register
+
+
+def on_gpus(
+    plain: Callable[..., Array],
+    fused: Callable[..., Array],
+    arrays: Sequence[Array],
+    split: Sequence[bool],
+    *,
+    batch_axis: int = 1,
+    batch: int | None = None,
+) -> Array:
+    """Returns `fused(*arrays)` on CUDA GPUs, each with its own images, `plain(*arrays)` elsewhere.
+
+    Args:
+      plain: The operation in plain JAX, which the compiler can partition.
+      fused: The same by kernels.
+      arrays: Arguments.
+      split: Whether each argument has the batch.
+      batch_axis: Axis of the batch.
+      batch: Number of images, by default the size of that axis.
+    """
+    axes = batch_axes()
+    mesh = jax.sharding.get_abstract_mesh()
+    batch = arrays[0].shape[batch_axis] if batch is None else batch
+    if axes and batch % math.prod(mesh.shape[axis] for axis in axes):
+        return plain(*arrays)
+
+    def kernels(x, *others):
+        x = require_platform(x, "The fused kernels of layers", ("cuda",), _REMEDY)
+        run = on_each_device(fused, axes, split[: len(arrays)], batch_axis=batch_axis)
+        return run(x, *others)
+
+    return by_platform(*arrays, cuda=kernels, default=plain)
