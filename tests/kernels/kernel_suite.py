@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from tests.kernels.ss2d_suite import an_abstract_gpu
+from mtmamba_jax.devices.sharding import create_mesh
+from tests.kernels.ss2d_suite import an_abstract_gpu, relative_error
 
 
 def value_and_gradients(op: Callable, cotangent, *arrays) -> tuple:
@@ -16,6 +17,22 @@ def value_and_gradients(op: Callable, cotangent, *arrays) -> tuple:
         return y, *pull(cotangent.astype(y.dtype))
 
     return jax.jit(run)(*arrays)
+
+
+def check_sharded(op: Callable, plain: Callable, arrays: Sequence, tolerance: float) -> None:
+    """Compares `op` on four devices, which share the batch, with `plain` on one.
+
+    Args:
+      op: Function of the arrays.
+      plain: The same.
+      arrays: Gradient of the result, then the arguments.
+      tolerance: Largest relative error of the result and of each gradient.
+    """
+    wanted = value_and_gradients(plain, *arrays)
+    with jax.set_mesh(create_mesh(4, data=2, fsdp=2, devices=jax.devices()[:4])):
+        got = value_and_gradients(op, *arrays)
+    for one, other in zip(got, wanted, strict=True):
+        assert relative_error(one, other) < tolerance
 
 
 def kernels_in(op: Callable, *arrays, gpus: int = 1, arguments: Sequence[int] = (0, 1)) -> list:

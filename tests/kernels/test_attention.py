@@ -9,13 +9,12 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mtmamba_jax.devices.sharding import create_mesh
 from mtmamba_jax.kernels.attention import pallas_triton
 from mtmamba_jax.kernels.ss2d.analysis.ptxas import GPUS
 from mtmamba_jax.kernels.ss2d.analysis.topology import GPU_OPTIONS, find_gpus
 from mtmamba_jax.models import ops
 from mtmamba_jax.models.ops.attention import _attention
-from tests.kernels.kernel_suite import kernels_in, value_and_gradients
+from tests.kernels.kernel_suite import check_sharded, kernels_in, value_and_gradients
 from tests.kernels.ss2d_suite import ampere, relative_error
 
 # Both sides get the same inputs, and the wanted results are those of float32. The kernels round
@@ -101,11 +100,7 @@ def test_a_sharded_batch_equals_one_device(interpreted, monkeypatch, shifted):
 
     monkeypatch.setattr(pallas_triton, "attention", attention)
     arrays = arguments(16, 16, 2, 16)
-    wanted = value_and_gradients(plain(shifted), *arrays)
-    with jax.set_mesh(create_mesh(4, data=2, fsdp=2, devices=jax.devices()[:4])):
-        got = value_and_gradients(fused(shifted), *arrays)
-    for one, other in zip(got, wanted, strict=True):
-        assert relative_error(one, other) < TOLERANCE
+    check_sharded(fused(shifted), plain(shifted), arrays, TOLERANCE)
 
 
 @pytest.mark.parametrize("x64", [False, True])

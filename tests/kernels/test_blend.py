@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtmamba_jax.devices.sharding import create_mesh
 from mtmamba_jax.kernels.blend import pallas_triton
 from mtmamba_jax.models import ops
-from tests.kernels.kernel_suite import kernels_in, value_and_gradients
+from tests.kernels.kernel_suite import check_sharded, kernels_in, value_and_gradients
 from tests.kernels.ss2d_suite import ampere, relative_error
 
 # Float32 sums in another order; in bfloat16 the kernels round their results by half of 2**-8.
@@ -65,17 +64,12 @@ def test_a_sharded_batch_equals_one_device(interpreted, monkeypatch):
 
     monkeypatch.setattr(pallas_triton, "blend", blend)
     arrays = arguments((3, 4, 2, 3, 32), "float32")
-    wanted = value_and_gradients(plain, *arrays)
-    with jax.set_mesh(create_mesh(4, data=2, fsdp=2, devices=jax.devices()[:4])):
-        got = value_and_gradients(ops.blend, *arrays)
-    for one, other in zip(got, wanted, strict=True):
-        assert relative_error(one, other) < TOLERANCES["float32"]
+    check_sharded(ops.blend, plain, arrays, TOLERANCES["float32"])
 
 
 @pytest.mark.parametrize(("channels", "kernels"), [(96, 2), (20, 0)])
 def test_programs_for_cuda_have_the_kernels_where_they_can(channels, kernels):
     _, *arrays = arguments((3, 2, 4, 4, channels), "bfloat16")
-
     assert kernels_in(ops.blend, *arrays, arguments=(0, 1, 2, 3)) == [kernels, 0]
 
 

@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtmamba_jax.devices.sharding import create_mesh
 from mtmamba_jax.kernels.convolution import pallas_triton
 from mtmamba_jax.models import ops
-from tests.kernels.kernel_suite import kernels_in, value_and_gradients
+from tests.kernels.kernel_suite import check_sharded, kernels_in, value_and_gradients
 from tests.kernels.ss2d_suite import ampere, relative_error
 
 # Both sides get the same inputs. Float32 sums in another order; in bfloat16 the kernels round their
@@ -61,11 +60,7 @@ def test_a_sharded_batch_equals_one_device(interpreted, monkeypatch):
 
     monkeypatch.setattr(pallas_triton, "convolve_silu", convolve_silu)
     arrays = arguments((2, 4, 3, 4, 128), "float32")
-    wanted = value_and_gradients(plain, *arrays)
-    with jax.set_mesh(create_mesh(4, data=2, fsdp=2, devices=jax.devices()[:4])):
-        got = value_and_gradients(ops.convolve_silu, *arrays)
-    for one, other in zip(got, wanted, strict=True):
-        assert relative_error(one, other) < TOLERANCES["float32"]
+    check_sharded(ops.convolve_silu, plain, arrays, TOLERANCES["float32"])
 
 
 @pytest.mark.parametrize(("channels", "kernels"), [(128, 2), (96, 0)])

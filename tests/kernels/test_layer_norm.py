@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtmamba_jax.devices.sharding import create_mesh
 from mtmamba_jax.kernels.layer_norm import pallas_triton
 from mtmamba_jax.kernels.platform_check import portable
 from mtmamba_jax.models import ops
 from mtmamba_jax.models.ops import norm
-from tests.kernels.kernel_suite import kernels_in, value_and_gradients
+from tests.kernels.kernel_suite import check_sharded, kernels_in, value_and_gradients
 from tests.kernels.ss2d_suite import ampere, an_abstract_gpu, relative_error
 
 # Both sides take the same numbers and sum in float32 in different orders; the kernels round
@@ -72,11 +71,7 @@ def test_a_sharded_batch_equals_one_device(interpreted, monkeypatch, gated):
 
     monkeypatch.setattr(pallas_triton, "layer_norm", layer_norm)
     arrays = arguments((2, 4, 3, 4, 64), 2, "float32", gated=gated)
-    wanted = value_and_gradients(plain, *arrays)
-    with jax.set_mesh(create_mesh(4, data=2, fsdp=2, devices=jax.devices()[:4])):
-        got = value_and_gradients(fused, *arrays)
-    for one, other in zip(got, wanted, strict=True):
-        assert relative_error(one, other) < TOLERANCES["float32"]
+    check_sharded(fused, plain, arrays, TOLERANCES["float32"])
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
+from mtmamba_jax.kernels.manual_axes import shape_like
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.memory import vmem_bytes
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import Tiling
 
@@ -98,16 +99,13 @@ def launch(
       arrays: Arrays to read.
     """
     t, b = arrays[0].shape[:2]
-    axes = jax.typeof(arrays[0]).manual_axis_type  # mesh axes, inside shard_map
     return pl.pallas_call(
         kernel,
         name=f"{name}_{tiling.name}",
         grid=(t, b, len(tiling.reverses), tiling.parts, tiling.tiles),
         in_specs=inputs,
         out_specs=[spec for *_, spec in outputs],
-        out_shape=[
-            jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=axes) for shape, dtype, _ in outputs
-        ],
+        out_shape=[shape_like(arrays[0], shape, dtype) for shape, dtype, _ in outputs],
         scratch_shapes=scratch,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=SEMANTICS, vmem_limit_bytes=vmem_bytes(tiling, arrays[0].dtype)

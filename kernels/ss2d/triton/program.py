@@ -17,7 +17,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -25,6 +24,7 @@ from jax.experimental.pallas import triton
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from mtmamba_jax.kernels.manual_axes import shape_like
 from mtmamba_jax.kernels.ss2d.common import any_of, softplus
 
 STATES = 16  # per program
@@ -299,10 +299,9 @@ def launch(
       first, segments: First segment in reading order, and number of segments.
     """
     arrays, blocks = [v for v, _ in more], [block for _, block in more]
-    axes = jax.typeof(inputs.x).manual_axis_type  # mesh axes, inside shard_map
     return pl.pallas_call(
         body,
-        out_shape=[jax.ShapeDtypeStruct(v.shape, v.dtype, manual_axis_type=axes) for v in outputs],
+        out_shape=[shape_like(inputs.x, v.shape, v.dtype) for v in outputs],
         grid=(scan.programs, segments, inputs.x.shape[-1] // scan.block),
         in_specs=[*Blocks(scan, first).inputs(inputs), *blocks],
         out_specs=[v.block for v in outputs],
