@@ -46,29 +46,26 @@ class Part(NamedTuple):
 
     Attributes:
       start: Position of the first token.
-      count: Number of tokens.
+      size: Number of tokens, a power of two.
+      length: Tokens of the window, or None if all of the part are inside.
     """
 
     start: int | Array
-    count: int
-
-    @property
-    def size(self) -> int:
-        """Number of tokens that a kernel computes with: a power of two, at least 16."""
-        return max(16, pl.next_power_of_2(self.count))
+    size: int
+    length: int | None
 
     def inside(self, shape: tuple[int, ...], axis: int) -> Array | None:
         """Returns which elements of an array are within the window, or None if all are."""
-        if self.count == self.size:
+        if self.length is None:
             return None
-        return lax.broadcasted_iota(jnp.int32, shape, axis) < self.count
+        return lax.broadcasted_iota(jnp.int32, shape, axis) < self.length - self.start
 
 
 class Launch(NamedTuple):
     """How a kernel divides its work.
 
     Attributes:
-      rows: Queries or keys of a program; a window's last program may have fewer.
+      rows: Most queries or keys of a program.
       columns: Most keys or queries that they meet at a time.
       warps, stages: Options of Triton.
       programs: Number of programs above which each takes several windows.
@@ -85,16 +82,28 @@ class Launch(NamedTuple):
         m, length, _, heads, _ = qkv.shape
         return min(m, pl.cdiv(self.programs, heads * pl.cdiv(length, self.rows)))
 
+    def choose_rows(self, length: int, program: int | Array) -> Part:
+        """Returns the rows of a program."""
+        size = min(self.rows, _next_size(length))
+        return Part(program * size, size, length if length % size else None)
+
     def parts(self, length: int) -> list[Part]:
         """Returns all columns in parts."""
-        starts = range(0, length, self.columns)
-        return [Part(i, min(self.columns, length - i)) for i in starts]
+        found = []
+        for start in range(0, length, self.columns):
+            rest = min(self.columns, length - start)
+            size = _next_size(rest)
+            found.append(Part(start, size, length if rest < size else None))
+        return found
+
+
+def _next_size(tokens: int) -> int:
+    """Returns the number of tokens that a kernel computes with: a power of two, at least 16."""
+    return max(16, pl.next_power_of_2(tokens))
 
 
 # Chosen by registers and shared memory; other values were not timed.
-FORWARD = Launch(64, 32, 4, 2, 1024)
-QUERIES = Launch(64, 32, 4, 2, 1024)
-KEYS = Launch(64, 32, 4, 2, 1024)
+FORWARD = QUERIES = KEYS = Launch(16, 32, 1, 2, 4096)
 
 
 def supports(qkv: Array | jax.ShapeDtypeStruct) -> bool:
@@ -141,22 +150,19 @@ def _forward(qkv, bias, regions):
 
 def _attention_forward(launch: Launch, length: int, groups: int, qkv, bias, *refs):
     *regions, out, log_sum = refs
-    loop = _loop(groups, qkv.shape[0])
+    rows, tiles = _with_bias(launch, length, bias)
 
-    def visit(rows, tiles):
-        def attend(w, _):
-            query, score = _load(qkv, w, rows, 0), _scoring(regions, w, rows)
-            scores = [score(query, _load(qkv, w, part, 1), part, b) for part, b in tiles]
-            largest = functools.reduce(jnp.maximum, [jnp.max(v, 1) for v in scores])
-            weights = [instructions.exp2(v - largest[:, None]) for v in scores]
-            sums = functools.reduce(jnp.add, [jnp.sum(v, 1) for v in weights])
-            products = map(_multiply, weights, [_load(qkv, w, part, 2) for part, _ in tiles])
-            _store(sum(products) / sums[:, None], out, w, rows)
-            _store(largest + jnp.log2(sums), log_sum, w, rows)
+    def attend(w, _):
+        query, score = _load(qkv, w, rows, 0), _scoring(regions, w, rows)
+        scores = [score(query, _load(qkv, w, part, 1), part, b) for part, b in tiles]
+        largest = functools.reduce(jnp.maximum, [jnp.max(v, 1) for v in scores])
+        weights = [instructions.exp2(v - largest[:, None]) for v in scores]
+        sums = functools.reduce(jnp.add, [jnp.sum(v, 1) for v in weights])
+        products = map(_multiply, weights, [_load(qkv, w, part, 2) for part, _ in tiles])
+        _store(sum(products) / sums[:, None], out, w, rows)
+        _store(largest + jnp.log2(sums), log_sum, w, rows)
 
-        loop(attend)
-
-    _choose_rows(launch, length, bias, visit)
+    _visit_windows(groups, qkv.shape[0], attend)
 
 
 @jax.jit
@@ -179,31 +185,29 @@ def _attention_queries(
 ):
     """Writes the queries' part of dqkv, the mean of dweights, and dbias of a group of windows."""
     *regions, dqkv, mean, dbias = refs
-    loop = _loop(groups, qkv.shape[0])
+    rows, tiles = _with_bias(launch, length, bias)
 
-    def visit(rows, tiles):
-        def add(w, sums):
-            query, gradient = _load(qkv, w, rows, 0), _load(dout, w, rows)
-            score = _scoring(regions, w, rows)
-            products = gradient.astype(jnp.float32) * _load(out, w, rows).astype(jnp.float32)
-            average, log_sums = jnp.sum(products, 1), _load(log_sum, w, rows)
-            _store(average, mean, w, rows)
-            found: list[Array] = []
-            dquery: Any = 0.0
-            for (part, b), before in zip(tiles, sums, strict=True):
-                key, value = _load(qkv, w, part, 1), _load(qkv, w, part, 2)
-                weights = instructions.exp2(score(query, key, part, b) - log_sums[:, None])
-                dscores = weights * (_multiply(gradient, value.T) - average[:, None])
-                dquery += _multiply(dscores, key)
-                found.append(before + dscores)
-            _store(dquery * _scale(query), dqkv, w, rows, 0)
-            return found
+    def add(w, sums):
+        query, gradient = _load(qkv, w, rows, 0), _load(dout, w, rows)
+        score = _scoring(regions, w, rows)
+        products = gradient.astype(jnp.float32) * _load(out, w, rows).astype(jnp.float32)
+        average, log_sums = jnp.sum(products, 1), _load(log_sum, w, rows)
+        _store(average, mean, w, rows)
+        found: list[Array] = []
+        dquery: Any = 0.0
+        for (part, b), before in zip(tiles, sums, strict=True):
+            key, value = _load(qkv, w, part, 1), _load(qkv, w, part, 2)
+            weights = instructions.exp2(score(query, key, part, b) - log_sums[:, None])
+            dscores = weights * (_multiply(gradient, value.T) - average[:, None])
+            dquery += _multiply(dscores, key)
+            found.append(before + dscores)
+        _store(dquery * _scale(query), dqkv, w, rows, 0)
+        return found
 
-        found = loop(add, [jnp.zeros_like(b) for _, b in tiles])
-        for (part, _), v in zip(tiles, found, strict=True):
-            _store(v, dbias, rows, part)
-
-    _choose_rows(launch, length, bias, visit)
+    zeros = [jnp.zeros_like(b) for _, b in tiles]
+    found = _visit_windows(groups, qkv.shape[0], add, zeros)
+    for (part, _), v in zip(tiles, found, strict=True):
+        _store(v, dbias, rows, part)
 
 
 def _attention_keys(
@@ -211,27 +215,23 @@ def _attention_keys(
 ):
     """Writes the keys' and values' parts of dqkv; the bias and all weights are transposed."""
     *regions, dqkv = refs
-    loop = _loop(groups, qkv.shape[0])
+    rows, tiles = _with_bias(launch, length, bias)
 
-    def visit(rows, tiles):
-        def write(w, _):
-            key, value = _load(qkv, w, rows, 1), _load(qkv, w, rows, 2)
-            score = _scoring(regions, w, rows)
-            dkey: Any = 0.0
-            dvalue: Any = 0.0
-            for part, b in tiles:
-                query, gradient = _load(qkv, w, part, 0), _load(dout, w, part)
-                scores = score(key, query, part, b)
-                weights = instructions.exp2(scores - _load(log_sum, w, part)[None])
-                dscores = weights * (_multiply(value, gradient.T) - _load(mean, w, part)[None])
-                dvalue += _multiply(weights, gradient)
-                dkey += _multiply(dscores, query)
-            _store(dkey * _scale(key), dqkv, w, rows, 1)
-            _store(dvalue, dqkv, w, rows, 2)
+    def write(w, _):
+        key, value = _load(qkv, w, rows, 1), _load(qkv, w, rows, 2)
+        score = _scoring(regions, w, rows)
+        dkey: Any = 0.0
+        dvalue: Any = 0.0
+        for part, b in tiles:
+            query, gradient = _load(qkv, w, part, 0), _load(dout, w, part)
+            weights = instructions.exp2(score(key, query, part, b) - _load(log_sum, w, part)[None])
+            dscores = weights * (_multiply(value, gradient.T) - _load(mean, w, part)[None])
+            dvalue += _multiply(weights, gradient)
+            dkey += _multiply(dscores, query)
+        _store(dkey * _scale(key), dqkv, w, rows, 1)
+        _store(dvalue, dqkv, w, rows, 2)
 
-        loop(write)
-
-    _choose_rows(launch, length, bias, visit)
+    _visit_windows(groups, qkv.shape[0], write)
 
 
 def _multiply(a, b):
@@ -259,24 +259,16 @@ def _scoring(regions, window, rows) -> Callable:
     return score
 
 
-def _choose_rows(launch: Launch, length: int, bias, visit: Callable) -> None:
-    """Calls `visit` with the rows of this program, and parts of the columns with their bias."""
-    whole, rest = divmod(length, launch.rows)
-    i = pl.program_id(0)
+def _with_bias(launch: Launch, length: int, bias) -> tuple[Part, list[tuple[Part, Array]]]:
+    """Returns the rows of this program, and all columns in parts with their bias."""
+    rows = launch.choose_rows(length, pl.program_id(0))
 
-    def read(rows, part):
+    def read(part):
         tile = _load(bias, rows, part) * LOG2E
         inside = part.inside(tile.shape, 1)
         return tile if inside is None else jnp.where(inside, tile, -jnp.inf)
 
-    def start(first, count):
-        rows = Part(first, count)
-        visit(rows, [(part, read(rows, part)) for part in launch.parts(length)])
-
-    if whole:
-        pl.when(i < whole)(lambda: start(i * launch.rows, launch.rows))
-    if rest:
-        pl.when(i == whole)(lambda: start(whole * launch.rows, rest))
+    return rows, [(part, read(part)) for part in launch.parts(length)]
 
 
 def _load(ref, *index) -> Array:
@@ -309,24 +301,21 @@ def _view(ref, index) -> tuple:
     return view, functools.reduce(jnp.logical_and, masks) if masks else None
 
 
-def _loop(groups: int, windows: int) -> Callable:
-    """Returns a loop over the windows of this program's group: every `groups`-th one."""
+def _visit_windows(groups: int, windows: int, visit: Callable, carry=None):
+    """Calls `visit(window, carry)` with the windows of this program's group: every `groups`-th."""
     first = pl.program_id(2)
     count = pl.cdiv(windows, groups)
     if windows % groups:
         count -= (first >= windows % groups).astype(jnp.int32)
-
-    def run(visit, carry=None):
-        return lax.fori_loop(0, count, lambda i, carry: visit(first + i * groups, carry), carry)
-
-    return run
+    return lax.fori_loop(0, count, lambda i, carry: visit(first + i * groups, carry), carry)
 
 
 def _launch(body: Callable, launch: Launch, kinds: str, arrays, regions, outputs, aliases=None):
     """Runs a kernel on arrays, of which the first is qkv; `kinds` names their blocks of a head."""
     m, length, _, heads, c = arrays[0].shape
-    groups, blocks = launch.groups(arrays[0]), pl.cdiv(length, launch.rows)
-    size = blocks * launch.rows  # may go past the arrays' end, which the kernels do not
+    rows = launch.choose_rows(length, 0).size
+    groups, blocks = launch.groups(arrays[0]), pl.cdiv(length, rows)
+    size = blocks * rows  # may go past the arrays' end, which the kernels do not
     specs = {
         "qkv": pl.BlockSpec((m, size, 3, None, c), lambda i, h, g: (0, 0, 0, h, 0)),
         "out": pl.BlockSpec((m, size, None, c), lambda i, h, g: (0, 0, h, 0)),

@@ -127,10 +127,16 @@ def _convolve_backward(strips, size, x, dy, kernel, bias, dx, sums):
         return found
 
     def start(row, column):
-        rows = [read(row + i, column) for i in (-2, -1, 0, 1)]
-        dz = [gradient(row + i, column, rows[i + 1 : i + 4]) for i in (-1, 0)]
-        zeros = [jnp.zeros((CHANNELS,), jnp.float32)] * (len(TAPS) + 1)
-        return rows[2:], dz, zeros
+        def add_row(i, carry):
+            (above, here), (_, dz) = carry
+            below = read(row + i, column)
+            return [here, below], [dz, gradient(row + i - 1, column, [above, here, below])]
+
+        zero = jnp.zeros((CHANNELS,), jnp.float32)
+        rows = [read(row + i, column) for i in (-2, -1)]
+        # A loop, because two rows one after the other take twice as long to compile.
+        carry = jax.lax.fori_loop(0, 2, add_row, (rows, [[zero] * (COLUMNS + 2)] * 2))
+        return *carry, [zero] * (len(TAPS) + 1)
 
     def visit(row, column, carry):
         (here, below), (above_dz, here_dz), found = carry

@@ -7,7 +7,7 @@ The gate is optional. Letters: g groups, each with its own scale and bias, m row
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -136,25 +136,26 @@ def _backward(x, scale, bias, gate, mean, inverse, dy):
     group = pl.BlockSpec((None, c), lambda i, j: (i, 0))
     rows = pl.BlockSpec((None, m, c), lambda i, j: (i, 0, 0))
     numbers = pl.BlockSpec((None, m), lambda i, j: (i, 0))
-    partial = pl.BlockSpec((None, None, c), lambda i, j: (i, j, 0))
-    sums = shape_like(x, (g, programs, c), jnp.float32)
+    partial = pl.BlockSpec((None, None, 2, c), lambda i, j: (i, j, 0, 0))
+    sums = shape_like(x, (g, programs, 2, c), jnp.float32)
     gates = [] if gate is None else [gate]
-    dscale, dbias, dx, *dgate = pl.pallas_call(
+    sums, dx, *dgate = pl.pallas_call(
         functools.partial(_layer_norm_backward, block, blocks, each),
-        out_shape=[sums, sums, *(shape_like(v, v.shape, v.dtype) for v in (x, *gates))],
+        out_shape=[sums, *(shape_like(v, v.shape, v.dtype) for v in (x, *gates))],
         grid=(g, programs),
         in_specs=[group, group, numbers, numbers, rows, rows, *(rows for _ in gates)],
-        out_specs=[partial, partial, rows, *(rows for _ in gates)],
+        out_specs=[partial, rows, *(rows for _ in gates)],
         compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=1),
     )(scale, bias, mean, inverse, dy, x, *gates)
-    return dx, jnp.sum(dscale, 1), jnp.sum(dbias, 1), dgate[0] if dgate else None
+    sums = jnp.sum(sums, 1)
+    return dx, sums[:, 0], sums[:, 1], dgate[0] if dgate else None
 
 
 def _layer_norm_backward(
     block: Block, blocks: int, each: int, scale, bias, mean, inverse, dy, x, *refs
 ):
     gates = refs[: len(refs) // 2 - 1]
-    dscale, dbias, dx, *dgates = refs[len(gates) :]
+    totals, dx, *dgates = refs[len(gates) :]
     slices, first = block.slices(), pl.program_id(1) * each
     scales, biases = ([v[part][None] for part in slices] for v in (scale, bias))
 
@@ -180,19 +181,18 @@ def _layer_norm_backward(
     zeros = [jnp.zeros((block.rows, block.width), jnp.float32)] * block.parts
     count = jnp.minimum(each, blocks - first)
     found = lax.fori_loop(0, count, add_rows, (zeros, zeros))
-    for out, sums in zip((dscale, dbias), found, strict=True):
+    for i, sums in enumerate(found):
         for part, v in zip(slices, sums, strict=True):
-            out[part] = jnp.sum(v, 0)
+            totals[i, part] = jnp.sum(v, 0)
 
 
 def normalize(
     block: Block, epsilon: float, parts: Sequence[Array]
 ) -> tuple[list[Array], Array, Array]:
     """Returns the normal values of rows in parts, and the rows' means and inverse deviations."""
-    mean: Any = sum(jnp.sum(v, 1) for v in parts) / block.channels
+    mean = _sum(parts) / block.channels
     parts = [v - mean[:, None] for v in parts]
-    variance: Any = sum(jnp.sum(v * v, 1) for v in parts) / block.channels
-    inverse = lax.rsqrt(variance + epsilon)
+    inverse = lax.rsqrt(_sum([v * v for v in parts]) / block.channels + epsilon)
     return [v * inverse[:, None] for v in parts], mean, inverse
 
 
@@ -203,7 +203,11 @@ def normalize_gradient(
 
     The inverse deviations are a column.
     """
-    mean: Any = sum(jnp.sum(v, 1) for v in gradients)
-    along: Any = sum(jnp.sum(v * n, 1) for v, n in zip(gradients, normals, strict=True))
-    mean, along = (v[:, None] / block.channels for v in (mean, along))
+    products = [v * n for v, n in zip(gradients, normals, strict=True)]
+    mean, along = (_sum(v)[:, None] / block.channels for v in (gradients, products))
     return [inverse * (v - mean - n * along) for v, n in zip(gradients, normals, strict=True)]
+
+
+def _sum(parts: Sequence[Array]) -> Array:
+    """Sums rows in parts, which are added first: sums over lanes and warps take longer."""
+    return jnp.sum(functools.reduce(jnp.add, parts), 1)

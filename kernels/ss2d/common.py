@@ -100,12 +100,13 @@ def projection_gradients(
 ) -> tuple[Float[Array, "t k b l r"], Float[Array, "t k r d"], Float[Array, "t k d"]]:
     """Returns the gradients of dt, dt_weight and dt_bias from that of z = dt dt_weight + dt_bias.
 
-    The factors of the products have dz's dtype, and the sums are float32.
+    The factors of the products have dz's dtype, the sums are float32, and ddt is rounded to dt's.
     """
     einsum = functools.partial(
         jnp.einsum, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
     )
-    ddt = einsum("tkbld,tkrd->tkblr", dz, dt_weight.astype(dz.dtype))
+    # Rounded here, the product is never stored in float32.
+    ddt = einsum("tkbld,tkrd->tkblr", dz, dt_weight.astype(dz.dtype)).astype(dt.dtype)
     ones = jnp.ones((*dt.shape[:-1], 1), dz.dtype)  # for the bias: one product reads dz once
     dprojection = einsum("tkblr,tkbld->tkrd", jnp.concatenate([dt.astype(dz.dtype), ones], -1), dz)
     return ddt, dprojection[:, :, :-1], dprojection[:, :, -1]

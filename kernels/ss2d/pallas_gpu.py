@@ -45,6 +45,12 @@ TARGET_PROGRAMS = 1056  # counting each segment
 MAX_SEGMENTS = 32
 MIN_SEGMENT_TILES = 4  # per segment, on average
 MIN_WIDE_PROGRAMS = 264  # fewer programs without segments scan half the channels each
+# Programs of 128 channels that 132 multiprocessors run at once, 4 and 2 on each. If there are more,
+# they are cut into chained segments.
+RESIDENT_FORWARD = 528
+RESIDENT_BACKWARD = 264
+MAX_CHAINED_SEGMENTS = 32
+MIN_CHAINED_TILES = 16  # per segment, on average
 # Run lengths for the forward pass, used if they divide both sizes; by channels per group.
 LONG_RUNS = {GROUP_CHANNELS: (8,), GROUP_CHANNELS // 2: (16, 8)}
 # Three programs per multiprocessor: no more fit with the registers of a long run.
@@ -82,6 +88,7 @@ def _choose_scan(
     # Channels that are not whole blocks must be padded by the same rule in both passes.
     as_backward = backward_pass or d % scan.channels != 0
     enough = MIN_PROGRAMS_BACKWARD if as_backward else MIN_PROGRAMS_FORWARD
+    resident = RESIDENT_BACKWARD if backward_pass else RESIDENT_FORWARD
     too_large = _shared_bytes(scan, x.dtype, rank) > MAX_SHARED_BYTES
     if too_large or enough <= programs < MIN_WIDE_PROGRAMS:
         scan = narrow
@@ -90,7 +97,10 @@ def _choose_scan(
     if programs < enough:
         most = min(MAX_SEGMENTS, h * w // (MIN_SEGMENT_TILES * TILE))
         scan = dataclasses.replace(scan, segments=max(1, min(TARGET_PROGRAMS // programs, most)))
-    if _count_programs(scan, d) <= MAX_LONG_RUN_PROGRAMS and not backward_pass:
+    elif scan is not narrow and programs > resident:
+        segments = min(MAX_CHAINED_SEGMENTS, scan.tiles // MIN_CHAINED_TILES)
+        scan = dataclasses.replace(scan, segments=max(1, segments), chained=segments > 1)
+    if not scan.chained and _count_programs(scan, d) <= MAX_LONG_RUN_PROGRAMS and not backward_pass:
         whole = (run for run in LONG_RUNS[scan.group_channels] if h % run == w % run == 0)
         scan = dataclasses.replace(scan, run=next(whole, scan.run))
     return scan
@@ -203,7 +213,7 @@ def _scan(directions, x, dt, dt_weight, dt_bias, A, B, C, *, save):
     scan = _choose_scan(directions, x, A.shape[-1], dt.shape[-1], backward_pass=False)
     inputs, rates = _prepare(scan, x, dt, dt_weight, dt_bias, A, B, C)
     start = None
-    if scan.segments > 1:
+    if scan.segments > 1 and not scan.chained:
         ends, time = summaries.summaries(scan, inputs, rates, adjoint=False)
         start = _start_states(scan, ends, time, rates, reverse=False)
     y, *saved = forward.forward(scan, inputs, rates, start, save=save)
@@ -215,7 +225,7 @@ def _gradients(directions, x, dt, dt_weight, dt_bias, A, B, C, saved, dy):
     inputs, rates = _prepare(scan, x, dt, dt_weight, dt_bias, A, B, C)
     dy_images = _to_images(dy, scan)
     end = None
-    if scan.segments > 1:
+    if scan.segments > 1 and not scan.chained:
         ends, time = summaries.summaries(scan, inputs._replace(x=dy_images), rates, adjoint=True)
         end = _start_states(scan, ends, time, rates, reverse=True)
     dx, dz, dmaps, dA = backward.backward(scan, inputs, dy_images, *saved, rates, end)

@@ -21,18 +21,19 @@ def choose_scan(spec: ArgSpec, dtype=jnp.bfloat16, backward_pass=True):
 @pytest.mark.parametrize(
     ("name", "forward", "backward"),
     [
-        ("stage2_t4_b8", (4, 1, 4), (4, 1, 4)),  # 768 programs of 128 channels
-        ("stage3_t4_b8", (4, 1, 8), (4, 1, 4)),  # 384: enough registers for runs of 8 pixels
-        ("stage1_t4_b8", (4, 1, 4), (4, 1, 4)),  # lines are not divisible into runs of 8
+        ("stage2_t4_b8", (4, 18, 4), (4, 18, 4)),  # 768 programs of 128 channels: chained segments
+        ("stage3_t4_b8", (4, 1, 8), (4, 32, 4)),  # 384: enough registers for runs of 8 pixels
+        ("stage1_t4_b8", (4, 5, 4), (4, 5, 4)),  # lines are not divisible into runs of 8
         ("stage2_t1_b8", (2, 1, 8), (2, 1, 4)),  # 192: programs of 64 channels
         ("stage3_t1_b8", (2, 1, 16), (4, 11, 4)),  # 96: segments in the backward pass
         ("stage1_t1_b1", (4, 15, 4), (4, 15, 4)),  # 48: segments have four tiles on average
     ],
 )
-def test_few_programs_are_divided_further(name, forward, backward):
+def test_programs_are_divided_further(name, forward, backward):
     for wanted, backward_pass in ((forward, False), (backward, True)):
         scan = choose_scan(DECODER[name], backward_pass=backward_pass)
         assert (scan.group_channels, scan.segments, scan.run) == wanted
+        assert scan.chained == (name[6:] == "_t4_b8" and scan.segments > 1)
 
 
 def test_both_passes_pad_channels_to_the_same_number():

@@ -5,10 +5,12 @@ import logging
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mtmamba_jax.kernels.platform_check import compute_capabilities
 from mtmamba_jax.kernels.ss2d import api, pallas_gpu, ss2d
+from mtmamba_jax.kernels.ss2d.api import SHAPES
 from mtmamba_jax.kernels.ss2d.arg_specs import ODD, SPECS, ArgSpec
 from tests.kernels.ss2d_suite import (
     TOLERANCES,
@@ -20,6 +22,8 @@ from tests.kernels.ss2d_suite import (
     pretend_gpus,
     recomputed,
     record_log,
+    relative_error,
+    value_and_gradients,
 )
 
 
@@ -43,6 +47,25 @@ class TestPallasGPU(GPUSuite):
         self.check_segments(dtype)
 
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    @pytest.mark.parametrize("segments", [2, 7])
+    def test_chained_segments_compute_the_same_as_one(self, monkeypatch, segments, dtype):
+        for name in ("MIN_PROGRAMS_FORWARD", "MIN_PROGRAMS_BACKWARD", "MIN_WIDE_PROGRAMS"):
+            monkeypatch.setattr(pallas_gpu, name, 1)
+        arguments = cast(ArgSpec(40, 52, d=200, b=2, t=2, r=4).arguments(), dtype)
+        found = []
+        for most in (1, segments):
+            jax.clear_caches()  # programs divided with other limits
+            for name in ("RESIDENT_FORWARD", "RESIDENT_BACKWARD", "MIN_CHAINED_TILES"):
+                monkeypatch.setattr(pallas_gpu, name, 1)
+            monkeypatch.setattr(pallas_gpu, "MAX_CHAINED_SEGMENTS", most)
+            found.append(value_and_gradients(arguments, self.implementation))
+        for name, one, other in zip(("y", *SHAPES), *found, strict=True):
+            if name == "A":  # a sum per segment, added in another order
+                assert relative_error(one, other) < 1e-5
+            else:
+                np.testing.assert_array_equal(one, other, err_msg=name)
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     @pytest.mark.parametrize("width", [24, 32])  # with partial tiles and without
     def test_half_the_channels_per_program_in_the_forward_pass_only(self, width, dtype):
         arguments = ArgSpec(16, width, d=384, b=8, r=4).arguments()  # 96 programs of 128 channels
@@ -57,8 +80,9 @@ class TestPallasGPU(GPUSuite):
         assert "mosaic_gpu" in lowered_for_cuda(ODD["prime"], jnp.float32, implementation=None)
 
 
-# Full and partial tiles, one segment and several, long runs, half the channels per program.
-SAMPLE = ("stage1_t1_b1", "stage2_t1_b8", "stage3_t1_b8", "stage3_t4_b8", "prime")
+# Full and partial tiles, one segment, several and chained ones, long runs, half the channels per
+# program.
+SAMPLE = ("stage1_t1_b1", "stage2_t1_b8", "stage2_t4_b8", "stage3_t1_b8", "stage3_t4_b8", "prime")
 
 
 @pytest.mark.parametrize("name", mark_slow(SPECS, SAMPLE))

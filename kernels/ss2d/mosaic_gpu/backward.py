@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mtmamba_jax.kernels.ss2d.common import LN2, softplus_gradient
+from mtmamba_jax.kernels.ss2d.mosaic_gpu.chain import Chain, passed_states
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     GROUPS,
     RUN,
@@ -34,6 +35,7 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     warp_view,
 )
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.registers import (
+    load_channels,
     load_states,
     store_states,
     sum_over_channels,
@@ -68,14 +70,18 @@ def backward(
     has_end, exact = end is not None, x.dtype == jnp.float32
     # Unrolling a tile's runs takes 2 % less time with eleven segments and 13 % more with one,
     # measured on an H200 (`stage3_t1_b8`, `stage3_t4_b8`).
-    unrolled = scan.has_full_tiles and scan.segments > 1
+    unrolled = scan.has_full_tiles and scan.segments > 1 and not scan.chained
 
     def ss2d_backward(x_g, dt_g, weight_g, maps_g, dy_g, saved_g, *rest):
         end_g = rest[0] if has_end else None
         A_g, dx_g, dz_g, dmaps_g, dA_g, *rest = rest[has_end:]
+        passed_g, *rest = rest if scan.chained else (None, *rest)
         x_s, maps_s, dy_s, start_s, states_s, pool_s, dstep_s, shares_s, dmaps_s, *rest = rest
         ready, once, met, *rest = rest
-        threads, program, steps = Threads(scan), Program(scan), Steps(scan, rest, exact=exact)
+        threads, steps = Threads(scan), Steps(scan, rest, exact=exact)
+        # The first programs scan the last segment.
+        program = Program(scan, scan.segments - 1 - lax.axis_index("segment"))
+        chain = passed_g is not None and Chain(threads, program, passed_g, met)
         buffers = (x_s, steps.values, dy_s, dstep_s.at[:, pl.ds(0, c)])
         x_v, step_v, dy_v, dstep_v = (thread_view(v, scan) for v in buffers)
         # Memory that is free before the first run and after the last.
@@ -111,6 +117,8 @@ def backward(
             adjoint = load_states(threads, block_s)
         plgpu.commit_smem()
         pl.when(program.count > 0)(lambda: fetch(0, 0))
+        if chain:
+            adjoint = chain.receive()
 
         def tile(i, carry):
             slot = lax.rem(i, 2)
@@ -121,14 +129,14 @@ def backward(
 
             def pixel(p):
                 """Loads a pixel's step size, x, their product and B."""
-                s, x = threads.load_channels(step_v.at[p]), threads.load_channels(x_v.at[slot, p])
+                s, x = load_channels(threads, step_v.at[p]), load_channels(threads, x_v.at[slot, p])
                 B = threads.load_map(maps_s.at[slot, p, pl.ds(0, STATES)])
                 return s, x, threads.broadcast(s * x), B
 
             def load_all(p):
                 """Loads the same and the pixel's C and dy."""
                 C = threads.load_map(maps_s.at[slot, p, pl.ds(STATES, STATES)])
-                return *pixel(p), C, threads.broadcast(threads.load_channels(dy_v.at[slot, p]))
+                return *pixel(p), C, threads.broadcast(load_channels(threads, dy_v.at[slot, p]))
 
             def advance(j, state):
                 """Stores the state before the j-th run."""
@@ -223,14 +231,16 @@ def backward(
             plgpu.commit_smem_to_gmem_group()
             return tuple(carry)
 
-        _, dA = lax.fori_loop(0, program.count, tile, (adjoint, threads.zeros()))
+        adjoint, dA = lax.fori_loop(0, program.count, tile, (adjoint, threads.zeros()))
+        if chain:
+            chain.send(adjoint)
         store_states(threads, block_s, dA)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(block_s, dA_g.at[program.segment_index, program.rows])
         plgpu.wait_smem_to_gmem(0)
 
     q, d = scan.programs, x.shape[-1]
-    return launch(
+    dx, dz, dmaps, dA, *_ = launch(
         scan,
         ss2d_backward,
         (*inputs, dy, saved, *(() if end is None else (end,)), A),
@@ -239,9 +249,11 @@ def backward(
             output_image(scan, q, d, c, x.dtype),
             output_image(scan, q, d // c * 2 * STATES, 2 * STATES, x.dtype),
             jax.ShapeDtypeStruct((q * scan.segments, *A.shape[1:]), f32),
+            *([passed_states(scan, A)] if scan.chained else []),
         ),
         scratch_memory(scan, x.dtype, dt.shape[-1]),
     )
+    return dx, dz, dmaps, dA
 
 
 def scratch_memory(scan: Scan, dtype: DTypeLike, columns: int) -> tuple:

@@ -9,6 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
+from mtmamba_jax.kernels.ss2d.mosaic_gpu.chain import Chain, passed_states
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     STATES,
     TILE,
@@ -23,7 +24,12 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     store,
     thread_view,
 )
-from mtmamba_jax.kernels.ss2d.mosaic_gpu.registers import load_states, store_states, sum_over_states
+from mtmamba_jax.kernels.ss2d.mosaic_gpu.registers import (
+    load_channels,
+    load_states,
+    store_states,
+    sum_over_states,
+)
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.step_sizes import Steps, scratch
 
 
@@ -43,11 +49,13 @@ def forward(
     def ss2d_forward(x_g, dt_g, weight_g, maps_g, *rest):
         start_g = rest[0] if has_start else None
         A_g, y_g, *rest = rest[has_start:]
-        saved_g = rest[0] if save else None
-        x_s, maps_s, state_s, ready, once, *rest = rest[save:]
+        saved_g, *rest = rest if save else (None, *rest)
+        passed_g, *rest = rest if scan.chained else (None, *rest)
+        x_s, maps_s, state_s, ready, once, *rest = rest
         save_s, *rest = rest if save else (None, *rest)
         threads, program, steps = Threads(scan), Program(scan), Steps(scan, rest, exact=exact)
         x_v, step_v = (thread_view(v, scan) for v in (x_s, steps.values))
+        chain = passed_g is not None and Chain(threads, program, passed_g, once)
 
         def fetch(i, slot):
             images = [(x_g, x_s)]
@@ -65,6 +73,8 @@ def forward(
             plgpu.copy_gmem_to_smem(start_g.at[program.segment_index, program.rows], state_s, once)
             plgpu.barrier_wait(once)
             state = load_states(threads, state_s)
+        if chain:
+            state = chain.receive()
 
         def tile(i, state):
             slot = lax.rem(i, 2)
@@ -83,8 +93,8 @@ def forward(
                 places = [program.pixel_index(j * scan.run + u, runs) for u in range(scan.run)]
                 ys = []
                 for p in places:
-                    s = threads.load_channels(step_v.at[p])
-                    added = threads.broadcast(s * threads.load_channels(x_v.at[slot, p]))
+                    s = load_channels(threads, step_v.at[p])
+                    added = threads.broadcast(s * load_channels(threads, x_v.at[slot, p]))
                     B = threads.load_map(maps_s.at[slot, p, pl.ds(0, STATES)])
                     C = threads.load_map(maps_s.at[slot, p, pl.ds(STATES, STATES)])
                     state = jnp.exp2(threads.broadcast(s) * A) * state + added * B
@@ -104,18 +114,21 @@ def forward(
             program.call_oriented(send)
             return state
 
-        lax.fori_loop(0, program.count, tile, state)
+        state = lax.fori_loop(0, program.count, tile, state)
+        if chain:
+            chain.send(state)
         plgpu.wait_smem_to_gmem(0)
 
     outputs = [output_image(scan, scan.programs, x.shape[-1], c, x.dtype)]
     if save:
         shape = (scan.programs * scan.tiles, A.shape[1], *scan.stored_shape[1:])
         outputs.append(jax.ShapeDtypeStruct(shape, x.dtype))
+    passed = [passed_states(scan, A)] if scan.chained else []
     return launch(
         scan,
         ss2d_forward,
         (*inputs, *(() if start is None else (start,)), A),
-        outputs,
+        [*outputs, *passed],
         (
             plgpu.SMEM((2, TILE, c), x.dtype),
             plgpu.SMEM((2, TILE, 2 * STATES), f32),
@@ -125,4 +138,4 @@ def forward(
             *([plgpu.SMEM(scan.stored_shape, x.dtype)] if save else []),
             *scratch(scan, dt.shape[-1]),
         ),
-    )
+    )[: len(outputs)]

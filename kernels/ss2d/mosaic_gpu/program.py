@@ -52,8 +52,10 @@ class Scan:
       columns, reverses: See `common.Directions`.
       states_split: Programs that share the states of a direction, 16 each.
       group_channels: Channels of a group: `GROUP_CHANNELS`, or half of that for more programs.
-      segments: Pieces of the reading order that are scanned at the same time.
+      segments: Pieces of the reading order, each scanned by programs of its own.
       run: Consecutive pixels that are unrolled.
+      chained: Whether a segment starts from the state that the one before it has passed on. Else
+        all segments are scanned at the same time, from states that `summaries` finds.
     """
 
     tasks: int
@@ -66,6 +68,7 @@ class Scan:
     group_channels: int
     segments: int
     run: int = RUN
+    chained: bool = False
 
     @property
     def programs(self) -> int:
@@ -179,10 +182,6 @@ class Threads:
             for v in (layout, *(layout.reduce(axes) for axes in ((1,), (0, 2, 3), (3,))))
         )
 
-    def load_channels(self, ref) -> Channels:
-        """Loads a pixel's values per channel, float32."""
-        return plgpu.layout_cast(ref[...], self.by_channel).astype(jnp.float32)
-
     def load_map(self, ref) -> States:
         """Loads a pixel's values per state [16] and broadcasts them to every channel."""
         return self._broadcast(plgpu.layout_cast(ref[...], self.by_state), (1,))
@@ -269,6 +268,7 @@ class Program:
         self.column = any_of(direction, scan.columns)
         self.reverse = any_of(direction, scan.reverses)
         self._length = jnp.where(self.column, scan.height, scan.width)
+        self._line_tiles = jnp.where(self.column, *(tiles for _, tiles in scan.lines))
         columns, rows = (lines * tiles for lines, tiles in scan.lines)
         self._tiles = jnp.where(self.column, columns, rows)
         share = lax.div(self._tiles + scan.segments - 1, scan.segments)
@@ -278,12 +278,11 @@ class Program:
     def tile(self, i) -> tuple:
         """Returns the i-th tile's index in `saved`, line, first pixel and number of pixels."""
         index = jnp.where(self.reverse, self._tiles - 1 - i, i)
-        # Both quotients: division by a constant is cheap, by a variable it is not.
-        (line, place), row = (
-            (lax.div(index, tiles), lax.rem(index, tiles)) for _, tiles in self.scan.lines
-        )
-        line = jnp.where(self.column, line, row[0])
-        start = jnp.where(self.column, place, row[1]) * TILE
+        # Both quotients: division by a constant is cheap. The compiler would turn a choice of one
+        # of them into a division by a variable.
+        down, along = (lax.div(index, tiles) for _, tiles in self.scan.lines)
+        line = along + self.column.astype(jnp.int32) * (down - along)
+        start = (index - line * self._line_tiles) * TILE
         index = self.q * self.scan.tiles + index
         return index, line, start, jnp.minimum(self._length - start, TILE)
 
@@ -347,8 +346,9 @@ def launch(
         body,
         out_type=outputs,
         scratch_types=scratch,
-        grid=(blocks, scan.programs, segments or scan.segments),
-        grid_names=("block", "q", "segment"),
+        # The last axis is the fastest; `Chain` relies on segments starting one after the other.
+        grid=(segments or scan.segments, blocks, scan.programs),
+        grid_names=("segment", "block", "q"),
         compiler_params=plgpu.CompilerParams(
             approx_math=True,  # ex2.approx: 2 units in the last place
             # Safe: threads exchange values in shared memory only across `sync_threads`, `sync_warp`

@@ -31,6 +31,7 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
 
 MULTIPLY = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
 _FLOAT32 = jnp.dtype(jnp.float32)
+HIGH = -(2**16)  # mask of the second of two bfloat16
 READ = -(2**13)  # mask of the bits that the instruction reads: TF32, 11 significant bits
 
 
@@ -87,6 +88,11 @@ def store_states(threads: Threads, ref, states: States) -> None:
     run(ref, states)
 
 
+def load_channels(threads: Threads, ref) -> Channels:
+    """Loads a pixel's values per channel, as float32."""
+    return _widen(plgpu.layout_cast(ref[...], threads.by_channel), threads.by_channel)
+
+
 def load_states(threads: Threads, ref) -> States:
     """Loads a block's states from shared memory of `Scan.stored_shape`, as float32."""
 
@@ -103,7 +109,34 @@ def load_states(threads: Threads, ref) -> States:
         found = [vector.load(vectors, ref, position) for position in positions]
         return _to_array(found, threads.state_shape, threads.by_channel_and_state)
 
-    return run(ref).astype(jnp.float32)
+    return _widen(run(ref), threads.by_channel_and_state)
+
+
+def _widen(values: Array, layout) -> Array:
+    """Returns float32 values, from bfloat16 in one instruction each: the compiler takes more."""
+    if values.dtype == _FLOAT32:
+        return values
+
+    @inline_mgpu(
+        arg_types=(layout,),
+        return_type=plgpu.ShapeDtypeStruct(values.shape, _FLOAT32, layout=layout),
+    )
+    def run(_, values):
+        i32 = ir.IntegerType.get_signless(32)
+        found = []
+        for v in values.registers.flat:
+            count = ir.VectorType(v.type).shape[0]
+            pairs = vector.bitcast(ir.VectorType.get((count // 2,), i32), v)
+            pairs = [_extract(pairs, i) for i in range(count // 2)]
+            parts = [
+                f
+                for v in pairs
+                for f in (arith.shli(v, _integer(16)), arith.andi(v, _integer(HIGH)))
+            ]
+            found.append(_vector([arith.bitcast(ir.F32Type.get(), part) for part in parts]))
+        return _to_array(found, values.shape, layout)
+
+    return run(values)
 
 
 def _stored_position(i: int, threads: Threads) -> list[ir.Value]:

@@ -24,7 +24,7 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.program import (
     store,
     thread_view,
 )
-from mtmamba_jax.kernels.ss2d.mosaic_gpu.registers import load_states, store_states
+from mtmamba_jax.kernels.ss2d.mosaic_gpu.registers import load_channels, load_states, store_states
 from mtmamba_jax.kernels.ss2d.mosaic_gpu.step_sizes import Steps, scratch
 
 
@@ -79,8 +79,8 @@ def summaries(
                 for u in range(scan.run):
                     th = j * scan.run + u
                     p = program.pixel_index(runs * scan.run - 1 - th if adjoint else th, runs)
-                    s = threads.load_channels(step_v.at[p])
-                    v = threads.load_channels(source_v.at[slot, p])
+                    s = load_channels(threads, step_v.at[p])
+                    v = load_channels(threads, source_v.at[slot, p])
                     decay = jnp.exp2(threads.broadcast(s) * A)
                     if adjoint:
                         C = threads.load_map(maps_s.at[slot, p, pl.ds(STATES, STATES)])

@@ -31,7 +31,9 @@ def _gelu_value(x):
 def _gelu_gradient(x, dy):
     if x.dtype != jnp.bfloat16:
         return jax.vjp(_gelu_value, x)[1](dy)[0]
-    wide = x.astype(jnp.float32)
+    # The barrier: if cdf were shared with the value, which is often computed again for the backward
+    # pass, XLA would store it in float32.
+    wide = jax.lax.optimization_barrier(x).astype(jnp.float32)
     cdf, density = _normal_distribution(wide)
     return ((cdf + wide * density) * dy.astype(jnp.float32)).astype(x.dtype)
 

@@ -144,7 +144,7 @@ def blend(
         return (share * normal[-1:] + (1 - share) * normal[:-1]).astype(x.dtype)
 
     arrays = (x, scale, bias, gate)
-    if not (scale.dtype == jnp.float32 and blend_kernels.supports(x)):
+    if not (scale.dtype == jnp.float32 and layer_norm_kernels.supports(x)):
         return plain(*arrays)
     return on_gpus(plain, _fused_blend, arrays, (True, False, False, True))
 
