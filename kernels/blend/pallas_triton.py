@@ -24,7 +24,7 @@ from mtmamba_jax.kernels.manual_axes import shape_like
 WARP_CHANNELS = 384
 """Channels of a row per warp in the forward pass. With fewer, most of the time would go into adding
 over warps."""
-PROGRAMS = 422
+PROGRAMS = 844
 """Programs of the backward pass per map, which add up the gradients of scale and bias of their
 rows."""
 
