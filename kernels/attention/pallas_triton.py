@@ -102,8 +102,8 @@ def _next_size(tokens: int) -> int:
     return max(16, pl.next_power_of_2(tokens))
 
 
-# Timed on an H200 with the windows of Swin-Large: with (32, 32, 2, 2, 2048) forward and backward pass
-# take up to 10 % longer, with (64, 32, 4, 2, 1024) up to 40 %.
+# Timed on an H200 with the windows of Swin-Large: (32, 32, 2, 2, 2048) takes up to 10 % longer,
+# (64, 32, 4, 2, 1024) up to 40 %.
 FORWARD = QUERIES = KEYS = Launch(16, 32, 1, 2, 4096)
 
 

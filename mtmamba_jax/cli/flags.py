@@ -170,6 +170,7 @@ def _plan(command: argparse.ArgumentParser) -> None:
     add("--topology", required=True, help="KIND:SHAPE of TPUs (v5e:4x4), KIND:NUMBER of GPUs")
     add("--what", choices=("step", "inference"), default="step", help="which program (step)")
     _add_config(command, default="synthetic")
+    add("--quick", action="store_true", help="optimize less for TPUs: compiles twice as fast")
     add("--json", action="store_true", help="print every number as JSON")
 
 

@@ -148,8 +148,11 @@ def batch_axes() -> tuple[str, ...]:
     """Returns the axes of the current mesh that a batch is split over; none outside `jit_on`."""
     mesh = jax.sharding.get_abstract_mesh()
     types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    # Inside a shard_map an axis is Manual: arrays there are one device's part already.
-    return tuple(axis for axis in BATCH_AXES if types.get(axis) == AxisType.Auto)
+    # Inside a shard_map an axis is Manual: arrays there are one device's part already. One device
+    # needs no shard_map, whose tracing takes as long as that of all the rest.
+    return tuple(
+        axis for axis in BATCH_AXES if types.get(axis) == AxisType.Auto and mesh.shape[axis] > 1
+    )
 
 
 class MeshFunction:

@@ -1,9 +1,10 @@
 """Devices to compile for that this machine does not have, such as `v5e:4x4` or `h200:8`."""
 
+import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 
@@ -85,6 +86,22 @@ def find(name: str) -> Topology:
         raise _unknown_shape(name, kind)
     stay_on_cpu()
     return _find_gpu(name, kind, shape) if kind in GPUS else _find_tpu(name, kind)
+
+
+@contextlib.contextmanager
+def optimizing_less() -> Iterator[None]:
+    """Makes the TPU compiler optimize less, which halves its time.
+
+    On v5e:2x2 the training step of MTMamba with Swin-Large compiles in 95 s instead of 211 on two
+    cores and needs 8.74 instead of 9.12 GiB (libtpu 0.0.42). It would take about twice as long to
+    run.
+    """
+    before = jax.config.jax_optimization_level  # pyright: ignore[reportAttributeAccessIssue]
+    jax.config.update("jax_optimization_level", "O1")
+    try:
+        yield
+    finally:
+        jax.config.update("jax_optimization_level", before)
 
 
 def _find_tpu(name: str, kind: str) -> Topology:

@@ -13,6 +13,7 @@ import pytest
 
 from mtmamba_jax import config as configuration
 from mtmamba_jax.cli import main as cli
+from mtmamba_jax.cli import plan as plan_command
 from mtmamba_jax.devices import sharding
 from mtmamba_jax.devices.chips import GIB, Chip
 from mtmamba_jax.planning import plan, topology
@@ -214,6 +215,22 @@ def test_the_command_suggests_smaller_inputs_if_no_setting_fits(pixel_model, mon
     code, captured = command(monkeypatch, capsys, 1, "--what=inference")
     assert code == 1
     assert "Nothing found that fits. Use a smaller batch" in captured.out
+
+
+@pytest.mark.parametrize(("flags", "level"), [(["--quick"], "O1"), ([], None)])
+def test_quick_optimizes_less_during_the_command(monkeypatch, capsys, flags, level):
+    before, found = jax.config.jax_optimization_level, []
+
+    def report(*_):
+        found.append(jax.config.jax_optimization_level)
+        return True
+
+    monkeypatch.setattr(plan_command, "report_plan", report)
+    code, captured = command(monkeypatch, capsys, GIB, *flags)
+    assert code == 0
+    assert found == [level or before]
+    assert jax.config.jax_optimization_level == before
+    assert ("a few percent more memory" in captured.out) == bool(flags)
 
 
 def test_nothing_but_json_is_printed_with_json(pixel_model, monkeypatch, capsys):
