@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -127,6 +128,17 @@ def _try_to_lower(device: Any, default: Any) -> str | None:
     except (RuntimeError, ValueError) as error:
         return str(error).partition("\n")[0]
     return None
+
+
+SMALLEST_VMEM = 16 * 2**20  # bytes, of a TPU v4
+
+
+def vmem_capacity() -> int:
+    """Returns the bytes of VMEM of the TPU in context, or of the smallest one if there is none."""
+    try:
+        return pltpu.get_tpu_info().vmem_capacity_bytes
+    except ValueError:
+        return SMALLEST_VMEM
 
 
 _require = Primitive("mtmamba_require_platform")

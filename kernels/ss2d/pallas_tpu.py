@@ -4,17 +4,15 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from mtmamba_jax.kernels.platform_check import vmem_capacity
 from mtmamba_jax.kernels.ss2d.common import LOG2E, create_op, parse_directions, require_backend
 from mtmamba_jax.kernels.ss2d.mosaic_tpu import backward, forward, memory
 from mtmamba_jax.kernels.ss2d.mosaic_tpu.tiling import SUBLANES, Inputs, Tiling, choose_tiling
 
 PLATFORMS = ("tpu",)
 """Platforms to compile for. The tests add the CPU, where they force Pallas's interpreter."""
-
-SMALLEST_VMEM = 16 * 2**20  # bytes, of a TPU v4
 
 
 def choose_tilings(
@@ -31,7 +29,7 @@ def choose_tilings(
       NotImplementedError: If a tile does not fit in VMEM.
     """
     h, w, d = x.shape[2:]
-    capacity = _vmem_capacity()
+    capacity = vmem_capacity()
     columns, reverses = parse_directions(directions)
     tilings = []
     for column in sorted(set(columns)):
@@ -50,14 +48,6 @@ def choose_tilings(
             )
         tilings.append(tiling)
     return tuple(tilings)
-
-
-def _vmem_capacity() -> int:
-    """Returns the bytes of VMEM of the TPU in context, or of the smallest one if there is none."""
-    try:
-        return pltpu.get_tpu_info().vmem_capacity_bytes
-    except ValueError:
-        return SMALLEST_VMEM
 
 
 def _prepare(tilings: Sequence[Tiling], x, dt, dt_weight, dt_bias, A, B, C) -> Inputs:

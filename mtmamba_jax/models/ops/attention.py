@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from mtmamba_jax.kernels.attention import pallas_triton as attention_kernels
 from mtmamba_jax.kernels.manual_axes import vary_alike
-from mtmamba_jax.models.ops.dispatch import on_gpus, with_flops
+from mtmamba_jax.models.ops.dispatch import with_flops, with_kernels
 from mtmamba_jax.models.windows import shift_mask, shift_regions
 
 
@@ -37,10 +37,10 @@ def attention(
     arrays: list[Array] = [qkv, bias]
     if shifted:
         arrays.append(shift_regions(*shifted))
-    fused, split = attention_kernels.attention, (True, False, False)
+    kernels, split = {"cuda": attention_kernels.attention}, (True, False, False)
     # Devices get whole images, whose windows have the regions.
     images = len(qkv) // (len(arrays[2]) if shifted else 1)
-    return on_gpus(plain, fused, arrays, split, batch_axis=0, batch=images)
+    return with_kernels(plain, kernels, arrays, split, batch_axis=0, batch=images)
 
 
 @with_flops(None)

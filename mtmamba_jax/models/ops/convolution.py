@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mtmamba_jax.kernels.convolution import pallas_triton as convolution_kernels
+from mtmamba_jax.kernels.convolution import pallas_tpu, pallas_triton
 from mtmamba_jax.kernels.manual_axes import vary_alike
-from mtmamba_jax.models.ops.dispatch import on_gpus, with_flops
+from mtmamba_jax.models.ops.dispatch import with_flops, with_kernels
 
 
 def depthwise_convolve(
@@ -62,8 +62,8 @@ def convolve_silu(
         # Computed again in the backward pass: reading the result from memory would cost as much.
         return jax.checkpoint(jax.nn.silu)(z.astype(x.dtype))
 
-    float32 = kernel.dtype == bias.dtype == jnp.float32
-    if not (float32 and convolution_kernels.supports(x)):
-        return plain(x, kernel, bias)
-    arrays = (x, kernel, bias)
-    return on_gpus(plain, convolution_kernels.convolve_silu, arrays, (True, False, False))
+    kernels = {}
+    if kernel.dtype == bias.dtype == jnp.float32:
+        modules = {"cuda": pallas_triton, "tpu": pallas_tpu}
+        kernels = {name: v.convolve_silu for name, v in modules.items() if v.supports(x)}
+    return with_kernels(plain, kernels, (x, kernel, bias), (True, False, False))

@@ -1,7 +1,8 @@
 """Where an operation runs, and how the paper counts it."""
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,20 +34,22 @@ def with_flops(rule: Rule | None) -> Callable[[Any], Any]:
     return register
 
 
-def on_gpus(
+def with_kernels(
     plain: Callable[..., Array],
-    fused: Callable[..., Array],
+    kernels: Mapping[str, Callable[..., Array]],
     arrays: Sequence[Array],
     split: Sequence[bool],
     *,
     batch_axis: int = 1,
     batch: int | None = None,
 ) -> Array:
-    """Returns `fused(*arrays)` on CUDA GPUs, each with its own images, `plain(*arrays)` elsewhere.
+    """Returns an operation's result, by its kernels on platforms that have some.
+
+    With kernels, each device computes its own images.
 
     Args:
       plain: The operation in plain JAX, which the compiler can partition.
-      fused: The same by kernels.
+      kernels: The same by kernels, for each platform that has some: "cuda", "tpu".
       arrays: Arguments.
       split: Whether each argument has the batch.
       batch_axis: Axis of the batch.
@@ -58,9 +61,11 @@ def on_gpus(
     if axes and batch % math.prod(mesh.shape[axis] for axis in axes):
         return plain(*arrays)
 
-    def kernels(x, *others):
-        x = require_platform(x, "The fused kernels of layers", ("cuda",), _REMEDY)
-        run = on_each_device(fused, axes, split[: len(arrays)], batch_axis=batch_axis)
-        return run(x, *others)
+    def run(platform, x, *others):
+        x = require_platform(x, "The fused kernels of layers", (platform,), _REMEDY)
+        fused = kernels[platform]
+        op = on_each_device(fused, axes, split[: len(arrays)], batch_axis=batch_axis)
+        return op(x, *others)
 
-    return by_platform(*arrays, cuda=kernels, default=plain)
+    branches = {platform: functools.partial(run, platform) for platform in kernels}
+    return by_platform(*arrays, default=plain, **branches)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from mtmamba_jax.kernels.blend import pallas_triton as blend_kernels
 from mtmamba_jax.kernels.layer_norm import pallas_triton as layer_norm_kernels
 from mtmamba_jax.kernels.manual_axes import vary_alike
-from mtmamba_jax.models.ops.dispatch import on_gpus, with_flops
+from mtmamba_jax.models.ops.dispatch import with_flops, with_kernels
 
 EPSILON = 1e-5  # of every LayerNorm, as in the official encoder and decoder
 
@@ -50,7 +50,8 @@ def layer_norm(
     if not _has_kernels(axes, dtype, *arrays[:2]):
         return plain(*arrays)
     fused = functools.partial(_fused_layer_norm, dtype)
-    return on_gpus(plain, fused, arrays, (True, False, False, True), batch_axis=batch_axis)
+    split = (True, False, False, True)
+    return with_kernels(plain, {"cuda": fused}, arrays, split, batch_axis=batch_axis)
 
 
 def _plain_layer_norm(axes, dtype, x, scale, bias, gate=None):
@@ -146,7 +147,7 @@ def blend(
     arrays = (x, scale, bias, gate)
     if not (scale.dtype == jnp.float32 and layer_norm_kernels.supports(x)):
         return plain(*arrays)
-    return on_gpus(plain, _fused_blend, arrays, (True, False, False, True))
+    return with_kernels(plain, {"cuda": _fused_blend}, arrays, (True, False, False, True))
 
 
 def _fused_blend(x, scale, bias, gate):
