@@ -38,7 +38,7 @@ def supports(x: Array | jax.ShapeDtypeStruct) -> bool:
 
 
 def _vmem_bytes(x: Array | jax.ShapeDtypeStruct) -> int:
-    """Returns the VMEM of a backward program: three images, double-buffered, and two sets of rows."""
+    """Returns the VMEM of a backward program: double-buffered images, and rows of two of them."""
     _, _, h, w, _ = x.shape
     image = h * w * LANES * x.dtype.itemsize
     rows = ROWS * (_columns(w) + 2 * BORDER) * LANES * 4

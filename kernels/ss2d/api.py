@@ -16,9 +16,9 @@ from jaxtyping import Array, Float
 
 from mtmamba_jax.kernels.manual_axes import on_each_device
 from mtmamba_jax.kernels.platform_check import by_platform, local_platform
-from mtmamba_jax.kernels.ss2d.common import check_name
+from mtmamba_jax.kernels.ss2d.common import check_name, split_projected
 from mtmamba_jax.kernels.ss2d.pallas_gpu import ss2d_pallas_gpu
-from mtmamba_jax.kernels.ss2d.pallas_tpu import ss2d_pallas_tpu
+from mtmamba_jax.kernels.ss2d.pallas_tpu import selective_ss2d_pallas_tpu, ss2d_pallas_tpu
 from mtmamba_jax.kernels.ss2d.pallas_triton import ss2d_pallas_triton
 from mtmamba_jax.kernels.ss2d.reference import ss2d_reference
 from mtmamba_jax.kernels.ss2d.xla import ss2d_xla
@@ -51,6 +51,12 @@ SHAPES = {
     "B": "t b h w k n",
     "C": "t b h w k n",
     "D": "t k d",
+}
+SELECTIVE_SHAPES = {
+    "x": "t b h w d",
+    "source": "t b h w d",
+    "projection": "t k d e",
+    **{name: SHAPES[name] for name in ("dt_weight", "dt_bias", "A", "D")},
 }
 ACTIVATIONS = ("x", "dt", "B", "C")
 ACTIVATION_DTYPES = ("float32", "bfloat16")
@@ -108,12 +114,82 @@ def ss2d(
     arrays = dict(x=x, dt=dt, dt_weight=dt_weight, dt_bias=dt_bias, A=A, B=B, C=C, D=D)
     directions = _check_directions(directions)
     arrays = _check_arrays(arrays, SHAPES, {"k": len(directions)})
-    run = functools.partial(_run, directions=directions, implementation=implementation)
+    return _run_on_devices(IMPLEMENTATIONS, arrays, directions, implementation, batch_axes)
+
+
+def selective_ss2d(
+    x: Float[Array, "t b h w d"],
+    source: Float[Array, "t b h w d"],
+    projection: Float[Array, "t k d e"],
+    dt_weight: Float[Array, "t k r d"],
+    dt_bias: Float[Array, "t k d"],
+    A: Float[Array, "t k d n"],
+    D: Float[Array, "t k d"],
+    *,
+    directions: Sequence[str] = DIRECTIONS,
+    implementation: str | None = None,
+    batch_axes: Sequence[str] = (),
+) -> Float[Array, "t b h w d"]:
+    """Runs `ss2d` with dt, B and C computed from a map: [dt B C] = source @ projection.
+
+    On TPUs this product is written as the kernels read it, where `ss2d` would copy dt, B and C.
+
+    Args:
+      x: Activations, float32 or bfloat16.
+      source: Map that dt, B and C are computed from, float32 or bfloat16; usually x itself.
+      projection: Weights of that product, in source's dtype; e = r + 2 n.
+      dt_weight, dt_bias, A, D: Parameters of `ss2d`, float32.
+      directions, implementation, batch_axes: Those of `ss2d`.
+
+    Returns:
+      y in x's dtype.
+
+    Raises:
+      ValueError, NotImplementedError: As `ss2d`.
+    """
+    arrays = dict(x=x, source=source, projection=projection)
+    arrays |= dict(dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D)
+    directions = _check_directions(directions)
+    arrays = _check_arrays(arrays, SELECTIVE_SHAPES, {"k": len(directions)})
+    width, wanted = projection.shape[-1], dt_weight.shape[2] + 2 * A.shape[3]
+    if width != wanted:
+        raise ValueError(f"projection must have {wanted} = r + 2 n columns, got {width}.")
+    return _run_on_devices(SELECTIVE, arrays, directions, implementation, batch_axes)
+
+
+def _with_projection(name: str) -> Callable[..., Array]:
+    """Returns a backend of `selective_ss2d` from one of `ss2d`."""
+
+    def run(*arrays: Array, directions: Sequence[str]) -> Array:
+        x, source, projection, dt_weight, dt_bias, A, D = arrays
+        projected = jnp.einsum("tbhwd,tkde->tbhwke", source, projection)
+        dt, B, C = split_projected(projected, dt_weight.shape[2])
+        backend = IMPLEMENTATIONS[name]
+        return backend(x, dt, dt_weight, dt_bias, A, B, C, D, directions=directions)
+
+    return run
+
+
+SELECTIVE = {name: _with_projection(name) for name in IMPLEMENTATIONS} | {
+    "pallas_tpu": selective_ss2d_pallas_tpu
+}
+"""Backends of `selective_ss2d` by name."""
+
+
+def _run_on_devices(
+    backends: Mapping[str, Callable[..., Array]],
+    arrays: Mapping[str, Array],
+    directions: tuple[str, ...],
+    implementation: str | None,
+    batch_axes: Sequence[str],
+) -> Array:
+    """Runs a backend on each device of the mesh's `batch_axes`, with its part of the batch."""
     if isinstance(batch_axes, str):
         raise ValueError(f"batch_axes must be a sequence of names, got {batch_axes!r}.")
     if batch_axes:
         _check_batch(arrays["x"].shape[1], tuple(batch_axes))
-    split = [name in ACTIVATIONS for name in arrays]
+    run = functools.partial(_run, backends, directions=directions, implementation=implementation)
+    split = [name in (*ACTIVATIONS, "source") for name in arrays]
     return on_each_device(run, batch_axes, split)(*arrays.values())
 
 
@@ -159,24 +235,34 @@ def selective_scan(
     return y[:, :, 0]
 
 
-def _run(*arrays: Array, directions: tuple[str, ...], implementation: str | None) -> Array:
+def _run(
+    backends: Mapping[str, Callable[..., Array]],
+    *arrays: Array,
+    directions: tuple[str, ...],
+    implementation: str | None,
+) -> Array:
     """Calls the forced backend or else, for each platform, the first that supports the call."""
     if implementation is not None:
-        check_name("implementation", implementation, IMPLEMENTATIONS)
-        return IMPLEMENTATIONS[implementation](*arrays, directions=directions)
+        check_name("implementation", implementation, backends)
+        return backends[implementation](*arrays, directions=directions)
     branches = {
-        platform: functools.partial(_run_first_supported, platform, directions=directions)
+        platform: functools.partial(_run_first_supported, backends, platform, directions=directions)
         for platform in PLATFORMS
     }
     return by_platform(*arrays, **branches)
 
 
-def _run_first_supported(platform: str, *arrays: Array, directions: tuple[str, ...]) -> Array:
+def _run_first_supported(
+    backends: Mapping[str, Callable[..., Array]],
+    platform: str,
+    *arrays: Array,
+    directions: tuple[str, ...],
+) -> Array:
     # Branches of other platforms are traced too; what they would run is of no interest here.
     here = local_platform()
     runs_here = platform == (here if here in PLATFORMS else "default")
     platform = here if runs_here else platform
-    name, refusals, y = _try_backends(platform, arrays, directions)
+    name, refusals, y = _try_backends(backends, platform, arrays, directions)
     level = logging.DEBUG
     if runs_here and platform != "cpu":
         level = logging.WARNING if name == "xla" else logging.INFO
@@ -204,7 +290,7 @@ def choose_implementation(
     found: dict[str, dict[str, str]] = {}
 
     def run(*arrays: Array) -> Array:
-        name, refusals, y = _try_backends(platform, arrays, tuple(directions))
+        name, refusals, y = _try_backends(IMPLEMENTATIONS, platform, arrays, tuple(directions))
         found[name] = refusals
         return y
 
@@ -213,7 +299,10 @@ def choose_implementation(
 
 
 def _try_backends(
-    platform: str, arrays: Sequence[Array], directions: tuple[str, ...]
+    backends: Mapping[str, Callable[..., Array]],
+    platform: str,
+    arrays: Sequence[Array],
+    directions: tuple[str, ...],
 ) -> tuple[str, dict[str, str], Array]:
     """Returns the first backend that supports a call, why the others do not, and the result."""
     refusals: dict[str, str] = {}
@@ -221,7 +310,7 @@ def _try_backends(
         refusals["fused kernels"] = f"there are none for {platform}"
     for name in PLATFORMS.get(platform, PLATFORMS["default"]):
         try:
-            return name, refusals, IMPLEMENTATIONS[name](*arrays, directions=directions)
+            return name, refusals, backends[name](*arrays, directions=directions)
         except NotImplementedError as refusal:
             refusals[name] = str(refusal)
     reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
@@ -271,7 +360,8 @@ def _check_arrays(
     """
     sizes, checked = dict(known), {}
     for name, given in arrays.items():
-        wanted = ACTIVATION_DTYPES if name in ACTIVATIONS else ("float32",)
+        narrow = name in (*ACTIVATIONS, "source", "projection")
+        wanted = ACTIVATION_DTYPES if narrow else ("float32",)
         checked[name] = array = to_array(name, given, wanted)
         letters, shape = shapes[name].split(), jnp.shape(array)
         fits = len(shape) == len(letters) and all(

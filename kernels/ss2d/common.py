@@ -95,6 +95,11 @@ def start_states(decay: Array, added: Array, *, axis: int, reverse: bool) -> Arr
     return jnp.concatenate([ends, zeros] if reverse else [zeros, ends], axis)
 
 
+def split_projected(v: Array, rank: int) -> list[Array]:
+    """Splits the last axis into dt, B and C, of `rank`, n and n numbers."""
+    return jnp.split(v, (rank, (v.shape[-1] + rank) // 2), -1)
+
+
 def projection_gradients(
     dz: Float[Array, "t k b l d"], dt: Float[Array, "t k b l r"], dt_weight: Float[Array, "t k r d"]
 ) -> tuple[Float[Array, "t k b l r"], Float[Array, "t k r d"], Float[Array, "t k d"]]:

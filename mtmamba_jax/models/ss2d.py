@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mtmamba_jax.devices.sharding import batch_axes
-from mtmamba_jax.kernels.ss2d import DIRECTIONS, ss2d, xla
+from mtmamba_jax.kernels.ss2d import DIRECTIONS, selective_ss2d, xla
 from mtmamba_jax.models import initializers
 from mtmamba_jax.models.layers import to_features
 from mtmamba_jax.models.ops import with_flops
@@ -49,7 +49,6 @@ class SS2D(nnx.Module):
         rngs: nnx.Rngs,
     ):
         t, k, d, n, r = tasks, len(DIRECTIONS), features, state_size, step_rank
-        self.splits = (r, r + n)
         self.dtype = dtype
         self.implementation = implementation
         # Mamba's own scheme: fan-in uniform projections, A = -(1..n), D = 1.
@@ -70,15 +69,12 @@ class SS2D(nnx.Module):
         t, _, d, _ = self.projection.shape
         x = to_features("x", x, t, d)
         source = x if selecting is None else to_features("selecting", selecting, t, d)
-        projected = jnp.einsum(
-            "tbhwd,tkde->tbhwke", source.astype(self.dtype), self.projection.astype(self.dtype)
-        )
-        step, b, c = jnp.split(projected, self.splits, axis=-1)
         # The scan's own parameters are float32, even if a user casts the whole model to bfloat16.
         parameters = (self.step_weight, self.step_bias, self.log_a, self.skip)
         weight, bias, log_a, skip = (each[...].astype(jnp.float32) for each in parameters)
-        arrays = (x, step, weight, bias, -jnp.exp(log_a), b, c, skip)
-        return ss2d(*arrays, implementation=self.implementation, batch_axes=batch_axes())
+        source, projection = (v.astype(self.dtype) for v in (source, self.projection[...]))
+        arrays = (x, source, projection, weight, bias, -jnp.exp(log_a), skip)
+        return selective_ss2d(*arrays, implementation=self.implementation, batch_axes=batch_axes())
 
 
 def _step_bias(key: jax.Array | initializers.Parts, shape: tuple[int, ...]) -> jax.Array:

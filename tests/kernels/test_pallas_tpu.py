@@ -107,7 +107,7 @@ class TestPallasTPU(SS2DSuite):
 
 
 def decoder_tilings(monkeypatch, name, dtype, memory):
-    monkeypatch.setattr(pallas_tpu, "_vmem_capacity", lambda: memory)
+    monkeypatch.setattr(pallas_tpu, "vmem_capacity", lambda: memory)
     spec = DECODER[name]
     x = jax.ShapeDtypeStruct((1, 1, spec.h, spec.w, spec.d), dtype)
     return spec, pallas_tpu.choose_tilings(DIRECTIONS, x, spec.n, spec.r)

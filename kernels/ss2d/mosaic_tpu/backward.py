@@ -27,9 +27,9 @@ def backward(
     `dy` is the gradient of y in x's dtype.
 
     Returns:
-      Gradients of x [t k b h w d], in x's dtype; of the maps, per part of the channels,
-      [t b h w k*parts*c]; of the projection [t k b c d], its bias [t k b 1 d] and A, before the
-      factor log2(e), [t k b n d]; float32.
+      Gradients of x [k t b h w d], in x's dtype; of the maps, per part of the channels,
+      [t b h w k*parts*c], in the maps' dtype if there is one part; of the projection [t k b c d],
+      its bias [t k b 1 d] and A, before the factor log2(e), [t k b n d]; else float32.
     """
     x, maps, *_ = inputs
     f32 = jnp.float32
@@ -140,7 +140,8 @@ def backward(
                 return drow
 
             drow = lax.fori_loop(0, tiling.groups, group, drow)
-            dmaps_ref[at] = drow.reshape(at[0].size, at[1].stop - at[1].start, tiling.map_lanes)
+            shape = (at[0].size, at[1].stop - at[1].start, tiling.map_lanes)
+            dmaps_ref[at] = drow.reshape(shape).astype(dmaps_ref.dtype)
 
         tile.for_each_chunk(finish)
 
@@ -159,8 +160,12 @@ def backward(
             *(blocks.parameter(tiling.states), blocks.image, blocks.saved),
         ],
         [
-            ((t, k, b, h, w, d), x.dtype, blocks.directed_image),
-            ((t, b, h, w, k * tiling.parts * tiling.map_lanes), f32, blocks.map_gradients),
+            ((k, t, b, h, w, d), x.dtype, blocks.directed_image),
+            (
+                (t, b, h, w, k * tiling.parts * tiling.map_lanes),
+                maps.dtype if tiling.parts == 1 else f32,
+                blocks.map_gradients,
+            ),
             ((t, k, b, tiling.map_lanes, d), f32, blocks.parameter_gradient(tiling.map_lanes)),
             ((t, k, b, 1, d), f32, blocks.parameter_gradient(1)),
             ((t, k, b, tiling.states, d), f32, blocks.parameter_gradient(tiling.states)),

@@ -18,7 +18,7 @@ def forward(tiling: Tiling, inputs: Inputs, *, save: bool) -> list[Array]:
     """Scans every direction of a tiling.
 
     Returns:
-      y [t k b h w d] and, if `save`, the states before each piece [t k b m lines pieces n d], in
+      y [k t b h w d] and, if `save`, the states before each piece [t k b m lines pieces n d], in
       x's dtype.
     """
     x, maps, *_ = inputs
@@ -77,7 +77,7 @@ def forward(tiling: Tiling, inputs: Inputs, *, save: bool) -> list[Array]:
 
     t, b, h, w, d = x.shape
     blocks, k = Blocks(tiling), len(tiling.reverses)
-    outputs: list = [((t, k, b, h, w, d), x.dtype, blocks.directed_image)]
+    outputs: list = [((k, t, b, h, w, d), x.dtype, blocks.directed_image)]
     if save:
         outputs.append((saved_shape(tiling, t, b), x.dtype, blocks.saved))
     return launch(

@@ -23,7 +23,7 @@ class Blocks:
     """A program's block of each kind of array; `backwards` visits tiles against the reading order.
 
     Attributes:
-      image, directed_image: Blocks of arrays [t b h w d] and [t k b h w d].
+      image, directed_image: Blocks of arrays [t b h w d] and [k t b h w d].
       maps, map_gradients: Blocks of arrays [t b h w k*c] and [t b h w k*parts*c].
       saved: Block of the saved states [t k b m lines pieces n d].
     """
@@ -42,11 +42,11 @@ class Blocks:
         )
         self.directed_image = pl.BlockSpec(
             (*one * 3, *shape, tiling.lanes),
-            lambda t, b, k, part, i: (t, k, b, *position(k, i), part),
+            lambda t, b, k, part, i: (k, t, b, *position(k, i), part),
         )
         self.maps = pl.BlockSpec(
             (*one * 2, *shape, maps),
-            lambda t, b, k, part, i: (t, b, *position(k, i), tiling.direction_index(k)),
+            lambda t, b, k, part, i: (t, b, *position(k, i), k),
         )
         self.map_gradients = pl.BlockSpec(
             (*one * 2, *shape, maps),

@@ -133,7 +133,7 @@ class Inputs(NamedTuple):
 
     Attributes:
       x: Activations, float32 or bfloat16.
-      maps: dt, B and C of each direction.
+      maps: dt, B and C of each direction of the tiling.
       weight, bias: Projection of the step sizes; the rows of `weight` for B and C are zero.
       A: Rates times log2(e).
     """

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mtmamba_jax.kernels.blend import pallas_triton as blend_kernels
-from mtmamba_jax.kernels.layer_norm import pallas_triton as layer_norm_kernels
+from mtmamba_jax.kernels.layer_norm import pallas_tpu, pallas_triton
 from mtmamba_jax.kernels.manual_axes import vary_alike
 from mtmamba_jax.models.ops.dispatch import with_flops, with_kernels
 
@@ -47,11 +47,8 @@ def layer_norm(
     factors = (v.reshape(lead + v.shape) for v in (scale, bias))
     arrays = vary_alike(x, *factors, *gates)
     plain = functools.partial(_plain_layer_norm, axes, dtype)
-    if not _has_kernels(axes, dtype, *arrays[:2]):
-        return plain(*arrays)
-    fused = functools.partial(_fused_layer_norm, dtype)
-    split = (True, False, False, True)
-    return with_kernels(plain, {"cuda": fused}, arrays, split, batch_axis=batch_axis)
+    kernels, split = _choose_kernels(axes, dtype, *arrays[:2]), (True, False, False, True)
+    return with_kernels(plain, kernels, arrays, split, batch_axis=batch_axis)
 
 
 def _plain_layer_norm(axes, dtype, x, scale, bias, gate=None):
@@ -102,20 +99,28 @@ def _layer_norm_backward(axes, dtype, residuals, dy):
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
-def _has_kernels(axes, dtype, x, scale) -> bool:
-    """Returns whether rows have one scale, or one for each part of x's first axis."""
+def _choose_kernels(axes, dtype, x, scale) -> dict[str, Callable[..., Array]]:
+    """Returns kernels, if rows have one scale, or one for each part of x's first axis."""
     if x.ndim < 2 or axes != (-1,) or dtype not in (jnp.float32, jnp.bfloat16):
-        return False
+        return {}
     one_or_by_part = scale.shape[:-1] in ((1,) * (x.ndim - 1), (x.shape[0], *(1,) * (x.ndim - 2)))
     whole = scale.shape[-1] == x.shape[-1] and scale.dtype == jnp.float32
-    return one_or_by_part and whole and layer_norm_kernels.supports(x)
+    if not (one_or_by_part and whole):
+        return {}
+    choices = {"cuda": (pallas_triton, x.shape[-1:]), "tpu": (pallas_tpu, x.shape[-2:])}
+    return {
+        platform: functools.partial(_fused_layer_norm, module.layer_norm, dtype, kept)
+        for platform, (module, kept) in choices.items()
+        if module.supports(x)
+    }
 
 
-def _fused_layer_norm(dtype, x, scale, bias, gate=None):
+def _fused_layer_norm(kernel, dtype, kept, x, scale, bias, gate=None):
+    """Calls a kernel with x's axes but the groups and those that are `kept` as one."""
     groups, channels = scale.shape[0], scale.shape[-1]
-    rows, gates = jax.tree.map(lambda v: v.reshape(groups, -1, channels), (x, gate))
+    rows, gates = jax.tree.map(lambda v: v.reshape(groups, -1, *kept), (x, gate))
     scale, bias = (v.reshape(groups, channels) for v in (scale, bias))
-    y: Any = layer_norm_kernels.layer_norm(rows, scale, bias, gates, EPSILON, dtype)
+    y: Any = kernel(rows, scale, bias, gates, EPSILON, dtype)
     return y.reshape(x.shape)
 
 
@@ -145,7 +150,7 @@ def blend(
         return (share * normal[-1:] + (1 - share) * normal[:-1]).astype(x.dtype)
 
     arrays = (x, scale, bias, gate)
-    if not (scale.dtype == jnp.float32 and layer_norm_kernels.supports(x)):
+    if not (scale.dtype == jnp.float32 and pallas_triton.supports(x)):
         return plain(*arrays)
     return with_kernels(plain, {"cuda": _fused_blend}, arrays, (True, False, False, True))
 
