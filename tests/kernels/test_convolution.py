@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtmamba_jax.kernels.convolution import pallas_triton
+from mtmamba_jax.kernels.convolution import pallas_tpu, pallas_triton
 from mtmamba_jax.models import ops
 from tests.kernels.kernel_suite import check_sharded, kernels_in, value_and_gradients
 from tests.kernels.ss2d_suite import ampere, relative_error
@@ -30,9 +30,9 @@ def plain(x, kernel, bias):
     return jax.nn.silu(z.astype(x.dtype))
 
 
-def check(shape, dtype):
+def check(shape, dtype, op=ops.convolve_silu):
     arrays = arguments(shape, dtype)
-    got = value_and_gradients(ops.convolve_silu, *arrays)
+    got = value_and_gradients(op, *arrays)
     wanted = value_and_gradients(plain, *(v.astype(jnp.float32) for v in arrays))
     for name, one, other in zip(("y", "x", "kernel", "bias"), got, wanted, strict=True):
         assert relative_error(one, other) < TOLERANCES[dtype], name
@@ -50,6 +50,20 @@ def test_interpreted_kernels_equal_plain_jax(interpreted, monkeypatch, shape, st
     assert pallas_triton.choose_strips(shape).count == strips
     check(shape, dtype)
     assert interpreted == ["_convolve_forward", "_convolve_backward"]
+
+
+@pytest.mark.usefixtures("tpu_interpreter")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 128), (2, 1, 5, 9, 128), (1, 2, 4, 16, 256)])
+def test_interpreted_tpu_kernels_equal_plain_jax(shape, dtype):
+    check(shape, dtype, pallas_tpu.convolve_silu)
+
+
+def test_maps_larger_than_vmem_have_no_tpu_kernels(monkeypatch):
+    x = jax.ShapeDtypeStruct((1, 1, 112, 144, 128), jnp.bfloat16)
+    for mebibytes, fits in ((128, True), (16, False)):
+        monkeypatch.setattr(pallas_tpu, "vmem_capacity", lambda size=mebibytes: size * 2**20)
+        assert pallas_tpu.supports(x) == fits
 
 
 def test_a_sharded_batch_equals_one_device(interpreted, monkeypatch):

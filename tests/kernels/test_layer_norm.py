@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtmamba_jax.kernels.layer_norm import pallas_triton
+from mtmamba_jax.kernels.layer_norm import pallas_tpu, pallas_triton
 from mtmamba_jax.kernels.platform_check import portable
 from mtmamba_jax.models import ops
 from mtmamba_jax.models.ops import norm
@@ -61,6 +61,29 @@ def test_interpreted_kernels_equal_plain_jax(interpreted, monkeypatch, shape, gr
     monkeypatch.setattr(pallas_triton, "PROGRAMS", 3)
     check(shape, groups, dtype, gated=gated)
     assert interpreted == ["_layer_norm_forward", "_layer_norm_backward"]
+
+
+@pytest.mark.usefixtures("tpu_interpreter")
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [((2, 5, 2, 9, 128), 2), ((1, 1, 3, 7, 200), 1)],  # blocks of 4 rows, the last one partial
+)
+def test_interpreted_tpu_kernels_equal_plain_jax(monkeypatch, shape, groups, dtype, gated):
+    monkeypatch.setattr(pallas_tpu, "ELEMENTS", 4 * 9 * 128)
+    arrays = arguments(shape, groups, dtype, gated=gated)
+
+    def kernels(x, scale, bias, gate=None):
+        x, gate = jax.tree.map(lambda v: v.reshape(groups, -1, *shape[-2:]), (x, gate))
+        scale, bias = (v.reshape(groups, -1) for v in (scale, bias))
+        y = pallas_tpu.layer_norm(x, scale, bias, gate, norm.EPSILON, x.dtype)
+        return y.reshape(shape)
+
+    got = value_and_gradients(kernels, *arrays)
+    wanted = value_and_gradients(plain, *(v.astype(jnp.float32) for v in arrays))
+    for i, (one, other) in enumerate(zip(got, wanted, strict=True)):
+        assert relative_error(one, other) < TOLERANCES[dtype], i
 
 
 @pytest.mark.parametrize("gated", [False, True])

@@ -1,32 +1,21 @@
 """The TPU backend: results in the interpreter or on a TPU, and how it cuts images into tiles."""
 
-import jax
-import pytest
-from jax.experimental.pallas import tpu as pltpu
+import functools
 
-from mtmamba_jax.kernels.ss2d import DIRECTIONS, pallas_tpu
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtmamba_jax.kernels.ss2d import DIRECTIONS, pallas_tpu, selective_ss2d
 from mtmamba_jax.kernels.ss2d.arg_specs import DECODER, ODD, ArgSpec
 from mtmamba_jax.kernels.ss2d.mosaic_tpu import launch, tiling
-from tests.kernels.ss2d_suite import REVERSED, SS2DSuite, mark_slow
+from tests.kernels.kernel_suite import value_and_gradients
+from tests.kernels.ss2d_suite import REVERSED, SS2DSuite, mark_slow, relative_error
 
 
 def interpreted() -> bool:
     return jax.default_backend() != "tpu"
-
-
-@pytest.fixture
-def interpreter(capsys, monkeypatch):
-    """Runs kernels on a CPU as on a TPU: uninitialized memory is NaN, races are errors."""
-    if not interpreted():
-        yield
-        return
-    monkeypatch.setattr(pallas_tpu, "PLATFORMS", ("tpu", "cpu"))
-    pltpu.reset_tpu_interpret_mode_state()  # left over from a failed test
-    with pltpu.force_tpu_interpret_mode(
-        pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
-    ):
-        yield
-    assert "RACE DETECTED" not in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -44,7 +33,7 @@ def clear_caches():
     jax.clear_caches()
 
 
-@pytest.mark.usefixtures("interpreter", "small_tilings")
+@pytest.mark.usefixtures("tpu_interpreter", "small_tilings")
 class TestPallasTPU(SS2DSuite):
     """Uses smaller shapes than the suite: the interpreter takes 10 ms per pixel."""
 
@@ -104,6 +93,24 @@ class TestPallasTPU(SS2DSuite):
     def test_several_groups_of_channels_and_registers_of_maps_equal_the_definition(self):
         spec = ArgSpec(2, 3, d=300, n=17, k=2, r=100)  # two groups of two blocks
         self.check(spec.arguments(), DIRECTIONS[:2])
+
+
+@pytest.mark.usefixtures("tpu_interpreter", "small_tilings")
+@pytest.mark.parametrize("directions", [DIRECTIONS, ("column_reversed",), DIRECTIONS[2:]])
+def test_maps_from_a_projection_equal_those_of_plain_jax(directions):
+    spec = ArgSpec(3, 9, d=13, t=2, n=3, r=2, k=len(directions))
+    x, _, weight, bias, A, *_, D = spec.arguments()
+    rng = np.random.default_rng(0)
+    source = rng.standard_normal(x.shape, np.float32)
+    projection = rng.standard_normal((*bias.shape, 8), np.float32)
+    arrays = (x, source, projection, weight, bias, A, D)
+
+    def run(implementation):
+        op = functools.partial(selective_ss2d, directions=directions, implementation=implementation)
+        return value_and_gradients(op, jnp.sin(x), *arrays)
+
+    for one, other in zip(run("pallas_tpu"), run("reference"), strict=True):
+        assert relative_error(one, other) < 1e-5
 
 
 def decoder_tilings(monkeypatch, name, dtype, memory):
