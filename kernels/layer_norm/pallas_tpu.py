@@ -82,7 +82,7 @@ def _forward(x, scale, bias, gate, epsilon, dtype):
 
 def _layer_norm_forward(epsilon: float, x, scale, bias, *refs):
     *gates, y = refs
-    normal, _ = _normalize(x[...].astype(jnp.float32), epsilon)
+    normal, _ = normalize(x[...].astype(jnp.float32), epsilon)
     value = normal * scale[...] + bias[...]
     for gate in gates:
         value *= jax.nn.silu(gate[...].astype(jnp.float32))
@@ -116,7 +116,7 @@ def _layer_norm_backward(epsilon: float, m: int, scale, bias, dy, x, *refs):
     gates = refs[: len(refs) // 2 - 1]
     sums, dx, *dgates = refs[len(gates) :]
     first = pl.program_id(1) * dx.shape[0]
-    normal, inverse = _normalize(x[...].astype(jnp.float32), epsilon)
+    normal, inverse = normalize(x[...].astype(jnp.float32), epsilon)
     gradient = dy[...].astype(jnp.float32)
     for gate, dgate in zip(gates, dgates, strict=True):
         v = gate[...].astype(jnp.float32)
@@ -124,9 +124,7 @@ def _layer_norm_backward(epsilon: float, m: int, scale, bias, dy, x, *refs):
         slope = share * (1 + v * (1 - share))
         dgate[...] = (gradient * (normal * scale[...] + bias[...]) * slope).astype(dgate.dtype)
         gradient *= v * share
-    dnormal = gradient * scale[...]
-    mean, along = (jnp.mean(v, -1, keepdims=True) for v in (dnormal, dnormal * normal))
-    dx[...] = (inverse * (dnormal - mean - normal * along)).astype(dx.dtype)
+    dx[...] = normalize_gradient(gradient * scale[...], normal, inverse).astype(dx.dtype)
 
     @pl.when(pl.program_id(1) == 0)
     def _():
@@ -138,8 +136,14 @@ def _layer_norm_backward(epsilon: float, m: int, scale, bias, dy, x, *refs):
         sums[pl.ds(i, 1)] += jnp.sum(jnp.where(inside, v, 0.0), (0, 1))[None]
 
 
-def _normalize(x: Array, epsilon: float) -> tuple[Array, Array]:
+def normalize(x: Array, epsilon: float) -> tuple[Array, Array]:
     """Returns normal values and the inverse deviations."""
     x -= jnp.mean(x, -1, keepdims=True)
     inverse = lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + epsilon)
     return x * inverse, inverse
+
+
+def normalize_gradient(gradient: Array, normal: Array, inverse: Array) -> Array:
+    """Returns the gradient of rows from that of their normal values."""
+    mean, along = (jnp.mean(v, -1, keepdims=True) for v in (gradient, gradient * normal))
+    return inverse * (gradient - mean - normal * along)

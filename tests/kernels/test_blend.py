@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtmamba_jax.kernels.blend import pallas_triton
+from mtmamba_jax.kernels.blend import pallas_tpu, pallas_triton
 from mtmamba_jax.models import ops
 from tests.kernels.kernel_suite import check_sharded, kernels_in, value_and_gradients
 from tests.kernels.ss2d_suite import ampere, relative_error
@@ -31,10 +31,10 @@ def plain(x, scale, bias, gate):
     return share * values[-1:] + (1 - share) * values[:-1]
 
 
-def check(shape, dtype):
+def check(shape, dtype, op=ops.blend):
     """Compares value and gradients with those of the formula in float32."""
     arrays = arguments(shape, dtype)
-    got = value_and_gradients(ops.blend, *arrays)
+    got = value_and_gradients(op, *arrays)
     wanted = value_and_gradients(plain, *(v.astype(jnp.float32) for v in arrays))
     for name, one, other in zip(("y", "x", "scale", "bias", "gate"), got, wanted, strict=True):
         assert relative_error(one, other) < TOLERANCES[dtype], name
@@ -54,6 +54,19 @@ def test_interpreted_kernels_equal_the_formula(interpreted, monkeypatch, shape, 
     monkeypatch.setattr(pallas_triton, "PROGRAMS", 3)
     check(shape, dtype)
     assert interpreted == ["_blend_forward", "_blend_backward"]
+
+
+@pytest.mark.usefixtures("tpu_interpreter")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(5, 2, 3, 5, 128), (3, 1, 1, 7, 200)])
+def test_interpreted_tpu_kernels_equal_the_formula(monkeypatch, shape, dtype):
+    monkeypatch.setattr(pallas_tpu, "ELEMENTS", 4 * 5 * 128)  # the last block is partial
+
+    def blend(x, scale, bias, gate):
+        rows, gates = (v.reshape(len(v), -1, *shape[-2:]) for v in (x, gate))
+        return pallas_tpu.blend(rows, scale, bias, gates, ops.EPSILON).reshape(gate.shape)
+
+    check(shape, dtype, blend)
 
 
 def test_a_sharded_batch_equals_one_device(interpreted, monkeypatch):

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from mtmamba_jax.kernels.blend import pallas_triton as blend_kernels
+from mtmamba_jax.kernels.blend import pallas_tpu as blend_tpu
+from mtmamba_jax.kernels.blend import pallas_triton as blend_triton
 from mtmamba_jax.kernels.layer_norm import pallas_tpu, pallas_triton
 from mtmamba_jax.kernels.manual_axes import vary_alike
 from mtmamba_jax.models.ops.dispatch import with_flops, with_kernels
@@ -149,13 +150,16 @@ def blend(
         normal, share = _layer_norm((-1,), x.dtype, x, *factors), jax.nn.sigmoid(gate)
         return (share * normal[-1:] + (1 - share) * normal[:-1]).astype(x.dtype)
 
-    arrays = (x, scale, bias, gate)
-    if not (scale.dtype == jnp.float32 and pallas_triton.supports(x)):
-        return plain(*arrays)
-    return with_kernels(plain, {"cuda": _fused_blend}, arrays, (True, False, False, True))
+    kernels = {}
+    if scale.dtype == jnp.float32 and pallas_triton.supports(x):
+        kernels["cuda"] = functools.partial(_fused_blend, blend_triton.blend, x.shape[-1:])
+    if scale.dtype == jnp.float32 and blend_tpu.supports(x):
+        kernels["tpu"] = functools.partial(_fused_blend, blend_tpu.blend, x.shape[-2:])
+    return with_kernels(plain, kernels, (x, scale, bias, gate), (True, False, False, True))
 
 
-def _fused_blend(x, scale, bias, gate):
-    rows, gates = (v.reshape(len(v), -1, v.shape[-1]) for v in (x, gate))
-    y: Any = blend_kernels.blend(rows, scale, bias, gates, EPSILON)
+def _fused_blend(kernel, kept, x, scale, bias, gate):
+    """Calls a kernel with the maps' axes that are not `kept` as one."""
+    rows, gates = (v.reshape(len(v), -1, *kept) for v in (x, gate))
+    y: Any = kernel(rows, scale, bias, gates, EPSILON)
     return y.reshape(gate.shape)
