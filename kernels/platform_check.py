@@ -86,6 +86,8 @@ def has_fixed_size(x: Array | jax.ShapeDtypeStruct) -> bool:
 
 def triton_refusal() -> str | None:
     """Returns why a program that is traced here cannot have Triton kernels, None if it can."""
+    if _TARGET.value not in (None, "cuda"):
+        return "the program is not compiled for CUDA"
     if not _TRITON.value:
         return "JAX does not promise to read exported Triton kernels later"
     oldest = min(compute_capabilities(), default=AMPERE)

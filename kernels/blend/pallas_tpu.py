@@ -88,6 +88,7 @@ def _launch(body, name, semantics, arrays, outputs):
 
 
 @functools.partial(jax.jit, static_argnums=4)  # traced once per shape
+@jax.enable_x64(False)
 def _forward(x, scale, bias, gate, epsilon):
     body = functools.partial(_blend_forward, epsilon)
     outputs = [shape_like(x, gate.shape, x.dtype)]
@@ -108,6 +109,7 @@ def _blend_forward(epsilon: float, x, gate, scale, bias, y):
 
 
 @functools.partial(jax.jit, static_argnums=5)
+@jax.enable_x64(False)
 def _backward(x, scale, bias, gate, dy, epsilon):
     """Returns the gradients of x, scale, bias and gate."""
     s, m, _, c = x.shape

@@ -65,11 +65,13 @@ convolve_silu.defvjp(
 
 
 @jax.jit  # traced once per shape
+@jax.enable_x64(False)
 def _forward(x, kernel, bias):
     return _launch(_convolve_forward, [x], kernel, bias, [shape_like(x, x.shape, x.dtype)])[0]
 
 
 @jax.jit
+@jax.enable_x64(False)
 def _backward(x, kernel, bias, dy):
     """Returns the gradients of x, kernel and bias."""
     t, b, _, _, d = x.shape

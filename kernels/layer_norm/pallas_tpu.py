@@ -64,6 +64,7 @@ def _block(x: Array) -> tuple[int, pl.BlockSpec]:
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))  # traced once per shape
+@jax.enable_x64(False)
 def _forward(x, scale, bias, gate, epsilon, dtype):
     g, m, _, c = x.shape
     rows, block = _block(x)
@@ -90,6 +91,7 @@ def _layer_norm_forward(epsilon: float, x, scale, bias, *refs):
 
 
 @functools.partial(jax.jit, static_argnums=5)
+@jax.enable_x64(False)
 def _backward(x, scale, bias, gate, dy, epsilon):
     """Returns the gradients of x, scale, bias and gate."""
     g, m, _, c = x.shape

@@ -47,3 +47,13 @@ def kernels_in(op: Callable, *arrays, gpus: int = 1, arguments: Sequence[int] = 
             traced.lower(lowering_platforms=(name,)).as_text().count("xla.gpu.triton")
             for name in ("cuda", "cpu")
         ]
+
+
+def tpu_kernels_in(op: Callable, *arrays, arguments: Sequence[int] = (0, 1)) -> int:
+    """Returns how many kernels a program and its gradients have for TPUs."""
+
+    def loss(*arrays):
+        return jnp.sum(jnp.sin(op(*arrays).astype(jnp.float32)))
+
+    traced = jax.jit(jax.grad(loss, tuple(arguments))).trace(*arrays)
+    return traced.lower(lowering_platforms=("tpu",)).as_text().count("@tpu_custom_call")
