@@ -92,8 +92,8 @@ def find(name: str) -> Topology:
 def optimizing_less() -> Iterator[None]:
     """Makes the TPU compiler optimize less, which halves its time.
 
-    On v5e:2x2 the training step of MTMamba with Swin-Large compiles in 95 s instead of 211 on two
-    cores and needs 8.74 instead of 9.12 GiB (libtpu 0.0.42). It would take about twice as long to
+    On v5e:2x2 the training step of MTMamba with Swin-Large compiles in 86 s instead of 164 on two
+    cores and needs 8.18 instead of 8.59 GiB (libtpu 0.0.42). It would take about twice as long to
     run.
     """
     before = jax.config.jax_optimization_level  # pyright: ignore[reportAttributeAccessIssue]
