@@ -145,7 +145,8 @@ def selective_ss2d(
       y in x's dtype.
 
     Raises:
-      ValueError, NotImplementedError: As `ss2d`.
+      ValueError: If an argument is wrong, as in `ss2d`.
+      NotImplementedError: If the forced implementation does not support this call.
     """
     arrays = dict(x=x, source=source, projection=projection)
     arrays |= dict(dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D)

@@ -151,7 +151,7 @@ def selective_ss2d_pallas_tpu(
     XLA would write its result again to pad it.
 
     Raises:
-      NotImplementedError: As `ss2d_pallas_tpu`.
+      NotImplementedError: For the reasons of `ss2d_pallas_tpu`.
     """
     x, source, projection, weight, bias, A, D = arrays
     tilings = choose_tilings(directions, x, A.shape[-1], weight.shape[2])
