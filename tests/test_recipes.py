@@ -1,9 +1,12 @@
 """Bash and the command line accept the commands in the README and the docs."""
 
+import os
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
+import tarfile
 
 import pytest
 
@@ -70,3 +73,23 @@ def test_every_cluster_recipe_trains():
     recipes = blocks_of((ROOT / "docs" / "clusters.md").read_text())
     assert [len(commands(block)) for block in recipes] == [1, 1, 1, 1]
     assert all(commands(block)[0].startswith("train ") for block in recipes)
+
+
+def test_the_tpu_report_runs_valid_commands_and_packs_their_output(tmp_path):
+    (tmp_path / "docs").mkdir()
+    script = shutil.copy(ROOT / "docs" / "tpu_report.sh", tmp_path / "docs")
+    done = subprocess.run(
+        ["bash", script, "found"],
+        env=os.environ | {"PYTHON": "echo"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for line in done.stdout.splitlines():
+        if "launch.py" in line:
+            arguments = shlex.split(line.partition("launch.py ")[2])
+            parser = create_parser()
+            options, unknown = parser.parse_known_args(arguments)
+            parse_overrides(unknown, options.command, parser)
+    with tarfile.open(tmp_path / "found.tgz") as packed:
+        assert {"found/tests.txt", "found/step.txt", "found/times.txt"} <= set(packed.getnames())

@@ -56,6 +56,7 @@ def test_interpreted_kernels_equal_the_formula(interpreted, monkeypatch, shape, 
     assert interpreted == ["_blend_forward", "_blend_backward"]
 
 
+@pytest.mark.tpu
 @pytest.mark.usefixtures("tpu_interpreter")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [(5, 2, 3, 5, 128), (3, 1, 1, 7, 200)])

@@ -52,6 +52,7 @@ def test_interpreted_kernels_equal_plain_jax(interpreted, monkeypatch, shape, st
     assert interpreted == ["_convolve_forward", "_convolve_backward"]
 
 
+@pytest.mark.tpu
 @pytest.mark.usefixtures("tpu_interpreter")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 128), (2, 1, 5, 9, 128), (1, 2, 4, 16, 256)])

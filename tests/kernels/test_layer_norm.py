@@ -63,6 +63,7 @@ def test_interpreted_kernels_equal_plain_jax(interpreted, monkeypatch, shape, gr
     assert interpreted == ["_layer_norm_forward", "_layer_norm_backward"]
 
 
+@pytest.mark.tpu
 @pytest.mark.usefixtures("tpu_interpreter")
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -33,6 +33,7 @@ def clear_caches():
     jax.clear_caches()
 
 
+@pytest.mark.tpu
 @pytest.mark.usefixtures("tpu_interpreter", "small_tilings")
 class TestPallasTPU(SS2DSuite):
     """Uses smaller shapes than the suite: the interpreter takes 10 ms per pixel."""
@@ -95,6 +96,7 @@ class TestPallasTPU(SS2DSuite):
         self.check(spec.arguments(), DIRECTIONS[:2])
 
 
+@pytest.mark.tpu
 @pytest.mark.usefixtures("tpu_interpreter", "small_tilings")
 @pytest.mark.parametrize("directions", [DIRECTIONS, ("column_reversed",), DIRECTIONS[2:]])
 def test_maps_from_a_projection_equal_those_of_plain_jax(directions):
