@@ -105,8 +105,9 @@ def profile_table(found: Profile) -> str:
         )
         for kind, kernels in sorted(by_kind.items(), key=lambda item: -totals[item[0]])
     ]
-    idle = max(0.0, found.span - busy)
-    rows.append(("between kernels", short(idle * 1e3), percent(idle / found.span), "", ""))
+    if found.span > busy:
+        idle = found.span - busy
+        rows.append(("between kernels", short(idle * 1e3), percent(idle / found.span), "", ""))
     launches = str(sum(kernel.launches for kernel in found.kernels))
     rows.append(("from first to last", short(found.span * 1e3), percent(1.0), launches, ""))
     columns = ("kind", "ms", "of the time", "launches", "largest: ms, launches")

@@ -170,6 +170,8 @@ def _plan(command: argparse.ArgumentParser) -> None:
     add("--topology", required=True, help="KIND:SHAPE of TPUs (v5e:4x4), KIND:NUMBER of GPUs")
     add("--what", choices=("step", "inference"), default="step", help="which program (step)")
     _add_config(command, default="synthetic")
+    add("--profile", action="store_true", help="estimate the time of each kind of operation (TPUs)")
+    add("--trace", metavar="FILE", help="write these estimates as a trace for Perfetto")
     add("--quick", action="store_true", help="optimize less for TPUs: compiles twice as fast")
     add("--json", action="store_true", help="print every number as JSON")
 

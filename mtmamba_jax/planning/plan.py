@@ -18,6 +18,7 @@ from mtmamba_jax.evaluation.evaluate import create_predict_step
 from mtmamba_jax.messages import check_name, counted
 from mtmamba_jax.models.mtmamba import abstract_build
 from mtmamba_jax.planning.collectives import count_collectives, count_loops
+from mtmamba_jax.planning.estimate import estimate
 from mtmamba_jax.planning.topology import Topology
 from mtmamba_jax.tasks.table import Task
 from mtmamba_jax.training.optimizer import create_optimizer
@@ -80,7 +81,9 @@ MEMORY_OPTIONS = (
 """Settings to try when a program does not fit, those that cost the least speed first."""
 
 
-def plan_records(what: str, config: Config, topology: Topology) -> Iterator[Record]:
+def plan_records(
+    what: str, config: Config, topology: Topology, *, estimated: bool = False
+) -> Iterator[Record]:
     """Yields the record of a program and, if it does not fit, of settings that use less memory.
 
     Each of these settings keeps the previous ones that reduced memory use. If any of them fits, it
@@ -91,13 +94,20 @@ def plan_records(what: str, config: Config, topology: Topology) -> Iterator[Reco
       config: Sets the model, the image size and the batch size (`train.batch_size` or
         `eval.batch_size`).
       topology: Devices to compile for.
+      estimated: Whether the first record has the program's `operations`, see `estimate`.
 
     Raises:
-      ValueError: If the configuration is invalid, or the batch does not split over the devices.
+      ValueError: If the configuration is invalid, the batch does not split over the devices, or
+        there are no estimates for them.
     """
     check_name("program", what, MODEL_PROGRAMS)
     _check_batch(what, config, topology)
-    record = _record(what, config, topology, {})
+    chip = topology.chip
+    if estimated and (topology.devices[0].platform != "tpu" or chip.clock is None):
+        raise ValueError(
+            f"--profile: there are no estimates for {topology.name}. Use a v4, v5e or v5p."
+        )
+    record = _record(what, config, topology, {}, estimated)
     yield record
     for option in MEMORY_OPTIONS:
         if record["fits"]:
@@ -143,7 +153,7 @@ def batch_of(what: str, config: Config) -> tuple[str, int]:
     return "eval.batch_size", config.eval.batch_size
 
 
-def _record(what, config, topology, settings) -> Record:
+def _record(what, config, topology, settings, estimated=False) -> Record:
     start = time.perf_counter()
     lower = {"step": _lower_step, "inference": _lower_prediction}[what]
     mesh = create_mesh(batch_of(what, config)[1], devices=topology.devices, **vars(config.mesh))
@@ -161,7 +171,12 @@ def _record(what, config, topology, settings) -> Record:
         "refusal": refusal,
         "fits": False,
     }
-    return record if program is None else record | _numbers(program, topology)
+    if program is None:
+        return record
+    if estimated:
+        operations = estimate(program.as_text() or "", topology.chip)
+        record["operations"] = [operation._asdict() for operation in operations]
+    return record | _numbers(program, topology)
 
 
 def _refusal(message: str) -> str:

@@ -2,27 +2,50 @@
 
 from collections.abc import Iterator
 
+from mtmamba_jax.benchmarks.kernel_times import profile_table
 from mtmamba_jax.benchmarks.programs import Record
 from mtmamba_jax.benchmarks.report import describe_devices, document
 from mtmamba_jax.config import Config
-from mtmamba_jax.files.json_files import to_json
+from mtmamba_jax.files.json_files import to_json, write_json
 from mtmamba_jax.messages import gib, markdown_table, percent, short
+from mtmamba_jax.planning.estimate import Operation, to_profile, to_trace
 from mtmamba_jax.planning.plan import batch_of, plan_records
 from mtmamba_jax.planning.topology import GPUS, Topology
 
 PARTS = ("arguments", "temporaries", "outputs", "aliased", "code")
 
 
-def report_plan(what: str, config: Config, topology: Topology) -> bool:
-    """Prints each record of `plan_records` at once; returns whether the program fits as it is."""
-    records = plan_records(what, config, topology)
+def report_plan(
+    what: str, config: Config, topology: Topology, *, trace: str | None = None, profile=False
+) -> bool:
+    """Prints each record of `plan_records` at once; returns whether the program fits as it is.
+
+    Args:
+      what, config, topology: Those of `plan_records`.
+      trace: File for the estimated times of the operations, as a trace.
+      profile: Whether to print the estimated times.
+    """
+    records = plan_records(what, config, topology, estimated=profile or trace is not None)
     record = next(records)
     print(f"\n{plan_table(what, config, topology, record)}")
+    if operations := [Operation(**v) for v in record.get("operations", [])]:
+        _report_estimate(operations, trace)
     print("".join(f"\n{note}" for note in _notes(what, config, topology, record)))
     print(f"\n{_verdict(record)}", flush=True)
     if not record["fits"]:
         _report_options(records)
     return record["fits"]
+
+
+def _report_estimate(operations: list[Operation], trace: str | None) -> None:
+    print(
+        "\nEstimated time on one device, not measured on any: the compiler's estimates of XLA's\n"
+        "operations, instructions or bytes of kernels. Communication is left out.\n"
+        f"\n{profile_table(to_profile(operations))}"
+    )
+    if trace:
+        write_json(trace, to_trace(operations))
+        print(f"\nWrote a trace for https://ui.perfetto.dev to {trace}")
 
 
 def _report_options(records: Iterator[Record]) -> None:
@@ -100,9 +123,11 @@ def _notes(what: str, config: Config, topology: Topology, record: Record) -> Ite
         )
 
 
-def plan_json(what: str, config: Config, topology: Topology) -> tuple[str, bool]:
+def plan_json(
+    what: str, config: Config, topology: Topology, *, estimated: bool = False
+) -> tuple[str, bool]:
     """Returns the records of `plan_records` as JSON, and whether the program fits as configured."""
-    records = list(plan_records(what, config, topology))
+    records = list(plan_records(what, config, topology, estimated=estimated))
     device = {"topology": topology.name, **describe_devices(topology.devices)}
     contents = document(what, device, {"config": config.flat()}, records)
     return to_json(contents, indent=2), records[0]["fits"]

@@ -221,7 +221,7 @@ def test_the_command_suggests_smaller_inputs_if_no_setting_fits(pixel_model, mon
 def test_quick_optimizes_less_during_the_command(monkeypatch, capsys, flags, level):
     before, found = jax.config.jax_optimization_level, []
 
-    def report(*_):
+    def report(*_, **__):
         found.append(jax.config.jax_optimization_level)
         return True
 
@@ -243,6 +243,34 @@ def test_nothing_but_json_is_printed_with_json(pixel_model, monkeypatch, capsys)
     assert document["settings"]["config"]["model.remat"] == "full"
     assert not document["records"][0]["fits"]
     assert document["records"][-1]["settings"]["train.microbatches"] == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--profile"], "no estimates for test:2. Use a v4, v5e or v5p"),
+        (["--trace=missing/file.json"], "there is no folder missing"),
+        (["--trace=file.json", "--json"], "--trace does not go with --json"),
+    ],
+)
+def test_estimates_that_cannot_be_made_are_refused_at_once(
+    pixel_model, monkeypatch, capsys, tmp_path, flags, message
+):
+    monkeypatch.chdir(tmp_path)
+    code, captured = command(monkeypatch, capsys, GIB, *flags)
+    assert code == 2
+    assert message in captured.err
+
+
+@needs_libtpu
+def test_the_command_estimates_the_time_on_tpus(pixel_model, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(topology, "stay_on_cpu", lambda: None)
+    keys = [f"--config.{key}={value}" for key, value in BATCH.items()]
+    trace = tmp_path / "trace.json"
+    assert cli.main(["plan", "--topology=v5e:2x2", "--profile", f"--trace={trace}", *keys]) == 0
+    assert "Estimated time on one device" in capsys.readouterr().out
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert sum(event["dur"] for event in events) > 0
 
 
 def test_a_batch_that_does_not_split_is_refused_with_its_key_and_a_multiple(monkeypatch, capsys):
