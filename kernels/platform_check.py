@@ -17,6 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 AMPERE = 8.0
@@ -141,6 +142,19 @@ def vmem_capacity() -> int:
         return pltpu.get_tpu_info().vmem_capacity_bytes
     except ValueError:
         return SMALLEST_VMEM
+
+
+def copied_columns(dtype: DTypeLike) -> int:
+    """Returns the fewest columns of maps [... w d] that the TPU in context copies at a time.
+
+    A register has eight rows of 32 bits. Since the TPU7x, XLA stores whole registers of narrower
+    numbers next to each other (`xla_tpu_enable_large_2nd_minor_layout_for_x16`).
+    """
+    try:
+        generation = pltpu.get_tpu_info().generation
+    except ValueError:
+        generation = 0
+    return 8 * (4 // jnp.dtype(dtype).itemsize if generation >= 7 else 1)
 
 
 _require = Primitive("mtmamba_require_platform")

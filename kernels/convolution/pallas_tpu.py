@@ -19,9 +19,6 @@ from jaxtyping import Array, Float
 from mtmamba_jax.kernels.manual_axes import shape_like
 from mtmamba_jax.kernels.platform_check import has_fixed_size, vmem_capacity
 
-PLATFORMS = ("tpu",)
-"""Platforms to compile for. The tests add the CPU, where they force Pallas's interpreter."""
-
 SUBLANES, LANES = 8, 128  # shape of a vector register
 TAPS = [(i, j) for i in range(3) for j in range(3)]
 ROWS = 3  # of an image in scratch memory

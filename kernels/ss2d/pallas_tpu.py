@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mtmamba_jax.kernels.platform_check import vmem_capacity
+from mtmamba_jax.kernels.platform_check import copied_columns, vmem_capacity
 from mtmamba_jax.kernels.ss2d.common import (
     LOG2E,
     create_op,
@@ -37,7 +37,7 @@ def choose_tilings(
       NotImplementedError: If a tile does not fit in VMEM.
     """
     h, w, d = x.shape[2:]
-    capacity = vmem_capacity()
+    capacity, copied = vmem_capacity(), copied_columns(x.dtype)
     columns, reverses = parse_directions(directions)
     tilings: list[Tiling] = []
     for column in sorted(set(columns)):
@@ -47,9 +47,10 @@ def choose_tilings(
         tiling = choose_tiling(
             Tiling(h, w, d, column, indices, flags, padded, rank),
             lambda tiling: memory.vmem_bytes(tiling, x.dtype) <= capacity,
+            copied,
         )
         if tiling is None:
-            lines = f"eight columns of {h} pixels" if column else "rows"
+            lines = f"{copied} columns of {h} pixels" if column else "rows"
             raise NotImplementedError(
                 f"{lines} with {states} states and rank {rank} do not fit in "
                 f"{capacity / 2**20:.0f} MiB of VMEM"

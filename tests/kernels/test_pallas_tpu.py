@@ -87,6 +87,10 @@ class TestPallasTPU(SS2DSuite):
         monkeypatch.setattr(tiling, "MAX_PIECES", 1)
         self.check(ArgSpec(2, 9, d=4, n=3, k=1).arguments(), ("row_reversed",))
 
+    def test_wider_copies_equal_the_definition(self, monkeypatch, clear_caches):
+        monkeypatch.setattr(pallas_tpu, "copied_columns", lambda _: 16)  # as on a TPU7x
+        self.check(ArgSpec(2, 17, d=4, n=3).arguments())
+
     def test_more_states_than_a_register_has_equal_the_definition(self):
         self.check(ArgSpec(2, 3, d=4, n=17).arguments())
 

@@ -73,6 +73,7 @@ def compiled_text(chip, spec, dtype="bfloat16", op=ss2d):
         ("v5p", "prime", "float32"),
         ("v6e", "column", "bfloat16"),
         ("tpu7x", "row", "bfloat16"),
+        ("tpu7x", "stage1_t1_b1", "bfloat16"),  # 36 columns, which are not whole copies
     ],
 )
 def test_sample_of_shapes_compiles_to_the_kernels(chip, name, dtype):

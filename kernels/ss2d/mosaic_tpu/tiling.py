@@ -1,9 +1,9 @@
 """Chooses how the TPU kernels cut an image into tiles, for directions along rows or down columns.
 
 The grid copies tiles to VMEM one after another in reading order: a few whole rows, or eight
-columns, the fewest that a copy can move. A tile's lines (its rows or columns) are cut into equal
-pieces of at most `MAX_PIECE_PIXELS` pixels. Sizes are rounded up; pixels outside the image get
-steps of size zero, which change no state.
+columns, the fewest that a copy can move (16 of bfloat16 on a TPU7x). A tile's lines, its rows or
+columns, are cut into equal pieces of at most `MAX_PIECE_PIXELS` pixels. Sizes are rounded up;
+pixels outside the image get steps of size zero, which change no state.
 
 Letters: m tiles of an image, c lanes of a pixel's maps, p pixels of a tile, f blocks of 128
 channels, e groups of 8 states.
@@ -145,12 +145,15 @@ class Inputs(NamedTuple):
     A: Float[Array, "t k n d"]
 
 
-def choose_tiling(call: Tiling, fits: Callable[[Tiling], bool]) -> Tiling | None:
+def choose_tiling(
+    call: Tiling, fits: Callable[[Tiling], bool], copied: int = SUBLANES
+) -> Tiling | None:
     """Returns a tiling of a call with as few parts of the channels as fit, or None if none fits.
 
     Args:
       call: The attributes that the call determines, from `height` to `rank`.
       fits: Whether the programs of a tiling fit in VMEM.
+      copied: The fewest columns of an image that a copy moves.
     """
     column = call.column
     length, across = (call.height, call.width) if column else (call.width, call.height)
@@ -158,8 +161,12 @@ def choose_tiling(call: Tiling, fits: Callable[[Tiling], bool]) -> Tiling | None
     for parts in range(1, needed + 1):
         group = _choose_group(pl.cdiv(needed, parts), call.states)
         groups = pl.cdiv(pl.cdiv(needed, parts), group)
-        pieces, piece = _cut_line(length if column else min(length, MAX_PIECES * MAX_PIECE_PIXELS))
-        lines = SUBLANES
+        pieces, piece = (
+            _cut_line(length, SUBLANES)
+            if column
+            else _cut_line(min(length, MAX_PIECES * MAX_PIECE_PIXELS), copied)
+        )
+        lines = copied
         if not column:
             pixels = max(1, TILE_ELEMENTS // (groups * group * LANES))
             # Only a tile that holds whole lines may have several, to stay in reading order.
@@ -180,8 +187,8 @@ def _choose_group(blocks: int, states: int) -> int:
     return min(range(1, most + 1), key=lambda n: (pl.cdiv(blocks, n) * n * (1 + 1 / n), -n))
 
 
-def _cut_line(length: int) -> tuple[int, int]:
+def _cut_line(length: int, multiple: int) -> tuple[int, int]:
     """Returns the number and the pixels of pieces that cover a line with little to spare."""
     least = pl.cdiv(length, MAX_PIECE_PIXELS)
-    cuts = ((n, pl.cdiv(pl.cdiv(length, n), SUBLANES) * SUBLANES) for n in (least, least + 1))
+    cuts = ((n, pl.cdiv(pl.cdiv(length, n), multiple) * multiple) for n in (least, least + 1))
     return min(cuts, key=math.prod)
