@@ -4,6 +4,10 @@
 cd "$(dirname "$0")/.." || exit 1
 python=${PYTHON:-python}
 report=${1:-tpu-report}
+if [ -e "$report" ]; then
+    echo "$report exists: give another name, bash docs/tpu_report.sh NAME"
+    exit 1
+fi
 mkdir -p "$report"
 model=(--config=common --config.model.dtype=bfloat16)
 model+=(--config.train.batch_size=4 --config.eval.batch_size=4)
@@ -13,7 +17,7 @@ run() {  # run NAME COMMAND...
     shift
     echo "$name: $*"
     "$@" >"$report/$name.txt" 2>&1
-    echo "  exit code $?, $((SECONDS - start)) s" | tee -a "$report/times.txt"
+    echo "$name: exit code $?, $((SECONDS - start)) s" | tee -a "$report/times.txt"
 }
 
 run commit git log -1 --format=%H
@@ -26,7 +30,7 @@ run step "$python" launch.py benchmark --what=step "${model[@]}" --output="$repo
 run inference "$python" launch.py benchmark --what=inference "${model[@]}" \
     --output="$report/inference.json"
 run devices "$python" launch.py benchmark --what=devices "${model[@]}" \
-    --output="$report/devices.json"
+    --config.train.batch_size=1 --output="$report/devices.json"
 run train "$python" launch.py train --workdir="$report/run"
 rm -rf "$report/run/best" "$report/run/latest"  # checkpoints
 tar czf "$report.tgz" "$report"

@@ -17,7 +17,6 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jax.typing import DTypeLike
 from jaxtyping import Array
 
 AMPERE = 8.0
@@ -144,17 +143,25 @@ def vmem_capacity() -> int:
         return SMALLEST_VMEM
 
 
-def copied_columns(dtype: DTypeLike) -> int:
-    """Returns the fewest columns of maps [... w d] that the TPU in context copies at a time.
+def copied_columns() -> int:
+    """Returns the fewest columns of maps [... w d] that the TPU in context can copy.
 
-    A register has eight rows of 32 bits. Since the TPU7x, XLA stores whole registers of narrower
-    numbers next to each other (`xla_tpu_enable_large_2nd_minor_layout_for_x16`).
+    A register has eight rows of 32 bits. Since the TPU7x, XLA stores whole registers of bfloat16
+    next to each other (`xla_tpu_enable_large_2nd_minor_layout_for_x16`).
     """
     try:
-        generation = pltpu.get_tpu_info().generation
+        return 16 if pltpu.get_tpu_info().generation >= 7 else 8
     except ValueError:
-        generation = 0
-    return 8 * (4 // jnp.dtype(dtype).itemsize if generation >= 7 else 1)
+        return 8
+
+
+COMPILER_RESERVE = 4 * 2**20
+"""Bytes of VMEM that the compiler of a layer's kernel uses beyond its blocks and values."""
+
+
+def padded_size(w: int, c: int) -> int:
+    """Returns how many numbers columns [w c] take in VMEM, which pads both sizes."""
+    return pl.cdiv(w, copied_columns()) * copied_columns() * pl.cdiv(c, 128) * 128
 
 
 _require = Primitive("mtmamba_require_platform")

@@ -85,11 +85,12 @@ def test_the_tpu_report_runs_valid_commands_and_packs_their_output(tmp_path):
         text=True,
         check=True,
     )
-    for line in done.stdout.splitlines():
-        if "launch.py" in line:
-            arguments = shlex.split(line.partition("launch.py ")[2])
-            parser = create_parser()
-            options, unknown = parser.parse_known_args(arguments)
-            parse_overrides(unknown, options.command, parser)
+    found = [shlex.split(line) for line in re.findall(r"launch\.py (.*)", done.stdout)]
+    assert len(found) >= 6
+    for arguments in found:
+        parser = create_parser()
+        options, unknown = parser.parse_known_args(arguments)
+        parse_overrides(unknown, options.command, parser)
+    assert "step: exit code 0" in (tmp_path / "found" / "times.txt").read_text()
     with tarfile.open(tmp_path / "found.tgz") as packed:
         assert {"found/tests.txt", "found/step.txt", "found/times.txt"} <= set(packed.getnames())

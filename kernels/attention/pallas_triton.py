@@ -47,7 +47,7 @@ class Part(NamedTuple):
     Attributes:
       start: Position of the first token.
       size: Number of tokens, a power of two.
-      length: Tokens of the window, or None if all of the part are inside.
+      length: Tokens of the window, or None if the whole part lies inside it.
     """
 
     start: int | Array
@@ -65,7 +65,7 @@ class Launch(NamedTuple):
     """How a kernel divides its work.
 
     Attributes:
-      rows: Most queries or keys of a program.
+      rows: Maximum number of queries or keys of a program.
       columns: Most keys or queries that they meet at a time.
       warps, stages: Options of Triton.
       programs: Number of programs above which each takes several windows.

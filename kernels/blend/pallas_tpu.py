@@ -19,11 +19,10 @@ from jaxtyping import Array, Float
 from mtmamba_jax.kernels.layer_norm import pallas_tpu as layer_norm
 from mtmamba_jax.kernels.layer_norm.pallas_tpu import normalize, normalize_gradient
 from mtmamba_jax.kernels.manual_axes import shape_like
-from mtmamba_jax.kernels.platform_check import vmem_capacity
+from mtmamba_jax.kernels.platform_check import COMPILER_RESERVE, padded_size, vmem_capacity
 
 ELEMENTS = 2**16
 """Elements of a program's block of a map, at most; at least one row of pixels."""
-COMPILER_RESERVE = 4 * 2**20  # bytes of VMEM that the compiler uses for values
 
 
 def supports(x: Array | jax.ShapeDtypeStruct) -> bool:
@@ -34,12 +33,12 @@ def supports(x: Array | jax.ShapeDtypeStruct) -> bool:
 def _vmem_bytes(shape: tuple[int, ...], itemsize: int) -> int:
     """Returns the VMEM of a backward program: double-buffered blocks, and values in float32."""
     s, *_, w, c = shape
-    pixels = _rows(w, c) * w * c
+    pixels = _rows(w, c) * padded_size(w, c)
     return 2 * (5 * s - 3) * pixels * itemsize + 16 * pixels * 4 + COMPILER_RESERVE
 
 
 def _rows(w: int, c: int) -> int:
-    return max(1, ELEMENTS // (w * c))
+    return max(1, ELEMENTS // padded_size(w, c))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -17,13 +17,17 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from mtmamba_jax.kernels.manual_axes import shape_like
-from mtmamba_jax.kernels.platform_check import has_fixed_size, vmem_capacity
+from mtmamba_jax.kernels.platform_check import (
+    COMPILER_RESERVE,
+    has_fixed_size,
+    padded_size,
+    vmem_capacity,
+)
 
 SUBLANES, LANES = 8, 128  # shape of a vector register
 TAPS = [(i, j) for i in range(3) for j in range(3)]
 ROWS = 3  # of an image in scratch memory
 BORDER = SUBLANES  # zeros on the left of a row, of which one is read; whole registers
-COMPILER_RESERVE = 3 * 2**20  # bytes of VMEM that the compiler uses beyond what is requested
 
 
 def supports(x: Array | jax.ShapeDtypeStruct) -> bool:
@@ -37,7 +41,7 @@ def supports(x: Array | jax.ShapeDtypeStruct) -> bool:
 def _vmem_bytes(x: Array | jax.ShapeDtypeStruct) -> int:
     """Returns the VMEM of a backward program: double-buffered images, and rows of two of them."""
     _, _, h, w, _ = x.shape
-    image = h * w * LANES * x.dtype.itemsize
+    image = h * padded_size(w, LANES) * x.dtype.itemsize
     rows = ROWS * (_columns(w) + 2 * BORDER) * LANES * 4
     return 6 * image + 2 * rows + COMPILER_RESERVE
 

@@ -17,21 +17,35 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mtmamba_jax.kernels.manual_axes import shape_like
-from mtmamba_jax.kernels.platform_check import has_fixed_size
+from mtmamba_jax.kernels.platform_check import (
+    COMPILER_RESERVE,
+    has_fixed_size,
+    padded_size,
+    vmem_capacity,
+)
 
 ELEMENTS = 2**17
 """Elements of a program's block of an array, at most; at least one row of pixels."""
-MAX_ELEMENTS = 2**19
-"""With a larger row of pixels the blocks would not fit in the VMEM of every TPU."""
 LANES = 128
 
 
 def supports(x: Array | jax.ShapeDtypeStruct) -> bool:
     """Returns whether the kernels can be used for maps like x, [... w c]."""
     narrow = x.dtype in (jnp.float32, jnp.bfloat16)
-    if not narrow or not has_fixed_size(x) or x.ndim < 3:
+    if not narrow or not has_fixed_size(x) or x.ndim < 3 or x.shape[-1] < LANES:
         return False
-    return x.shape[-1] >= LANES and x.shape[-2] * x.shape[-1] <= MAX_ELEMENTS
+    return _vmem_bytes(x) <= vmem_capacity()
+
+
+def _rows(x: Array | jax.ShapeDtypeStruct) -> int:
+    """Returns the rows of a program."""
+    return max(1, ELEMENTS // padded_size(*x.shape[-2:]))
+
+
+def _vmem_bytes(x: Array | jax.ShapeDtypeStruct) -> int:
+    """Returns the VMEM of a backward program: five double-buffered blocks, and float32 values."""
+    pixels = _rows(x) * padded_size(*x.shape[-2:])
+    return 10 * pixels * x.dtype.itemsize + 10 * pixels * 4 + COMPILER_RESERVE
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -59,7 +73,7 @@ layer_norm.defvjp(
 def _block(x: Array) -> tuple[int, pl.BlockSpec]:
     """Returns the rows of a program, and its block of maps."""
     _, m, w, c = x.shape
-    rows = min(m, max(1, ELEMENTS // (w * c)))
+    rows = min(m, _rows(x))
     return rows, pl.BlockSpec((None, rows, w, c), lambda i, j: (i, j, 0, 0))
 
 
@@ -77,7 +91,9 @@ def _forward(x, scale, bias, gate, epsilon, dtype):
         grid=(g, pl.cdiv(m, rows)),
         in_specs=[block, group, group, *(block for _ in gates)],
         out_specs=block,
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=_vmem_bytes(x)
+        ),
     )(x, scale[:, None], bias[:, None], *gates)
 
 
@@ -109,7 +125,9 @@ def _backward(x, scale, bias, gate, dy, epsilon):
         grid=(g, pl.cdiv(m, rows)),
         in_specs=[group, group, block, block, *(block for _ in gates)],
         out_specs=[total, block, *(block for _ in gates)],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_vmem_bytes(x)
+        ),
     )(scale[:, None], bias[:, None], dy, x, *gates)
     return dx, sums[:, 0], sums[:, 1], dgate[0] if dgate else None
 

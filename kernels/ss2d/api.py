@@ -152,10 +152,16 @@ def selective_ss2d(
     arrays |= dict(dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D)
     directions = _check_directions(directions)
     arrays = _check_arrays(arrays, SELECTIVE_SHAPES, {"k": len(directions)})
-    width, wanted = projection.shape[-1], dt_weight.shape[2] + 2 * A.shape[3]
+    width = arrays["projection"].shape[-1]
+    wanted = arrays["dt_weight"].shape[2] + 2 * arrays["A"].shape[3]
     if width != wanted:
         raise ValueError(f"projection must have {wanted} = r + 2 n columns, got {width}.")
-    return _run_on_devices(SELECTIVE, arrays, directions, implementation, batch_axes)
+    kinds = [arrays[name].dtype.name for name in ("source", "projection")]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"source and projection must have one dtype, got {' and '.join(kinds)}.")
+    return _run_on_devices(
+        SELECTIVE_IMPLEMENTATIONS, arrays, directions, implementation, batch_axes
+    )
 
 
 def _with_projection(name: str) -> Callable[..., Array]:
@@ -171,7 +177,7 @@ def _with_projection(name: str) -> Callable[..., Array]:
     return run
 
 
-SELECTIVE = {name: _with_projection(name) for name in IMPLEMENTATIONS} | {
+SELECTIVE_IMPLEMENTATIONS = {name: _with_projection(name) for name in IMPLEMENTATIONS} | {
     "pallas_tpu": selective_ss2d_pallas_tpu
 }
 """Backends of `selective_ss2d` by name."""

@@ -146,16 +146,16 @@ def opaque_one(*arrays: Array) -> Array:
 def create_op(
     scan: Callable, gradients: Callable, *, separate_sums: bool = False
 ) -> Callable[..., Array]:
-    """Returns `op(static, x, dt, dt_weight, dt_bias, A, B, C, D)`, differentiable in all arrays.
+    """Returns `op(static, x, ..., D)`, differentiable in all arrays.
 
     D's skip connection, its gradient and the casts to the arguments' dtypes are added here; a
     backend provides the rest.
 
     Args:
-      scan: `scan(static, x, ..., C, save=)` returns y without D * x, [t b h w d] float32, and the
-        residuals for the backward pass, which are needed only if `save`.
-      gradients: `gradients(static, x, ..., C, residuals, dy)` returns the gradients of the seven
-        arrays; that of x without D * dy, in float32.
+      scan: `scan(static, x, ..., save=)`, without D, returns y without D * x, [t b h w d] float32,
+        and the residuals for the backward pass, which are needed only if `save`.
+      gradients: `gradients(static, x, ..., residuals, dy)` returns the gradients of all arrays but
+        D; that of x without D * dy, in float32.
       separate_sums: Whether to read x and dy again for the gradient of D. On GPUs a pass that also
         computes the gradient of x takes longer than two.
     """

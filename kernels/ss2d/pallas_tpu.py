@@ -37,7 +37,7 @@ def choose_tilings(
       NotImplementedError: If a tile does not fit in VMEM.
     """
     h, w, d = x.shape[2:]
-    capacity, copied = vmem_capacity(), copied_columns(x.dtype)
+    capacity, copied = vmem_capacity(), copied_columns()
     columns, reverses = parse_directions(directions)
     tilings: list[Tiling] = []
     for column in sorted(set(columns)):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 
 WARM_UPS = 3
-SAMPLE = 1.0  # target length of a sample in seconds, which makes the launching of calls negligible
+SAMPLE = 1.0  # seconds of a sample at most, about; several calls make their launching negligible
 BACK_TO_BACK = 10  # most calls in a sample
 CACHE_HIT = "/jax/compilation_cache/cache_hits"  # event of jax.monitoring
 

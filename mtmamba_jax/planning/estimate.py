@@ -71,7 +71,7 @@ def _operations(text: str, chip: Chip) -> Iterator[Operation]:
 def _kernel_seconds(name: str, rest: str, chip: Chip) -> float:
     """Returns the longer of a kernel's bundles, if they are known, and its bytes."""
     results, _, operands = rest.partition("custom-call(")
-    layouts = re.search(r"operand_layout_constraints=\{(.*?)\}, \w", operands)
+    layouts = re.search(r"operand_layout_constraints=\{(.*?)\}, \w+=", operands)
     arrays = [_elements(v) for v in _ARRAY.findall(results)]
     read = [_elements(v) for v in _ARRAY.findall(layouts[1] if layouts else "")]
     moved = sum(count * bits / 8 for count, bits in (*arrays, *read))

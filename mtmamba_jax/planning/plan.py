@@ -105,7 +105,7 @@ def plan_records(
     chip = topology.chip
     if estimated and (topology.devices[0].platform != "tpu" or chip.clock is None):
         raise ValueError(
-            f"--profile: there are no estimates for {topology.name}. Use a v4, v5e or v5p."
+            f"--profile and --trace have no estimates for {topology.name}. Use a v4, v5e or v5p."
         )
     record = _record(what, config, topology, {}, estimated)
     yield record

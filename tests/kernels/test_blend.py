@@ -61,7 +61,7 @@ def test_interpreted_kernels_equal_the_formula(interpreted, monkeypatch, shape, 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [(5, 2, 3, 5, 128), (3, 1, 1, 7, 200)])
 def test_interpreted_tpu_kernels_equal_the_formula(monkeypatch, shape, dtype):
-    monkeypatch.setattr(pallas_tpu, "ELEMENTS", 4 * 5 * 128)  # the last block is partial
+    monkeypatch.setattr(pallas_tpu, "ELEMENTS", 4 * 8 * 128)  # the last block is partial
 
     def blend(x, scale, bias, gate):
         rows, gates = (v.reshape(len(v), -1, *shape[-2:]) for v in (x, gate))

@@ -72,7 +72,7 @@ def test_interpreted_kernels_equal_plain_jax(interpreted, monkeypatch, shape, gr
     [((2, 5, 2, 9, 128), 2), ((1, 1, 3, 7, 200), 1)],  # blocks of 4 rows, the last one partial
 )
 def test_interpreted_tpu_kernels_equal_plain_jax(monkeypatch, shape, groups, dtype, gated):
-    monkeypatch.setattr(pallas_tpu, "ELEMENTS", 4 * 9 * 128)
+    monkeypatch.setattr(pallas_tpu, "ELEMENTS", 4 * 16 * 128)
     arrays = arguments(shape, groups, dtype, gated=gated)
 
     def kernels(x, scale, bias, gate=None):

@@ -13,6 +13,7 @@ from mtmamba_jax.kernels.ss2d import (
     api,
     common,
     selective_scan,
+    selective_ss2d,
     ss2d,
     xla,
     xla_gpu,
@@ -255,3 +256,28 @@ def test_decoder_shapes_trace_without_being_allocated(name):
         == x.shape
         == (spec.t, spec.b, spec.h, spec.w, spec.d)
     )
+
+
+def selective_arguments(width=8):
+    x, _, weight, bias, A, *_, D = ArgSpec(3, 5, d=6, t=2, n=3, r=2).arguments()
+    rng = np.random.default_rng(0)
+    source = rng.standard_normal(x.shape, np.float32)
+    projection = rng.standard_normal((*bias.shape, width), np.float32)
+    return [x, source, projection, weight, bias, A, D]
+
+
+def test_selective_ss2d_scans_the_parts_of_a_product():
+    x, source, projection, weight, bias, A, D = arrays = selective_arguments()
+    projected = np.einsum("tbhwd,tkde->tbhwke", source, projection)
+    dt, B, C = projected[..., :2], projected[..., 2:5], projected[..., 5:]
+    wanted = ss2d(x, dt, weight, bias, A, B, C, D)
+    np.testing.assert_allclose(selective_ss2d(*arrays), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_selective_ss2d_refuses_a_projection_that_does_not_fit():
+    with pytest.raises(ValueError, match=r"projection must have 8 = r \+ 2 n columns, got 7"):
+        selective_ss2d(*selective_arguments(width=7))
+    arrays = selective_arguments()
+    arrays[2] = jax.numpy.asarray(arrays[2], "bfloat16")
+    with pytest.raises(ValueError, match="must have one dtype, got float32 and bfloat16"):
+        selective_ss2d(*arrays)

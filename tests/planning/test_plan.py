@@ -226,11 +226,10 @@ def test_quick_optimizes_less_during_the_command(monkeypatch, capsys, flags, lev
         return True
 
     monkeypatch.setattr(plan_command, "report_plan", report)
-    code, captured = command(monkeypatch, capsys, GIB, *flags)
+    code, _ = command(monkeypatch, capsys, GIB, *flags)
     assert code == 0
     assert found == [level or before]
     assert jax.config.jax_optimization_level == before
-    assert ("a few percent more memory" in captured.out) == bool(flags)
 
 
 def test_nothing_but_json_is_printed_with_json(pixel_model, monkeypatch, capsys):
@@ -248,7 +247,7 @@ def test_nothing_but_json_is_printed_with_json(pixel_model, monkeypatch, capsys)
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--profile"], "no estimates for test:2. Use a v4, v5e or v5p"),
+        (["--profile"], "have no estimates for test:2. Use a v4, v5e or v5p"),
         (["--trace=missing/file.json"], "there is no folder missing"),
         (["--trace=file.json", "--json"], "--trace does not go with --json"),
     ],

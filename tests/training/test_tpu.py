@@ -33,7 +33,7 @@ def losses(config, device, steps):
 @pytest.mark.tpu
 @pytest.mark.skipif(jax.default_backend() != "tpu", reason="needs a TPU")
 def test_twenty_steps_give_the_losses_of_a_cpu():
-    # Widths that are multiples of 128, so that every kernel runs.
+    # Widths that are multiples of 128, as the kernels need.
     config = tiny_config(
         model__encoder="swin_base",
         model__state_size="16",
@@ -45,7 +45,7 @@ def test_twenty_steps_give_the_losses_of_a_cpu():
     np.testing.assert_allclose(found, wanted, rtol=1e-3)
 
 
-def test_losses_are_those_of_a_second_run():
+def test_the_helper_gives_the_same_losses_twice_on_a_cpu():
     config = tiny_config(train__batch_size="1")
     first, second = (losses(config, jax.devices("cpu")[0], 2) for _ in range(2))
     assert first == second

@@ -59,7 +59,7 @@ def backward(
     """Computes the gradients in every direction, from the states that `forward` saved.
 
     `dy` is the gradient of y in x's dtype; `end` is the decay times adjoint of the pixel after each
-    segment, None for a single one.
+    segment, None for a single one or chained ones.
 
     Returns:
       Gradients of x [q h w d], of softplus's argument [q h w d] and, per block of channels, of B

@@ -30,8 +30,9 @@ def passed_states(scan: Scan, A: Array) -> jax.ShapeDtypeStruct:
 class Chain:
     """A program's place among those that scan the same channels in the same direction.
 
-    A program waits for the one that scans the segment before its own. That one has started: a GPU
-    starts programs in the order of their indices, of which the segment is the slowest.
+    A program waits for the one that scans the segment before its own. That one has started: GPUs
+    start programs in the order of their indices, of which the segment is the slowest. CUDA does not
+    promise this; `pallas_gpu.MAX_CHAINED_SEGMENTS = 1` does without.
 
     Args:
       threads: The distribution of states over threads.

@@ -37,7 +37,7 @@ from mtmamba_jax.kernels.ss2d.mosaic_gpu.step_sizes import Steps, scratch
 def forward(
     scan: Scan, inputs: Inputs, A: Rates, start: SegmentStates | None, *, save: bool
 ) -> list[Array]:
-    """Scans every direction; `start` holds the states before each segment, None for a single one.
+    """Scans every direction; `start` holds the states before each segment, None for one or chained.
 
     Returns:
       y [q h w d] and, if `save`, the states before each tile [q*m e 4 128], in x's dtype.

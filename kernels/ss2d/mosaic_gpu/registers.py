@@ -77,7 +77,7 @@ def sum_over_channels(
 
 
 def store_states(threads: Threads, ref, states: States) -> None:
-    """Stores a block's states in shared memory of `Scan.stored_shape`, in its dtype."""
+    """Stores a block's states in memory of `Scan.stored_shape`, in its dtype."""
     states = states.astype(ref.dtype)
 
     @inline_mgpu(arg_types=(plgpu.RefType(), threads.by_channel_and_state))
@@ -94,7 +94,7 @@ def load_channels(threads: Threads, ref) -> Channels:
 
 
 def load_states(threads: Threads, ref) -> States:
-    """Loads a block's states from shared memory of `Scan.stored_shape`, as float32."""
+    """Loads a block's states from memory of `Scan.stored_shape`, as float32."""
 
     @inline_mgpu(
         arg_types=(plgpu.RefType(),),

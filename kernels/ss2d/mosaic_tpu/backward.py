@@ -29,7 +29,7 @@ def backward(
     Returns:
       Gradients of x [k t b h w d], in x's dtype; of the maps, per part of the channels,
       [t b h w k*parts*c], in the maps' dtype if there is one part; of the projection [t k b c d],
-      its bias [t k b 1 d] and A, before the factor log2(e), [t k b n d]; else float32.
+      its bias [t k b 1 d] and A, before the factor log2(e), [t k b n d]. All others are float32.
     """
     x, maps, *_ = inputs
     f32 = jnp.float32

@@ -2,7 +2,7 @@
 
 Shape letters are those of `tiling.py`. The grid is (t, b, directions of the tiling, parts of the
 channels, tiles m). An image's tiles are read in sequence; the other axes may be split over cores. k
-counts the tiling's directions in results, the call's directions in arguments.
+counts the tiling's directions in maps and results, the call's directions in parameters.
 """
 
 from collections.abc import Callable, Sequence

@@ -49,12 +49,14 @@ def with_kernels(
 
     Args:
       plain: The operation in plain JAX, which the compiler can partition.
-      kernels: The same by kernels, for each platform that has some: "cuda", "tpu".
+      kernels: Implementation by kernels for each platform that has them: "cuda", "tpu".
       arrays: Arguments.
       split: Whether each argument has the batch.
       batch_axis: Axis of the batch.
       batch: Number of images, by default the size of that axis.
     """
+    if not kernels:
+        return plain(*arrays)
     axes = batch_axes()
     mesh = jax.sharding.get_abstract_mesh()
     batch = arrays[0].shape[batch_axis] if batch is None else batch
