@@ -6,6 +6,7 @@ A sample runs with the suite; `python -m pytest -m tpu_compile` runs everything.
 import collections
 import functools
 import importlib.util
+import itertools
 import math
 import re
 import subprocess
@@ -18,6 +19,8 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mtmamba_jax.devices.sharding import replicated
+from mtmamba_jax.kernels.convolution import pallas_tpu
+from mtmamba_jax.kernels.platform_check import compiled_for
 from mtmamba_jax.kernels.ss2d import DIRECTIONS, ss2d
 from mtmamba_jax.kernels.ss2d.analysis import memory
 from mtmamba_jax.kernels.ss2d.analysis.compiled_scan import (
@@ -29,6 +32,7 @@ from mtmamba_jax.kernels.ss2d.analysis.compiled_scan import (
 )
 from mtmamba_jax.kernels.ss2d.api import ACTIVATIONS, SHAPES
 from mtmamba_jax.kernels.ss2d.arg_specs import SPECS, ArgSpec
+from mtmamba_jax.models import ops
 from mtmamba_jax.models import ss2d as ss2d_module
 from mtmamba_jax.models.blocks import MFE, MambaSettings
 from mtmamba_jax.planning.collectives import count_collectives
@@ -116,6 +120,52 @@ def test_a_sharded_batch_compiles_without_gathering():
         text = jitted.lower(arrays[0], *arrays).compile().as_text()
     assert "ss2d_backward" in text
     assert set(count_collectives(text)) == {"all-reduce"}  # for the parameters' gradients
+
+
+def normalize(x, scale, bias, gate):
+    factors = (v[:, None, None, None] for v in (scale, bias))
+    return ops.layer_norm(x, *factors, gate, batch_axis=1, dtype=x.dtype)
+
+
+# Shapes of the arguments of an operation on three maps of some shape.
+LAYERS = {
+    "convolution": (ops.convolve_silu, lambda x: (x, (3, 3, 3, x[-1]), (3, x[-1]))),
+    "layer_norm": (normalize, lambda x: (x, (3, x[-1]), (3, x[-1]), x)),
+    "blend": (ops.blend, lambda x: (x, (3, x[-1]), (3, x[-1]), (2, *x[1:]))),
+}
+SAMPLE = [("v5e", "bfloat16", (5, 7, 128)), ("tpu7x", "float32", (5, 7, 128))]
+# Widths that are not whole registers, few channels and many.
+SIZES = [(112, 144, 384), (14, 18, 1536), (9, 200, 256)]
+
+
+def mark_layers():
+    every = itertools.product(CHIPS, ("bfloat16", "float32"), SIZES)
+    return [*SAMPLE, *(pytest.param(*v, marks=pytest.mark.tpu_compile) for v in every)]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(("chip", "dtype", "size"), mark_layers())
+def test_the_kernels_of_layers_compile(chip, dtype, size, layer):
+    op, shapes = LAYERS[layer]
+    mesh = mesh_of(chip)
+    arrays = [
+        jax.ShapeDtypeStruct(
+            shape, dtype if len(shape) == 5 else jnp.float32, sharding=replicated(mesh)
+        )
+        for shape in shapes((3, 1, *size))
+    ]
+
+    def run(*arrays):
+        y, pull = jax.vjp(op, *arrays)
+        return y, pull(jnp.sin(y))
+
+    with jax.set_mesh(mesh), compiled_for("tpu"):
+        lowered = jax.jit(run).lower(*arrays)
+        # A TPU v4 has no VMEM for large images of the convolution.
+        refused = layer == "convolution" and not pallas_tpu.supports(arrays[0])
+        assert lowered.as_text().count("@tpu_custom_call") == (0 if refused else 2)
+        lowered.compile()
+    assert not refused or chip == "v4"
 
 
 def test_an_unknown_topology_is_rejected_with_examples_of_valid_ones():
