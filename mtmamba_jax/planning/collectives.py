@@ -11,7 +11,7 @@ _COLLECTIVE = re.compile(
     rf"^\s*(?:ROOT )?\S+ = (\(.+?\)|\S+) ({'|'.join(KINDS)})(-start)?\(", re.MULTILINE
 )
 _LOOP = re.compile(r"^\s*(?:ROOT )?\S+ = (?:\(.+?\)|\S+) while\(", re.MULTILINE)
-_ARRAY = re.compile(r"\b([a-z]+)(\d*)\w*\[([\d,]*)\]")  # bf16[4,64], f8e4m3fn[2], pred[], token[]
+ARRAY = re.compile(r"\b([a-z]+)(\d*)\w*\[([\d,]*)\]")  # bf16[4,64], f8e4m3fn[2], pred[], token[]
 
 
 def count_collectives(text: str) -> dict[str, dict[str, int]]:
@@ -22,20 +22,26 @@ def count_collectives(text: str) -> dict[str, dict[str, int]]:
     """
     found: dict[str, dict[str, int]] = {}
     for shape, kind, start in _COLLECTIVE.findall(text):
-        arrays = _ARRAY.findall(shape)
+        arrays = ARRAY.findall(shape)
         if start and kind != "all-reduce":  # (operands, results, contexts), or without contexts
             arrays = [array for array in arrays if array != ("u", "32", "")]
             arrays = arrays[len(arrays) // 2 :]
         total = found.setdefault(kind, {"count": 0, "bytes": 0})
         total["count"] += 1
-        total["bytes"] += sum(map(_array_bytes, arrays))
+        total["bytes"] += sum(map(array_bytes, arrays))
     return found
 
 
-def _array_bytes(array: tuple[str, str, str]) -> int:
-    letters, bits, sizes = array
+def array_size(array: tuple[str, str, str]) -> int:
+    """Returns how many numbers an array has, given a match of `ARRAY`."""
+    return math.prod(map(int, filter(None, array[2].split(","))))
+
+
+def array_bytes(array: tuple[str, str, str]) -> int:
+    """Returns the bytes of an array, given a match of `ARRAY`."""
+    letters, bits, _ = array
     bits = int(bits or (8 if letters == "pred" else 0))
-    return math.prod(map(int, filter(None, sizes.split(",")))) * bits // 8
+    return array_size(array) * bits // 8
 
 
 def count_loops(text: str) -> int:

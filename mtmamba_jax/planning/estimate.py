@@ -6,13 +6,13 @@ or the time to move its operands and results, if that is longer. Nothing here ha
 TPU.
 """
 
-import math
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from mtmamba_jax.benchmarks.kernel_times import Kernel, Profile
 from mtmamba_jax.devices.chips import Chip
+from mtmamba_jax.planning.collectives import ARRAY, array_bytes, array_size
 
 BUNDLES = {
     "ss2d_forward": 72.0,
@@ -30,7 +30,6 @@ schedule (libtpu 0.0.42, bfloat16, 112x144 pixels, 384 channels); docs/kernels.m
 _OPERATION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$", re.MULTILINE)
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _SOURCE = re.compile(r'op_name="([^"]*)"')
-_ARRAY = re.compile(r"\b[a-z]+(\d+)\[([\d,]*)\]")  # bf16[4,64], of which 16 is the bits
 
 
 class Operation(NamedTuple):
@@ -72,18 +71,12 @@ def _kernel_seconds(name: str, rest: str, chip: Chip) -> float:
     """Returns the longer of a kernel's bundles, if they are known, and its bytes."""
     results, _, operands = rest.partition("custom-call(")
     layouts = re.search(r"operand_layout_constraints=\{(.*?)\}, \w+=", operands)
-    arrays = [_elements(v) for v in _ARRAY.findall(results)]
-    read = [_elements(v) for v in _ARRAY.findall(layouts[1] if layouts else "")]
-    moved = sum(count * bits / 8 for count, bits in (*arrays, *read))
+    written, read = (ARRAY.findall(v) for v in (results, layouts[1] if layouts else ""))
+    moved = sum(map(array_bytes, written + read))
     known = next((v for key, v in BUNDLES.items() if name.startswith(key)), 0.0)
-    cycles = max(count for count, _ in arrays) / 1024 * known
+    cycles = max(map(array_size, written)) / 1024 * known
     assert chip.clock is not None
     return max(cycles / chip.clock, moved / chip.bytes)
-
-
-def _elements(array: tuple[str, str]) -> tuple[int, int]:
-    bits, sizes = array
-    return math.prod(map(int, filter(None, sizes.split(",")))), int(bits)
 
 
 def to_profile(operations: list[Operation]) -> Profile:

@@ -171,12 +171,7 @@ def _record(what, config, topology, settings, estimated=False) -> Record:
         "refusal": refusal,
         "fits": False,
     }
-    if program is None:
-        return record
-    if estimated:
-        operations = estimate(program.as_text() or "", topology.chip)
-        record["operations"] = [operation._asdict() for operation in operations]
-    return record | _numbers(program, topology)
+    return record if program is None else record | _numbers(program, topology, estimated)
 
 
 def _refusal(message: str) -> str:
@@ -185,7 +180,7 @@ def _refusal(message: str) -> str:
     return found.group() if found else message.splitlines()[0]
 
 
-def _numbers(program: jax.stages.Compiled, topology: Topology) -> Record:
+def _numbers(program: jax.stages.Compiled, topology: Topology, estimated: bool) -> Record:
     # A TPU's program code is in the same memory, but the compiler's own check ignores it (libtpu
     # 0.0.42 only refuses arguments and temporaries beyond the limit). For GPUs the size is 0.
     memory, analysis = program_memory(program), program.memory_analysis()
@@ -194,7 +189,8 @@ def _numbers(program: jax.stages.Compiled, topology: Topology) -> Record:
     memory |= {"code": code, "peak": memory["peak"] + code}
     cost = program.cost_analysis() or {}  # there is none for a GPU that is not present
     flops, moved = cost.get("flops"), cost.get("bytes accessed")
-    text = program.as_text() or ""
+    text = program.as_text() or ""  # tens of megabytes
+    operations = estimate(text, topology.chip) if estimated else []
     return {
         "fits": memory["peak"] <= topology.memory,
         "memory_bytes": memory,
@@ -204,6 +200,7 @@ def _numbers(program: jax.stages.Compiled, topology: Topology) -> Record:
         "bytes_seconds": moved and moved / topology.chip.bytes,
         "loops": count_loops(text),
         "collectives": count_collectives(text),
+        **({"operations": [each._asdict() for each in operations]} if estimated else {}),
     }
 
 

@@ -96,7 +96,7 @@ def test_a_step_takes_labels_on_a_finer_grid(pixel_model):
 def test_settings_are_tried_until_the_program_fits(pixel_model, monkeypatch):
     sizes = iter([4, 3, 5, 2])  # fsdp needs more memory: a program may have few weights
 
-    def numbers(program, topology):
+    def numbers(program, topology, estimated):
         size = next(sizes)
         return {"memory_bytes": {"peak": size}, "fits": size <= topology.memory}
 
